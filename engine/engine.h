@@ -1,0 +1,107 @@
+/*
+ * engine.h - the thread that owns the machine, and the two bounded queues that join it to the event loop.
+ *
+ *   loop thread:    eng_request (owned by the caller) --eng_submit--> [requests] --> engine thread
+ *   engine thread:  sampled tokens --> [events] --wake(user)--> loop thread: eng_poll until it is empty
+ *
+ * A request is one sequence (n > 1 is n requests).  Between eng_submit and its ENG_EVENT_FINISHED the engine reads it; after
+ * that event has been polled the caller may free it.  Every submitted request gets exactly one FINISHED event, also when
+ * it is cancelled or the engine fails or stops.
+ *
+ * Both queues are rings sized at open.  A full request queue is ST_FULL (a 503).  A full event ring makes the engine
+ * thread wait for the loop to poll; the loop never waits for the engine.
+ */
+#ifndef DAKD_ENGINE_ENGINE_H
+#define DAKD_ENGINE_ENGINE_H
+
+#include <stdatomic.h>
+
+#include "engine/model.h"
+#include "engine/sampler.h"
+#include "engine/sched.h"
+
+enum eng_finish {
+    ENG_FINISH_NONE,
+    ENG_FINISH_STOP,      /* EOS or a stop token (which is the event's token, not part of the text) */
+    ENG_FINISH_LENGTH,    /* max_tokens, or the model length */
+    ENG_FINISH_CANCELLED, /* eng_cancel */
+    ENG_FINISH_ERROR      /* the engine failed; nothing further is served */
+};
+
+struct eng_request {
+    /* Set by the caller before eng_submit. */
+    int32_t *tokens;      /* prompt, with room for prompt_count + sampling.max_tokens; the engine appends here */
+    int32_t prompt_count; /* >= 1 */
+    struct eng_sampling sampling; /* max_tokens >= 1, already clamped so that both fit eng_limits.model_len_max */
+    void *user;
+    /* The engine's. */
+    _Atomic bool cancelled;
+    struct eng_sched_seq seq;
+    struct eng_request *next;
+    int32_t token_count;
+    int32_t scored_count; /* prompt tokens whose log-probabilities were sent */
+    uint64_t submit_ns, first_ns; /* clock_now_ns of submission and of admission to a first step */
+};
+
+enum eng_event_kind { ENG_EVENT_PROMPT, ENG_EVENT_TOKEN, ENG_EVENT_FINISHED };
+
+struct eng_event {
+    enum eng_event_kind kind;
+    struct eng_request *request;
+    enum eng_finish finish;    /* of FINISHED */
+    int32_t index;             /* PROMPT: position; TOKEN: index in the answer */
+    struct eng_sample sample;  /* PROMPT, TOKEN.  The first PROMPT token has logprob NAN and no alternatives */
+};
+/* A token that ends the answer by ENG_FINISH_STOP is not sent as TOKEN.  Times a caller needs (TTFT, ITL) it takes at
+ * eng_poll, from clock_now_ns. */
+
+struct eng_limits {
+    int32_t model_len_max;  /* prompt + answer */
+    int32_t vocab;
+    int32_t eos[ENG_EOS_MAX], eos_count;
+};
+
+struct eng_config {
+    struct eng_sched_config sched;
+    int32_t model_len_max;
+    int32_t queue_max;      /* requests submitted and not yet finished: running + waiting */
+    int32_t event_ring;     /* entries */
+    bool overlap;           /* reserved for backends whose step runs asynchronously */
+    void (*wake)(void *user); /* called by the engine thread after events were added; must be thread-safe */
+    void *user;
+};
+
+struct eng_engine;
+
+/* Allocates everything, computes one warm-up step and starts the thread.  Borrows kn, model and the KV pools. */
+MUST_USE enum status eng_open(struct kn *kn, struct eng_model *model, const struct kn_kv *kv,
+                              const struct eng_config *config, struct eng_engine **out, char *err);
+/* Stops the thread after the current step; unfinished requests get FINISHED events first (poll them before close). */
+void eng_stop(struct eng_engine *e);
+void eng_close(struct eng_engine *e);
+void eng_limits(const struct eng_engine *e, struct eng_limits *out);
+
+/* Loop thread.  ST_FULL where queue_max requests are unfinished; ST_DEVICE after a failure. */
+MUST_USE enum status eng_submit(struct eng_engine *e, struct eng_request *r);
+/* Loop thread.  The request ends before the next step; its FINISHED event still comes. */
+void eng_cancel(struct eng_engine *e, struct eng_request *r);
+/* Loop thread.  False where there is no event. */
+bool eng_poll(struct eng_engine *e, struct eng_event *out);
+
+/* Cumulative histogram with fixed bounds, for /metrics. */
+#define ENG_STEP_BUCKETS 12
+struct eng_stats {
+    struct eng_sched_stats sched;
+    uint64_t step_count, prompt_tokens, generated_tokens, recomputed_tokens;
+    uint64_t step_ns_sum;
+    uint64_t step_tokens_sum, step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
+    uint64_t queue_ns_sum, queue_count; /* submission to first step */
+    uint64_t progress_ns;               /* clock_now_ns of the last finished step or idle wait */
+    bool failed;
+    char failure[ERR_CAP];
+};
+extern const int32_t eng_step_bounds[ENG_STEP_BUCKETS - 1]; /* the last bucket is unbounded */
+/* Any thread. */
+void eng_stats(struct eng_engine *e, struct eng_stats *out);
+
+#endif

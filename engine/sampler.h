@@ -1,0 +1,70 @@
+/*
+ * sampler.h - from a row of logits to a token.  Pure: the random number of a token depends on (seed, index of the token in
+ * the answer) alone, so the same request with the same seed gives the same text whatever else is in the batch.
+ */
+#ifndef DAKD_ENGINE_SAMPLER_H
+#define DAKD_ENGINE_SAMPLER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "config/status.h"
+
+#define ENG_LOGPROBS_MAX 20
+
+struct eng_logit_bias {
+    int32_t token;
+    float bias; /* -100..100, added to the logit */
+};
+
+struct eng_sampling {
+    float temperature; /* 0: greedy, the lowest id among equals */
+    float top_p;       /* (0, 1]; 1: off */
+    float min_p;       /* [0, 1]; 0: off */
+    int32_t top_k;     /* 0: off */
+    float presence_penalty, frequency_penalty; /* -2..2, over generated tokens */
+    float repetition_penalty;                  /* > 0, over prompt and generated tokens; 1: off */
+    uint64_t seed;
+    int32_t max_tokens, min_tokens;
+    bool ignore_eos;
+    int32_t logprobs;        /* alternatives reported per token, 0..20; -1: no log-probabilities */
+    int32_t prompt_logprobs; /* the same for prompt tokens; -1: none */
+    const struct eng_logit_bias *bias; /* borrowed from the request */
+    int32_t bias_count;
+    const int32_t *stop_tokens; /* borrowed: stop_token_ids */
+    int32_t stop_token_count;
+};
+
+struct eng_logprob {
+    int32_t token;
+    float logprob;
+};
+
+/* A sampled (or given) token with its log-probability under softmax of the raw logits, before penalties, bias and
+ * temperature, as vLLM reports it. */
+struct eng_sample {
+    int32_t token;
+    float logprob;     /* NAN where none was asked for */
+    int32_t rank;      /* 1 + number of tokens with a higher logit; 0 where none was asked for */
+    int32_t top_count; /* min(logprobs, V) */
+    struct eng_logprob top[ENG_LOGPROBS_MAX]; /* by falling logit, then rising id */
+};
+
+struct eng_sampler; /* scratch for one vocabulary; not shared between threads */
+
+MUST_USE enum status eng_sampler_open(int32_t vocab, struct eng_sampler **out);
+void eng_sampler_close(struct eng_sampler *s);
+
+/* logits[V] is read, not changed.  tokens[0..prompt_count) is the prompt, tokens[prompt_count..total) what was generated.
+ * eos[] are masked while fewer than min_tokens were generated (so are stop_tokens).  banned: logits of -inf and NaN are
+ * never chosen; ST_DEVICE where no finite logit is left. */
+MUST_USE enum status eng_sample_token(struct eng_sampler *s, const struct eng_sampling *p,
+                                      const float *logits, const int32_t *tokens,
+                                      int32_t prompt_count, int32_t total, const int32_t *eos,
+                                      int32_t eos_count, struct eng_sample *out);
+/* Log-probabilities of a given token (for echoed prompts): `count` alternatives. */
+void eng_score_token(struct eng_sampler *s, const float *logits, int32_t token, int32_t count,
+                     struct eng_sample *out);
+
+#endif

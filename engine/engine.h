@@ -66,7 +66,6 @@ struct eng_config {
     int32_t model_len_max;
     int32_t queue_max;      /* requests submitted and not yet finished: running + waiting */
     int32_t event_ring;     /* entries */
-    bool overlap;           /* reserved for backends whose step runs asynchronously */
     void (*wake)(void *user); /* called by the engine thread after events were added; must be thread-safe */
     void *user;
 };

@@ -22,7 +22,7 @@
 
 enum eng_finish {
     ENG_FINISH_NONE,
-    ENG_FINISH_STOP,      /* EOS or a stop token (which is the event's token, not part of the text) */
+    ENG_FINISH_STOP,      /* EOS or a stop token: the event's sample, not part of the answer */
     ENG_FINISH_LENGTH,    /* max_tokens, or the model length */
     ENG_FINISH_CANCELLED, /* eng_cancel */
     ENG_FINISH_ERROR      /* the engine failed; nothing further is served */
@@ -34,13 +34,14 @@ struct eng_request {
     int32_t prompt_count; /* >= 1 */
     struct eng_sampling sampling; /* max_tokens >= 1, already clamped so that both fit eng_limits.model_len_max */
     void *user;
-    /* The engine's. */
+    /* The engine's; zero before eng_submit. */
     _Atomic bool cancelled;
-    struct eng_sched_seq seq;
-    struct eng_request *next;
-    int32_t token_count;
-    int32_t scored_count; /* prompt tokens whose log-probabilities were sent */
-    uint64_t submit_ns, first_ns; /* clock_now_ns of submission and of admission to a first step */
+    struct eng_sched_seq seq; /* seq.token_count tokens are known */
+    struct eng_request *next; /* link of the submission queue */
+    int32_t slot;             /* index in the engine's table of live requests */
+    int32_t scored_count;     /* prompt tokens whose log-probabilities were sent */
+    uint64_t submit_ns;       /* clock_now_ns of submission */
+    uint64_t first_ns;        /* start of the first step that held it; 0 before */
 };
 
 enum eng_event_kind { ENG_EVENT_PROMPT, ENG_EVENT_TOKEN, ENG_EVENT_FINISHED };
@@ -50,7 +51,7 @@ struct eng_event {
     struct eng_request *request;
     enum eng_finish finish;    /* of FINISHED */
     int32_t index;             /* PROMPT: position; TOKEN: index in the answer */
-    struct eng_sample sample;  /* PROMPT, TOKEN.  The first PROMPT token has logprob NAN and no alternatives */
+    struct eng_sample sample;  /* PROMPT, TOKEN, and FINISHED by STOP.  The first PROMPT token has logprob NAN */
 };
 /* A token that ends the answer by ENG_FINISH_STOP is not sent as TOKEN.  Times a caller needs (TTFT, ITL) it takes at
  * eng_poll, from clock_now_ns. */
@@ -65,7 +66,8 @@ struct eng_config {
     struct eng_sched_config sched;
     int32_t model_len_max;
     int32_t queue_max;      /* requests submitted and not yet finished: running + waiting */
-    int32_t event_ring;     /* entries */
+    int32_t event_ring;     /* entries, >= 1 */
+    int32_t tokens_max, rows_max; /* T and R the model was opened with */
     void (*wake)(void *user); /* called by the engine thread after events were added; must be thread-safe */
     void *user;
 };
@@ -75,8 +77,10 @@ struct eng_engine;
 /* Allocates everything, computes one warm-up step and starts the thread.  Borrows kn, model and the KV pools. */
 MUST_USE enum status eng_open(struct kn *kn, struct eng_model *model, const struct kn_kv *kv,
                               const struct eng_config *config, struct eng_engine **out, char *err);
-/* Stops the thread after the current step; unfinished requests get FINISHED events first (poll them before close). */
+/* Tells the thread to stop after the current step, and returns at once.  Unfinished requests get FINISHED events
+ * (CANCELLED) as long as the loop polls. */
 void eng_stop(struct eng_engine *e);
+/* Stops, waits for the thread, drops events nobody polled, frees everything. */
 void eng_close(struct eng_engine *e);
 void eng_limits(const struct eng_engine *e, struct eng_limits *out);
 

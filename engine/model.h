@@ -60,9 +60,10 @@ uint64_t eng_model_tier_bytes(const struct eng_model *model, int tier);
 /* The KV geometry of this model with base[] still NULL. */
 void eng_model_kv(const struct eng_model *model, struct kn_kv *kv);
 
-/* One step: appends the batch's K and V to its pages and writes logits[R,V] fp32 (host-readable once kn_sync returned).
- * batch.token_count <= tokens_max, row_count <= rows_max. */
-void eng_model_forward(struct eng_model *model, const struct kn_batch *batch, const struct kn_kv *kv,
-                       float *logits);
+/* The layers of one step: appends the batch's K and V to its pages.  batch.token_count <= tokens_max. */
+void eng_model_forward(struct eng_model *model, const struct kn_batch *batch, const struct kn_kv *kv);
+/* logits[R,V] fp32 of batch.rows, from the last eng_model_forward (batch may name any rows of it, any number of times);
+ * host-readable once kn_sync returned.  batch.row_count <= rows_max. */
+void eng_model_logits(struct eng_model *model, const struct kn_batch *batch, float *logits);
 
 #endif

@@ -1,0 +1,310 @@
+#include "config/options.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "config/file.h"
+#include "config/json.h"
+
+enum kind { TEXT, CHOICE, INT, UINT, BYTES, REAL };
+
+struct option {
+    const char *name; /* without the two dashes */
+    enum kind kind;
+    size_t offset, cap; /* of the field; cap of text */
+    double min, max;
+    const char *initial; /* default, in the form a user would write */
+    const char *choices; /* of CHOICE, separated by '|' */
+    const char *help;
+};
+
+#define AT(field) offsetof(struct options, field), sizeof(((struct options *)0)->field)
+
+static const struct option table[] = {
+    {"served-model-name", TEXT, AT(served_model_name), 0, 0, "", NULL,
+     "names clients may use, comma-separated (default: the model folder's name)"},
+    {"load-format", CHOICE, AT(load_format), 0, 0, "auto", "auto|safetensors|dummy",
+     "dummy: seeded random weights at the shapes of config.json"},
+    {"dtype", CHOICE, AT(dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
+     "of the weights; auto: as stored"},
+    {"kv-cache-dtype", CHOICE, AT(kv_cache_dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
+     "of the KV cache; auto: float32 for float32 weights, else as the weights"},
+    {"chat-template", TEXT, AT(chat_template), 0, 0, "", NULL,
+     "a Jinja file in place of the model's own template"},
+    {"seed", UINT, AT(seed), 0, 9007199254740992.0, "0", NULL, "of dummy weights"},
+    {"max-model-len", INT, AT(max_model_len), 0, 16777216, "0", NULL,
+     "prompt and answer together, in tokens; 0: what the model allows"},
+    {"max-num-seqs", INT, AT(max_num_seqs), 1, 4096, "64", NULL, "sequences computed at once"},
+    {"max-num-batched-tokens", INT, AT(max_num_batched_tokens), 1, 65536, "512", NULL,
+     "tokens of one step, prompts and decodes together"},
+    {"max-waiting", INT, AT(max_waiting), 0, 65536, "1024", NULL,
+     "sequences that may wait; one more is answered 503"},
+    {"kv-cache-memory-bytes", BYTES, AT(kv_cache_memory_bytes), 0, 1e15, "0", NULL,
+     "of the KV cache; 0: what --max-num-seqs sequences of --max-model-len need, up to 1GiB or one sequence"},
+    {"device", CHOICE, AT(device), 0, 0, "auto", "auto|cpu", "what computes"},
+    {"threads", INT, AT(threads), 0, 1024, "0", NULL, "of the CPU backend; 0: every core it may use"},
+    {"remote", TEXT, AT(remote), 0, 0, "", NULL,
+     "remote tiers, e.g. host:64GiB (on the CPU backend, a second arena)"},
+    {"offload", REAL, AT(offload), 0, 1, "0", NULL, "share of the weights kept in the remote tiers"},
+    {"host", TEXT, AT(host), 0, 0, "127.0.0.1", NULL, "address to listen on"},
+    {"port", INT, AT(port), 0, 65535, "8000", NULL, "0: any free port"},
+    {"port-file", TEXT, AT(port_file), 0, 0, "", NULL, "the port is written there once serving"},
+    {"api-key", TEXT, AT(api_key), 0, 0, "", NULL,
+     "required as 'Authorization: Bearer KEY' (better given as DAKD_API_KEY)"},
+    {"allowed-origins", TEXT, AT(allowed_origins), 0, 0, "", NULL,
+     "origins for CORS, comma-separated, or *; empty: CORS off"},
+    {"max-connections", INT, AT(max_connections), 1, 65536, "1024", NULL, "open at once"},
+    {"max-body-bytes", BYTES, AT(max_body_bytes), 1024, 67108864, "32MiB", NULL, "of one request"},
+    {"header-timeout", REAL, AT(header_timeout), 0.01, 3600, "10", NULL, "seconds to send a header"},
+    {"body-timeout", REAL, AT(body_timeout), 0.01, 3600, "60", NULL, "seconds to send a body"},
+    {"idle-timeout", REAL, AT(idle_timeout), 0.01, 86400, "75", NULL, "seconds between requests"},
+    {"write-timeout", REAL, AT(write_timeout), 0.01, 86400, "60", NULL,
+     "seconds a reader may make no progress"},
+    {"keep-alive-interval", REAL, AT(keep_alive_interval), 0.01, 3600, "10", NULL,
+     "seconds between comments on a silent stream"},
+    {"shutdown-timeout", REAL, AT(shutdown_timeout), 0, 86400, "30", NULL,
+     "seconds that requests in flight get after SIGTERM"},
+    {"log-level", CHOICE, AT(log_level), 0, 0, "info", "error|warn|info|debug", "of standard error"},
+};
+
+/* Suffixes are those of off_remote_parse: powers of 1024 with an i, of 1000 without. */
+enum status options_parse_bytes(const char *text, uint64_t *out)
+{
+    static const char units[] = "kmgt";
+    char *end;
+    errno = 0;
+    if (!isdigit((unsigned char)text[0])) return ST_INVALID;
+    double v = strtod(text, &end);
+    double scale = 1;
+    if (*end && tolower((unsigned char)*end) != 'b') {
+        const char *unit = strchr(units, tolower((unsigned char)*end));
+        if (!unit) return ST_INVALID;
+        bool binary = end[1] == 'i';
+        scale = pow(binary ? 1024.0 : 1000.0, (double)(unit - units + 1));
+        end += binary ? 2 : 1;
+    }
+    if (tolower((unsigned char)*end) == 'b') end++;
+    v *= scale;
+    if (*end || errno || !(v >= 0 && v <= 1e18) || v != floor(v)) return ST_INVALID;
+    *out = (uint64_t)v;
+    return ST_OK;
+}
+
+static bool is_choice(const char *choices, const char *value)
+{
+    size_t n = strlen(value);
+    for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
+        if (n && !strchr(value, '|') && strncmp(p, value, n) == 0 &&
+            (p[n] == '|' || p[n] == '\0')) return true;
+    return false;
+}
+
+static enum status set_number(const struct option *opt, const char *from, const char *value,
+                              void *field, char *err)
+{
+    char *end = NULL;
+    double v;
+    if (opt->kind == BYTES) {
+        uint64_t bytes;
+        if (options_parse_bytes(value, &bytes))
+            return err_set(err, ST_INVALID, "%s: '%s' is not a size such as 512MiB or 8GiB", from, value);
+        v = (double)bytes;
+    } else {
+        v = strtod(value, &end);
+        bool whole = opt->kind == REAL || v == floor(v);
+        if (!value[0] || isspace((unsigned char)value[0]) || *end || !isfinite(v) || !whole)
+            return err_set(err, ST_INVALID, "%s: '%s' is not %s", from, value,
+                           opt->kind == REAL ? "a number" : "a whole number");
+    }
+    if (v < opt->min || v > opt->max)
+        return err_set(err, ST_INVALID, "%s must be between %.12g and %.12g, not %s", from, opt->min,
+                       opt->max, value);
+    if (opt->kind == REAL) *(double *)field = v;
+    else if (opt->kind == INT) *(int64_t *)field = (int64_t)v;
+    else *(uint64_t *)field = (uint64_t)v;
+    return ST_OK;
+}
+
+/* `from` is how the user gave it: "--port", "DAKD_PORT", or the file and key. */
+static enum status set_option(struct options *o, const struct option *opt, const char *from,
+                              const char *value, char *err)
+{
+    char *field = (char *)o + opt->offset;
+    if (opt->kind != TEXT && opt->kind != CHOICE) return set_number(opt, from, value, field, err);
+    if (opt->kind == CHOICE && !is_choice(opt->choices, value))
+        return err_set(err, ST_INVALID, "%s must be one of %s, not '%s'", from, opt->choices, value);
+    if (strlen(value) >= opt->cap)
+        return err_set(err, ST_INVALID, "%s is longer than %zu bytes", from, opt->cap - 1);
+    memcpy(field, value, strlen(value) + 1);
+    return ST_OK;
+}
+
+/* Finds by flag name; '_' and '-' are the same. */
+static const struct option *find(const char *name, size_t len)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
+        const char *want = table[i].name;
+        size_t k = 0;
+        while (k < len && want[k] && (name[k] == want[k] || (name[k] == '_' && want[k] == '-'))) k++;
+        if (k == len && !want[k]) return &table[i];
+    }
+    return NULL;
+}
+
+static enum status read_file(struct options *o, const char *path, char *err)
+{
+    cJSON *root;
+    enum status st = json_parse_file(path, &json_limits_request, &root, err);
+    if (st) return st;
+    if (!cJSON_IsObject(root)) st = err_set(err, ST_INVALID, "%s: an object of settings was expected", path);
+    for (const cJSON *item = st ? NULL : root->child; item && !st; item = item->next) {
+        char from[OPT_STRING_CAP + 64], number[64];
+        const struct option *opt = find(item->string, strlen(item->string));
+        const char *value = number;
+        snprintf(from, sizeof from, "%.400s: \"%.80s\"", path, item->string);
+        if (strcmp(item->string, "model") == 0 && cJSON_IsString(item)) {
+            if (!o->model_dir[0]) snprintf(o->model_dir, sizeof o->model_dir, "%s", item->valuestring);
+            continue;
+        }
+        if (cJSON_IsString(item)) value = item->valuestring;
+        else if (cJSON_IsNumber(item)) snprintf(number, sizeof number, "%.17g", item->valuedouble);
+        else value = NULL;
+        if (!opt) st = err_set(err, ST_INVALID, "%s is not a setting; see dakd serve --help", from);
+        else if (!value) st = err_set(err, ST_INVALID, "%s must be a string or a number", from);
+        else st = set_option(o, opt, from, value, err);
+    }
+    cJSON_Delete(root);
+    return st;
+}
+
+static enum status read_env(struct options *o, char *const *env, char *err)
+{
+    for (; env && *env; env++) {
+        if (strncmp(*env, "DAKD_", 5)) continue;
+        const char *equals = strchr(*env, '=');
+        if (!equals) continue;
+        char name[128], from[128];
+        size_t n = (size_t)(equals - *env) - 5;
+        if (n >= sizeof name - 6) n = sizeof name - 6;
+        for (size_t i = 0; i < n; i++) name[i] = (char)tolower((unsigned char)(*env)[5 + i]);
+        snprintf(from, sizeof from, "%.*s", (int)(n + 5), *env);
+        if (n == 6 && memcmp(name, "config", 6) == 0) continue;
+        const struct option *opt = find(name, n);
+        if (!opt) return err_set(err, ST_INVALID, "%s in the environment is not a setting of dakd", from);
+        enum status st = set_option(o, opt, from, equals + 1, err);
+        if (st) return st;
+    }
+    return ST_OK;
+}
+
+static const char *env_value(char *const *env, const char *name)
+{
+    size_t n = strlen(name);
+    for (; env && *env; env++)
+        if (strncmp(*env, name, n) == 0 && (*env)[n] == '=') return *env + n + 1;
+    return NULL;
+}
+
+/* Splits "--name=value" or "--name value"; *value points into argv. */
+static enum status next_flag(int argc, char *const *argv, int *i, const char **name, size_t *len,
+                             const char **value, char *err)
+{
+    const char *arg = argv[*i] + 2, *equals = strchr(arg, '=');
+    *name = arg;
+    *len = equals ? (size_t)(equals - arg) : strlen(arg);
+    *value = equals ? equals + 1 : NULL;
+    if (!*value) {
+        if (*i + 1 >= argc) return err_set(err, ST_INVALID, "%s needs a value", argv[*i]);
+        *value = argv[++*i];
+    }
+    return ST_OK;
+}
+
+/* One pass over argv.  With config given, only --help, --version and --config are looked for; without, flags are set. */
+static enum status read_flags(struct options *o, int argc, char *const *argv, int first,
+                              const char **config, char *err)
+{
+    int model_count = 0;
+    for (int i = first; i < argc; i++) {
+        const char *arg = argv[i], *name, *value;
+        size_t len;
+        if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
+            o->help = true;
+            continue;
+        }
+        if (strcmp(arg, "--version") == 0) {
+            o->version = true;
+            continue;
+        }
+        if (strncmp(arg, "--", 2) || !arg[2]) {
+            if (arg[0] == '-' && arg[1]) return err_set(err, ST_INVALID, "unknown flag %s", arg);
+            if (config) continue;
+            if (strlen(arg) >= sizeof o->model_dir)
+                return err_set(err, ST_INVALID, "the model folder's path is too long");
+            if (model_count++)
+                return err_set(err, ST_INVALID, "two model folders were given: '%s' is one too many", arg);
+            snprintf(o->model_dir, sizeof o->model_dir, "%s", arg);
+            continue;
+        }
+        enum status st = next_flag(argc, argv, &i, &name, &len, &value, err);
+        if (st) return st;
+        bool is_config = len == 6 && memcmp(name, "config", 6) == 0;
+        if (is_config && config) *config = value;
+        if (is_config || config) continue;
+        char from[128];
+        snprintf(from, sizeof from, "--%.*s", (int)size_min(len, 100), name);
+        const struct option *opt = find(name, len);
+        if (!opt) return err_set(err, ST_INVALID, "unknown flag %s; see dakd serve --help", from);
+        if ((st = set_option(o, opt, from, value, err))) return st;
+    }
+    return ST_OK;
+}
+
+enum status options_read(struct options *o, int argc, char *const *argv, int first, char *const *env,
+                         char *err)
+{
+    enum status st;
+    const char *config = env_value(env, "DAKD_CONFIG"), *text;
+    *o = (struct options){0};
+    for (size_t i = 0; i < ARRAY_COUNT(table); i++)
+        CHECK(!set_option(o, &table[i], table[i].name, table[i].initial, NULL));
+    if ((st = read_flags(o, argc, argv, first, &config, err))) return st;
+    if (o->help || o->version) return ST_OK;
+    if (config && (st = read_file(o, config, err))) return st;
+    if ((st = read_env(o, env, err))) return st;
+    if ((st = read_flags(o, argc, argv, first, NULL, err))) return st;
+    if ((text = env_value(env, "NOTIFY_SOCKET")))
+        snprintf(o->notify_socket, sizeof o->notify_socket, "%s", text);
+    if ((text = env_value(env, "WATCHDOG_USEC"))) o->watchdog_usec = strtoull(text, NULL, 10);
+    o->journal = env_value(env, "JOURNAL_STREAM") != NULL;
+    if (!o->model_dir[0])
+        return err_set(err, ST_INVALID, "no model folder was given: dakd serve MODEL_DIR");
+    return ST_OK;
+}
+
+void options_print_help(void)
+{
+    printf("usage: dakd serve MODEL_DIR [flags]\n\n"
+           "Serves a Hugging Face model folder over the OpenAI HTTP API.  Every flag may also stand in a JSON file\n"
+           "(--config FILE, same names) or in the environment (DAKD_MAX_NUM_SEQS=8); a flag wins over the\n"
+           "environment, the environment over the file.\n\n");
+    for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
+        const struct option *opt = &table[i];
+        char left[96];
+        if (opt->kind == CHOICE) snprintf(left, sizeof left, "--%s %s", opt->name, opt->choices);
+        else
+            snprintf(left, sizeof left, "--%s %s", opt->name,
+                     opt->kind == TEXT ? "TEXT" : opt->kind == BYTES ? "SIZE" : "N");
+        printf("  %-46s %s", left, opt->help);
+        if (opt->initial[0] && strcmp(opt->initial, "0")) printf(" [%s]", opt->initial);
+        putchar('\n');
+    }
+    printf("  %-46s %s\n  %-46s %s\n  %-46s %s\n", "--config FILE", "settings as a JSON object", "--help",
+           "this text", "--version", "version and commit");
+}

@@ -1,0 +1,206 @@
+#include "server/startup.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "config/log.h"
+
+#define GIB 1073741824.0
+/* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more. */
+#define KV_DEFAULT_BYTES (1ull << 30)
+/* Rows of logits computed at a time; prompts that are scored take several rounds. */
+#define LOGIT_ROWS_MIN 64
+#define EVENT_RING 4096
+
+struct loading {
+    const struct srv_startup_hooks *hooks;
+    int percent;
+};
+
+static void on_load(void *user, uint64_t done, uint64_t total)
+{
+    struct loading *l = user;
+    int percent = total ? (int)(100.0 * (double)done / (double)total) : 100;
+    if (percent <= l->percent) return;
+    l->percent = percent;
+    if (l->hooks->progress) l->hooks->progress(l->hooks->user, percent);
+}
+
+/* What the kernel says could be had without swapping; 0 where it does not say. */
+static uint64_t memory_available(void)
+{
+    char line[128];
+    uint64_t kib = 0;
+    FILE *f = fopen("/proc/meminfo", "re");
+    if (!f) return 0;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &kib) == 1) break;
+    fclose(f);
+    return kib * 1024;
+}
+
+static enum status choose_dtype(const char *name, enum kn_dtype automatic, enum kn_dtype *out)
+{
+    for (int d = 0; d < KN_DTYPE_COUNT; d++)
+        if (strcmp(name, kn_dtype_name((enum kn_dtype)d)) == 0) {
+            *out = (enum kn_dtype)d;
+            return ST_OK;
+        }
+    *out = automatic;
+    return strcmp(name, "auto") == 0 ? ST_OK : ST_INVALID;
+}
+
+static struct eng_model_options model_options(const struct options *o, struct loading *loading)
+{
+    static const char *const dtypes[] = {[ENG_DTYPE_AUTO] = "auto", [ENG_DTYPE_F32] = "float32",
+                                         [ENG_DTYPE_BF16] = "bfloat16", [ENG_DTYPE_F16] = "float16"};
+    struct eng_model_options m = {
+        .load_format = strcmp(o->load_format, "dummy") ? ENG_LOAD_SAFETENSORS : ENG_LOAD_DUMMY,
+        .seed = o->seed,
+        .offload = o->offload,
+        .tokens_max = (int32_t)o->max_num_batched_tokens,
+        .rows_max = (int32_t)size_max((size_t)o->max_num_seqs, LOGIT_ROWS_MIN),
+        .progress = on_load,
+        .user = loading,
+    };
+    for (int i = 0; i < (int)ARRAY_COUNT(dtypes); i++)
+        if (strcmp(o->dtype, dtypes[i]) == 0) m.dtype = (enum eng_dtype)i;
+    return m;
+}
+
+static enum status choose_model_len(const struct options *o, const struct eng_model_info *info,
+                                    int32_t *out, char *err)
+{
+    *out = o->max_model_len ? (int32_t)o->max_model_len : info->context_max;
+    if (*out > info->context_max)
+        return err_set(err, ST_INVALID, "--max-model-len %d is more than the %d positions this model was made for",
+                       *out, info->context_max);
+    return ST_OK;
+}
+
+/* Pages of the KV pool: as told, or as many as the running sequences can use within the default. */
+static enum status choose_pages(const struct options *o, const struct kn_kv *kv, int32_t model_len,
+                                int32_t *out, char *err)
+{
+    uint64_t page = kn_kv_page_bytes(kv);
+    uint64_t per_seq = div_up((size_t)model_len, KN_PAGE_TOKENS);
+    uint64_t wanted = per_seq * (uint64_t)o->max_num_seqs;
+    uint64_t count = o->kv_cache_memory_bytes / page;
+    if (!o->kv_cache_memory_bytes)
+        count = size_min(wanted, size_max(KV_DEFAULT_BYTES / page, per_seq));
+    if (count > wanted) count = wanted;
+    if (count < per_seq)
+        return err_set(err, ST_LIMIT,
+                       "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and "
+                       "--kv-cache-memory-bytes allows %.2f GiB: raise the one or lower the other",
+                       model_len, (double)(per_seq * page) / GIB,
+                       (double)o->kv_cache_memory_bytes / GIB);
+    if (count > 0x0FFFFFFF) return err_set(err, ST_LIMIT, "the KV cache would hold more than 2^28 pages");
+    *out = (int32_t)count;
+    return ST_OK;
+}
+
+/* Local memory for the share that stays, norms and all, and the KV pool; refused before anything is read. */
+static enum status open_tiers(const struct options *o, const struct eng_model_info *info,
+                              uint64_t kv_bytes, struct srv_machine *m, char *err)
+{
+    struct off_remote remote;
+    enum status st = off_remote_parse(o->remote, &remote, err);
+    if (st) return st;
+    if (o->offload > 0 && remote.count == 0)
+        return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE", o->offload);
+    /* Rounding to whole row tiles and alignment of each tensor stay well under a sixteenth. */
+    uint64_t local = info->weight_bytes + info->weight_bytes / 16 + kv_bytes + (64u << 20);
+    uint64_t need = info->weight_bytes + kv_bytes, have = memory_available();
+    if (have && need > have)
+        return err_set(err, ST_LIMIT,
+                       "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are available: lower "
+                       "--kv-cache-memory-bytes or --max-model-len, or serve a smaller model",
+                       (double)info->weight_bytes / GIB, (double)kv_bytes / GIB, (double)have / GIB);
+    return off_tiers_open(m->kn, local, &remote, &m->tiers, err);
+}
+
+static void report(const struct srv_machine *m, const struct eng_model_info *info)
+{
+    char dir[64];
+    snprintf(dir, sizeof dir, "%s", info->architecture);
+    log_info("startup", "%s: %.2f B parameters, %d layers, weights %s, KV %s", dir,
+             (double)info->parameter_count / 1e9, info->layer_count, kn_dtype_name(info->dtype),
+             kn_dtype_name(m->kv.dtype));
+    for (int t = 0; t < off_tiers_count(m->tiers); t++)
+        log_info("startup", "tier %s: %.3f GiB of weights, %.3f of %.3f GiB used",
+                 off_tier_name(m->tiers, t), (double)eng_model_tier_bytes(m->model, t) / GIB,
+                 (double)off_tier_used(m->tiers, t) / GIB, (double)off_tier_capacity(m->tiers, t) / GIB);
+    log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
+             m->page_count, KN_PAGE_TOKENS,
+             (double)m->page_count * (double)kn_kv_page_bytes(&m->kv) / GIB, m->model_len_max);
+}
+
+static enum status open_engine(const struct options *o, const struct srv_startup_hooks *hooks,
+                               const struct eng_model_options *mo, struct srv_machine *m, char *err)
+{
+    struct eng_config config = {
+        .sched = {.seqs_max = (int32_t)o->max_num_seqs,
+                  .tokens_step_max = (int32_t)o->max_num_batched_tokens,
+                  .page_count = {m->page_count}},
+        .model_len_max = m->model_len_max,
+        .queue_max = (int32_t)(o->max_num_seqs + o->max_waiting),
+        .event_ring = EVENT_RING,
+        .tokens_max = mo->tokens_max,
+        .rows_max = mo->rows_max,
+        .wake = hooks->wake,
+        .user = hooks->user,
+    };
+    return eng_open(m->kn, m->model, &m->kv, &config, &m->engine, err);
+}
+
+/* Shapes of the KV cache before the model is there, so that memory can be checked first. */
+static enum status shape_kv(const struct options *o, const struct eng_model_info *info,
+                            struct kn_kv *kv, char *err)
+{
+    *kv = (struct kn_kv){.layer_count = info->layer_count, .kv_heads = info->kv_heads,
+                         .head_dim = info->head_dim};
+    if (choose_dtype(o->kv_cache_dtype, info->kv_dtype, &kv->dtype))
+        return err_set(err, ST_INVALID, "--kv-cache-dtype %s is not supported", o->kv_cache_dtype);
+    return ST_OK;
+}
+
+enum status srv_startup(const struct options *o, const struct srv_startup_hooks *hooks,
+                        struct srv_machine *m, char *err)
+{
+    enum status st;
+    struct eng_model_info info;
+    struct loading loading = {.hooks = hooks, .percent = -1};
+    struct eng_model_options mo = model_options(o, &loading);
+    *m = (struct srv_machine){0};
+    if ((st = kn_open_cpu((int)o->threads, &m->kn, err))) return st;
+    log_info("startup", "backend: %s", kn_name(m->kn));
+    if ((st = eng_model_read_info(o->model_dir, &mo, &info, err)) ||
+        (st = choose_model_len(o, &info, &m->model_len_max, err)) ||
+        (st = shape_kv(o, &info, &m->kv, err)) ||
+        (st = choose_pages(o, &m->kv, m->model_len_max, &m->page_count, err)))
+        goto fail;
+    mo.model_len_max = m->model_len_max;
+    uint64_t kv_bytes = (uint64_t)m->page_count * kn_kv_page_bytes(&m->kv);
+    if ((st = open_tiers(o, &info, kv_bytes, m, err)) ||
+        (st = off_tier_alloc(m->tiers, 0, kv_bytes, "the KV cache", &m->kv.base[0], err)) ||
+        (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)))
+        goto fail;
+    report(m, eng_model_info(m->model));
+    if ((st = open_engine(o, hooks, &mo, m, err))) goto fail;
+    return ST_OK;
+fail:
+    srv_shutdown(m);
+    return st;
+}
+
+void srv_shutdown(struct srv_machine *m)
+{
+    if (m->engine) eng_close(m->engine);
+    if (m->model) eng_model_close(m->model);
+    if (m->tiers) off_tiers_close(m->tiers);
+    if (m->kn) kn_close(m->kn);
+    *m = (struct srv_machine){0};
+}

@@ -1,0 +1,36 @@
+/*
+ * startup.h - from settings to a running engine: everything that is sized and loaded before the daemon listens.
+ *
+ *     settings -> backend -> shapes -> limits -> tiers -> weights -> KV pools -> engine
+ *
+ * Start-up prints what it decided, one line a decision, and stops at the first thing that does not fit with a sentence
+ * that says which flag to change.
+ */
+#ifndef DAKD_SERVER_STARTUP_H
+#define DAKD_SERVER_STARTUP_H
+
+#include "config/options.h"
+#include "engine/engine.h"
+
+struct srv_machine {
+    struct kn *kn;
+    struct off_tiers *tiers;
+    struct eng_model *model;
+    struct eng_engine *engine;
+    struct kn_kv kv;
+    int32_t model_len_max;
+    int32_t page_count; /* of KV */
+};
+
+struct srv_startup_hooks {
+    void (*wake)(void *user);                     /* eng_config.wake */
+    void (*progress)(void *user, int percent);    /* of loading; at most once per percent */
+    void *user;
+};
+
+/* All of it, or an error sentence and nothing left open. */
+MUST_USE enum status srv_startup(const struct options *o, const struct srv_startup_hooks *hooks,
+                                 struct srv_machine *m, char *err);
+void srv_shutdown(struct srv_machine *m);
+
+#endif

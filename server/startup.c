@@ -25,7 +25,7 @@ static void on_load(void *user, uint64_t done, uint64_t total)
     int percent = total ? (int)(100.0 * (double)done / (double)total) : 100;
     if (percent <= l->percent) return;
     l->percent = percent;
-    if (l->hooks->progress) l->hooks->progress(l->hooks->user, percent);
+    if (l->hooks->progress) l->hooks->progress(l->hooks->progress_user, percent);
 }
 
 /* What the kernel says could be had without swapping; 0 where it does not say. */
@@ -151,8 +151,9 @@ static enum status open_engine(const struct options *o, const struct srv_startup
         .tokens_max = mo->tokens_max,
         .rows_max = mo->rows_max,
         .wake = hooks->wake,
-        .user = hooks->user,
+        .user = hooks->wake_user,
     };
+    m->queue_max = config.queue_max;
     return eng_open(m->kn, m->model, &m->kv, &config, &m->engine, err);
 }
 

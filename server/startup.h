@@ -20,12 +20,14 @@ struct srv_machine {
     struct kn_kv kv;
     int32_t model_len_max;
     int32_t page_count; /* of KV */
+    int32_t queue_max;  /* sequences that may be unfinished at a time */
 };
 
 struct srv_startup_hooks {
-    void (*wake)(void *user);                     /* eng_config.wake */
-    void (*progress)(void *user, int percent);    /* of loading; at most once per percent */
-    void *user;
+    void (*wake)(void *wake_user); /* eng_config.wake */
+    void *wake_user;
+    void (*progress)(void *progress_user, int percent); /* of loading; at most once per percent */
+    void *progress_user;
 };
 
 /* All of it, or an error sentence and nothing left open. */

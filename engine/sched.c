@@ -268,7 +268,7 @@ void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan)
     *plan = (struct eng_plan){.items = s->items};
     plan_decodes(s, plan);
     int64_t need = plan_prefills(s, plan);
-    if (plan->preempt_count == 0) plan_admissions(s, plan, need);
+    plan_admissions(s, plan, need);
     s->planned_count = plan->item_count;
     CHECK(plan->item_count > 0 || (s->running.count == 0 && s->waiting.count == 0));
 }

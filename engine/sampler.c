@@ -19,10 +19,11 @@
  * processors), and the random number is Philox4x32-10 (Salmon et al., SC 2011) with the seed as key
  * and the index in the answer as counter.  The draw inverts the cumulative sum over rising ids.
  *
- * Cost.  Greedy and temperature alone are a few passes over the row.  top_k and top_p need no sort:
- * every candidate gets a 64-bit key (logit in an order-preserving form above, inverted id below,
- * hence no two equal), and a radix selection finds the smallest key to keep, with at most 6 passes
- * over ever fewer candidates, whatever the logits are.
+ * Cost.  Every step is a few passes over the row; nothing is sorted.  top_k and top_p first find a
+ * logit that surely is not above the edge: the k-th largest of the blocks' maxima, or the largest
+ * logit less some temperatures.  What lies above it gets a 64-bit key (logit in an order-preserving
+ * form, then inverted id, hence no two equal), and a radix selection finds the smallest key to
+ * keep, in at most 6 passes over ever fewer candidates, whatever the logits are.
  *
  * Odd logits.  NaN counts as -inf, which is never chosen; +inf counts as the largest finite float.
  * A penalty or bias never makes a finite logit infinite.
@@ -48,8 +49,7 @@ struct eng_sampler {
     float *logits;   /* owned, [block_count * BLOCK]: the row, cleaned, then adjusted */
     float *weights;  /* owned, the same: unnormalised probabilities; 0 for what a filter dropped */
     double *sums;    /* owned, [block_count] of the weights */
-    uint64_t *keys;  /* owned, [vocab]: candidates by rising id */
-    uint64_t *work;  /* owned, [vocab]: the selection's shrinking copy */
+    uint64_t *keys;  /* owned, [vocab]: candidates of a selection */
     int32_t *counts; /* owned, [vocab]: occurrences in the answer; all 0 between calls */
     uint8_t *seen;   /* owned, [vocab]: all 0 between calls */
     int32_t digit_count[DIGIT_COUNT];
@@ -69,10 +69,9 @@ enum status eng_sampler_open(int32_t vocab, struct eng_sampler **out)
     s->weights = malloc(blocks * BLOCK * sizeof *s->weights);
     s->sums = malloc(blocks * sizeof *s->sums);
     s->keys = malloc(v * sizeof *s->keys);
-    s->work = malloc(v * sizeof *s->work);
     s->counts = calloc(v, sizeof *s->counts);
     s->seen = calloc(v, 1);
-    if (!s->logits || !s->weights || !s->sums || !s->keys || !s->work || !s->counts || !s->seen) {
+    if (!s->logits || !s->weights || !s->sums || !s->keys || !s->counts || !s->seen) {
         eng_sampler_close(s);
         return ST_NOMEM;
     }
@@ -86,7 +85,6 @@ void eng_sampler_close(struct eng_sampler *s)
     if (!s) return;
     free(s->seen);
     free(s->counts);
-    free(s->work);
     free(s->keys);
     free(s->sums);
     free(s->weights);
@@ -143,12 +141,21 @@ static inline float clamp_finite(float x)
 
 /* --- passes over the row ------------------------------------------------------------------- */
 
+static inline float clean(float x)
+{
+    float y = x >= -FLT_MAX ? x : -INFINITY; /* NaN compares false */
+    return y > FLT_MAX ? FLT_MAX : y;
+}
+
 static void load_row(struct eng_sampler *s, const float *logits)
 {
-    for (int32_t i = 0; i < s->vocab; i++) {
-        float x = logits[i] >= -FLT_MAX ? logits[i] : -INFINITY; /* NaN compares false */
-        s->logits[i] = x > FLT_MAX ? FLT_MAX : x;
+    int32_t whole = s->vocab / BLOCK * BLOCK;
+    for (int32_t i = 0; i < whole; i += BLOCK) {
+        const float *restrict x = logits + i;
+        float *restrict y = s->logits + i;
+        for (int j = 0; j < BLOCK; j++) y[j] = clean(x[j]);
     }
+    for (int32_t i = whole; i < s->vocab; i++) s->logits[i] = clean(logits[i]);
 }
 
 static float row_max(const struct eng_sampler *s)
@@ -174,15 +181,16 @@ static void weigh_row(struct eng_sampler *s, float max, float temperature)
     }
 }
 
-/* Sums the weights block by block, each in 8 interleaved parts. */
-static double sum_weights(struct eng_sampler *s)
+/* Sums the weights of logits >= logit_min block by block, each in 8 interleaved parts. */
+static double sum_weights(struct eng_sampler *s, float logit_min)
 {
     double total = 0;
     for (int32_t b = 0; b < s->block_count; b++) {
+        const float *x = s->logits + (size_t)b * BLOCK;
         const float *w = s->weights + (size_t)b * BLOCK;
         double part[8] = {0};
         for (int j = 0; j < BLOCK; j += 8)
-            for (int k = 0; k < 8; k++) part[k] += (double)w[j + k];
+            for (int k = 0; k < 8; k++) part[k] += x[j + k] >= logit_min ? (double)w[j + k] : 0;
         s->sums[b] = ((part[0] + part[1]) + (part[2] + part[3])) +
                      ((part[4] + part[5]) + (part[6] + part[7]));
         total += s->sums[b];
@@ -199,7 +207,7 @@ static void score(struct eng_sampler *s, int32_t token, int32_t count, struct en
     float max = row_max(s);
     if (max == -INFINITY) max = 0; /* nothing to weigh: log_sum is -inf, every logprob NAN */
     weigh_row(s, max, 1.0f);
-    double log_sum = (double)max + log(sum_weights(s));
+    double log_sum = (double)max + log(sum_weights(s, -INFINITY));
     float own = s->logits[token];
     int32_t top_max = count < s->vocab ? count : s->vocab;
     out->token = token;
@@ -298,28 +306,36 @@ static inline uint64_t key_of(float x, int32_t id)
     return (uint64_t)bits << 32 | (uint32_t)~id;
 }
 
+static inline float key_logit(uint64_t key)
+{
+    uint32_t bits = (uint32_t)(key >> 32);
+    bits ^= bits >> 31 ? 0x80000000u : 0xFFFFFFFFu;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 static inline int32_t key_id(uint64_t key)
 {
     return (int32_t) ~(uint32_t)key;
 }
 
-/* Smallest key of the shortest run, from the largest key down, that holds `count` keys or whose
- * weights come to at least `weight`, whichever is first; of all the keys where there are not as
- * many.  n >= 1. */
-static uint64_t select_threshold(struct eng_sampler *s, int32_t n, int32_t count, double weight)
+/* Of keys[0..n), n >= 1, which are shuffled: the smallest of the shortest run, from the largest key
+ * down, that holds `count` keys or whose weights come to at least `weight`, whichever is first; of
+ * all where neither is reached. */
+static uint64_t select_key(struct eng_sampler *s, int32_t n, int32_t count, double weight)
 {
-    memcpy(s->work, s->keys, (size_t)n * sizeof *s->work);
-    int32_t above_count = 0; /* keys known to be larger than those in work */
+    int32_t above_count = 0; /* keys known to be larger than those left */
     double above_weight = 0;
     for (int shift = 64 - DIGIT_BITS; n > 1; shift = shift > DIGIT_BITS ? shift - DIGIT_BITS : 0) {
+        unsigned low = DIGIT_COUNT - 1; /* lowest digit there is */
         memset(s->digit_count, 0, sizeof s->digit_count);
         memset(s->digit_weight, 0, sizeof s->digit_weight);
-        unsigned low = DIGIT_COUNT - 1; /* lowest digit there is */
         for (int32_t i = 0; i < n; i++) {
-            unsigned d = s->work[i] >> shift & (DIGIT_COUNT - 1);
+            unsigned d = s->keys[i] >> shift & (DIGIT_COUNT - 1);
             low = d < low ? d : low;
             s->digit_count[d]++;
-            s->digit_weight[d] += (double)s->weights[key_id(s->work[i])];
+            s->digit_weight[d] += (double)s->weights[key_id(s->keys[i])];
         }
         unsigned digit = DIGIT_COUNT - 1; /* where the run ends */
         for (; digit > low; digit--) {
@@ -330,38 +346,73 @@ static uint64_t select_threshold(struct eng_sampler *s, int32_t n, int32_t count
         }
         int32_t kept = 0;
         for (int32_t i = 0; i < n; i++)
-            if ((s->work[i] >> shift & (DIGIT_COUNT - 1)) == digit) s->work[kept++] = s->work[i];
+            if ((s->keys[i] >> shift & (DIGIT_COUNT - 1)) == digit) s->keys[kept++] = s->keys[i];
         n = kept;
     }
-    return s->work[0];
+    return s->keys[0];
 }
 
-/* Drops the keys below the threshold, and their weights; returns how many are left. */
-static int32_t drop_below(struct eng_sampler *s, int32_t n, uint64_t threshold)
+/* Keys of the tokens still in whose logit is at least logit_min; returns their number. */
+static int32_t gather_keys(struct eng_sampler *s, float logit_min)
 {
-    int32_t kept = 0;
-    for (int32_t i = 0; i < n; i++) {
-        if (s->keys[i] >= threshold) s->keys[kept++] = s->keys[i];
-        else s->weights[key_id(s->keys[i])] = 0;
-    }
-    return kept;
+    int32_t n = 0;
+    for (int32_t i = 0; i < s->vocab; i++)
+        if (s->logits[i] >= logit_min && s->weights[i] > 0) s->keys[n++] = key_of(s->logits[i], i);
+    return n;
 }
 
-static void filter(struct eng_sampler *s, const struct eng_sampling *p)
+/* A logit that the k-th largest is not below: k blocks have one as large. */
+static float kth_logit_min(struct eng_sampler *s, int32_t k)
+{
+    if (k > s->block_count) return -INFINITY;
+    for (int32_t b = 0; b < s->block_count; b++) {
+        const float *x = s->logits + (size_t)b * BLOCK;
+        float lane[8];
+        memcpy(lane, x, sizeof lane);
+        for (int j = 8; j < BLOCK; j += 8)
+            for (int i = 0; i < 8; i++) lane[i] = x[j + i] > lane[i] ? x[j + i] : lane[i];
+        for (int i = 1; i < 8; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+        s->keys[b] = key_of(lane[0], b);
+    }
+    uint64_t key = select_key(s, s->block_count, k, INFINITY);
+    return key_logit(key);
+}
+
+/* Drops the tokens whose keys are below the threshold. */
+static void drop_below(struct eng_sampler *s, uint64_t threshold)
+{
+    int32_t id = key_id(threshold);
+    float logit = s->logits[id];
+    for (int32_t first = 0; first < s->block_count * BLOCK; first += BLOCK) {
+        const float *restrict x = s->logits + first;
+        float *restrict w = s->weights + first;
+        for (int j = 0; j < BLOCK; j++)
+            w[j] = (x[j] > logit) | ((x[j] == logit) & (first + j <= id)) ? w[j] : 0;
+    }
+}
+
+static void apply_top_p(struct eng_sampler *s, float top_p, float max, float temperature)
+{
+    double target = (double)top_p * sum_weights(s, -INFINITY);
+    float logit_min = max;
+    /* Weights end 87 temperatures below the largest logit. */
+    for (float reach = 4; reach < 128; reach *= 2) {
+        logit_min = max - reach * temperature;
+        if (sum_weights(s, logit_min) >= target) break;
+    }
+    drop_below(s, select_key(s, gather_keys(s, logit_min), INT32_MAX, target));
+}
+
+static void apply_filters(struct eng_sampler *s, const struct eng_sampling *p, float max)
 {
     if (p->min_p > 0) /* the largest weight is 1 */
         for (int32_t i = 0; i < s->vocab; i++)
-            if (s->weights[i] < p->min_p) s->weights[i] = 0;
-    bool top_k = p->top_k > 0 && p->top_k < s->vocab, top_p = p->top_p < 1;
-    if (!top_k && !top_p) return;
-    int32_t n = 0;
-    for (int32_t i = 0; i < s->vocab; i++)
-        if (s->weights[i] > 0) s->keys[n++] = key_of(s->logits[i], i);
-    if (top_k && n > p->top_k) n = drop_below(s, n, select_threshold(s, n, p->top_k, INFINITY));
-    if (top_p) {
-        double target = (double)p->top_p * sum_weights(s);
-        drop_below(s, n, select_threshold(s, n, INT32_MAX, target));
+            s->weights[i] = s->weights[i] >= p->min_p ? s->weights[i] : 0;
+    if (p->top_k > 0 && p->top_k < s->vocab) {
+        int32_t n = gather_keys(s, kth_logit_min(s, p->top_k));
+        drop_below(s, select_key(s, n, p->top_k, INFINITY));
     }
+    if (p->top_p < 1) apply_top_p(s, p->top_p, max, p->temperature);
 }
 
 /* --- the choice ---------------------------------------------------------------------------- */
@@ -376,7 +427,7 @@ static int32_t lowest_id_of(const struct eng_sampler *s, float logit)
 /* First id at which the cumulative weight exceeds u of the whole. */
 static int32_t draw(struct eng_sampler *s, double u)
 {
-    double target = u * sum_weights(s), sum = 0;
+    double target = u * sum_weights(s, -INFINITY), sum = 0;
     for (int32_t b = 0; b < s->block_count; b++) {
         if (sum + s->sums[b] <= target) {
             sum += s->sums[b];
@@ -423,7 +474,7 @@ enum status eng_sample_token(struct eng_sampler *s, const struct eng_sampling *p
         token = lowest_id_of(s, max);
     } else {
         weigh_row(s, max, p->temperature);
-        filter(s, p);
+        apply_filters(s, p, max);
         token = draw(s, uniform(p->seed, (uint64_t)generated));
     }
     *out = (struct eng_sample){.token = token, .logprob = NAN};

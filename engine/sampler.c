@@ -111,13 +111,13 @@ static double uniform(uint64_t seed, uint64_t index)
     return (double)(((uint64_t)c0 << 32 | c1) >> 11) * 0x1p-53;
 }
 
-/* exp(x) for x <= 0 within a few units of the last place, 0 below -87; the same on every machine.
- * x = n ln 2 + r with |r| <= ln 2 / 2, Taylor polynomial of degree 7 for exp(r), n into the
- * exponent. */
+/* exp(x) for x <= 0 within a few units of the last place, 0 from about -87.7 down; the same on
+ * every machine. x = n ln 2 + r with |r| <= ln 2 / 2, Taylor polynomial of degree 7 for exp(r), n
+ * into the exponent (-127: zero). */
 static inline float exp_nonpositive(float x)
 {
     const float rounder = 0x1.8p23f; /* adding it leaves no bits below the unit */
-    float y = x < -87.0f ? -87.0f : x;
+    float y = x > -88.0f ? x : -88.0f;
     float n = (y * 0x1.715476p0f + rounder) - rounder;
     float r = (y - n * 0x1.63p-1f) + n * 0x1.bd0106p-13f; /* ln 2 = 0x1.63p-1 - 0x1.bd0106p-13 */
     float e = 1.0f / 5040;
@@ -131,7 +131,7 @@ static inline float exp_nonpositive(float x)
     int32_t bits = ((int32_t)n + 127) * (1 << 23);
     float scale;
     memcpy(&scale, &bits, sizeof scale);
-    return x < -87.0f ? 0.0f : e * scale;
+    return e * scale;
 }
 
 static inline float clamp_finite(float x)
@@ -141,20 +141,23 @@ static inline float clamp_finite(float x)
 
 /* --- passes over the row ------------------------------------------------------------------- */
 
+/* Loops over one block are functions of their own: gcc heeds `restrict` of parameters alone. */
+
 static inline float clean(float x)
 {
     float y = x >= -FLT_MAX ? x : -INFINITY; /* NaN compares false */
     return y > FLT_MAX ? FLT_MAX : y;
 }
 
+static void clean_block(float *restrict y, const float *restrict x)
+{
+    for (int j = 0; j < BLOCK; j++) y[j] = clean(x[j]);
+}
+
 static void load_row(struct eng_sampler *s, const float *logits)
 {
     int32_t whole = s->vocab / BLOCK * BLOCK;
-    for (int32_t i = 0; i < whole; i += BLOCK) {
-        const float *restrict x = logits + i;
-        float *restrict y = s->logits + i;
-        for (int j = 0; j < BLOCK; j++) y[j] = clean(x[j]);
-    }
+    for (int32_t i = 0; i < whole; i += BLOCK) clean_block(s->logits + i, logits + i);
     for (int32_t i = whole; i < s->vocab; i++) s->logits[i] = clean(logits[i]);
 }
 
@@ -171,26 +174,27 @@ static float row_max(const struct eng_sampler *s)
     return max;
 }
 
+static void weigh_block(float *restrict w, const float *restrict x, float max, float temperature)
+{
+    for (int j = 0; j < BLOCK; j++) w[j] = exp_nonpositive((x[j] - max) / temperature);
+}
+
 /* weights = exp((logits - max) / temperature); those of the padding are 0. */
 static void weigh_row(struct eng_sampler *s, float max, float temperature)
 {
-    for (int32_t b = 0; b < s->block_count; b++) {
-        const float *restrict x = s->logits + (size_t)b * BLOCK;
-        float *restrict w = s->weights + (size_t)b * BLOCK;
-        for (int j = 0; j < BLOCK; j++) w[j] = exp_nonpositive((x[j] - max) / temperature);
-    }
+    for (int32_t i = 0; i < s->block_count * BLOCK; i += BLOCK)
+        weigh_block(s->weights + i, s->logits + i, max, temperature);
 }
 
-/* Sums the weights of logits >= logit_min block by block, each in 8 interleaved parts. */
-static double sum_weights(struct eng_sampler *s, float logit_min)
+/* Sums the weights block by block, each in 8 interleaved parts. */
+static double sum_weights(struct eng_sampler *s)
 {
     double total = 0;
     for (int32_t b = 0; b < s->block_count; b++) {
-        const float *x = s->logits + (size_t)b * BLOCK;
         const float *w = s->weights + (size_t)b * BLOCK;
         double part[8] = {0};
         for (int j = 0; j < BLOCK; j += 8)
-            for (int k = 0; k < 8; k++) part[k] += x[j + k] >= logit_min ? (double)w[j + k] : 0;
+            for (int k = 0; k < 8; k++) part[k] += (double)w[j + k];
         s->sums[b] = ((part[0] + part[1]) + (part[2] + part[3])) +
                      ((part[4] + part[5]) + (part[6] + part[7]));
         total += s->sums[b];
@@ -207,7 +211,7 @@ static void score(struct eng_sampler *s, int32_t token, int32_t count, struct en
     float max = row_max(s);
     if (max == -INFINITY) max = 0; /* nothing to weigh: log_sum is -inf, every logprob NAN */
     weigh_row(s, max, 1.0f);
-    double log_sum = (double)max + log(sum_weights(s, -INFINITY));
+    double log_sum = (double)max + log(sum_weights(s));
     float own = s->logits[token];
     int32_t top_max = count < s->vocab ? count : s->vocab;
     out->token = token;
@@ -352,12 +356,16 @@ static uint64_t select_key(struct eng_sampler *s, int32_t n, int32_t count, doub
     return s->keys[0];
 }
 
-/* Keys of the tokens still in whose logit is at least logit_min; returns their number. */
-static int32_t gather_keys(struct eng_sampler *s, float logit_min)
+/* Keys of the tokens still in whose logit is at least logit_min, and what their weights come to. */
+static int32_t gather_keys(struct eng_sampler *s, float logit_min, double *weight)
 {
     int32_t n = 0;
-    for (int32_t i = 0; i < s->vocab; i++)
-        if (s->logits[i] >= logit_min && s->weights[i] > 0) s->keys[n++] = key_of(s->logits[i], i);
+    *weight = 0;
+    for (int32_t i = 0; i < s->vocab; i++) {
+        if (s->logits[i] < logit_min || s->weights[i] == 0) continue;
+        s->keys[n++] = key_of(s->logits[i], i);
+        *weight += (double)s->weights[i];
+    }
     return n;
 }
 
@@ -378,41 +386,40 @@ static float kth_logit_min(struct eng_sampler *s, int32_t k)
     return key_logit(key);
 }
 
+/* Keeps tokens above `logit`, and those at it up to id `last` of the block. */
+static void drop_block(float *restrict w, const float *restrict x, float logit, int32_t last)
+{
+    for (int j = 0; j < BLOCK; j++)
+        w[j] = (x[j] > logit) | ((x[j] == logit) & (j <= last)) ? w[j] : 0;
+}
+
 /* Drops the tokens whose keys are below the threshold. */
 static void drop_below(struct eng_sampler *s, uint64_t threshold)
 {
     int32_t id = key_id(threshold);
-    float logit = s->logits[id];
-    for (int32_t first = 0; first < s->block_count * BLOCK; first += BLOCK) {
-        const float *restrict x = s->logits + first;
-        float *restrict w = s->weights + first;
-        for (int j = 0; j < BLOCK; j++)
-            w[j] = (x[j] > logit) | ((x[j] == logit) & (first + j <= id)) ? w[j] : 0;
-    }
+    for (int32_t i = 0; i < s->block_count * BLOCK; i += BLOCK)
+        drop_block(s->weights + i, s->logits + i, s->logits[id], id - i);
+}
+
+static void apply_top_k(struct eng_sampler *s, int32_t k)
+{
+    double weight;
+    int32_t n = gather_keys(s, kth_logit_min(s, k), &weight);
+    drop_below(s, select_key(s, n, k, INFINITY));
 }
 
 static void apply_top_p(struct eng_sampler *s, float top_p, float max, float temperature)
 {
-    double target = (double)top_p * sum_weights(s, -INFINITY);
-    float logit_min = max;
-    /* Weights end 87 temperatures below the largest logit. */
-    for (float reach = 4; reach < 128; reach *= 2) {
-        logit_min = max - reach * temperature;
-        if (sum_weights(s, logit_min) >= target) break;
-    }
-    drop_below(s, select_key(s, gather_keys(s, logit_min), INT32_MAX, target));
+    double target = (double)top_p * sum_weights(s), weight;
+    int32_t n = gather_keys(s, max - 8 * temperature, &weight);
+    if (weight < target) n = gather_keys(s, -INFINITY, &weight); /* a flat row */
+    drop_below(s, select_key(s, n, INT32_MAX, target));
 }
 
-static void apply_filters(struct eng_sampler *s, const struct eng_sampling *p, float max)
+static void apply_min_p(struct eng_sampler *s, float min_p)
 {
-    if (p->min_p > 0) /* the largest weight is 1 */
-        for (int32_t i = 0; i < s->vocab; i++)
-            s->weights[i] = s->weights[i] >= p->min_p ? s->weights[i] : 0;
-    if (p->top_k > 0 && p->top_k < s->vocab) {
-        int32_t n = gather_keys(s, kth_logit_min(s, p->top_k));
-        drop_below(s, select_key(s, n, p->top_k, INFINITY));
-    }
-    if (p->top_p < 1) apply_top_p(s, p->top_p, max, p->temperature);
+    for (int32_t i = 0; i < s->vocab; i++) /* the largest weight is 1 */
+        if (s->weights[i] < min_p) s->weights[i] = 0;
 }
 
 /* --- the choice ---------------------------------------------------------------------------- */
@@ -427,7 +434,7 @@ static int32_t lowest_id_of(const struct eng_sampler *s, float logit)
 /* First id at which the cumulative weight exceeds u of the whole. */
 static int32_t draw(struct eng_sampler *s, double u)
 {
-    double target = u * sum_weights(s, -INFINITY), sum = 0;
+    double target = u * sum_weights(s), sum = 0;
     for (int32_t b = 0; b < s->block_count; b++) {
         if (sum + s->sums[b] <= target) {
             sum += s->sums[b];
@@ -474,7 +481,9 @@ enum status eng_sample_token(struct eng_sampler *s, const struct eng_sampling *p
         token = lowest_id_of(s, max);
     } else {
         weigh_row(s, max, p->temperature);
-        apply_filters(s, p, max);
+        if (p->min_p > 0) apply_min_p(s, p->min_p);
+        if (p->top_k > 0 && p->top_k < s->vocab) apply_top_k(s, p->top_k);
+        if (p->top_p < 1) apply_top_p(s, p->top_p, max, p->temperature);
         token = draw(s, uniform(p->seed, (uint64_t)generated));
     }
     *out = (struct eng_sample){.token = token, .logprob = NAN};

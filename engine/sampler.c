@@ -19,11 +19,12 @@
  * processors), and the random number is Philox4x32-10 (Salmon et al., SC 2011) with the seed as key
  * and the index in the answer as counter.  The draw inverts the cumulative sum over rising ids.
  *
- * Cost.  Every step is a few passes over the row; nothing is sorted.  top_k and top_p first find a
- * logit that surely is not above the edge: the k-th largest of the blocks' maxima, or the largest
- * logit less some temperatures.  What lies above it gets a 64-bit key (logit in an order-preserving
- * form, then inverted id, hence no two equal), and a radix selection finds the smallest key to
- * keep, in at most 6 passes over ever fewer candidates, whatever the logits are.
+ * Cost.  Every step is a few passes over the row, most of them vectorised; nothing is sorted. top_k
+ * and top_p first find a logit that surely is not above the edge: the k-th largest of the blocks'
+ * maxima, or the largest logit less 8 temperatures, should the weights above that suffice.  What
+ * lies above it gets a 64-bit key (logit in an order-preserving form, then inverted id, hence no
+ * two equal), and a radix selection finds the smallest key to keep, in at most 6 passes over ever
+ * fewer candidates, whatever the logits are.
  *
  * Odd logits.  NaN counts as -inf, which is never chosen; +inf counts as the largest finite float.
  * A penalty or bias never makes a finite logit infinite.
@@ -117,7 +118,13 @@ static double uniform(uint64_t seed, uint64_t index)
 static inline float exp_nonpositive(float x)
 {
     const float rounder = 0x1.8p23f; /* adding it leaves no bits below the unit */
-    float y = x > -88.0f ? x : -88.0f;
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= 0x7FFFFFFF; /* magnitude, at most 88: compared as integers, which gcc vectorises */
+    bits = bits < 0x42B00000 ? bits : 0x42B00000;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    y = -y;
     float n = (y * 0x1.715476p0f + rounder) - rounder;
     float r = (y - n * 0x1.63p-1f) + n * 0x1.bd0106p-13f; /* ln 2 = 0x1.63p-1 - 0x1.bd0106p-13 */
     float e = 1.0f / 5040;
@@ -128,7 +135,7 @@ static inline float exp_nonpositive(float x)
     e = e * r + 0.5f;
     e = e * r + 1.0f;
     e = e * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) * (1 << 23);
+    bits = ((int32_t)n + 127) * (1 << 23);
     float scale;
     memcpy(&scale, &bits, sizeof scale);
     return e * scale;
@@ -356,15 +363,27 @@ static uint64_t select_key(struct eng_sampler *s, int32_t n, int32_t count, doub
     return s->keys[0];
 }
 
-/* Keys of the tokens still in whose logit is at least logit_min, and what their weights come to. */
-static int32_t gather_keys(struct eng_sampler *s, float logit_min, double *weight)
+static float block_max(const float *x)
+{
+    float lane[8];
+    memcpy(lane, x, sizeof lane);
+    for (int j = 8; j < BLOCK; j += 8)
+        for (int k = 0; k < 8; k++) lane[k] = x[j + k] > lane[k] ? x[j + k] : lane[k];
+    for (int k = 1; k < 8; k++) lane[0] = lane[k] > lane[0] ? lane[k] : lane[0];
+    return lane[0];
+}
+
+/* Keys of the tokens still in whose logit is at least logit_min. */
+static int32_t gather_keys(struct eng_sampler *s, float logit_min)
 {
     int32_t n = 0;
-    *weight = 0;
-    for (int32_t i = 0; i < s->vocab; i++) {
-        if (s->logits[i] < logit_min || s->weights[i] == 0) continue;
-        s->keys[n++] = key_of(s->logits[i], i);
-        *weight += (double)s->weights[i];
+    for (int32_t first = 0; first < s->vocab; first += BLOCK) {
+        if (block_max(s->logits + first) < logit_min) continue;
+        int32_t end = first + BLOCK < s->vocab ? first + BLOCK : s->vocab;
+        for (int32_t i = first; i < end; i++) { /* n <= i: without a branch nobody could foresee */
+            s->keys[n] = key_of(s->logits[i], i);
+            n += (s->logits[i] >= logit_min) & (s->weights[i] > 0);
+        }
     }
     return n;
 }
@@ -373,17 +392,9 @@ static int32_t gather_keys(struct eng_sampler *s, float logit_min, double *weigh
 static float kth_logit_min(struct eng_sampler *s, int32_t k)
 {
     if (k > s->block_count) return -INFINITY;
-    for (int32_t b = 0; b < s->block_count; b++) {
-        const float *x = s->logits + (size_t)b * BLOCK;
-        float lane[8];
-        memcpy(lane, x, sizeof lane);
-        for (int j = 8; j < BLOCK; j += 8)
-            for (int i = 0; i < 8; i++) lane[i] = x[j + i] > lane[i] ? x[j + i] : lane[i];
-        for (int i = 1; i < 8; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
-        s->keys[b] = key_of(lane[0], b);
-    }
-    uint64_t key = select_key(s, s->block_count, k, INFINITY);
-    return key_logit(key);
+    for (int32_t b = 0; b < s->block_count; b++)
+        s->keys[b] = key_of(block_max(s->logits + (size_t)b * BLOCK), b);
+    return key_logit(select_key(s, s->block_count, k, INFINITY));
 }
 
 /* Keeps tokens above `logit`, and those at it up to id `last` of the block. */
@@ -403,16 +414,16 @@ static void drop_below(struct eng_sampler *s, uint64_t threshold)
 
 static void apply_top_k(struct eng_sampler *s, int32_t k)
 {
-    double weight;
-    int32_t n = gather_keys(s, kth_logit_min(s, k), &weight);
+    int32_t n = gather_keys(s, kth_logit_min(s, k));
     drop_below(s, select_key(s, n, k, INFINITY));
 }
 
 static void apply_top_p(struct eng_sampler *s, float top_p, float max, float temperature)
 {
-    double target = (double)top_p * sum_weights(s), weight;
-    int32_t n = gather_keys(s, max - 8 * temperature, &weight);
-    if (weight < target) n = gather_keys(s, -INFINITY, &weight); /* a flat row */
+    double target = (double)top_p * sum_weights(s), weight = 0;
+    int32_t n = gather_keys(s, max - 8 * temperature);
+    for (int32_t i = 0; i < n; i++) weight += (double)s->weights[key_id(s->keys[i])];
+    if (weight < target) n = gather_keys(s, -INFINITY); /* a flat row */
     drop_below(s, select_key(s, n, INT32_MAX, target));
 }
 

@@ -29,11 +29,11 @@
 #include "engine/sched.h"
 
 #ifdef __SANITIZE_ADDRESS__
-#define STEPS_DEFAULT 300000
+#define STEPS_DEFAULT 1500000
 #elif defined(__SANITIZE_THREAD__)
-#define STEPS_DEFAULT 300000
+#define STEPS_DEFAULT 1500000
 #else
-#define STEPS_DEFAULT 3000000
+#define STEPS_DEFAULT 4000000
 #endif
 
 #define ALIVE_MAX 96

@@ -31,7 +31,7 @@
 #include "config/log.h"
 
 #define POSITION_LIMIT (1 << 24)
-#define HEAD_DIM_MAX 1024
+#define HEAD_DIM_MAX 512
 #define PI 3.14159265358979323846
 
 static const struct {

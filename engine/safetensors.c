@@ -276,7 +276,7 @@ static enum status check_layout(const struct shard *s, struct eng_st_tensor *ten
                                 const uint8_t *data, uint64_t data_bytes, char *err)
 {
     const uint8_t *expected = data;
-    qsort(tensors, count, sizeof tensors[0], by_offset);
+    if (count > 1) qsort(tensors, count, sizeof tensors[0], by_offset);
     for (size_t i = 0; i < count; i++) {
         const struct eng_st_tensor *t = &tensors[i];
         if (t->data < expected)

@@ -71,16 +71,15 @@ static void attention(struct eng_model *m, const struct kn_batch *batch, const s
                                              .out = m->buffer[ENG_BUFFER_ATTN]});
 }
 
-void eng_model_forward(struct eng_model *m, const struct kn_batch *batch, const struct kn_kv *kv,
-                       float *logits)
+void eng_model_forward(struct eng_model *m, const struct kn_batch *batch, const struct kn_kv *kv)
 {
     const struct eng_weights *w = &m->weights;
     const enum kn_epilogue activate = m->shape.has & ENG_HAS_GATE ? KN_EPI_SWIGLU : KN_EPI_RELU;
-    const int32_t T = batch->token_count, R = batch->row_count;
-    float *x = m->buffer[ENG_BUFFER_X], *rows = m->buffer[ENG_BUFFER_ROWS];
+    const int32_t T = batch->token_count;
+    float *x = m->buffer[ENG_BUFFER_X];
     kn_act *h = m->buffer[ENG_BUFFER_H], *qkv = m->buffer[ENG_BUFFER_QKV];
     kn_act *attn = m->buffer[ENG_BUFFER_ATTN], *mlp = m->buffer[ENG_BUFFER_MLP];
-    CHECK(T > 0 && T <= m->tokens_max && R >= 0 && R <= m->rows_max);
+    CHECK(T > 0 && T <= m->tokens_max);
 
     embed(m, batch); /* x[T,H] */
     for (int32_t i = 0; i < m->shape.info.layer_count; i++) {
@@ -94,7 +93,16 @@ void eng_model_forward(struct eng_model *m, const struct kn_batch *batch, const 
         gemm(m, T, h, &l->up, l->up_bias, activate, mlp);       /* mlp[T,I'] */
         gemm(m, T, mlp, &l->down, l->down_bias, KN_EPI_ADD, x); /* x[T,H] += */
     }
-    if (R == 0) return;
+}
+
+void eng_model_logits(struct eng_model *m, const struct kn_batch *batch, float *logits)
+{
+    const struct eng_weights *w = &m->weights;
+    const int32_t R = batch->row_count;
+    float *x = m->buffer[ENG_BUFFER_X], *rows = m->buffer[ENG_BUFFER_ROWS];
+    kn_act *h = m->buffer[ENG_BUFFER_H];
+    CHECK(R > 0 && R <= m->rows_max);
+
     kn_gather(m->kn, batch, m->shape.info.hidden, x, rows); /* rows[R,H] */
     norm(m, R, rows, w->final_norm, w->final_norm_bias);    /* h[R,H] */
     gemm(m, R, h, &w->head, NULL, KN_EPI_F32, logits);      /* logits[R,V] */

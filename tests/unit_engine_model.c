@@ -140,7 +140,8 @@ static void step_run(struct rig *r, struct step *s)
 {
     char err[ERR_CAP] = "";
     memset(r->logits, 0xFF, 512 * (size_t)r->vocab * sizeof(float));
-    eng_model_forward(r->model, &s->batch, &r->kv, r->logits);
+    eng_model_forward(r->model, &s->batch, &r->kv);
+    if (s->batch.row_count) eng_model_logits(r->model, &s->batch, r->logits);
     if (kn_sync(r->kn, err)) fail_msg("%s", err);
 }
 

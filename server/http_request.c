@@ -86,11 +86,16 @@ static int on_header_value_complete(llhttp_t *p)
     struct srv_field *f = &r->headers[r->header_count++];
     f->name = r->name_span;
     *head_at(r, r->name_span + r->name_len) = '\0'; /* over the colon */
-    f->value = r->value_span ? r->value_span : "";
-    while (r->value_len && (f->value[0] == ' ' || f->value[0] == '\t')) f->value++, r->value_len--;
-    const char *end = f->value + r->value_len;
-    while (end > f->value && (end[-1] == ' ' || end[-1] == '\t')) end--;
-    if (r->value_span) r->value_end = head_at(r, end);
+    /* llhttp looks past the line end for a fold, so the place of an empty span lies in the next
+     * line: not to be cut. */
+    f->value = "";
+    if (r->value_len) {
+        const char *end = r->value_span + r->value_len;
+        f->value = r->value_span;
+        while (f->value < end && (*f->value == ' ' || *f->value == '\t')) f->value++;
+        while (end > f->value && (end[-1] == ' ' || end[-1] == '\t')) end--;
+        r->value_end = head_at(r, end);
+    }
     r->name_span = r->value_span = NULL;
     r->name_len = r->value_len = 0;
     return 0;

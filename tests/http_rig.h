@@ -54,7 +54,7 @@ static inline void rig_on_closed(struct srv_exchange *x, void *context)
     struct rig *rig = context;
     CHECK(srv_x_context(x) == context && srv_x_request_id(x)[0]);
     rig->closed_count++;
-    rig->held = NULL;
+    if (rig->held == x) rig->held = NULL;
 }
 
 static inline void rig_echo(struct srv_exchange *x, void *user)

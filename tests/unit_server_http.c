@@ -132,6 +132,21 @@ static void test_targets(void **state)
     expect_status("GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n", 404);
 }
 
+static void test_empty_values_hide_nothing(void **state)
+{
+    (void)state;
+    struct reply r = ask(
+        "POST /echo HTTP/1.1\r\nHost:\r\nContent-Length:3\r\nX:  \r\nX-Request-Id: i\r\n\r\nabc");
+    assert_int_equal(r.status, 200);
+    assert_string_equal(r.body, "abc");
+    assert_string_equal(reply_header(&r, "X-Request-Id"), "i");
+    reply_free(&r);
+    expect_status(
+        "POST /echo HTTP/1.1\r\nHost:\r\nContent-Length:3\r\nX:\r\nContent-Length:3\r\n\r\nabc",
+        400);
+    expect_status("POST /echo HTTP/1.1\r\nX:\r\nHost:\r\nHost:\r\n\r\n", 400);
+}
+
 static void test_pipelining_in_order(void **state)
 {
     (void)state;
@@ -897,6 +912,7 @@ int main(void)
         T(test_every_split),
         T(test_byte_by_byte),
         T(test_targets),
+        T(test_empty_values_hide_nothing),
         T(test_pipelining_in_order),
         T(test_pipelined_input_is_bounded),
         T(test_hangup_behind_a_full_read_ahead),

@@ -17,11 +17,11 @@
  *
  * Invariants
  *  1. x is valid until the call that completes the response returns (srv_x_reply, srv_x_error,
- * srv_x_stream_end) or until on_closed returns.  Exactly one of the two happens, once.
+ *     srv_x_stream_end, srv_x_stream_abort) or until on_closed returns: one of the two, once.
  *  2. No callback runs inside a srv_x_* call: sending happens at the end of the loop turn (many
- * small writes become one), so failures of the socket arrive later, as on_closed.
- *  3. A handler that returns without having completed the response has set on_closed (srv_x_watch);
- * this is checked.
+ *     small writes become one), so failures of the socket arrive later, as on_closed.
+ *  3. A handler that returns without having completed the response has set on_closed
+ *     (srv_x_watch); this is checked.
  *  4. Strings returned by srv_x_* accessors live as long as x.
  */
 #ifndef DAKD_SERVER_HTTP_H
@@ -58,7 +58,7 @@ struct srv_http_config {
     int header_count_max;    /* header lines, >= 8; over it 431 */
     size_t body_bytes_max;   /* one request body; over it 413 */
     size_t body_bytes_total_max; /* bodies held at one time by all connections; over it 503 */
-    size_t write_buffer_max;     /* queued output of one stream, >= 16384 */
+    size_t write_buffer_max;     /* queued output of one stream, >= 32768 */
     uint64_t header_timeout_ms;  /* first to last byte of a head; over it 408 */
     uint64_t body_timeout_ms;    /* first to last byte of a body; over it 408 */
     uint64_t idle_timeout_ms;    /* between requests; closed silently */
@@ -77,7 +77,8 @@ struct srv_http_config srv_http_config_default(void);
 
 /* Binds and listens.  `config` is copied (strings and the origin array borrowed for the server's
  * life), `routes` is borrowed.  ST_INVALID (configuration), ST_IO (resolve, bind, listen; the
- * sentence says what to do), ST_NOMEM. */
+ * sentence says what to do), ST_NOMEM.  After an error the loop still has to run for the handles to
+ * close.  Ignores SIGPIPE where that is at its default. */
 MUST_USE enum status srv_http_open(uv_loop_t *loop, const struct srv_http_config *config,
                                    const struct srv_route *routes, size_t route_count, void *user,
                                    struct srv_http **out, char *err);
@@ -177,11 +178,11 @@ void srv_x_put_error(struct buf *b, int status, const char *type, const char *pa
 
 /* Streams: chunked on HTTP/1.1, until close on HTTP/1.0. */
 void srv_x_stream_begin(struct srv_exchange *x, int status, const char *content_type);
-/* Queues all of bytes[0..len) or nothing:
- *  ST_OK     queued;
- *  ST_FULL   queued, and the queue is above the high-water mark (half of write_buffer_max): stop
- * until on_drain; ST_LIMIT  not queued: it would pass write_buffer_max.  Wait for on_drain (it will
- * come) or end the stream; ST_NOMEM  not queued. */
+/* Queues all of bytes[0..len), or nothing.  ST_OK: queued.  ST_FULL: queued, and the queue is above
+ * the high-water mark (half of write_buffer_max), so stop until on_drain.  ST_LIMIT: not queued, it
+ * would pass write_buffer_max; wait for on_drain, which will come, or end the stream.  ST_INVALID:
+ * not queued, len is over half of write_buffer_max, for which no on_drain makes room.  ST_NOMEM:
+ * not queued. */
 MUST_USE enum status srv_x_stream_write(struct srv_exchange *x, const void *bytes, size_t len);
 /* The same with several pieces, which go out as one. */
 MUST_USE enum status srv_x_stream_writev(struct srv_exchange *x, const uv_buf_t *pieces,

@@ -43,8 +43,7 @@ struct srv_exchange;
 
 struct srv_route {
     const char *method; /* "GET" (also answers HEAD), "POST", ... */
-    const char *path; /* exact, or ending in "/" "*": any non-empty rest (srv_x_path_rest), slashes
-                         included */
+    const char *path;   /* exact, or "/prefix/" and a star: any non-empty rest (srv_x_path_rest) */
     void (*handle)(struct srv_exchange *x, void *user);
 };
 
@@ -63,8 +62,8 @@ struct srv_http_config {
     uint64_t body_timeout_ms;    /* first to last byte of a body; over it 408 */
     uint64_t idle_timeout_ms;    /* between requests; closed silently */
     uint64_t write_timeout_ms;   /* output queued and the peer takes none of it; closed */
-    const char *const
-        *cors_origins; /* borrowed; "*" alone allows every origin; none: CORS is off */
+    /* Borrowed; "*" allows every origin; none: CORS is off. */
+    const char *const *cors_origins;
     size_t cors_origin_count;
     bool access_log_info; /* access lines at level info instead of debug */
     /* May be NULL.  Called when a routed request's head is complete and before its body is read;
@@ -119,8 +118,8 @@ struct srv_http_stats {
     uint64_t body_bytes_held; /* gauge, against body_bytes_total_max */
     size_t queue_bytes_peak;  /* largest output queue a stream has had */
     size_t route_count;
-    const struct srv_http_route_stats
-        *routes; /* [route_count + 1]; the last: no route, or malformed */
+    /* [route_count + 1]; the last is for requests without a route, and malformed ones. */
+    const struct srv_http_route_stats *routes;
 };
 /* Borrowed, live. */
 const struct srv_http_stats *srv_http_stats(const struct srv_http *http);
@@ -130,8 +129,8 @@ const struct srv_route *srv_http_route(const struct srv_http *http, size_t idx);
 
 const char *srv_x_method(const struct srv_exchange *x); /* "GET", "HEAD", "POST", ... */
 const char *srv_x_path(const struct srv_exchange *x);   /* percent-decoded, valid UTF-8 */
-const char *
-srv_x_path_rest(const struct srv_exchange *x); /* what the route's "*" matched, else "" */
+/* What the route's star matched (slashes included), else "". */
+const char *srv_x_path_rest(const struct srv_exchange *x);
 /* First query parameter of that name, percent-decoded ('+' is a space); "" without '='; NULL where
  * absent. */
 const char *srv_x_query(const struct srv_exchange *x, const char *name);
@@ -150,10 +149,11 @@ uint64_t srv_x_arrival_ns(const struct srv_exchange *x);
 
 /* ---- the response ---- */
 
-/* Callbacks for an answer that comes later; both may run only after the handler returned.
- *  on_closed: the client left, or the connection failed, before the response was complete.  x is
- * gone after it. on_drain (may be NULL): the queue fell below the low-water mark after
- * srv_x_stream_write had said ST_FULL. */
+/* Callbacks for an answer that comes later; both run only after the handler has returned.
+ * on_closed: the client left, or the connection failed, before the response was complete; x is gone
+ * after it, and no response function may be called in it.
+ * on_drain (may be NULL): the queue fell below the low-water mark (a quarter of write_buffer_max)
+ * after a stream write had said ST_FULL or ST_LIMIT. */
 void srv_x_watch(struct srv_exchange *x, void (*on_closed)(struct srv_exchange *x, void *context),
                  void (*on_drain)(struct srv_exchange *x, void *context), void *context);
 void *srv_x_context(const struct srv_exchange *x);
@@ -167,8 +167,9 @@ void srv_x_header(struct srv_exchange *x, const char *name, const char *value);
  * 200..599. */
 void srv_x_reply(struct srv_exchange *x, int status, const char *content_type, const char *body,
                  size_t len);
-/* {"error":{"message":...,"type":...,"param":...,"code":...}}; param and code may be NULL (null).
- * A 429 or 503 carries `Retry-After: 1` unless srv_x_header set one. */
+/* {"error":{"message":...,"type":...,"param":...,"code":...}}; param and code may be NULL (null),
+ * type NULL picks the usual one of the status.  The message is cut at 2047 bytes and may quote the
+ * client.  A 429 or 503 carries `Retry-After: 1` unless srv_x_header set one. */
 void srv_x_error(struct srv_exchange *x, int status, const char *type, const char *param,
                  const char *code, const char *fmt, ...) __attribute__((format(printf, 6, 7)));
 

@@ -49,6 +49,7 @@ static void test_stream_backpressure(void **state)
             rig_sleep(&rig, 50);
         } while (rig.stream_left != left || rig.handled == greedy);
         assert_true(left > 0);
+        assert_false(uv_is_active((uv_handle_t *)&rig.http->flusher)); /* and the loop sleeps */
         struct reply r = rig_reply(&rig, fd, false);
         assert_int_equal(r.status, 200);
         assert_int_equal(r.body_len, 8000000);

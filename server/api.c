@@ -93,7 +93,7 @@ static void on_wake(uv_async_t *handle)
 void srv_api_wake(void *user)
 {
     struct srv_api *api = user;
-    uv_async_send(&api->wake);
+    uv_async_send(&api->wake); /* after uv_close it does nothing */
 }
 
 static void on_tick(uv_timer_t *timer)
@@ -160,6 +160,14 @@ void srv_api_attach(struct srv_api *api, struct eng_engine *engine, const struct
     api->http = http;
     api->engine = engine;
     poll_engine(api);
+}
+
+void srv_api_set_tiers(struct srv_api *api, const struct srv_tier *tiers, int tier_count,
+                       uint64_t kv_page_bytes)
+{
+    api->tiers = tiers;
+    api->tier_count = tier_count;
+    api->kv_page_bytes = kv_page_bytes;
 }
 
 void srv_api_drain(struct srv_api *api)

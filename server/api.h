@@ -10,7 +10,8 @@
  *     srv_api_open -> eng_open (wake = srv_api_wake) -> srv_http_open (srv_api_routes, user = api, admit =
  *     srv_api_admit) -> srv_api_attach -> uv_run
  *     end: srv_api_drain, srv_http_drain; once drained, or at the end of patience (srv_api_abort): srv_http_close,
- *     eng_stop, srv_api_stop -> uv_run returns when the last sequence has ended -> srv_api_close, eng_close.
+ *     eng_stop, srv_api_stop -> uv_run returns when the last sequence has ended -> eng_close, then srv_api_close (the
+ *     engine thread may wake the API until it has been joined), then uv_loop_close.
  */
 #ifndef DAKD_SERVER_API_H
 #define DAKD_SERVER_API_H
@@ -32,12 +33,9 @@ struct srv_api_config {
     size_t write_buffer_max;        /* srv_http_config.write_buffer_max: no chunk may be larger */
     uint64_t keep_alive_ms;         /* a silent stream gets a comment this often; 0: never */
     uint64_t stall_ms;              /* an engine without progress for so long is not healthy; 0: never */
-    const struct srv_tier *tiers;   /* borrowed; for /metrics */
-    int tier_count;
-    uint64_t kv_page_bytes;
 };
 
-/* The values that do not depend on the machine; names and tiers are the caller's. */
+/* The values that do not depend on the machine; the names are the caller's. */
 struct srv_api_config srv_api_config_default(void);
 
 struct srv_api;
@@ -56,6 +54,9 @@ void srv_api_wake(void *api);
 /* The engine is ready: from now on requests are served.  info: of the model, copied. */
 void srv_api_attach(struct srv_api *api, struct eng_engine *engine, const struct eng_model_info *info,
                     const struct srv_http *http);
+/* What /metrics says of the memory tiers; tiers are borrowed.  Optional. */
+void srv_api_set_tiers(struct srv_api *api, const struct srv_tier *tiers, int tier_count,
+                       uint64_t kv_page_bytes);
 /* New requests are refused with 503 and /readyz says so; those under way go on. */
 void srv_api_drain(struct srv_api *api);
 /* Requests under way (answers being made). */

@@ -19,6 +19,9 @@ struct srv_api {
     struct srv_vocab vocab[2]; /* [skip_special] */
     char fingerprint[64];
     int64_t started_unix_s;
+    const struct srv_tier *tiers; /* borrowed; for /metrics */
+    int tier_count;
+    uint64_t kv_page_bytes;
     uv_async_t wake;
     uv_timer_t timer;
     int open_handles;

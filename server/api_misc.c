@@ -244,9 +244,9 @@ void srv_api_metrics(struct srv_exchange *x, void *user)
                                     .engine = &stats,
                                     .http = api->http ? srv_http_stats(api->http) : NULL,
                                     .routes = srv_api_routes(&count),
-                                    .tiers = api->config.tiers,
-                                    .tier_count = api->config.tier_count,
-                                    .kv_page_bytes = api->config.kv_page_bytes,
+                                    .tiers = api->tiers,
+                                    .tier_count = api->tier_count,
+                                    .kv_page_bytes = api->kv_page_bytes,
                                     .model_name = api->config.model_names[0],
                                     .version = version_string(),
                                     .commit = version_commit()};

@@ -15,7 +15,9 @@
 
 /* Events taken in one go; then the loop gets a turn for its sockets. */
 #define EVENTS_PER_TURN 4096
-#define TICK_MS 250
+/* How often silent streams are looked at. */
+#define TICK_MS_MAX 250
+#define TICK_MS_MIN 10
 
 static const struct srv_route routes[] = {
     {"POST", "/v1/chat/completions", srv_api_chat},
@@ -135,7 +137,9 @@ enum status srv_api_open(uv_loop_t *loop, const struct srv_api_config *config,
     api->wake.data = api;
     api->timer.data = api;
     CHECK(uv_timer_init(loop, &api->timer) == 0); /* cannot fail */
-    CHECK(uv_timer_start(&api->timer, on_tick, TICK_MS, TICK_MS) == 0);
+    uint64_t tick = config->keep_alive_ms / 4;
+    tick = tick < TICK_MS_MIN ? TICK_MS_MIN : tick > TICK_MS_MAX ? TICK_MS_MAX : tick;
+    CHECK(uv_timer_start(&api->timer, on_tick, tick, tick) == 0);
     api->open_handles = 2;
     *out = api;
     return ST_OK;

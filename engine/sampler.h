@@ -1,8 +1,8 @@
 /*
  * sampler.h - from a row of logits to a token.  Pure: the random number of a token depends on
  * (seed, index of the token in the answer) alone, so the same request with the same seed gives the
- * same text whatever else is in the batch.  sampler.c gives the order of the steps, which is vLLM's.
- * Parameters out of their ranges stop at CHECK: requests are validated before.
+ * same text whatever else is in the batch.  sampler.c gives the order of the steps, which is
+ * vLLM's. Parameters out of their ranges stop at CHECK: requests are validated before.
  */
 #ifndef DAKD_ENGINE_SAMPLER_H
 #define DAKD_ENGINE_SAMPLER_H

@@ -33,7 +33,7 @@
 #elif defined(__SANITIZE_THREAD__)
 #define STEPS_DEFAULT 1500000
 #else
-#define STEPS_DEFAULT 4000000
+#define STEPS_DEFAULT 2500000
 #endif
 
 #define ALIVE_MAX 96

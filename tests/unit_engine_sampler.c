@@ -229,6 +229,31 @@ static void filters_keep_exactly_the_right_set(void **state)
     }
 }
 
+static void top_p_ends_where_its_mass_is_reached(void **state)
+{
+    (void)state;
+    float row[] = {1, 1, 1, 1, -2};
+    struct eng_sampling p = plain;
+    struct eng_sampler *s = open_sampler(4);
+    p.top_p = 0.5f; /* two of four equals come to exactly a half */
+    for (p.seed = 0; p.seed < 100; p.seed++) assert_in_range(sample(s, &p, row).token, 0, 1);
+    p.top_p = 0x1.000002p-1f; /* a little more takes the third */
+    int32_t highest = 0;
+    for (p.seed = 0; p.seed < 100; p.seed++) {
+        int32_t token = sample(s, &p, row).token;
+        highest = token > highest ? token : highest;
+    }
+    assert_int_equal(highest, 2);
+    eng_sampler_close(s);
+    /* One likely token, and far below it so many that they outweigh it. */
+    enum { V = 20000 };
+    static float flat[V];
+    for (int i = 0; i < V; i++) flat[i] = -9;
+    flat[777] = 0;
+    p.top_p = 0.8f;
+    assert_distribution(&p, flat, V, 1000);
+}
+
 static void large_vocabularies(void **state)
 {
     (void)state;
@@ -347,7 +372,7 @@ static void greedy_takes_the_lowest_id_of_the_largest(void **state)
     assert_int_equal(sample(s, &p, row).token, 0);
     p = plain;
     p.top_k = 1;
-    assert_int_equal(sample(s, &p, row).token, 0);
+    for (p.seed = 0; p.seed < 20; p.seed++) assert_int_equal(sample(s, &p, row).token, 0);
     eng_sampler_close(s);
 }
 
@@ -594,10 +619,10 @@ static void assert_scores(const struct eng_sample *out, const float *row, int32_
     double log_sum = e[0].logit + log(sum);
     assert_int_equal(out->rank, rank);
     assert_int_equal(out->top_count, count < v ? count : v);
-    assert_true(fabs((double)out->logprob - ((double)row[out->token] - log_sum)) < 2e-6 * 20);
+    assert_true(fabs((double)out->logprob - ((double)row[out->token] - log_sum)) < 3e-6);
     for (int32_t i = 0; i < out->top_count; i++) {
         assert_int_equal(out->top[i].token, e[i].id);
-        assert_true(fabs((double)out->top[i].logprob - (e[i].logit - log_sum)) < 2e-6 * 20);
+        assert_true(fabs((double)out->top[i].logprob - (e[i].logit - log_sum)) < 3e-6);
     }
     free(e);
 }
@@ -654,6 +679,7 @@ int main(void)
         cmocka_unit_test(draws_follow_the_distribution),
         cmocka_unit_test(draws_over_one_answer_follow_it_too),
         cmocka_unit_test(filters_keep_exactly_the_right_set),
+        cmocka_unit_test(top_p_ends_where_its_mass_is_reached),
         cmocka_unit_test(large_vocabularies),
         cmocka_unit_test(same_input_same_token),
         cmocka_unit_test(random_numbers_are_philox),

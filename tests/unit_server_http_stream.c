@@ -56,6 +56,7 @@ static void test_stream_backpressure(void **state)
         assert_int_equal(strspn(r.body, "x"), 8000000);
         assert_true(rig.drain_count > 0 && rig.full_count > 0);
         assert_true(greedy == (rig.limit_count > 0));
+        assert_int_equal(rig.drain_count, greedy ? rig.limit_count : rig.full_count);
         reply_free(&r);
         close(fd);
     }
@@ -105,6 +106,36 @@ static void test_a_piece_that_never_fits(void **state)
     srv_x_stream_end(rig.held);
     struct reply r = rig_reply(&rig, fd, false);
     assert_int_equal(r.body_len, sizeof piece - 1);
+    reply_free(&r);
+    close(fd);
+}
+
+static void count_drain(struct srv_exchange *x, void *context)
+{
+    CHECK(x == rig.held && context == &rig);
+    rig.drain_count++;
+}
+
+static void test_drain_is_told_once_per_full(void **state)
+{
+    (void)state;
+    int fd = rig_connect(&rig);
+    rig_sends(&rig, fd, "GET /sse HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_true(rig_wait(&rig, &rig.handled, 1, RIG_PATIENCE_MS));
+    srv_x_watch(rig.held, rig_on_closed, count_drain, &rig);
+    static char piece[65536 / 2];
+    for (int i = 1; i <= 3; i++) {
+        rig_sleep(&rig, 5);
+        assert_int_equal(srv_sse_comment(rig.held), ST_OK);
+        rig_sleep(&rig, 5);
+        assert_int_equal(rig.drain_count, i - 1);
+        assert_int_equal(srv_x_stream_write(rig.held, piece, sizeof piece), ST_FULL);
+        assert_true(rig_wait(&rig, &rig.drain_count, i, RIG_PATIENCE_MS));
+    }
+    srv_sse_done(rig.held);
+    struct reply r = rig_reply(&rig, fd, false);
+    assert_int_equal(r.body_len,
+                     3 * (sizeof piece + strlen(": keep-alive\n\n")) + strlen("data: [DONE]\n\n"));
     reply_free(&r);
     close(fd);
 }
@@ -218,12 +249,14 @@ static void test_leaving_after_the_answer_is_no_event(void **state)
     rig_sleep(&rig, 10);
     assert_int_equal(rig.closed_count, 0);
     assert_int_equal(srv_http_stats(rig.http)->conn_open, 0);
-    /* A client that shuts its write side right after the request still gets a prompt answer. */
-    fd = rig_connect(&rig);
-    send(fd, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 31, 0);
+    /* A client that shuts its write side right after the request still gets a prompt answer, all
+     * of it. */
+    fd = rig_connect_buffered(&rig, 16384);
+    const char request[] = "GET /big?n=5000000 HTTP/1.1\r\nHost: h\r\n\r\n";
+    send(fd, request, sizeof request - 1, 0);
     shutdown(fd, SHUT_WR);
     struct reply r = rig_reply(&rig, fd, false);
-    assert_int_equal(r.status, 200);
+    assert_int_equal(r.body_len, 5000000);
     assert_true(rig_ends(&rig, fd));
     reply_free(&r);
     close(fd);
@@ -334,6 +367,7 @@ int main(void)
         T(test_stream_backpressure),
         T(test_writes_of_one_turn_are_one),
         T(test_a_piece_that_never_fits),
+        T(test_drain_is_told_once_per_full),
         T(test_stream_fails_midway),
         T(test_stalled_reader_is_closed),
         T(test_large_reply),

@@ -135,8 +135,9 @@ def forms_differ(normalizer):
 
 
 class Case:
-    def __init__(self, kind):
-        self.path = FIXTURES / kind
+    def __init__(self, path, count=COUNT):
+        self.path = path
+        kind = path.name
         self.model = json.loads((self.path / "tokenizer.json").read_text(encoding="utf-8"))
         self.theirs = tokenizers.Tokenizer.from_file(str(self.path / "tokenizer.json"))
         self.added = [t["content"] for t in self.model["added_tokens"]]
@@ -144,7 +145,7 @@ class Case:
         odds = list(look_alikes(self.added[:60])) or ["<s>"]
         skip = forms_differ(json.dumps(self.model["normalizer"]))
         table = {ord(c): None for c in skip}
-        made = [make_text(rng, odds) for _ in range(COUNT - 6)]
+        made = [make_text(rng, odds) for _ in range(count - 6)]
         made += [b"", b" ", b"\n", b"\xff", b"a", "  ▁ ▁▁x".encode()]
         if skip:
             made = [t.decode("utf-8", "replace").translate(table).encode() for t in made]
@@ -173,7 +174,7 @@ class Case:
 @pytest.fixture(scope="module", params=KINDS)
 def case(request):
     print(f"{request.param}: seed {SEED}, {COUNT} texts")
-    return Case(request.param)
+    return Case(FIXTURES / request.param)
 
 
 def assert_same(case, ours, theirs, inputs):
@@ -246,3 +247,111 @@ def test_vocabulary(case):
         token = config.get(key)
         token = token["content"] if isinstance(token, dict) else token
         assert token is None or case.theirs.token_to_id(token) is not None
+
+
+def split(pattern, behavior="Isolated", invert=False, kind="Regex"):
+    return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
+
+
+def sequence(*steps):
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def byte_level(prefix=False, regex=False):
+    return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": regex}
+
+
+def by_pattern(pattern, **options):
+    return {"pre_tokenizer": sequence(split(pattern, **options), byte_level())}
+
+
+def metaspace(scheme="always", **more):
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, **more}
+
+
+def digits(individual):
+    return {"type": "Digits", "individual_digits": individual}
+
+
+def punctuation(behavior):
+    return {"type": "Punctuation", "behavior": behavior}
+
+
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+# The parts of further published tokenizers, and every behavior, on the fixtures' vocabularies.
+VARIANTS = {
+    "cl100k": ("gpt2", by_pattern(CL100K, behavior="Removed", invert=True)),
+    "o200k": ("gpt2", by_pattern(O200K)),
+    "deepseek": (
+        "gpt2",
+        {"pre_tokenizer": sequence(split(r"\p{N}{1,3}"), split("[一-龥\u3040-ゟ゠-ヿ]+"), split(DEEPSEEK), byte_level())},
+    ),
+    "bloom": ("gpt2", by_pattern(r" ?[^(\s|[.,!?…。，、।۔،])]+")),
+    "starcoder": ("gpt2", {"pre_tokenizer": sequence(digits(True), byte_level(regex=True))}),
+    "falcon": (
+        "gpt2",
+        {"pre_tokenizer": sequence(punctuation("Contiguous"), byte_level(regex=True), digits(False), split("[0-9][0-9][0-9]"))},
+    ),
+    "prefix_space": ("gpt2", {"pre_tokenizer": byte_level(True, True)}),
+    "roberta": (
+        "gpt2",
+        {"post_processor": {"type": "RobertaProcessing", "sep": ["b", 1], "cls": ["a", 0], "trim_offsets": True, "add_prefix_space": True}},
+    ),
+    "bert": ("gpt2", {"post_processor": {"type": "BertProcessing", "sep": ["b", 1], "cls": ["a", 0]}}),
+    "word_classes": ("gpt2", by_pattern(r"\w+|[^\w\s]+")),
+    "anchors": ("gpt2", by_pattern(r"^\w|\w$|\S\n|(?<=a)b|[\S]{2}")),
+    "case_folding": ("gpt2", by_pattern(r"(?i:[k-s]+|å|ǆ)")),
+    "empty_matches": ("gpt2", by_pattern(r"(?=[A-Z])|x*")),
+    "nothing": ("gpt2", {"pre_tokenizer": None, "decoder": None}),
+    "strip": ("gpt2", {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}}),
+    "nfd_lower": ("gpt2", {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}]}}),
+    "regex_replace": ("gpt2", {"normalizer": {"type": "Replace", "pattern": {"Regex": r"\s{2,}|x+$|^[a-c]"}, "content": "·"}}),
+    "metaspace_split": ("mistral", {"pre_tokenizer": metaspace("first", split=True)}),
+    "metaspace_always": ("mistral", {"pre_tokenizer": metaspace("always", split=False)}),
+    "metaspace_never": ("mistral", {"pre_tokenizer": metaspace("never", split=True)}),
+    "metaspace_old": ("mistral", {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}}),
+    "metaspace_decoder": ("mistral", {"decoder": metaspace("always")}),
+    "metaspace_decoder_never": ("mistral", {"decoder": metaspace("never")}),
+    "token_strip": (
+        "mistral",
+        {"decoder": {"type": "Sequence", "decoders": [
+            {"type": "Strip", "content": "▁", "start": 1, "stop": 0}, {"type": "Replace", "pattern": {"Regex": "[aeiou]+"}, "content": "<>"}]}},
+    ),
+    "gemma": (
+        "mistral",
+        {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}, "pre_tokenizer": split(" ", "MergedWithPrevious", kind="String"),
+         "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]}},
+    ),
+}  # fmt: skip
+for _behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"):
+    VARIANTS[f"split_{_behavior}"] = ("gpt2", by_pattern("[-e]|  ", behavior=_behavior))
+    VARIANTS[f"split_{_behavior}_invert"] = ("gpt2", by_pattern("[a-m]+", behavior=_behavior, invert=True))
+    VARIANTS[f"punctuation_{_behavior}"] = ("gpt2", {"pre_tokenizer": sequence(punctuation(_behavior), byte_level())})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant(name, tmp_path):
+    base, patch = VARIANTS[name]
+    model = json.loads((FIXTURES / base / "tokenizer.json").read_text(encoding="utf-8")) | patch
+    path = tmp_path / name
+    path.mkdir()
+    (path / "tokenizer.json").write_text(json.dumps(model), encoding="utf-8")
+    case = Case(path, max(COUNT // 10, 100))
+    theirs = case.expected(True, case.texts)
+    assert_same(case, case.encode(PARSE_SPECIAL | ADD_SPECIAL, case.data), theirs, case.texts)
+    frames = [struct.pack(f"={len(i)}i", *i) for i in theirs]
+    for skip in (False, True):
+        text = [t.encode() for t in case.theirs.decode_batch(theirs, skip_special_tokens=skip)]
+        assert_same(case, case.run("decode", int(skip), frames), text, theirs)
+        assert_same(case, case.run("incremental", int(skip), frames), text, theirs)

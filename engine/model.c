@@ -125,8 +125,8 @@ enum status eng_model_open(struct kn *kn, struct off_tiers *tiers, const char *d
     m->model_len_max = opt->model_len_max ? opt->model_len_max : m->shape.info.context_max;
     m->attention_scale = (float)(1 / sqrt(m->shape.info.head_dim));
     if ((st = alloc_buffers(m, err))) goto fail;
-    if ((st = fill_rope(m, err))) goto fail;
     if ((st = eng_weights_load(kn, tiers, dir, &m->shape, opt, &m->weights, err))) goto fail;
+    if ((st = fill_rope(m, err))) goto fail;
     *out = m;
     return ST_OK;
 fail:

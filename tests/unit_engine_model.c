@@ -2,11 +2,12 @@
  * unit_engine_model.c - the whole model side against the Python reference, and against itself.
  *
  * tests/fixtures/models holds tiny checkpoints with logits and greedy tokens of the reference
- * (scripts/make_model_fixtures.py).  fp32 fixtures are held to 1e-3.  With bf16 or f16 weights K and
- * V are kept in that type, and the reference rounds them likewise: what is left is that a value near
- * the middle between two neighbours may fall to the other side, one unit in the last place (2^-8 of
- * it in bf16, 2^-11 in f16, where it happens eight times as often).  Hence the bounds 2^-7 and 2^-9.
- * Greedy margins of the fixtures are 0.03 and more, above twice the bound, so tokens must be equal.
+ * (scripts/make_model_fixtures.py).  fp32 fixtures are held to 1e-3.  With bf16 or f16 weights K
+ * and V are kept in that type, and the reference rounds them likewise: what is left is that a value
+ * near the middle between two neighbours may fall to the other side, one unit in the last place
+ * (2^-8 of it in bf16, 2^-11 in f16, where it happens eight times as often).  Hence the bounds 2^-7
+ * and 2^-9. Greedy margins of the fixtures are 0.03 and more, above twice the bound, so tokens must
+ * be equal.
  *
  * Then what must be bitwise equal: chunkings of a prompt, placements of weights and of KV pages,
  * neighbours in the batch, thread counts.
@@ -25,6 +26,7 @@
 #include "config/file.h"
 #include "config/json.h"
 #include "engine/model.h"
+#include "tests/model_dir.h"
 
 #define FIXTURES "tests/fixtures/models/"
 #define PROMPT 100
@@ -566,6 +568,60 @@ static void generation_defaults(void **state)
     assert_int_equal(info.context_max, 256);
 }
 
+/* --- forms a checkpoint may take ---------------------------------------------------------------
+ */
+
+static void micro_logits(const struct model_dir *d, float out[16 * 16])
+{
+    int32_t tokens[16];
+    struct rig r;
+    for (int i = 0; i < 16; i++) tokens[i] = (i * 5 + 1) % 16;
+    rig_open(&r, d->path, (struct setup){0});
+    run_chunks(&r, tokens, 0, 16, 16, out);
+    rig_close(&r);
+}
+
+/* Data at any alignment, names without "model.", and tensors nobody asked for change nothing. */
+static void stored_forms_equal(void **state)
+{
+    struct model_dir d;
+    char header[MICRO_HEADER_CAP], bare[MICRO_HEADER_CAP];
+    float want[16 * 16], got[16 * 16];
+    size_t data = micro_header(header, 0, ARRAY_COUNT(micro_tensors)), len = strlen(header), n = 0;
+    (void)state;
+    dir_make(&d);
+    micro_write(&d);
+    micro_logits(&d, want);
+    for (int pad = 1; pad < 8; pad++) {
+        header[len++] = ' ';
+        dir_write_tensors(&d, "model.safetensors", len, header, len, data);
+        micro_logits(&d, got);
+        assert_memory_equal(want, got, sizeof want);
+    }
+    for (size_t i = 0; i < len; i++) {
+        if (!strncmp(header + i, "\"model.", 7)) {
+            bare[n++] = '"';
+            i += 6;
+        } else {
+            bare[n++] = header[i];
+        }
+    }
+    dir_write_tensors(&d, "model.safetensors", n, bare, n, data);
+    micro_logits(&d, got);
+    assert_memory_equal(want, got, sizeof want);
+    while (bare[n - 1] != '}') n--;
+    n--;
+    n += (size_t)snprintf(bare + n, sizeof bare - n,
+                          ",\"layers.0.self_attn.rotary_emb.inv_freq\":{\"dtype\":\"F16\","
+                          "\"shape\":[2],\"data_offsets\":[%zu,%zu]},\"unheard_of\":{\"dtype\":"
+                          "\"I64\",\"shape\":[],\"data_offsets\":[%zu,%zu]}}",
+                          data, data + 4, data + 4, data + 12);
+    dir_write_tensors(&d, "model.safetensors", n, bare, n, data + 12);
+    micro_logits(&d, got);
+    assert_memory_equal(want, got, sizeof want);
+    dir_remove(&d);
+}
+
 static void progress_count(void *user, uint64_t done, uint64_t total)
 {
     uint64_t *last = user;
@@ -642,6 +698,7 @@ int main(void)
         cmocka_unit_test(capacity_errors),
         cmocka_unit_test(shipped_shapes),
         cmocka_unit_test(generation_defaults),
+        cmocka_unit_test(stored_forms_equal),
         cmocka_unit_test(progress_reaches_total),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

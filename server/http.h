@@ -17,11 +17,11 @@
  *
  * Invariants
  *  1. x is valid until the call that completes the response returns (srv_x_reply, srv_x_error,
- * srv_x_stream_end) or until on_closed returns.  Exactly one of the two happens, once.
+ *     srv_x_stream_end, srv_x_stream_abort) or until on_closed returns: one of the two, once.
  *  2. No callback runs inside a srv_x_* call: sending happens at the end of the loop turn (many
- * small writes become one), so failures of the socket arrive later, as on_closed.
- *  3. A handler that returns without having completed the response has set on_closed (srv_x_watch);
- * this is checked.
+ *     small writes become one), so failures of the socket arrive later, as on_closed.
+ *  3. A handler that returns without having completed the response has set on_closed
+ *     (srv_x_watch); this is checked.
  *  4. Strings returned by srv_x_* accessors live as long as x.
  */
 #ifndef DAKD_SERVER_HTTP_H
@@ -43,8 +43,7 @@ struct srv_exchange;
 
 struct srv_route {
     const char *method; /* "GET" (also answers HEAD), "POST", ... */
-    const char *path; /* exact, or ending in "/" "*": any non-empty rest (srv_x_path_rest), slashes
-                         included */
+    const char *path;   /* exact, or "/prefix/" and a star: any non-empty rest (srv_x_path_rest) */
     void (*handle)(struct srv_exchange *x, void *user);
 };
 
@@ -58,13 +57,13 @@ struct srv_http_config {
     int header_count_max;    /* header lines, >= 8; over it 431 */
     size_t body_bytes_max;   /* one request body; over it 413 */
     size_t body_bytes_total_max; /* bodies held at one time by all connections; over it 503 */
-    size_t write_buffer_max;     /* queued output of one stream, >= 16384 */
+    size_t write_buffer_max;     /* queued output of one stream, >= 32768 */
     uint64_t header_timeout_ms;  /* first to last byte of a head; over it 408 */
     uint64_t body_timeout_ms;    /* first to last byte of a body; over it 408 */
     uint64_t idle_timeout_ms;    /* between requests; closed silently */
     uint64_t write_timeout_ms;   /* output queued and the peer takes none of it; closed */
-    const char *const
-        *cors_origins; /* borrowed; "*" alone allows every origin; none: CORS is off */
+    /* Borrowed; "*" allows every origin; none: CORS is off. */
+    const char *const *cors_origins;
     size_t cors_origin_count;
     bool access_log_info; /* access lines at level info instead of debug */
     /* May be NULL.  Called when a routed request's head is complete and before its body is read;
@@ -77,7 +76,8 @@ struct srv_http_config srv_http_config_default(void);
 
 /* Binds and listens.  `config` is copied (strings and the origin array borrowed for the server's
  * life), `routes` is borrowed.  ST_INVALID (configuration), ST_IO (resolve, bind, listen; the
- * sentence says what to do), ST_NOMEM. */
+ * sentence says what to do), ST_NOMEM.  After an error the loop still has to run for the handles to
+ * close.  Ignores SIGPIPE where that is at its default. */
 MUST_USE enum status srv_http_open(uv_loop_t *loop, const struct srv_http_config *config,
                                    const struct srv_route *routes, size_t route_count, void *user,
                                    struct srv_http **out, char *err);
@@ -118,8 +118,8 @@ struct srv_http_stats {
     uint64_t body_bytes_held; /* gauge, against body_bytes_total_max */
     size_t queue_bytes_peak;  /* largest output queue a stream has had */
     size_t route_count;
-    const struct srv_http_route_stats
-        *routes; /* [route_count + 1]; the last: no route, or malformed */
+    /* [route_count + 1]; the last is for requests without a route, and malformed ones. */
+    const struct srv_http_route_stats *routes;
 };
 /* Borrowed, live. */
 const struct srv_http_stats *srv_http_stats(const struct srv_http *http);
@@ -129,8 +129,8 @@ const struct srv_route *srv_http_route(const struct srv_http *http, size_t idx);
 
 const char *srv_x_method(const struct srv_exchange *x); /* "GET", "HEAD", "POST", ... */
 const char *srv_x_path(const struct srv_exchange *x);   /* percent-decoded, valid UTF-8 */
-const char *
-srv_x_path_rest(const struct srv_exchange *x); /* what the route's "*" matched, else "" */
+/* What the route's star matched (slashes included), else "". */
+const char *srv_x_path_rest(const struct srv_exchange *x);
 /* First query parameter of that name, percent-decoded ('+' is a space); "" without '='; NULL where
  * absent. */
 const char *srv_x_query(const struct srv_exchange *x, const char *name);
@@ -149,10 +149,11 @@ uint64_t srv_x_arrival_ns(const struct srv_exchange *x);
 
 /* ---- the response ---- */
 
-/* Callbacks for an answer that comes later; both may run only after the handler returned.
- *  on_closed: the client left, or the connection failed, before the response was complete.  x is
- * gone after it. on_drain (may be NULL): the queue fell below the low-water mark after
- * srv_x_stream_write had said ST_FULL. */
+/* Callbacks for an answer that comes later; both run only after the handler has returned.
+ * on_closed: the client left, or the connection failed, before the response was complete; x is gone
+ * after it, and no response function may be called in it.
+ * on_drain (may be NULL): the queue fell below the low-water mark (a quarter of write_buffer_max)
+ * after a stream write had said ST_FULL or ST_LIMIT. */
 void srv_x_watch(struct srv_exchange *x, void (*on_closed)(struct srv_exchange *x, void *context),
                  void (*on_drain)(struct srv_exchange *x, void *context), void *context);
 void *srv_x_context(const struct srv_exchange *x);
@@ -166,8 +167,9 @@ void srv_x_header(struct srv_exchange *x, const char *name, const char *value);
  * 200..599. */
 void srv_x_reply(struct srv_exchange *x, int status, const char *content_type, const char *body,
                  size_t len);
-/* {"error":{"message":...,"type":...,"param":...,"code":...}}; param and code may be NULL (null).
- * A 429 or 503 carries `Retry-After: 1` unless srv_x_header set one. */
+/* {"error":{"message":...,"type":...,"param":...,"code":...}}; param and code may be NULL (null),
+ * type NULL picks the usual one of the status.  The message is cut at 2047 bytes and may quote the
+ * client.  A 429 or 503 carries `Retry-After: 1` unless srv_x_header set one. */
 void srv_x_error(struct srv_exchange *x, int status, const char *type, const char *param,
                  const char *code, const char *fmt, ...) __attribute__((format(printf, 6, 7)));
 
@@ -177,11 +179,11 @@ void srv_x_put_error(struct buf *b, int status, const char *type, const char *pa
 
 /* Streams: chunked on HTTP/1.1, until close on HTTP/1.0. */
 void srv_x_stream_begin(struct srv_exchange *x, int status, const char *content_type);
-/* Queues all of bytes[0..len) or nothing:
- *  ST_OK     queued;
- *  ST_FULL   queued, and the queue is above the high-water mark (half of write_buffer_max): stop
- * until on_drain; ST_LIMIT  not queued: it would pass write_buffer_max.  Wait for on_drain (it will
- * come) or end the stream; ST_NOMEM  not queued. */
+/* Queues all of bytes[0..len), or nothing.  ST_OK: queued.  ST_FULL: queued, and the queue is above
+ * the high-water mark (half of write_buffer_max), so stop until on_drain.  ST_LIMIT: not queued, it
+ * would pass write_buffer_max; wait for on_drain, which will come, or end the stream.  ST_INVALID:
+ * not queued, len is over half of write_buffer_max, for which no on_drain makes room.  ST_NOMEM:
+ * not queued. */
 MUST_USE enum status srv_x_stream_write(struct srv_exchange *x, const void *bytes, size_t len);
 /* The same with several pieces, which go out as one. */
 MUST_USE enum status srv_x_stream_writev(struct srv_exchange *x, const uv_buf_t *pieces,

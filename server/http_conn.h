@@ -5,16 +5,19 @@
  * A connection is in one phase:
  *
  *     RECEIVE ──request complete or refused──▶ RESPOND ──response flushed, keep-alive──▶ RECEIVE
- *        │ idle, EOF                             │ flushed, to be closed
- *        ▼                                       ▼
- *     CLOSING ◀──EOF, time, socket error────── LINGER (write side shut, input discarded so that the
- * peer can read the response before a reset could take it away)
+ *        │ idle, EOF                              │ response flushed, to be closed
+ *        ▼                                        ▼
+ *     CLOSING ◀──EOF, time, socket error─────── LINGER
  *
- * and its exchange, within RESPOND, is in one state:
+ * In LINGER the write side is shut and input is discarded, so that the peer can read the response
+ * before a reset could take it away.  The exchange, within RESPOND, is in one state:
  *
  *     NONE ──conn_deliver──▶ WAIT ──srv_x_stream_begin──▶ STREAM
- *                             └── reply, error ──▶ ANSWERED ◀── stream_end ──┘    (ANSWERED: bytes
- * may still be queued) WAIT, STREAM ──conn_lost──▶ GONE (on_closed is called)
+ *                             │ reply, error                │ stream_end
+ *                             └────────▶ ANSWERED ◀─────────┘
+ *     WAIT, STREAM ──srv_conn_lost──▶ GONE (on_closed is called)
+ *
+ * ANSWERED may still have bytes queued; conn_finish makes it NONE when they are with the kernel.
  *
  * Output is appended to `out`.  Once per loop turn the idle handle flushes every connection that
  * has new output: one write tries at once, what the kernel does not take becomes `sending`, owned

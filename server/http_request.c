@@ -364,7 +364,8 @@ static enum srv_request_event head_parse(struct srv_request *r)
         r->state = DONE;
         return SRV_REQUEST_COMPLETE;
     }
-    r->parser.upgrade = 0; /* an Upgrade is an offer; this server stays with HTTP/1.1 */
+    /* An Upgrade was an offer; llhttp acts on it only where there is no body, and is not resumed
+     * then. */
     llhttp_resume(&r->parser);
     r->state = BODY;
     return SRV_REQUEST_HEAD;

@@ -306,20 +306,22 @@ void srv_x_stream_begin(struct srv_exchange *x, int status, const char *content_
     output_added(x->conn);
 }
 
+static size_t pieces_len(const uv_buf_t *pieces, size_t count)
+{
+    size_t len = 0;
+    for (size_t i = 0; i < count; i++) len += pieces[i].len;
+    return len;
+}
+
 /* Queues the pieces as one chunk where they fit into `max` bytes of queue. */
 static enum status stream_put(struct srv_exchange *x, const uv_buf_t *pieces, size_t count,
                               size_t max)
 {
     CHECK(x->state == SRV_X_STREAM);
     struct srv_conn *c = x->conn;
-    size_t len = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (pieces[i].len > max - len) return ST_LIMIT;
-        len += pieces[i].len;
-    }
+    size_t len = pieces_len(pieces, count);
     if (len == 0 || x->bodyless || c->broken) return ST_OK; /* broken: on_closed is on its way */
-    size_t queued = srv_conn_queued(c);
-    if (len + CHUNK_OVERHEAD > max || queued > max - len - CHUNK_OVERHEAD) return ST_LIMIT;
+    if (srv_conn_queued(c) + len + CHUNK_OVERHEAD > max) return ST_LIMIT;
     if (buf_reserve(&c->out, len + CHUNK_OVERHEAD)) {
         c->out.failed = ST_OK;
         return ST_NOMEM;
@@ -329,20 +331,19 @@ static enum status stream_put(struct srv_exchange *x, const uv_buf_t *pieces, si
     if (x->chunked) buf_puts(&c->out, "\r\n");
     x->body_bytes += len;
     srv_conn_mark_dirty(c);
-    size_t now = srv_conn_queued(c);
-    c->http->stats.queue_bytes_peak = size_max(c->http->stats.queue_bytes_peak, now);
+    struct srv_http_stats *stats = &c->http->stats;
+    stats->queue_bytes_peak = size_max(stats->queue_bytes_peak, srv_conn_queued(c));
     return ST_OK;
 }
 
 enum status srv_x_stream_writev(struct srv_exchange *x, const uv_buf_t *pieces, size_t count)
 {
     size_t max = x->conn->http->config.write_buffer_max;
+    if (pieces_len(pieces, count) > max / 2) return ST_INVALID;
     enum status st = stream_put(x, pieces, count, max - SRV_STREAM_RESERVE);
     if (st == ST_OK && srv_conn_queued(x->conn) > max / 2) st = ST_FULL;
-    if (st == ST_FULL || st == ST_LIMIT) {
-        x->throttled = true;
-        srv_conn_mark_dirty(x->conn); /* on_drain comes from a flush */
-    }
+    /* ST_LIMIT means more than a quarter is queued, so the flush that lowers it is on its way. */
+    if (st == ST_FULL || st == ST_LIMIT) x->throttled = true;
     return st;
 }
 

@@ -52,8 +52,8 @@ static enum status config_check(const struct srv_http_config *c, const struct sr
         c->body_bytes_total_max < c->body_bytes_max)
         return err_set(err, ST_INVALID,
                        "the body limits must be positive, and the total at least one body");
-    if (c->write_buffer_max < 16384 || c->write_buffer_max > 1u << 30)
-        return err_set(err, ST_INVALID, "the write buffer must be 16 KB to 1 GB");
+    if (c->write_buffer_max < 32768 || c->write_buffer_max > 1u << 30)
+        return err_set(err, ST_INVALID, "the write buffer must be 32 KB to 1 GB");
     if (!c->header_timeout_ms || !c->body_timeout_ms || !c->idle_timeout_ms || !c->write_timeout_ms)
         return err_set(err, ST_INVALID, "timeouts must be positive");
     for (size_t i = 0; i < c->cors_origin_count; i++)
@@ -137,6 +137,16 @@ static enum status listen_error(const struct srv_http *http, int rc, char *err)
                    uv_strerror(rc));
 }
 
+/* Name services may list an address twice. */
+static bool is_repeated(const struct addrinfo *list, const struct addrinfo *a)
+{
+    for (; list != a; list = list->ai_next)
+        if (list->ai_addrlen == a->ai_addrlen &&
+            memcmp(list->ai_addr, a->ai_addr, a->ai_addrlen) == 0)
+            return true;
+    return false;
+}
+
 /* A name may have several addresses (localhost: ::1 and 127.0.0.1).  One that this machine lacks is
  * passed over while another one works; a port in use is an error on any. */
 static enum status listen_all(struct srv_http *http, char *err)
@@ -150,6 +160,7 @@ static enum status listen_all(struct srv_http *http, char *err)
     for (const struct addrinfo *a = list; a && http->listener_count < SRV_LISTENER_MAX;
          a = a->ai_next) {
         if (a->ai_family != AF_INET && a->ai_family != AF_INET6) continue;
+        if (is_repeated(list, a)) continue;
         rc = listen_on(http, a);
         if (!rc) bound++;
         else failure = rc;

@@ -233,7 +233,7 @@ static void test_server(void **state)
     config.header_bytes_max = 1024;
     config.body_bytes_max = 2048;
     config.body_bytes_total_max = 8192;
-    config.write_buffer_max = 16384;
+    config.write_buffer_max = 32768;
     config.header_timeout_ms = config.body_timeout_ms = config.idle_timeout_ms = 20;
     config.write_timeout_ms = 50;
     rig_open(&rig, &config);

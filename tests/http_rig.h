@@ -376,6 +376,29 @@ static inline struct reply rig_reply(struct rig *rig, int fd, bool head_only)
     return r;
 }
 
+/* Sends a whole request on a new connection and reads the response. */
+static inline struct reply rig_ask(struct rig *rig, const char *request)
+{
+    int fd = rig_connect(rig);
+    rig_sends(rig, fd, request);
+    struct reply r = rig_reply(rig, fd, strncmp(request, "HEAD", 4) == 0);
+    close(fd);
+    return r;
+}
+
+/* The same, checking status and, from 400, the error body; a mismatch aborts. */
+static inline void rig_expect(struct rig *rig, const char *request, int status)
+{
+    struct reply r = rig_ask(rig, request);
+    if (r.status != status) fprintf(stderr, "%d, not %d, for: %s\n", r.status, status, request);
+    CHECK(r.status == status);
+    if (status >= 400) {
+        CHECK(strstr(r.body, "{\"error\":{\"message\":\"") && strstr(r.body, "\"param\":null"));
+        CHECK(strcmp(reply_header(&r, "Content-Type"), "application/json") == 0);
+    }
+    reply_free(&r);
+}
+
 /* True where the server ends the connection without another byte. */
 static inline bool rig_ends(struct rig *rig, int fd)
 {

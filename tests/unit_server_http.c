@@ -1,6 +1,7 @@
 /*
- * The HTTP transport over loopback sockets: framing at every split, order, limits, backpressure,
- * hangups, timeouts, draining.  See http_rig.h for how server and clients share one thread.
+ * The HTTP transport over loopback sockets: framing at every split, targets, methods, order,
+ * limits, ids, CORS, opening.  See http_rig.h for how server and clients share one thread, and
+ * unit_server_http_stream.c for streams and time.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,29 +31,6 @@ static int teardown(void **state)
     (void)state;
     rig_close(&rig);
     return 0;
-}
-
-/* Sends a whole request on a new connection and reads the response. */
-static struct reply ask(const char *request)
-{
-    int fd = rig_connect(&rig);
-    rig_sends(&rig, fd, request);
-    struct reply r = rig_reply(&rig, fd, strncmp(request, "HEAD", 4) == 0);
-    close(fd);
-    return r;
-}
-
-static void expect_status(const char *request, int status)
-{
-    struct reply r = ask(request);
-    if (r.status != status) print_error("%d, not %d, for: %s\n", r.status, status, request);
-    assert_int_equal(r.status, status);
-    if (status >= 400) {
-        assert_non_null(strstr(r.body, "{\"error\":{\"message\":\""));
-        assert_non_null(strstr(r.body, "\"param\":null"));
-        assert_string_equal(reply_header(&r, "Content-Type"), "application/json");
-    }
-    reply_free(&r);
 }
 
 /* ---- requests ---- */
@@ -104,7 +82,7 @@ static void expect_echo(const char *target, const char *text)
 {
     char request[1024];
     snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: h\r\n\r\n", target);
-    struct reply r = ask(request);
+    struct reply r = rig_ask(&rig, request);
     assert_int_equal(r.status, 200);
     assert_string_equal(r.body, text);
     reply_free(&r);
@@ -121,30 +99,32 @@ static void test_targets(void **state)
     expect_echo("http://example.com:80/echo?a=1", "GET|/echo||1");
     expect_echo("HTTPS://[::1]/echo", "GET|/echo||(none)");
     expect_echo("/models/org/name%2D7b?a=q", "GET|/models/org/name-7b|org/name-7b|q");
-    expect_status("GET /models/ HTTP/1.1\r\nHost: h\r\n\r\n", 404);
-    expect_status("GET /echo%2 HTTP/1.1\r\nHost: h\r\n\r\n", 400);
-    expect_status("GET /echo%zz HTTP/1.1\r\nHost: h\r\n\r\n", 400);
-    expect_status("GET /echo%00 HTTP/1.1\r\nHost: h\r\n\r\n", 400);
-    expect_status("GET /echo%0a HTTP/1.1\r\nHost: h\r\n\r\n", 400);
-    expect_status("GET /echo%ff HTTP/1.1\r\nHost: h\r\n\r\n", 400);
-    expect_status("GET /echo?a=%c3 HTTP/1.1\r\nHost: h\r\n\r\n", 400);
-    expect_status("GET echo HTTP/1.1\r\nHost: h\r\n\r\n", 400);
-    expect_status("GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n", 404);
+    rig_expect(&rig, "GET /models/ HTTP/1.1\r\nHost: h\r\n\r\n", 404);
+    rig_expect(&rig, "GET /echo%2 HTTP/1.1\r\nHost: h\r\n\r\n", 400);
+    rig_expect(&rig, "GET /echo%zz HTTP/1.1\r\nHost: h\r\n\r\n", 400);
+    rig_expect(&rig, "GET /echo%00 HTTP/1.1\r\nHost: h\r\n\r\n", 400);
+    rig_expect(&rig, "GET /echo%0a HTTP/1.1\r\nHost: h\r\n\r\n", 400);
+    rig_expect(&rig, "GET /echo%ff HTTP/1.1\r\nHost: h\r\n\r\n", 400);
+    rig_expect(&rig, "GET /echo?a=%c3 HTTP/1.1\r\nHost: h\r\n\r\n", 400);
+    rig_expect(&rig, "GET echo HTTP/1.1\r\nHost: h\r\n\r\n", 400);
+    rig_expect(&rig, "GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n", 404);
 }
 
 static void test_empty_values_hide_nothing(void **state)
 {
     (void)state;
-    struct reply r = ask(
+    struct reply r = rig_ask(
+        &rig,
         "POST /echo HTTP/1.1\r\nHost:\r\nContent-Length:3\r\nX:  \r\nX-Request-Id: i\r\n\r\nabc");
     assert_int_equal(r.status, 200);
     assert_string_equal(r.body, "abc");
     assert_string_equal(reply_header(&r, "X-Request-Id"), "i");
     reply_free(&r);
-    expect_status(
+    rig_expect(
+        &rig,
         "POST /echo HTTP/1.1\r\nHost:\r\nContent-Length:3\r\nX:\r\nContent-Length:3\r\n\r\nabc",
         400);
-    expect_status("POST /echo HTTP/1.1\r\nX:\r\nHost:\r\nHost:\r\n\r\n", 400);
+    rig_expect(&rig, "POST /echo HTTP/1.1\r\nX:\r\nHost:\r\nHost:\r\n\r\n", 400);
 }
 
 static void test_pipelining_in_order(void **state)
@@ -267,26 +247,26 @@ static void test_expect_continue(void **state)
 static void test_methods(void **state)
 {
     (void)state;
-    struct reply r = ask("HEAD /echo HTTP/1.1\r\nHost: h\r\n\r\n");
+    struct reply r = rig_ask(&rig, "HEAD /echo HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_int_equal(r.status, 200);
     assert_string_equal(reply_header(&r, "Content-Length"), "18"); /* of "HEAD|/echo||(none)" */
     reply_free(&r);
-    r = ask("OPTIONS /echo HTTP/1.1\r\nHost: h\r\n\r\n");
+    r = rig_ask(&rig, "OPTIONS /echo HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_int_equal(r.status, 204);
     assert_string_equal(reply_header(&r, "Allow"), "GET, HEAD, POST, OPTIONS");
     assert_null(reply_header(&r, "Content-Length"));
     assert_null(reply_header(&r, "Access-Control-Allow-Origin"));
     reply_free(&r);
-    r = ask("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n");
+    r = rig_ask(&rig, "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_int_equal(r.status, 204);
     reply_free(&r);
-    r = ask("DELETE /big HTTP/1.1\r\nHost: h\r\n\r\n");
+    r = rig_ask(&rig, "DELETE /big HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_int_equal(r.status, 405);
     assert_string_equal(reply_header(&r, "Allow"), "GET, HEAD, OPTIONS");
     reply_free(&r);
-    expect_status("OPTIONS /none HTTP/1.1\r\nHost: h\r\n\r\n", 404);
-    expect_status("CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n", 405);
-    expect_status("BREW /echo HTTP/1.1\r\nHost: h\r\n\r\n", 501);
+    rig_expect(&rig, "OPTIONS /none HTTP/1.1\r\nHost: h\r\n\r\n", 404);
+    rig_expect(&rig, "CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n", 405);
+    rig_expect(&rig, "BREW /echo HTTP/1.1\r\nHost: h\r\n\r\n", 501);
     /* HEAD responses have no body: the next response follows at once. */
     int fd = rig_connect(&rig);
     rig_sends(&rig, fd,
@@ -320,13 +300,13 @@ static void test_upgrade_is_ignored(void **state)
     assert_string_equal(r.body, "hi");
     reply_free(&r);
     close(fd);
-    expect_status("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505);
+    rig_expect(&rig, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505);
 }
 
 static void test_http_1_0(void **state)
 {
     (void)state;
-    struct reply r = ask("GET /stream?n=50 HTTP/1.0\r\n\r\n");
+    struct reply r = rig_ask(&rig, "GET /stream?n=50 HTTP/1.0\r\n\r\n");
     assert_int_equal(r.status, 200);
     assert_null(reply_header(&r, "Transfer-Encoding"));
     assert_string_equal(reply_header(&r, "Connection"), "close");
@@ -356,16 +336,16 @@ static void test_head_limits(void **state)
     (void)state;
     static char request[20000];
     snprintf(request, sizeof request, "GET /%09000d HTTP/1.1\r\nHost: h\r\n\r\n", 0);
-    expect_status(request, 414);
+    rig_expect(&rig, request, 414);
     snprintf(request, sizeof request, "GET /echo HTTP/1.1\r\nHost: h\r\nX: %09000d\r\n\r\n", 0);
-    expect_status(request, 431);
+    rig_expect(&rig, request, 431);
     strcpy(request, "GET /echo HTTP/1.1\r\nHost: h\r\n");
     for (int i = 0; i < 99; i++) strcat(request, "A: b\r\n");
     size_t n = strlen(request);
     strcpy(request + n, "\r\n");
-    expect_status(request, 200);
+    rig_expect(&rig, request, 200);
     strcpy(request + n, "A: b\r\n\r\n");
-    expect_status(request, 431);
+    rig_expect(&rig, request, 431);
 }
 
 static void test_body_limits(void **state)
@@ -384,9 +364,10 @@ static void test_body_limits(void **state)
     close(fd);
     rig_sleep(&rig, 5);
     assert_int_equal(srv_http_stats(rig.http)->body_bytes_held, 0);
-    expect_status("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1048577\r\n\r\n", 413);
-    expect_status("POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n100001\r\n",
-                  413);
+    rig_expect(&rig, "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1048577\r\n\r\n", 413);
+    rig_expect(&rig,
+               "POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n100001\r\n",
+               413);
     /* The sum over chunks counts; the 413 reaches a client that goes on sending. */
     fd = rig_connect(&rig);
     rig_sends(&rig, fd, "POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -397,6 +378,17 @@ static void test_body_limits(void **state)
     }
     r = rig_reply(&rig, fd, false);
     assert_int_equal(r.status, 413);
+    reply_free(&r);
+    close(fd);
+    /* After a refusal input is taken and dropped for a while: a reset could cost the response. */
+    fd = rig_connect(&rig);
+    rig_sends(&rig, fd, "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n");
+    rig_sleep(&rig, 5);
+    assert_true(rig_send(&rig, fd, request + head, 1 << 20));
+    r = rig_reply(&rig, fd, false);
+    assert_int_equal(r.status, 413);
+    assert_true(rig_ends(&rig, fd));
+    assert_true(rig_send(&rig, fd, request + head, 1 << 20));
     reply_free(&r);
     close(fd);
     /* Padding in chunk framing is not a way around. */
@@ -471,283 +463,8 @@ static void test_connection_limit(void **state)
         close(kept[i]);
     }
     rig_sleep(&rig, 20);
-    expect_status("GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 200);
+    rig_expect(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 200);
     assert_int_equal(srv_http_stats(rig.http)->conn_refused, ARRAY_COUNT(extra));
-}
-
-/* ---- streams ---- */
-
-static void test_stream_backpressure(void **state)
-{
-    (void)state;
-    for (int greedy = 0; greedy < 2; greedy++) {
-        int fd = rig_connect_buffered(&rig, 4096);
-        rig.drain_count = rig.full_count = rig.limit_count = 0;
-        rig_sends(&rig, fd,
-                  greedy ? "GET /stream?n=8000000&piece=1000&greedy HTTP/1.1\r\nHost: h\r\n\r\n"
-                         : "GET /stream?n=8000000&piece=1000 HTTP/1.1\r\nHost: h\r\n\r\n");
-        rig_sleep(&rig, 50); /* the reader does not read: the writer has to stop */
-        assert_true(rig.stream_left > 0);
-        size_t left = rig.stream_left;
-        rig_sleep(&rig, 20);
-        assert_int_equal(rig.stream_left, left);
-        struct reply r = rig_reply(&rig, fd, false);
-        assert_int_equal(r.status, 200);
-        assert_int_equal(r.body_len, 8000000);
-        assert_int_equal(strspn(r.body, "x"), 8000000);
-        assert_true(rig.drain_count > 0 && rig.full_count > 0);
-        assert_true(greedy == (rig.limit_count > 0));
-        reply_free(&r);
-        close(fd);
-    }
-    size_t peak = srv_http_stats(rig.http)->queue_bytes_peak;
-    assert_true(peak > rig.config.write_buffer_max / 2 && peak <= rig.config.write_buffer_max);
-}
-
-static void test_writes_of_one_turn_are_one(void **state)
-{
-    (void)state;
-    int fd = rig_connect(&rig);
-    rig_sends(&rig, fd, "GET /sse HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.handled, 1, RIG_PATIENCE_MS));
-    rig_sleep(&rig, 5);
-    struct buf b;
-    buf_init(&b, 1 << 20);
-    assert_true(rig_recv_line(&rig, fd, &b, "\r\n\r\n"));
-    assert_non_null(strstr(b.data, "\r\nContent-Type: text/event-stream; charset=utf-8\r\n"));
-    assert_non_null(strstr(b.data, "\r\nCache-Control: no-cache\r\n"));
-    assert_non_null(strstr(b.data, "\r\nX-Accel-Buffering: no\r\n"));
-    buf_clear(&b);
-    for (int i = 0; i < 100; i++) assert_int_equal(srv_sse_data(rig.held, "{\"i\":1}", 7), ST_OK);
-    assert_int_equal(srv_sse_comment(rig.held), ST_OK);
-    assert_true(srv_conn_queued(rig.held->conn) > 0); /* nothing leaves within the turn */
-    srv_sse_done(rig.held);
-    assert_true(rig_recv(&rig, fd, &b, 65536));
-    const char *one = "f\r\ndata: {\"i\":1}\n\n\r\n";
-    for (int i = 0; i < 100; i++)
-        assert_memory_equal(b.data + (size_t)i * strlen(one), one, strlen(one));
-    assert_string_equal(b.data + 100 * strlen(one),
-                        "e\r\n: keep-alive\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
-    buf_deinit(&b);
-    close(fd);
-}
-
-static void test_stream_fails_midway(void **state)
-{
-    (void)state;
-    int fd = rig_connect(&rig);
-    rig_sends(&rig, fd, "GET /sse HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.handled, 1, RIG_PATIENCE_MS));
-    while (srv_sse_comment(rig.held) != ST_LIMIT) {
-    } /* a full queue still has room for the end */
-    srv_sse_fail(rig.held, 500, "engine_failed", "The \"engine\" failed: %s.", "\x01\x01\x01");
-    struct reply r = rig_reply(&rig, fd, false);
-    assert_int_equal(r.status, 200);
-    const char *tail =
-        "data: {\"error\":{\"message\":\"The \\\"engine\\\" failed: \\u0001\\u0001\\u0001.\","
-        "\"type\":\"server_error\",\"param\":null,\"code\":\"engine_failed\"}}\n\ndata: [DONE]\n\n";
-    assert_true(r.body_len > strlen(tail));
-    assert_string_equal(r.body + r.body_len - strlen(tail), tail);
-    reply_free(&r);
-    rig_sends(&rig, fd, "GET /sse HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.handled, 2, RIG_PATIENCE_MS));
-    srv_x_stream_abort(rig.held);
-    r = rig_reply(&rig, fd, false);
-    assert_true(r.closed); /* without the last chunk */
-    reply_free(&r);
-    assert_int_equal(rig.closed_count, 0);
-    close(fd);
-}
-
-static void test_stalled_reader_is_closed(void **state)
-{
-    (void)state;
-    rig_close(&rig);
-    struct srv_http_config config = rig_config();
-    config.write_timeout_ms = 200;
-    open_with(config);
-    int fd = rig_connect_buffered(&rig, 4096);
-    rig_sends(&rig, fd, "GET /stream?n=50000000&piece=1000 HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.closed_count, 1, RIG_PATIENCE_MS));
-    assert_int_equal(srv_http_stats(rig.http)->conn_stalled, 1);
-    assert_int_equal(srv_http_stats(rig.http)->routes[5].responses[SRV_CLASS_499], 1);
-    close(fd);
-    /* The same for a complete response that is not read: closed, though nobody is to be told. */
-    fd = rig_connect_buffered(&rig, 4096);
-    rig_sends(&rig, fd, "GET /big?n=50000000 HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.handled, 2, RIG_PATIENCE_MS));
-    for (int i = 0; i < 10000 && srv_http_stats(rig.http)->conn_open; i++) rig_sleep(&rig, 1);
-    assert_int_equal(srv_http_stats(rig.http)->conn_open, 0);
-    assert_int_equal(srv_http_stats(rig.http)->conn_stalled, 2);
-    assert_int_equal(rig.closed_count, 1);
-    close(fd);
-}
-
-static void test_large_reply(void **state)
-{
-    (void)state;
-    int fd = rig_connect_buffered(&rig, 16384);
-    for (int i = 0; i < 2; i++) {
-        rig_sends(&rig, fd, "GET /big?n=5000000 HTTP/1.1\r\nHost: h\r\n\r\n");
-        struct reply r = rig_reply(&rig, fd, false);
-        assert_int_equal(r.body_len, 5000000);
-        assert_int_equal(strspn(r.body, "y"), 5000000);
-        reply_free(&r);
-    }
-    close(fd);
-}
-
-/* ---- leaving ---- */
-
-static void test_client_leaves(void **state)
-{
-    (void)state;
-    const char *targets[] = {"/hold", "/sse"};
-    for (int i = 0; i < 6; i++) {
-        char request[128];
-        snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: h\r\n\r\n", targets[i % 2]);
-        int fd = rig_connect(&rig);
-        rig_sends(&rig, fd, request);
-        assert_true(rig_wait(&rig, &rig.handled, i + 1, RIG_PATIENCE_MS));
-        rig_sleep(&rig, 5);
-        assert_int_equal(rig.closed_count, i);
-        assert_int_equal(srv_http_stats(rig.http)->requests_active, 1);
-        if (i / 2 == 0) close(fd); /* FIN, or RST for what was not read */
-        if (i / 2 == 1) shutdown(fd, SHUT_WR);
-        if (i / 2 == 2) {
-            struct linger hard = {1, 0};
-            setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
-            close(fd);
-        }
-        assert_true(rig_wait(&rig, &rig.closed_count, i + 1, RIG_PATIENCE_MS));
-        if (i / 2 == 1) close(fd);
-        rig_sleep(&rig, 2);
-        assert_int_equal(rig.closed_count, i + 1);
-        assert_int_equal(srv_http_stats(rig.http)->requests_active, 0);
-    }
-    const struct srv_http_route_stats *routes = srv_http_stats(rig.http)->routes;
-    assert_int_equal(routes[3].responses[SRV_CLASS_499], 3);
-    assert_int_equal(routes[6].responses[SRV_CLASS_499], 3);
-}
-
-static void test_leaving_after_the_answer_is_no_event(void **state)
-{
-    (void)state;
-    int fd = rig_connect(&rig);
-    rig_sends(&rig, fd, "GET /hold HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.handled, 1, RIG_PATIENCE_MS));
-    srv_x_reply(rig.held, 200, NULL, "", 0);
-    close(fd);
-    rig_sleep(&rig, 10);
-    assert_int_equal(rig.closed_count, 0);
-    assert_int_equal(srv_http_stats(rig.http)->conn_open, 0);
-    /* A client that shuts its write side right after the request still gets a prompt answer. */
-    fd = rig_connect(&rig);
-    send(fd, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 31, 0);
-    shutdown(fd, SHUT_WR);
-    struct reply r = rig_reply(&rig, fd, false);
-    assert_int_equal(r.status, 200);
-    assert_true(rig_ends(&rig, fd));
-    reply_free(&r);
-    close(fd);
-}
-
-/* ---- time ---- */
-
-static void test_timeouts(void **state)
-{
-    (void)state;
-    rig_close(&rig);
-    struct srv_http_config config = rig_config();
-    config.header_timeout_ms = config.body_timeout_ms = 100;
-    config.idle_timeout_ms = 150;
-    open_with(config);
-    expect_status("GET /echo HTTP/1.1\r\nHost:", 408);
-    expect_status("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab", 408);
-    assert_int_equal(srv_http_stats(rig.http)->conn_timed_out, 2);
-    /* Dripping does not extend the time. */
-    int fd = rig_connect(&rig);
-    uint64_t start = clock_now_ns();
-    while (clock_now_ns() - start < 5 * NS_PER_S && srv_http_stats(rig.http)->conn_timed_out < 3) {
-        send(fd, "G", 1, MSG_NOSIGNAL);
-        rig_sleep(&rig, 5);
-    }
-    struct reply r = rig_reply(&rig, fd, false);
-    assert_int_equal(r.status, 408);
-    reply_free(&r);
-    close(fd);
-    /* Silence is closed silently, before the first request and after one. */
-    fd = rig_connect(&rig);
-    assert_true(rig_ends(&rig, fd));
-    close(fd);
-    fd = rig_connect(&rig);
-    rig_sends(&rig, fd, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n");
-    r = rig_reply(&rig, fd, false);
-    assert_int_equal(r.status, 200);
-    reply_free(&r);
-    assert_true(rig_ends(&rig, fd));
-    close(fd);
-    /* A request in a handler's hands has all the time it needs. */
-    fd = rig_connect(&rig);
-    rig_sends(&rig, fd, "GET /hold HTTP/1.1\r\nHost: h\r\n\r\n");
-    rig_sleep(&rig, 400);
-    assert_non_null(rig.held);
-    srv_x_reply(rig.held, 200, NULL, "", 0);
-    r = rig_reply(&rig, fd, false);
-    assert_int_equal(r.status, 200);
-    reply_free(&r);
-    close(fd);
-}
-
-static void test_drain(void **state)
-{
-    (void)state;
-    int idle = rig_connect(&rig), held = rig_connect(&rig), partial = rig_connect(&rig);
-    rig_sends(&rig, idle, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n");
-    struct reply r = rig_reply(&rig, idle, false);
-    reply_free(&r);
-    rig_sends(&rig, held, "GET /hold HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.handled, 2, RIG_PATIENCE_MS));
-    rig_sends(&rig, partial, "GET /echo HTTP/1.1\r\n");
-    rig_sleep(&rig, 5);
-    srv_http_drain(rig.http, rig_on_drained, &rig);
-    assert_true(rig_ends(&rig, idle));
-    rig_sends(&rig, partial, "Host: h\r\n\r\n");
-    r = rig_reply(&rig, partial, false);
-    assert_int_equal(r.status, 200);
-    assert_string_equal(reply_header(&r, "Connection"), "close");
-    reply_free(&r);
-    rig_sleep(&rig, 10);
-    assert_int_equal(rig.drained, 0);
-    srv_x_reply(rig.held, 200, "text/plain", "late", 4);
-    r = rig_reply(&rig, held, false);
-    assert_string_equal(r.body, "late");
-    assert_string_equal(reply_header(&r, "Connection"), "close");
-    reply_free(&r);
-    close(idle);
-    close(held);
-    close(partial);
-    assert_true(rig_wait(&rig, &rig.drained, 1, RIG_PATIENCE_MS));
-    rig_sleep(&rig, 5);
-    assert_int_equal(rig.drained, 1);
-    int late = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in to = {.sin_family = AF_INET,
-                             .sin_port = htons((uint16_t)srv_http_port(rig.http))};
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    assert_int_equal(connect(late, (struct sockaddr *)&to, sizeof to), -1);
-    close(late);
-}
-
-static void test_hard_close_tells_the_handler(void **state)
-{
-    (void)state;
-    int fd = rig_connect(&rig);
-    rig_sends(&rig, fd, "GET /hold HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_true(rig_wait(&rig, &rig.handled, 1, RIG_PATIENCE_MS));
-    rig_close(&rig);
-    assert_int_equal(rig.closed_count, 1);
-    close(fd);
-    open_with(rig_config());
 }
 
 /* ---- the rest ---- */
@@ -755,10 +472,11 @@ static void test_hard_close_tells_the_handler(void **state)
 static void test_request_ids(void **state)
 {
     (void)state;
-    struct reply a = ask("GET /echo HTTP/1.1\r\nHost: h\r\nX-Request-Id: ok_1.2-x\r\n\r\n");
+    struct reply a =
+        rig_ask(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\nX-Request-Id: ok_1.2-x\r\n\r\n");
     assert_string_equal(reply_header(&a, "X-Request-Id"), "ok_1.2-x");
-    struct reply b = ask("GET /echo HTTP/1.1\r\nHost: h\r\nX-Request-Id: bad id\r\n\r\n");
-    struct reply c = ask("GET /echo HTTP/1.1\r\nHost: h\r\n\r\n");
+    struct reply b = rig_ask(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\nX-Request-Id: bad id\r\n\r\n");
+    struct reply c = rig_ask(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n");
     char first[1024];
     snprintf(first, sizeof first, "%s", reply_header(&b, "X-Request-Id"));
     assert_memory_equal(first, "req-", 4);
@@ -777,20 +495,21 @@ static void test_cors(void **state)
     config.cors_origins = origins;
     config.cors_origin_count = 2;
     open_with(config);
-    struct reply r = ask("GET /echo HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example\r\n\r\n");
+    struct reply r =
+        rig_ask(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example\r\n\r\n");
     assert_string_equal(reply_header(&r, "Access-Control-Allow-Origin"), "https://a.example");
     assert_string_equal(reply_header(&r, "Vary"), "Origin");
     reply_free(&r);
-    r = ask("GET /none HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example\r\n\r\n");
+    r = rig_ask(&rig, "GET /none HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example\r\n\r\n");
     assert_int_equal(r.status, 404); /* errors are readable for scripts too */
     assert_string_equal(reply_header(&r, "Access-Control-Allow-Origin"), "https://a.example");
     reply_free(&r);
-    r = ask("GET /echo HTTP/1.1\r\nHost: h\r\nOrigin: https://b.example\r\n\r\n");
+    r = rig_ask(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\nOrigin: https://b.example\r\n\r\n");
     assert_null(reply_header(&r, "Access-Control-Allow-Origin"));
     reply_free(&r);
-    r = ask("OPTIONS /echo HTTP/1.1\r\nHost: h\r\nOrigin: "
-            "http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n"
-            "Access-Control-Request-Headers: authorization, x-any\r\n\r\n");
+    r = rig_ask(&rig, "OPTIONS /echo HTTP/1.1\r\nHost: h\r\nOrigin: "
+                      "http://localhost:3000\r\nAccess-Control-Request-Method: POST\r\n"
+                      "Access-Control-Request-Headers: authorization, x-any\r\n\r\n");
     assert_int_equal(r.status, 204);
     assert_string_equal(reply_header(&r, "Access-Control-Allow-Methods"),
                         "GET, HEAD, POST, OPTIONS");
@@ -813,9 +532,10 @@ static void test_admit_before_the_body(void **state)
     struct srv_http_config config = rig_config();
     config.admit = admit_with_key;
     open_with(config);
-    expect_status("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n", 401);
-    expect_status("GET /echo HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n\r\n", 200);
-    expect_status(
+    rig_expect(&rig, "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n", 401);
+    rig_expect(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n\r\n", 200);
+    rig_expect(
+        &rig,
         "POST /echo HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\nContent-Length: 1\r\n\r\na",
         200);
     assert_int_equal(rig.handled, 2);
@@ -834,9 +554,9 @@ static void test_admit_before_the_body(void **state)
 static void test_counters(void **state)
 {
     (void)state;
-    expect_status("GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 200);
-    expect_status("GET /none HTTP/1.1\r\nHost: h\r\n\r\n", 404);
-    expect_status("GET /echo HTTP/1.1\r\n\r\n", 400);
+    rig_expect(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 200);
+    rig_expect(&rig, "GET /none HTTP/1.1\r\nHost: h\r\n\r\n", 404);
+    rig_expect(&rig, "GET /echo HTTP/1.1\r\n\r\n", 400);
     rig_sleep(&rig, 5);
     const struct srv_http_stats *s = srv_http_stats(rig.http);
     assert_int_equal(s->conn_accepted, 3);
@@ -881,7 +601,7 @@ static void test_opening(void **state)
     config = rig_config();
     config.host = "localhost";
     open_with(config);
-    expect_status("GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 200);
+    rig_expect(&rig, "GET /echo HTTP/1.1\r\nHost: h\r\n\r\n", 200);
     rig_close(&rig);
     int six = socket(AF_INET6, SOCK_STREAM, 0);
     struct sockaddr_in6 loopback = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
@@ -924,16 +644,6 @@ int main(void)
         T(test_body_limits),
         T(test_bodies_together_are_bounded),
         T(test_connection_limit),
-        T(test_stream_backpressure),
-        T(test_writes_of_one_turn_are_one),
-        T(test_stream_fails_midway),
-        T(test_stalled_reader_is_closed),
-        T(test_large_reply),
-        T(test_client_leaves),
-        T(test_leaving_after_the_answer_is_no_event),
-        T(test_timeouts),
-        T(test_drain),
-        T(test_hard_close_tells_the_handler),
         T(test_request_ids),
         T(test_cors),
         T(test_admit_before_the_body),

@@ -10,8 +10,8 @@
  *   ^ $                  match at every line (PCRE2_MULTILINE), newline is LF alone
  *   {,n}                 is {0,n}
  *   {n,m}+ {n}?          a repeated, an optional group in Ruby; possessive, lazy in PCRE2: refused
- *   [a[b]] [a&&b]        nested sets and intersections: refused, as are POSIX names
- *   other letters after a backslash, named groups, options but i, (*VERBS): refused
+ *   [a[b]]               is [ab]; negated inner sets, intersections [a&&b] and POSIX names are
+ * refused other letters after a backslash, named groups, options but i, (*VERBS): refused
  *
  * Known difference: (?i:ss) matches U+00DF in Oniguruma (folding to several characters) and not
  * here.  Both know the long s and the Kelvin sign.  PCRE2 10.42 has Unicode 14 tables.
@@ -124,28 +124,26 @@ static void translate_escape(struct translator *t, int in_class)
     t->p++;
 }
 
-/* p is behind '['. */
+/* p is behind '['.  A set inside a set is a union: its members join the outer one, which needs no
+ * brackets. */
 static void translate_class(struct translator *t)
 {
+    int depth = 1;
     buf_putc(&t->out, '[');
     if (t->p < t->end && *t->p == '^') buf_putc(&t->out, *t->p++);
-    if (t->p < t->end && *t->p == ']') {
-        refuse(t, "']' at the start of a set");
-        return;
-    }
-    while (t->p < t->end && *t->p != ']') {
-        char c = *t->p++;
+    if (t->p < t->end && *t->p == ']') refuse(t, "']' at the start of a set");
+    while (t->p < t->end && depth > 0) {
+        char c = *t->p++, then = t->p < t->end ? *t->p : '\0';
         if (c == '\\') translate_escape(t, 1);
-        else if (c == '[') refuse(t, "a set inside a set");
-        else if (c == '&' && t->p < t->end && *t->p == '&') refuse(t, "an intersection of sets");
+        else if (c == '[' && (then == '^' || then == ':' || then == ']'))
+            refuse(t, "a negated, named or empty set inside a set");
+        else if (c == '[') depth++;
+        else if (c == ']') depth--;
+        else if (c == '&' && then == '&') refuse(t, "an intersection of sets");
+        else if (c == '-' && then == '[') refuse(t, "a range that ends in a set");
         else buf_putc(&t->out, c);
     }
-    if (t->unsupported) return;
-    if (t->p == t->end) {
-        refuse(t, "a set that is not closed");
-        return;
-    }
-    t->p++;
+    if (depth > 0) refuse(t, "a set that is not closed");
     buf_putc(&t->out, ']');
 }
 

@@ -44,6 +44,27 @@ struct eng_tok {
     int32_t bos_id, eos_id;
 };
 
+/* Metaspace's "first" asks whether a part begins where the input began.  In the reference that is
+ * true of every character which a normalizer made from the input's first one; here it is true of
+ * the first alone.  The two differ only where such characters can be cut apart, and no published
+ * tokenizer does that. */
+static enum status check_parts(const struct eng_tok *tok, char *err)
+{
+    bool prepend = false;
+    for (int i = 0; i < tok->norm.count; i++)
+        prepend |= tok->norm.steps[i].kind == ENG_NORM_PREPEND;
+    for (int i = 0; i < tok->pretok.count; i++) {
+        const struct eng_pretok_step *s = &tok->pretok.steps[i];
+        if (s->kind != ENG_PRETOK_METASPACE || s->prepend != ENG_PRETOK_FIRST) continue;
+        if (prepend || (i > 0 && tok->norm.count > 0))
+            return err_set(
+                err, ST_UNSUPPORTED,
+                "a Metaspace with prepend_scheme 'first' is not supported after the normalizer "
+                "Prepend, nor behind another pre-tokenizer where there is a normalizer");
+    }
+    return ST_OK;
+}
+
 static enum status read_parts(struct eng_tok *tok, const cJSON *json, char *err)
 {
     enum status st;
@@ -53,6 +74,7 @@ static enum status read_parts(struct eng_tok *tok, const cJSON *json, char *err)
         (st = eng_added_init(&tok->added, json_member(json, "added_tokens"), &tok->bpe.vocab,
                              &tok->norm, err)) ||
         (st = eng_pretok_init(&tok->pretok, json_member(json, "pre_tokenizer"), err)) ||
+        (st = check_parts(tok, err)) ||
         (st = eng_decoder_init(&tok->decoder, json_member(json, "decoder"), &tok->bpe, &tok->added,
                                err)))
         return st;

@@ -245,14 +245,14 @@ def odd_digits():
 def odd_affixes():
     """A continuing prefix and an end-of-word suffix, splits of several behaviors, Whitespace, Metaspace decoding."""
     tok = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=False, end_of_word_suffix="</w>"))
-    tok.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Prepend("_")])
+    tok.normalizer = normalizers.NFD()
     tok.pre_tokenizer = pre.Sequence(
         [
+            pre.Metaspace(replacement="_", prepend_scheme="first"),
             pre.Split(Regex(r"[\r\n]+"), "merged_with_previous"),
             pre.Split("-", "merged_with_next"),
             pre.Split(Regex(r"[^aeiou]+"), "isolated", invert=True),
             pre.Digits(individual_digits=False),
-            pre.Metaspace(replacement="_", prepend_scheme="first"),
         ]
     )
     tok.decoder = decoders.Metaspace(replacement="_", prepend_scheme="first")

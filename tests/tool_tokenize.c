@@ -5,8 +5,8 @@
  *   tool_tokenize MODEL_DIR decode SKIP_SPECIAL     frames of ids in, frames of text out
  *   tool_tokenize MODEL_DIR incremental SKIP_SPECIAL   the same, token by token
  *
- * A frame is a length in bytes (32 bits, this machine's byte order) and that many bytes; ids are 32 bits each.
- * FLAGS is a sum of ENG_TOK_*.
+ * A frame is a length in bytes (32 bits, this machine's byte order) and that many bytes; ids are 32
+ * bits each. FLAGS is a sum of ENG_TOK_*.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -46,8 +46,8 @@ static void fail(const char *err)
     exit(2);
 }
 
-static void decode_incrementally(const struct eng_tok *tok, const int32_t *ids, size_t count, bool skip,
-                                 struct buf *out)
+static void decode_incrementally(const struct eng_tok *tok, const int32_t *ids, size_t count,
+                                 bool skip, struct buf *out)
 {
     struct eng_detok d;
     eng_detok_init(&d, tok, skip);
@@ -76,7 +76,8 @@ int main(int argc, char **argv)
         if (!strcmp(argv[2], "encode")) {
             int32_t *ids;
             size_t count;
-            if (eng_tok_encode(tok, in.data, in.len, number, FRAME_MAX, &ids, &count, err)) fail(err);
+            if (eng_tok_encode(tok, in.data, in.len, number, FRAME_MAX, &ids, &count, err))
+                fail(err);
             write_frame(ids, count * sizeof *ids);
             free(ids);
             continue;

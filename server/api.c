@@ -1,4 +1,5 @@
-/* api.c - see api.h: the context, its routes, who may come in, and the pump between engine and jobs. */
+/* api.c - see api.h: the context, its routes, who may come in, and the pump between engine and
+ * jobs. */
 #include "server/api.h"
 
 #include <math.h>
@@ -48,13 +49,14 @@ struct srv_api_config srv_api_config_default(void)
                                    .stall_ms = 120000};
 }
 
-/* --- tokens as text ------------------------------------------------------------------------------------------ */
+/* --- tokens as text ---------------------------------------------------------------------- */
 
 static void put_token(const void *user, int32_t token, struct buf *out)
 {
     const struct srv_api *api = user;
     if (!api->tok) buf_printf(out, "token_id:%d", (int)token);
-    else if (eng_tok_bytes(api->tok, token, out)) {} /* an id without a token has no bytes */
+    else if (eng_tok_bytes(api->tok, token, out)) {
+    } /* an id without a token has no bytes */
 }
 
 static bool is_special(const void *user, int32_t token)
@@ -70,7 +72,7 @@ static bool is_never(const void *user, int32_t token)
     return false;
 }
 
-/* --- engine to jobs ------------------------------------------------------------------------------------------ */
+/* --- engine to jobs ---------------------------------------------------------------------- */
 
 static void poll_engine(struct srv_api *api)
 {
@@ -103,7 +105,7 @@ static void on_tick(uv_timer_t *timer)
     srv_gen_tick(timer->data, clock_now_ns());
 }
 
-/* --- life ---------------------------------------------------------------------------------------------------- */
+/* --- life -------------------------------------------------------------------------------- */
 
 static void on_handle_closed(uv_handle_t *handle)
 {
@@ -145,8 +147,8 @@ enum status srv_api_open(uv_loop_t *loop, const struct srv_api_config *config,
     return ST_OK;
 }
 
-void srv_api_attach(struct srv_api *api, struct eng_engine *engine, const struct eng_model_info *info,
-                    const struct srv_http *http)
+void srv_api_attach(struct srv_api *api, struct eng_engine *engine,
+                    const struct eng_model_info *info, const struct srv_http *http)
 {
     struct eng_limits limits;
     eng_limits(engine, &limits);
@@ -215,7 +217,7 @@ void srv_api_close(struct srv_api *api)
     free(api);
 }
 
-/* --- who may come in ----------------------------------------------------------------------------------------- */
+/* --- who may come in --------------------------------------------------------------------- */
 
 /* Time depends on the length of what was sent alone. */
 static bool same_secret(const char *given, const char *secret)
@@ -229,7 +231,8 @@ static bool same_secret(const char *given, const char *secret)
 
 void srv_api_admit(struct srv_exchange *x, void *user)
 {
-    static const char *const open_paths[] = {"/health", "/livez", "/readyz", "/metrics", "/version"};
+    static const char *const open_paths[] = {"/health", "/livez", "/readyz", "/metrics",
+                                             "/version"};
     struct srv_api *api = user;
     const char *key = api->config.api_key, *path = srv_x_path(x);
     if (!key || !*key) return;

@@ -24,8 +24,8 @@ static void put_logprob(struct buf *out, float v)
     else buf_printf(out, "%.9g", v < LOGPROB_MIN ? LOGPROB_MIN : (double)v);
 }
 
-/* The name of a token: its text, or where its bytes are no text by themselves, OpenAI's "bytes:\xe2\x80".  (U+FFFD
- * would give many tokens one name, and names are keys.) */
+/* The name of a token: its text, or where its bytes are no text by themselves, OpenAI's
+ * "bytes:\xe2\x80".  (U+FFFD would give many tokens one name, and names are keys.) */
 static void put_token_name(struct buf *out, const char *bytes, size_t len)
 {
     if (utf8_valid_prefix(bytes, len) == len) {
@@ -45,15 +45,15 @@ static int64_t count_characters(const char *bytes, size_t len)
     return n;
 }
 
-/* --- completions: four parallel arrays ----------------------------------------------------------------------- */
+/* --- completions: four parallel arrays --------------------------------------------------- */
 
 static const struct eng_logprob *score_row(const struct srv_scores *s, int32_t i)
 {
     return s->rows + (size_t)i * (size_t)s->stride;
 }
 
-/* {"a":-0.1,...}: the alternatives, then the token itself where it is none of them.  Tokens with one name are one key:
- * the likeliest is kept. */
+/* {"a":-0.1,...}: the alternatives, then the token itself where it is none of them.  Tokens with
+ * one name are one key: the likeliest is kept. */
 static void put_top_map(struct buf *out, const struct srv_vocab *vocab,
                         const struct eng_logprob *row, int32_t stride)
 {
@@ -120,7 +120,7 @@ static void put_completion_scores(struct buf *out, const struct srv_vocab *vocab
     buf_deinit(&piece);
 }
 
-/* --- chat: one object per token ------------------------------------------------------------------------------ */
+/* --- chat: one object per token ---------------------------------------------------------- */
 
 static void put_chat_entry(struct buf *out, const struct srv_vocab *vocab,
                            const struct eng_logprob *e, struct buf *piece)
@@ -159,20 +159,19 @@ static void put_chat_scores(struct buf *out, const struct srv_vocab *vocab,
     buf_deinit(&piece);
 }
 
-/* --- answers ------------------------------------------------------------------------------------------------- */
+/* --- answers ----------------------------------------------------------------------------- */
 
 static void put_head(struct buf *out, const struct srv_head *head, const char *object)
 {
-    buf_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", head->id, object,
-               (long long)head->created);
+    buf_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", head->id,
+               object, (long long)head->created);
     buf_put_json_string(out, head->model, strlen(head->model));
     buf_printf(out, ",\"system_fingerprint\":\"%s\"", head->fingerprint);
 }
 
 static void put_usage(struct buf *out, const struct srv_usage *u)
 {
-    buf_printf(out,
-               "{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld}",
+    buf_printf(out, "{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld}",
                (long long)u->prompt_tokens, (long long)u->completion_tokens,
                (long long)(u->prompt_tokens + u->completion_tokens));
 }
@@ -245,7 +244,8 @@ void srv_fmt_chunk(struct buf *out, const struct srv_head *head, const struct sr
     buf_putc(out, '}');
 }
 
-void srv_fmt_usage_chunk(struct buf *out, const struct srv_head *head, const struct srv_usage *usage)
+void srv_fmt_usage_chunk(struct buf *out, const struct srv_head *head,
+                         const struct srv_usage *usage)
 {
     put_head(out, head, head->chat ? "chat.completion.chunk" : "text_completion");
     buf_puts(out, ",\"choices\":[],\"usage\":");
@@ -253,7 +253,8 @@ void srv_fmt_usage_chunk(struct buf *out, const struct srv_head *head, const str
     buf_putc(out, '}');
 }
 
-void srv_fmt_answer_begin(struct buf *out, const struct srv_head *head, const struct srv_piece *first)
+void srv_fmt_answer_begin(struct buf *out, const struct srv_head *head,
+                          const struct srv_piece *first)
 {
     put_head(out, head, head->chat ? "chat.completion" : "text_completion");
     put_prompt_ids(out, head, first);

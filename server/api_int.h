@@ -11,10 +11,10 @@ struct srv_job;
 struct srv_api {
     uv_loop_t *loop; /* borrowed */
     struct srv_api_config config;
-    const struct eng_tok *tok;             /* borrowed, or NULL */
-    const struct eng_chat_template *chat;  /* borrowed, or NULL */
-    struct eng_engine *engine;             /* borrowed; NULL until attached */
-    const struct srv_http *http;           /* borrowed; NULL until attached */
+    const struct eng_tok *tok;            /* borrowed, or NULL */
+    const struct eng_chat_template *chat; /* borrowed, or NULL */
+    struct eng_engine *engine;            /* borrowed; NULL until attached */
+    const struct srv_http *http;          /* borrowed; NULL until attached */
     struct srv_parse_limits limits;
     struct srv_vocab vocab[2]; /* [skip_special] */
     char fingerprint[64];

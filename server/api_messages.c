@@ -1,6 +1,7 @@
 /*
- * api_messages.c - the chat messages and tools of a request, checked and brought into the one form chat templates
- * expect: content is a string or null, a tool call's arguments are an object.  Declared in api_parse.h.  Pure.
+ * api_messages.c - the chat messages and tools of a request, checked and brought into the one form
+ * chat templates expect: content is a string or null, a tool call's arguments are an object.
+ * Declared in api_parse.h.  Pure.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,7 +80,7 @@ static bool only_members(const struct place *at, const cJSON *object, const char
     return true;
 }
 
-/* --- content ------------------------------------------------------------------------------------------------- */
+/* --- content ----------------------------------------------------------------------------- */
 
 static bool check_part(const struct place *at, const cJSON *part)
 {
@@ -87,8 +88,8 @@ static bool check_part(const struct place *at, const cJSON *part)
     if (!cJSON_IsObject(part)) return bad_at(at, "", part, "an object with a type");
     const cJSON *type = json_member(part, "type");
     if (!cJSON_IsString(type)) return bad_at(at, "type", type, "'text'");
-    static const char *const others[] = {"image_url",  "input_audio", "file",        "video_url",
-                                         "audio_url",  "image",       "input_image", "refusal"};
+    static const char *const others[] = {"image_url", "input_audio", "file",        "video_url",
+                                         "audio_url", "image",       "input_image", "refusal"};
     for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
         if (strcmp(type->valuestring, others[i])) continue;
         char param[SRV_PARAM_CAP];
@@ -146,7 +147,7 @@ static bool read_content(const struct place *at, cJSON *message, unsigned role)
     return bad_at(at, "content", content, "a string or a list of text parts");
 }
 
-/* --- tool calls ---------------------------------------------------------------------------------------------- */
+/* --- tool calls -------------------------------------------------------------------------- */
 
 /* OpenAI sends arguments as JSON in a string; templates expect the object. */
 static bool read_arguments(const struct place *at, cJSON *function)
@@ -201,15 +202,16 @@ static bool read_tool_calls(const struct place *at, cJSON *calls)
     return true;
 }
 
-/* --- messages ------------------------------------------------------------------------------------------------ */
+/* --- messages ---------------------------------------------------------------------------- */
 
 static unsigned read_role(const struct place *at, cJSON *message)
 {
     static const struct {
         const char *name;
         unsigned bit;
-    } roles[] = {{"system", ROLE_SYSTEM},       {"developer", ROLE_SYSTEM}, {"user", ROLE_USER},
-                 {"assistant", ROLE_ASSISTANT}, {"tool", ROLE_TOOL},        {"function", ROLE_FUNCTION}};
+    } roles[] = {{"system", ROLE_SYSTEM}, {"developer", ROLE_SYSTEM},
+                 {"user", ROLE_USER},     {"assistant", ROLE_ASSISTANT},
+                 {"tool", ROLE_TOOL},     {"function", ROLE_FUNCTION}};
     const cJSON *role = json_member(message, "role");
     static const char *const what = "one of system, developer, user, assistant, tool, function";
     for (size_t i = 0; cJSON_IsString(role) && i < ARRAY_COUNT(roles); i++) {

@@ -18,15 +18,14 @@ static void reply_json(struct srv_exchange *x, int status, struct buf *body)
     buf_deinit(body);
 }
 
-/* --- models -------------------------------------------------------------------------------------------------- */
+/* --- models ------------------------------------------------------------------------------ */
 
 static void put_model(const struct srv_api *api, int i, struct buf *out)
 {
     const char *name = api->config.model_names[i];
     buf_puts(out, "{\"id\":");
     buf_put_json_string(out, name, strlen(name));
-    buf_printf(out,
-               ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"dakd\",\"root\":",
+    buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"dakd\",\"root\":",
                (long long)api->started_unix_s);
     buf_put_json_string(out, api->config.model_names[0], strlen(api->config.model_names[0]));
     buf_printf(out, ",\"parent\":null,\"max_model_len\":%d}", (int)api->limits.context_tokens);
@@ -66,7 +65,7 @@ void srv_api_model(struct srv_exchange *x, void *user)
                 api->config.model_names[0]);
 }
 
-/* --- tokens -------------------------------------------------------------------------------------------------- */
+/* --- tokens ------------------------------------------------------------------------------ */
 
 /* One /tokenize under way. */
 struct tokenize {
@@ -149,12 +148,12 @@ void srv_api_tokenize(struct srv_exchange *x, void *user)
     t->request = request;
     t->text = text;
     t->prompt = (struct srv_prompt){.text = text, .len = len};
-    t->encode = (struct srv_encode){
-        .tok = api->tok,
-        .prompts = text ? &t->prompt : t->request.prompts,
-        .prompt_count = 1,
-        .flags = ENG_TOK_PARSE_SPECIAL | (request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
-        .done = tokenize_done};
+    t->encode = (struct srv_encode){.tok = api->tok,
+                                    .prompts = text ? &t->prompt : t->request.prompts,
+                                    .prompt_count = 1,
+                                    .flags = ENG_TOK_PARSE_SPECIAL |
+                                             (request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
+                                    .done = tokenize_done};
     srv_x_watch(x, tokenize_left, NULL, t);
     srv_encode_start(&t->encode, api->loop);
 }
@@ -173,7 +172,8 @@ void srv_api_detokenize(struct srv_exchange *x, void *user)
         srv_x_error(x, 400, "invalid_request_error", "tokens", "not_supported",
                     "'tokens' have no text here: the model has no tokenizer.");
     } else if (eng_tok_decode(api->tok, p->tokens, (size_t)p->token_count, false, &text, err)) {
-        srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The text could not be made: %s.", err);
+        srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The text could not be made: %s.",
+                    err);
     } else {
         buf_puts(&body, "{\"prompt\":");
         buf_put_json_string(&body, text.data ? text.data : "", text.len);
@@ -185,7 +185,7 @@ void srv_api_detokenize(struct srv_exchange *x, void *user)
     srv_request_deinit(&r);
 }
 
-/* --- for operators ------------------------------------------------------------------------------------------- */
+/* --- for operators ----------------------------------------------------------------------- */
 
 static void reply_state(struct srv_exchange *x, const char *trouble)
 {
@@ -215,7 +215,8 @@ void srv_api_readyz(struct srv_exchange *x, void *user)
     srv_api_health(x, user);
 }
 
-/* Whether a restart would help: the loop answers, and the engine is not dead.  Loading and draining are life. */
+/* Whether a restart would help: the loop answers, and the engine is not dead.  Loading and draining
+ * are life. */
 void srv_api_livez(struct srv_exchange *x, void *user)
 {
     struct srv_api *api = user;

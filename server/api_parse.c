@@ -1,8 +1,8 @@
 /*
  * api_parse.c - see api_parse.h.
  *
- * srv_request_parse walks the members of the body once; each is looked up in `fields` and read by its kind.  What
- * depends on several fields is checked afterwards (settle).
+ * srv_request_parse walks the members of the body once; each is looked up in `fields` and read by
+ * its kind.  What depends on several fields is checked afterwards (settle).
  */
 #include "server/api_parse.h"
 
@@ -30,10 +30,10 @@ enum kind {
     KIND_FLOAT,     /* float within [min, max] */
     KIND_FLOAT_POS, /* float within (0, max] */
     KIND_BOOL,
-    KIND_READ,     /* by `read` */
-    KIND_STRING,   /* a string that cannot change the answer: checked and dropped */
-    KIND_ONLY,     /* not supported: nothing but the word `only` (or null) is accepted */
-    KIND_NEUTRAL   /* not supported: null, false, and an empty string, array or object say nothing */
+    KIND_READ,   /* by `read` */
+    KIND_STRING, /* a string that cannot change the answer: checked and dropped */
+    KIND_ONLY,   /* not supported: nothing but the word `only` (or null) is accepted */
+    KIND_NEUTRAL /* not supported: null, false, and an empty string, array or object say nothing */
 };
 
 struct field {
@@ -338,8 +338,7 @@ static bool read_response_format(struct parser *p, cJSON *value)
                                      "'response_format' of type '%s' is not supported: this server "
                                      "does not constrain the answer; ask for 'text'.",
                                      name);
-    if (strcmp(name, "text"))
-        return srv_fault_bad(p->fault, param, "'%s' must be 'text'.", param);
+    if (strcmp(name, "text")) return srv_fault_bad(p->fault, param, "'%s' must be 'text'.", param);
     if (value->child->next)
         return srv_fault_bad(p->fault, "response_format",
                              "'response_format' of type 'text' takes no other member.");
@@ -409,16 +408,38 @@ static bool read_dropped_bool(struct parser *p, cJSON *value)
 #define GENERATE (SRV_COMPLETIONS | SRV_CHAT)
 #define TEMPLATE (SRV_CHAT | SRV_TOKENIZE)
 #define ALL (GENERATE | SRV_TOKENIZE | SRV_DETOKENIZE)
-#define READ(name, where, fn) {name, where, KIND_READ, 0, 0, 0, fn, NULL}
-#define BOOL(name, where, member) {name, where, KIND_BOOL, AT(member), 0, 0, NULL, NULL}
-#define INT(name, where, member, min, max) {name, where, KIND_INT, AT(member), min, max, NULL, NULL}
-#define FLOAT(name, where, member, min, max) \
-    {name, where, KIND_FLOAT, AT(member), min, max, NULL, NULL}
-#define FLOAT_POS(name, where, member, max) \
-    {name, where, KIND_FLOAT_POS, AT(member), 0, max, NULL, NULL}
-#define STRING(name, where) {name, where, KIND_STRING, 0, 0, 0, NULL, NULL}
-#define ONLY(name, where, word) {name, where, KIND_ONLY, 0, 0, 0, NULL, word}
-#define NEUTRAL(name, where) {name, where, KIND_NEUTRAL, 0, 0, 0, NULL, NULL}
+#define READ(name, where, fn)                                                                      \
+    {                                                                                              \
+        name, where, KIND_READ, 0, 0, 0, fn, NULL                                                  \
+    }
+#define BOOL(name, where, member)                                                                  \
+    {                                                                                              \
+        name, where, KIND_BOOL, AT(member), 0, 0, NULL, NULL                                       \
+    }
+#define INT(name, where, member, min, max)                                                         \
+    {                                                                                              \
+        name, where, KIND_INT, AT(member), min, max, NULL, NULL                                    \
+    }
+#define FLOAT(name, where, member, min, max)                                                       \
+    {                                                                                              \
+        name, where, KIND_FLOAT, AT(member), min, max, NULL, NULL                                  \
+    }
+#define FLOAT_POS(name, where, member, max)                                                        \
+    {                                                                                              \
+        name, where, KIND_FLOAT_POS, AT(member), 0, max, NULL, NULL                                \
+    }
+#define STRING(name, where)                                                                        \
+    {                                                                                              \
+        name, where, KIND_STRING, 0, 0, 0, NULL, NULL                                              \
+    }
+#define ONLY(name, where, word)                                                                    \
+    {                                                                                              \
+        name, where, KIND_ONLY, 0, 0, 0, NULL, word                                                \
+    }
+#define NEUTRAL(name, where)                                                                       \
+    {                                                                                              \
+        name, where, KIND_NEUTRAL, 0, 0, 0, NULL, NULL                                             \
+    }
 
 static const struct field fields[] = {
     READ("model", ALL, read_model),
@@ -622,8 +643,7 @@ static bool settle(struct parser *p)
     const char *wanted = r->endpoint == SRV_CHAT         ? "messages"
                          : r->endpoint == SRV_DETOKENIZE ? "tokens"
                                                          : "prompt";
-    if (!prompts && !r->messages)
-        return srv_fault_bad(fault, wanted, "'%s' is missing.", wanted);
+    if (!prompts && !r->messages) return srv_fault_bad(fault, wanted, "'%s' is missing.", wanted);
     if (prompts && r->messages)
         return srv_fault_bad(fault, "messages", "'prompt' and 'messages' exclude each other.");
     if (!r->messages && (r->tools || r->template_kwargs || r->continue_final_message))
@@ -671,8 +691,8 @@ static bool parse_fields(struct parser *p)
     return settle(p);
 }
 
-bool srv_request_parse(struct srv_request *out, enum srv_endpoint endpoint, const char *body, size_t len,
-                       const struct srv_parse_limits *limits, struct srv_fault *fault)
+bool srv_request_parse(struct srv_request *out, enum srv_endpoint endpoint, const char *body,
+                       size_t len, const struct srv_parse_limits *limits, struct srv_fault *fault)
 {
     char err[ERR_CAP];
     *out = (struct srv_request){.endpoint = endpoint};
@@ -709,7 +729,8 @@ bool srv_request_fit(struct srv_request *r, int32_t prompt_tokens, int32_t conte
 {
     const char *param = r->messages ? "messages" : "prompt";
     if (prompt_tokens == 0)
-        return srv_fault_bad(fault, param, "'%s' comes to no tokens at all; give some text.", param);
+        return srv_fault_bad(fault, param, "'%s' comes to no tokens at all; give some text.",
+                             param);
     int32_t room = context_tokens - prompt_tokens;
     if (room < 1) return srv_fault_context(fault, param, prompt_tokens, -1, context_tokens);
     int32_t max = r->max_tokens;

@@ -1,9 +1,10 @@
 /*
  * api_parse.h - from the bytes of a request body to a checked request.
  *
- * One table lists every field the API knows, per endpoint, with its type and range; a field that is not in the table is
- * refused by name, and so is one whose meaning this server cannot keep.  Nothing is silently ignored: fields that are
- * read and dropped (`user`, `metadata`, ...) are those that cannot change the answer.
+ * One table lists every field the API knows, per endpoint, with its type and range; a field that is
+ * not in the table is refused by name, and so is one whose meaning this server cannot keep. Nothing
+ * is silently ignored: fields that are read and dropped (`user`, `metadata`, ...) are those that
+ * cannot change the answer.
  *
  * Pure: no engine, no tokenizer, no exchange.
  */
@@ -33,8 +34,8 @@ enum srv_endpoint {
 /* What requests are checked against. */
 struct srv_parse_limits {
     int32_t vocab;
-    int32_t context_tokens; /* prompt + answer */
-    int32_t sequences_max;  /* prompts x n of one request */
+    int32_t context_tokens;         /* prompt + answer */
+    int32_t sequences_max;          /* prompts x n of one request */
     const char *const *model_names; /* borrowed; the first is the default */
     int model_name_count;
     /* Sampling where the request does not say (generation_config.json). */
@@ -57,8 +58,8 @@ struct srv_request {
 
     struct srv_prompt *prompts; /* owned; none where there are messages */
     int32_t prompt_count;
-    cJSON *messages; /* borrowed.  Checked; each content is a string or null */
-    cJSON *tools;    /* borrowed, or NULL: none, or tool_choice "none" */
+    cJSON *messages;        /* borrowed.  Checked; each content is a string or null */
+    cJSON *tools;           /* borrowed, or NULL: none, or tool_choice "none" */
     cJSON *template_kwargs; /* borrowed, or NULL */
     bool add_generation_prompt, continue_final_message;
 
@@ -81,17 +82,19 @@ struct srv_request {
 };
 
 /* Parses and checks body[0..len).  False fills *fault, and *out needs no deinit. */
-bool srv_request_parse(struct srv_request *out, enum srv_endpoint endpoint, const char *body, size_t len,
-                       const struct srv_parse_limits *limits, struct srv_fault *fault);
+bool srv_request_parse(struct srv_request *out, enum srv_endpoint endpoint, const char *body,
+                       size_t len, const struct srv_parse_limits *limits, struct srv_fault *fault);
 void srv_request_deinit(struct srv_request *r);
-/* Sets sampling.max_tokens for prompts of which the longest has prompt_tokens; false where they do not fit. */
+/* Sets sampling.max_tokens for prompts of which the longest has prompt_tokens; false where they do
+ * not fit. */
 bool srv_request_fit(struct srv_request *r, int32_t prompt_tokens, int32_t context_tokens,
                      struct srv_fault *fault);
-/* True for max_tokens 0: the prompt is scored, and the one token the engine must make is dropped. */
+/* True for max_tokens 0: the prompt is scored, and the one token the engine must make is dropped.
+ */
 bool srv_request_score_only(const struct srv_request *r);
 
-/* api_messages.c.  Check and normalise in place: text parts are joined by line breaks, "developer" becomes "system",
- * a tool call's arguments become an object. */
+/* api_messages.c.  Check and normalise in place: text parts are joined by line breaks, "developer"
+ * becomes "system", a tool call's arguments become an object. */
 bool srv_messages_read(cJSON *messages, struct srv_fault *fault);
 bool srv_tools_read(const cJSON *tools, struct srv_fault *fault);
 /* Describes a value for a sentence: "a string", "3", ... (cap >= 32). */

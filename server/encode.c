@@ -27,8 +27,8 @@ static void work_done(uv_work_t *work, int uv_status)
 {
     struct srv_encode *e = work->data;
     if (uv_status && !e->status)
-        e->status = err_set(e->err, ST_NOMEM, "the prompt was not tokenised: %s",
-                            uv_strerror(uv_status));
+        e->status =
+            err_set(e->err, ST_NOMEM, "the prompt was not tokenised: %s", uv_strerror(uv_status));
     e->done(e);
 }
 

@@ -1,8 +1,10 @@
 /*
- * encode.h - prompts to token ids, without holding up the loop: short texts at once, long ones on libuv's pool.
+ * encode.h - prompts to token ids, without holding up the loop: short texts at once, long ones on
+ * libuv's pool.
  *
- * The owner embeds a struct srv_encode and keeps it, and the prompts' texts, until `done` has run; `done` runs on the
- * loop thread, once, before srv_encode_start returns where the texts are short.  Loop thread.
+ * The owner embeds a struct srv_encode and keeps it, and the prompts' texts, until `done` has run;
+ * `done` runs on the loop thread, once, before srv_encode_start returns where the texts are short.
+ * Loop thread.
  */
 #ifndef DAKD_SERVER_ENCODE_H
 #define DAKD_SERVER_ENCODE_H
@@ -14,7 +16,7 @@
 
 struct srv_encode {
     /* Set by the owner. */
-    const struct eng_tok *tok; /* may be NULL where every prompt is tokens already */
+    const struct eng_tok *tok;  /* may be NULL where every prompt is tokens already */
     struct srv_prompt *prompts; /* those without tokens get them (owned by the prompt) */
     int32_t prompt_count;
     unsigned flags; /* ENG_TOK_* */

@@ -1,10 +1,12 @@
 /*
- * gen_write.c - a job's answer as bytes: tokens to text, text to chunks or to one reply.  Declared in generate.h.
+ * gen_write.c - a job's answer as bytes: tokens to text, text to chunks or to one reply.  Declared
+ * in generate.h.
  *
- * A sequence's text is read one token at a time: detokeniser, then stop strings.  In a stream, reading goes only as far
- * as there is something to write, so what a slow client has not taken stays tokens.  A chunk carries a slice of the text
- * that may be released, and the log-probabilities and ids of the tokens read so far; tokens that gave no text yet wait
- * for the next chunk.
+ * A sequence's text is read one token at a time: detokeniser, then stop strings.  In a stream,
+ * reading goes only as far as there is something to write, so what a slow client has not taken
+ * stays tokens.  A chunk carries a slice of the text that may be released, and the
+ * log-probabilities and ids of the tokens read so far; tokens that gave no text yet wait for the
+ * next chunk.
  */
 #include <string.h>
 
@@ -16,7 +18,7 @@
 /* Room a chunk needs beside itself: "data: ", line ends, chunked framing. */
 #define FRAME_BYTES 64
 
-/* --- tokens to text ------------------------------------------------------------------------------------------ */
+/* --- tokens to text ---------------------------------------------------------------------- */
 
 static bool in_list(const int32_t *list, int32_t count, int32_t token)
 {
@@ -82,8 +84,9 @@ static enum status end_text(struct srv_seq *s)
     if (!st && s->text.len > from && s->read >= s->req.sampling.min_tokens) scan_text(s, from);
     if (s->ended) return st;
     s->ended = true;
-    s->reason = s->finish == ENG_FINISH_STOP && !srv_request_score_only(&s->job->request) ? "stop"
-                                                                                          : "length";
+    s->reason = s->finish == ENG_FINISH_STOP && !srv_request_score_only(&s->job->request)
+                    ? "stop"
+                    : "length";
     return st;
 }
 
@@ -107,10 +110,10 @@ static enum status read_tokens(struct srv_seq *s)
     return st;
 }
 
-/* --- records ready to be written ------------------------------------------------------------------------------ */
+/* --- records ready to be written --------------------------------------------------------- */
 
-/* A chat answer's log-probabilities are those of its content; a completion's include the token that ended it, because
- * clients that score prompts count on one row per token sampled. */
+/* A chat answer's log-probabilities are those of its content; a completion's include the token that
+ * ended it, because clients that score prompts count on one row per token sampled. */
 static int32_t rows_ready(const struct srv_seq *s)
 {
     if (!s->scores) return 0;
@@ -152,7 +155,7 @@ static void add_prompt_ids(struct srv_seq *s, struct srv_piece *p)
     s->prompt_ids_written = true;
 }
 
-/* --- stream -------------------------------------------------------------------------------------------------- */
+/* --- stream ------------------------------------------------------------------------------ */
 
 /* At most SRV_CHUNK_TEXT bytes, whole characters. */
 static size_t slice_text(const struct srv_seq *s)
@@ -164,7 +167,8 @@ static size_t slice_text(const struct srv_seq *s)
     return len;
 }
 
-/* The next piece of the sequence's stream; false where there is none yet.  What it takes counts as written. */
+/* The next piece of the sequence's stream; false where there is none yet.  What it takes counts as
+ * written. */
 static bool next_piece(struct srv_seq *s, struct srv_piece *p)
 {
     const struct srv_job *job = s->job;
@@ -280,7 +284,7 @@ static void pump_stream(struct srv_job *job)
     job->x = NULL;
 }
 
-/* --- whole answer -------------------------------------------------------------------------------------------- */
+/* --- whole answer ------------------------------------------------------------------------ */
 
 static void whole_piece(struct srv_seq *s, struct srv_piece *p)
 {
@@ -328,7 +332,7 @@ static void pump_whole(struct srv_job *job)
     job->x = NULL;
 }
 
-/* --- both ---------------------------------------------------------------------------------------------------- */
+/* --- both -------------------------------------------------------------------------------- */
 
 /* A sequence that the engine gave up, and not we. */
 static bool engine_gave_up(struct srv_job *job)
@@ -337,8 +341,9 @@ static bool engine_gave_up(struct srv_job *job)
     for (int32_t i = 0; i < job->seq_count; i++) {
         const struct srv_seq *s = &job->seqs[i];
         if (s->finish == ENG_FINISH_ERROR)
-            srv_fault_set(&fault, 500, "server_error", "engine_failed", "",
-                          "The engine failed while it answered; nothing is served until a restart.");
+            srv_fault_set(
+                &fault, 500, "server_error", "engine_failed", "",
+                "The engine failed while it answered; nothing is served until a restart.");
         else if (s->finish == ENG_FINISH_CANCELLED && s->stop_hit < 0)
             srv_fault_set(&fault, 503, "unavailable_error", "shutting_down", "",
                           "The server is shutting down; the answer is not complete.");

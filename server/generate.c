@@ -1,8 +1,8 @@
 /*
  * generate.c - see generate.h: a job's beginning, its sequences' events, and its end.
  *
- * Memory is sized here: for every sequence the tokens (prompt and the longest answer), and where log-probabilities are
- * asked for one row per token.  Nothing is allocated per token but text.
+ * Memory is sized here: for every sequence the tokens (prompt and the longest answer), and where
+ * log-probabilities are asked for one row per token.  Nothing is allocated per token but text.
  */
 #include "server/generate.h"
 
@@ -22,7 +22,8 @@
 
 static void random_bytes(void *out, size_t len)
 {
-    CHECK(getrandom(out, len, 0) == (ssize_t)len); /* cannot fail for few bytes once the pool is up */
+    CHECK(getrandom(out, len, 0) ==
+          (ssize_t)len); /* cannot fail for few bytes once the pool is up */
 }
 
 /* SplitMix64's finaliser: neighbouring seeds give unrelated streams. */
@@ -34,7 +35,7 @@ static uint64_t mix(uint64_t v)
     return v ^ v >> 31;
 }
 
-/* --- the end of a job ---------------------------------------------------------------------------------------- */
+/* --- the end of a job -------------------------------------------------------------------- */
 
 static void job_free(struct srv_job *job)
 {
@@ -118,7 +119,7 @@ void srv_job_fail(struct srv_job *job, const struct srv_fault *fault)
     srv_job_cancel(job);
 }
 
-/* --- submission ---------------------------------------------------------------------------------------------- */
+/* --- submission -------------------------------------------------------------------------- */
 
 /* Storage of one sequence in bytes, as counted against the limit. */
 static uint64_t sequence_bytes(const struct srv_job *job, const struct srv_prompt *prompt)
@@ -156,8 +157,8 @@ static enum status sequence_init(struct srv_job *job, struct srv_seq *s,
     memcpy(s->req.tokens, prompt->tokens, asked * sizeof *s->req.tokens);
     s->prompt_rows = r->sampling.prompt_logprobs >= 0 ? prompt->token_count : 0;
     if (r->sampling.logprobs >= 0) {
-        s->scores = malloc((answer + (size_t)s->prompt_rows) * (size_t)job->stride *
-                           sizeof *s->scores);
+        s->scores =
+            malloc((answer + (size_t)s->prompt_rows) * (size_t)job->stride * sizeof *s->scores);
         if (!s->scores) return ST_NOMEM;
     }
     if (job->api->tok) eng_detok_init(&s->detok, job->api->tok, r->skip_special);
@@ -175,8 +176,8 @@ static enum status sequences_init(struct srv_job *job)
     if (!job->seqs) return ST_NOMEM;
     job->seq_count = count;
     for (int32_t i = 0; i < count; i++) {
-        /* Choice 0 has the seed as given, so that n = 1 and the first of several agree; a prompt's choices do not
-         * depend on the prompts beside it. */
+        /* Choice 0 has the seed as given, so that n = 1 and the first of several agree; a prompt's
+         * choices do not depend on the prompts beside it. */
         int32_t choice = i % r->n;
         uint64_t seed = choice == 0 ? base : mix(base ^ mix((uint64_t)choice));
         job->seqs[i].index = i;
@@ -188,8 +189,8 @@ static enum status sequences_init(struct srv_job *job)
 
 static bool full(struct srv_fault *fault, const char *what)
 {
-    return srv_fault_set(fault, 503, "unavailable_error", "overloaded", "", "The server %s; try again later.",
-                         what);
+    return srv_fault_set(fault, 503, "unavailable_error", "overloaded", "",
+                         "The server %s; try again later.", what);
 }
 
 static bool submit_all(struct srv_job *job, struct srv_fault *fault)
@@ -298,8 +299,8 @@ static void head_init(struct srv_job *job)
                                   .vocab = &api->vocab[job->request.skip_special]};
 }
 
-void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_request *request, char *text,
-                   size_t len)
+void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_request *request,
+                   char *text, size_t len)
 {
     struct srv_fault fault;
     struct srv_job *job = calloc(1, sizeof *job);
@@ -325,16 +326,16 @@ void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_reque
     head_init(job);
     srv_x_watch(x, client_left, room_again, job);
     job->encoding = true;
-    job->encode = (struct srv_encode){
-        .tok = api->tok,
-        .prompts = text ? &job->rendered : job->request.prompts,
-        .prompt_count = text ? 1 : job->request.prompt_count,
-        .flags = ENG_TOK_PARSE_SPECIAL | (job->request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
-        .done = encoded};
+    job->encode = (struct srv_encode){.tok = api->tok,
+                                      .prompts = text ? &job->rendered : job->request.prompts,
+                                      .prompt_count = text ? 1 : job->request.prompt_count,
+                                      .flags = ENG_TOK_PARSE_SPECIAL |
+                                               (job->request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
+                                      .done = encoded};
     srv_encode_start(&job->encode, api->loop);
 }
 
-/* --- events -------------------------------------------------------------------------------------------------- */
+/* --- events ------------------------------------------------------------------------------ */
 
 static void put_scores(struct srv_seq *s, int32_t row, const struct eng_sample *sample)
 {
@@ -384,8 +385,10 @@ static void count_end(struct srv_seq *s, uint64_t now)
     srv_histogram_observe(&m->e2e, seconds(s->job->arrival_ns, now));
     srv_histogram_observe(&m->prompt, s->req.prompt_count);
     srv_histogram_observe(&m->generation, srv_seq_total(s));
-    if (s->req.first_ns) srv_histogram_observe(&m->queue, seconds(s->req.submit_ns, s->req.first_ns));
-    if (s->first_token_ns) srv_histogram_observe(&m->decode, seconds(s->first_token_ns, s->last_token_ns));
+    if (s->req.first_ns)
+        srv_histogram_observe(&m->queue, seconds(s->req.submit_ns, s->req.first_ns));
+    if (s->first_token_ns)
+        srv_histogram_observe(&m->decode, seconds(s->first_token_ns, s->last_token_ns));
 }
 
 static void take_finish(struct srv_seq *s, const struct eng_event *event, uint64_t now)
@@ -397,7 +400,8 @@ static void take_finish(struct srv_seq *s, const struct eng_event *event, uint64
     job->api->live_sequences--;
     s->finish = event->finish;
     if (s->finish == ENG_FINISH_STOP && !srv_request_score_only(&job->request)) {
-        /* The token that ended it is part of what was sampled: counted, and scored for completions. */
+        /* The token that ended it is part of what was sampled: counted, and scored for completions.
+         */
         CHECK(s->got < s->req.sampling.max_tokens);
         time_token(s, now);
         s->req.tokens[s->req.prompt_count + s->got] = event->sample.token;

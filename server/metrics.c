@@ -5,18 +5,18 @@
 
 #include "config/check.h"
 
-static const double latency_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1,
-                                        0.25,  0.5,    0.75,  1,    2.5,   5,    10,    20,
-                                        40,    80,     160,   640,  2560};
-static const double tokens_bounds[] = {1,   2,    5,    10,   20,    50,    100,   200,    500,
+static const double latency_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075,
+                                        0.1,   0.25,   0.5,   0.75, 1,     2.5,  5,
+                                        10,    20,     40,    80,   160,   640,  2560};
+static const double tokens_bounds[] = {1,    2,    5,    10,    20,    50,    100,    200,   500,
                                        1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
 
 void srv_metrics_init(struct srv_metrics *m)
 {
     *m = (struct srv_metrics){0};
-#define X(member, family, help, kind)                                     \
-    _Static_assert(ARRAY_COUNT(kind##_bounds) < SRV_BUCKETS_MAX, "room"); \
-    m->member.bounds = kind##_bounds;                                     \
+#define X(member, family, help, kind)                                                              \
+    _Static_assert(ARRAY_COUNT(kind##_bounds) < SRV_BUCKETS_MAX, "room");                          \
+    m->member.bounds = kind##_bounds;                                                              \
     m->member.bound_count = (int)ARRAY_COUNT(kind##_bounds);
     SRV_HISTOGRAM_MAP(X)
 #undef X
@@ -85,8 +85,7 @@ static void put_steps(struct buf *out, const struct eng_stats *e)
         if (i < ENG_STEP_BUCKETS - 1)
             buf_printf(out, "dakd_%s_bucket{le=\"%d\"} %llu\n", name, (int)eng_step_bounds[i],
                        (unsigned long long)sum);
-        else
-            buf_printf(out, "dakd_%s_bucket{le=\"+Inf\"} %llu\n", name, (unsigned long long)sum);
+        else buf_printf(out, "dakd_%s_bucket{le=\"+Inf\"} %llu\n", name, (unsigned long long)sum);
     }
     buf_printf(out, "dakd_%s_sum %llu\ndakd_%s_count %llu\n", name,
                (unsigned long long)e->step_tokens_sum, name, (unsigned long long)sum);
@@ -173,7 +172,8 @@ static void put_routes(struct buf *out, const struct srv_http_stats *h,
     }
 }
 
-static void put_http(struct buf *out, const struct srv_http_stats *h, const struct srv_route *routes)
+static void put_http(struct buf *out, const struct srv_http_stats *h,
+                     const struct srv_route *routes)
 {
     put_gauge(out, "http_connections", "Open connections.", (double)h->conn_open);
     put_gauge(out, "http_requests_active", "Requests being answered.", (double)h->requests_active);

@@ -1,9 +1,10 @@
 /*
- * metrics.h - what GET /metrics says, in Prometheus' text format 0.0.4: HELP and TYPE once per family, base units,
- * cumulative buckets that end in +Inf.  Families that vLLM also has keep its names under `dakd_`.
+ * metrics.h - what GET /metrics says, in Prometheus' text format 0.0.4: HELP and TYPE once per
+ * family, base units, cumulative buckets that end in +Inf.  Families that vLLM also has keep its
+ * names under `dakd_`.
  *
- * Three sources: what the API layer observes itself (struct srv_metrics, loop thread), the engine's counters, and the
- * transport's.  Counters start at zero with the process and never fall.
+ * Three sources: what the API layer observes itself (struct srv_metrics, loop thread), the engine's
+ * counters, and the transport's.  Counters start at zero with the process and never fall.
  */
 #ifndef DAKD_SERVER_METRICS_H
 #define DAKD_SERVER_METRICS_H
@@ -19,7 +20,8 @@
 struct srv_histogram {
     const double *bounds; /* [bound_count], static, rising */
     int bound_count;
-    uint64_t bucket[SRV_BUCKETS_MAX]; /* not cumulative; [bound_count] is what lies above all bounds */
+    uint64_t
+        bucket[SRV_BUCKETS_MAX]; /* not cumulative; [bound_count] is what lies above all bounds */
     uint64_t count;
     double sum;
 };
@@ -28,15 +30,15 @@ struct srv_histogram {
 enum srv_end { SRV_END_STOP, SRV_END_LENGTH, SRV_END_ABORT, SRV_END_ERROR, SRV_END_COUNT };
 
 /* Histograms: member, family, what it measures, bounds. */
-#define SRV_HISTOGRAM_MAP(X)                                                                        \
-    X(ttft, "time_to_first_token_seconds", "Request complete to its first token.", latency)         \
-    X(itl, "inter_token_latency_seconds", "Between two tokens of a sequence.", latency)             \
-    X(e2e, "e2e_request_latency_seconds", "Request complete to the end of its sequence.", latency)  \
-    X(queue, "request_queue_time_seconds", "Submission to the sequence's first step.", latency)     \
-    X(prefill, "request_prefill_time_seconds", "First step of a sequence to its first token.",      \
-      latency)                                                                                      \
-    X(decode, "request_decode_time_seconds", "First token of a sequence to its last.", latency)     \
-    X(prompt, "request_prompt_tokens", "Tokens of a sequence's prompt.", tokens)                    \
+#define SRV_HISTOGRAM_MAP(X)                                                                       \
+    X(ttft, "time_to_first_token_seconds", "Request complete to its first token.", latency)        \
+    X(itl, "inter_token_latency_seconds", "Between two tokens of a sequence.", latency)            \
+    X(e2e, "e2e_request_latency_seconds", "Request complete to the end of its sequence.", latency) \
+    X(queue, "request_queue_time_seconds", "Submission to the sequence's first step.", latency)    \
+    X(prefill, "request_prefill_time_seconds", "First step of a sequence to its first token.",     \
+      latency)                                                                                     \
+    X(decode, "request_decode_time_seconds", "First token of a sequence to its last.", latency)    \
+    X(prompt, "request_prompt_tokens", "Tokens of a sequence's prompt.", tokens)                   \
     X(generation, "request_generation_tokens", "Tokens of a sequence's answer.", tokens)
 
 struct srv_metrics {

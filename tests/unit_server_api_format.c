@@ -14,7 +14,8 @@
 #include "server/api_format.h"
 #include "server/fault.h"
 
-/* Token 0..25: a letter; 26: the first two bytes of a euro sign; 27: its last; 28: special; 29: also "a". */
+/* Token 0..25: a letter; 26: the first two bytes of a euro sign; 27: its last; 28: special; 29:
+ * also "a". */
 static void put(const void *user, int32_t token, struct buf *out)
 {
     (void)user;
@@ -39,7 +40,8 @@ static cJSON *parsed(const struct buf *b)
     cJSON *tree;
     char err[ERR_CAP];
     assert_int_equal(buf_status(b), ST_OK);
-    if (json_parse(b->data, b->len, &json_limits_request, &tree, err)) fail_msg("%s: %s", b->data, err);
+    if (json_parse(b->data, b->len, &json_limits_request, &tree, err))
+        fail_msg("%s: %s", b->data, err);
     assert_null(strchr(b->data, '\n')); /* one event is one line */
     return tree;
 }
@@ -51,8 +53,8 @@ static cJSON *at(const cJSON *object, const char *key)
     return item;
 }
 
-static cJSON *chunk_of(const struct srv_head *head, const struct srv_piece *p, enum srv_usage_mode mode,
-                       const struct srv_usage *usage)
+static cJSON *chunk_of(const struct srv_head *head, const struct srv_piece *p,
+                       enum srv_usage_mode mode, const struct srv_usage *usage)
 {
     struct buf b;
     buf_init(&b, 1 << 20);
@@ -90,8 +92,8 @@ static void test_chat_chunks(void **state)
     assert_true(cJSON_IsNull(at(t, "usage")));
     cJSON_Delete(t);
 
-    struct srv_piece end = {.text = "", .finish = "stop", .stop_text = "\n", .stop_len = 1,
-                            .stop_token = -1};
+    struct srv_piece end = {
+        .text = "", .finish = "stop", .stop_text = "\n", .stop_len = 1, .stop_token = -1};
     struct srv_usage usage = {.prompt_tokens = 3, .completion_tokens = 4};
     t = chunk_of(&chat, &end, SRV_USAGE_GIVEN, &usage);
     c = at(t, "choices")->child;
@@ -122,8 +124,14 @@ static void test_completion_chunk(void **state)
 {
     (void)state;
     static const int32_t ids[] = {1, 2}, prompt[] = {9};
-    struct srv_piece p = {.text = "bc", .len = 2, .finish = "length", .stop_token = -1, .ids = ids,
-                          .id_count = 2, .prompt_ids = prompt, .prompt_id_count = 1};
+    struct srv_piece p = {.text = "bc",
+                          .len = 2,
+                          .finish = "length",
+                          .stop_token = -1,
+                          .ids = ids,
+                          .id_count = 2,
+                          .prompt_ids = prompt,
+                          .prompt_id_count = 1};
     cJSON *t = chunk_of(&completion, &p, SRV_USAGE_ABSENT, NULL);
     assert_string_equal(at(t, "object")->valuestring, "text_completion");
     cJSON *c = at(t, "choices")->child;
@@ -162,19 +170,21 @@ static void test_whole_chat(void **state)
 
 /* Rows of three: the token and two alternatives. */
 static const struct eng_logprob rows[] = {
-    {0, NAN},      {-1, NAN},   {-1, NAN},        /* the first token of a prompt */
-    {1, -0.5f},    {1, -0.5f},  {2, -1},          /* chosen is the likeliest */
-    {26, -3},      {1, -1},     {2, -2},          /* chosen is none of the two; half a character */
-    {27, -0.25f},  {27, -0.25f}, {28, -INFINITY}, /* the other half; a token that cannot be */
-    {28, -1},      {0, -0.5f},  {29, -0.75f},     /* hidden; two tokens of one name */
+    {0, NAN},     {-1, NAN},    {-1, NAN},       /* the first token of a prompt */
+    {1, -0.5f},   {1, -0.5f},   {2, -1},         /* chosen is the likeliest */
+    {26, -3},     {1, -1},      {2, -2},         /* chosen is none of the two; half a character */
+    {27, -0.25f}, {27, -0.25f}, {28, -INFINITY}, /* the other half; a token that cannot be */
+    {28, -1},     {0, -0.5f},   {29, -0.75f},    /* hidden; two tokens of one name */
 };
 
 static void test_completion_logprobs(void **state)
 {
     (void)state;
     int64_t offset = 10;
-    struct srv_piece p = {.text = "", .stop_token = -1,
-                          .scores = {.rows = rows, .count = 5, .stride = 3, .text_offset = &offset}};
+    struct srv_piece p = {
+        .text = "",
+        .stop_token = -1,
+        .scores = {.rows = rows, .count = 5, .stride = 3, .text_offset = &offset}};
     cJSON *t = chunk_of(&completion, &p, SRV_USAGE_ABSENT, NULL);
     cJSON *l = at(at(t, "choices")->child, "logprobs");
     static const char *const tokens[] = {"a", "b", "bytes:\\xe2\\x82", "bytes:\\xac", "<|end|>"};
@@ -206,8 +216,11 @@ static void test_chat_logprobs(void **state)
 {
     (void)state;
     int64_t offset = 0;
-    struct srv_piece p = {.text = "b", .len = 1, .stop_token = -1,
-                          .scores = {.rows = rows + 3, .count = 2, .stride = 3, .text_offset = &offset}};
+    struct srv_piece p = {
+        .text = "b",
+        .len = 1,
+        .stop_token = -1,
+        .scores = {.rows = rows + 3, .count = 2, .stride = 3, .text_offset = &offset}};
     cJSON *t = chunk_of(&chat, &p, SRV_USAGE_ABSENT, NULL);
     cJSON *content = at(at(at(t, "choices")->child, "logprobs"), "content");
     assert_int_equal(cJSON_GetArraySize(content), 2);
@@ -251,10 +264,12 @@ static void test_faults(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat_chunks),       cmocka_unit_test(test_usage_chunk),
-        cmocka_unit_test(test_completion_chunk),  cmocka_unit_test(test_whole_chat),
-        cmocka_unit_test(test_completion_logprobs), cmocka_unit_test(test_chat_logprobs),
-        cmocka_unit_test(test_faults)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_chat_chunks),
+                                       cmocka_unit_test(test_usage_chunk),
+                                       cmocka_unit_test(test_completion_chunk),
+                                       cmocka_unit_test(test_whole_chat),
+                                       cmocka_unit_test(test_completion_logprobs),
+                                       cmocka_unit_test(test_chat_logprobs),
+                                       cmocka_unit_test(test_faults)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

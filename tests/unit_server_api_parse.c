@@ -1,4 +1,5 @@
-/* Request bodies: every malformed one is refused with its status and the name of the field; valid ones give the values. */
+/* Request bodies: every malformed one is refused with its status and the name of the field; valid
+ * ones give the values. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -31,7 +32,8 @@ static const struct srv_parse_limits limits = {.vocab = 1000,
 
 struct bad_case {
     enum srv_endpoint endpoint;
-    const char *text; /* a member put after a valid prompt; or the whole body where param of the case says so */
+    const char *text; /* a member put after a valid prompt; or the whole body where param of the
+                         case says so */
     const char *param;
     int status; /* 0: 400 */
 };
@@ -101,7 +103,8 @@ static const struct bad_case bodies[] = {
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":{}}]}", "messages[0].content", 0},
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[]}]}", "messages[0].content", 0},
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[\"a\"]}]}", "messages[0].content[0]", 0},
-    {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[{}]}]}", "messages[0].content[0].type", 0},
+    {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[{}]}]}", "messages[0].content[0].type",
+     0},
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":1}]}]}",
      "messages[0].content[0].type", 0},
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}",
@@ -109,7 +112,8 @@ static const struct bad_case bodies[] = {
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":1}]}]}",
      "messages[0].content[0].text", 0},
     {CHAT,
-     "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\",\"z\":1}]}]}",
+     "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\",\"z\":1}]}]"
+     "}",
      "messages[0].content[0].z", 0},
     {CHAT,
      "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
@@ -121,8 +125,10 @@ static const struct bad_case bodies[] = {
      "messages[0].content[0].type", 0},
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"wish\"}]}]}",
      "messages[0].content[0].type", 0},
-    {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"mood\":1}]}", "messages[0].mood", 0},
-    {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"name\":1}]}", "messages[0].name", 0},
+    {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"mood\":1}]}", "messages[0].mood",
+     0},
+    {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"name\":1}]}", "messages[0].name",
+     0},
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"x\"}]}",
      "messages[1].role", 0},
     {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"tool_calls\":[]}]}",
@@ -133,10 +139,14 @@ static const struct bad_case bodies[] = {
      "messages[0].audio", 0},
     {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"refusal\":\"no\"}]}",
      "messages[0].refusal", 0},
-    {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"function_call\":{\"name\":\"f\"}}]}",
+    {CHAT,
+     "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"function_call\":{\"name\":\"f\"}}]"
+     "}",
      "messages[0].function_call", 0},
-    {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[]}]}", "messages[0].tool_calls", 0},
-    {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":{}}]}", "messages[0].tool_calls", 0},
+    {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[]}]}", "messages[0].tool_calls",
+     0},
+    {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":{}}]}", "messages[0].tool_calls",
+     0},
     {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[1]}]}",
      "messages[0].tool_calls[0]", 0},
     {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{}]}]}",
@@ -147,7 +157,8 @@ static const struct bad_case bodies[] = {
      "messages[0].tool_calls[0].id", 0},
     {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{}}]}]}",
      "messages[0].tool_calls[0].function.name", 0},
-    {CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\"}}]}]}",
+    {CHAT,
+     "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\"}}]}]}",
      "messages[0].tool_calls[0].function.arguments", 0},
     {CHAT,
      "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\","
@@ -241,8 +252,11 @@ static const struct bad_case members[] = {
     {0, "\"stop\":[1]", "stop", 0},
     {0, "\"stop\":[null]", "stop", 0},
     {0, "\"stop\":[\"a\",[\"b\"]]", "stop", 0},
-    {0, "\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"a\",\"b\",\"c\",\"d\",\"e\",\"f\","
-        "\"g\",\"h\"]", "stop", 0},
+    {0,
+     "\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"a\",\"b\",\"c\",\"d\","
+     "\"e\",\"f\","
+     "\"g\",\"h\"]",
+     "stop", 0},
     {0, "\"stop_token_ids\":1", "stop_token_ids", 0},
     {0, "\"stop_token_ids\":[1000]", "stop_token_ids", 0},
     {0, "\"stop_token_ids\":[-1]", "stop_token_ids", 0},
@@ -258,7 +272,8 @@ static const struct bad_case members[] = {
     {0, "\"stream_options\":{\"include_usage\":true}", "stream_options", 0},
     {0, "\"stream\":true,\"stream_options\":1", "stream_options", 0},
     {0, "\"stream\":true,\"stream_options\":[]", "stream_options", 0},
-    {0, "\"stream\":true,\"stream_options\":{\"include_usage\":1}", "stream_options.include_usage", 0},
+    {0, "\"stream\":true,\"stream_options\":{\"include_usage\":1}", "stream_options.include_usage",
+     0},
     {0, "\"stream\":true,\"stream_options\":{\"continuous_usage_stats\":\"\"}",
      "stream_options.continuous_usage_stats", 0},
     {0, "\"stream\":true,\"stream_options\":{\"x\":1}", "stream_options.x", 0},
@@ -325,7 +340,8 @@ static const struct bad_case members[] = {
     {CHAT, "\"tools\":[{\"type\":\"x\"}]", "tools[0].type", 0},
     {CHAT, "\"tools\":[{\"type\":\"function\"}]", "tools[0].function", 0},
     {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{}}]", "tools[0].function.name", 0},
-    {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"\"}}]", "tools[0].function.name", 0},
+    {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"\"}}]",
+     "tools[0].function.name", 0},
     {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"description\":1}}]",
      "tools[0].function.description", 0},
     {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":1}}]",
@@ -334,9 +350,11 @@ static const struct bad_case members[] = {
      "tools[0].function.strict", 0},
     {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"z\":1}}]",
      "tools[0].function.z", 0},
-    {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"},\"z\":1}]", "tools[0].z", 0},
+    {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"},\"z\":1}]",
+     "tools[0].z", 0},
     {CHAT, "\"tool_choice\":\"required\"", "tool_choice", 0},
-    {CHAT, "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}", "tool_choice", 0},
+    {CHAT, "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}", "tool_choice",
+     0},
     {CHAT, "\"tool_choice\":\"maybe\"", "tool_choice", 0},
     {CHAT, "\"tool_choice\":1", "tool_choice", 0},
     {CHAT, "\"chat_template_kwargs\":[]", "chat_template_kwargs", 0},
@@ -364,7 +382,8 @@ static const struct bad_case members[] = {
     {CHAT, "\"documents\":[{}]", "documents", 0},
 };
 
-static void expect_fault(enum srv_endpoint endpoint, const char *body, const char *param, int status)
+static void expect_fault(enum srv_endpoint endpoint, const char *body, const char *param,
+                         int status)
 {
     struct srv_request r;
     struct srv_fault f = {0};
@@ -374,8 +393,8 @@ static void expect_fault(enum srv_endpoint endpoint, const char *body, const cha
     }
     int wanted = status ? status : 400;
     if (f.status != wanted || strcmp(f.param, param))
-        fail_msg("%s\ngave %d '%s' (%s); wanted %d '%s'", body, f.status, f.param, f.message, wanted,
-                 param);
+        fail_msg("%s\ngave %d '%s' (%s); wanted %d '%s'", body, f.status, f.param, f.message,
+                 wanted, param);
     assert_string_equal(f.type, wanted == 404 ? "not_found_error" : "invalid_request_error");
     /* A person who reads the sentence alone learns which field it is. */
     const char *last = strrchr(param, '.');
@@ -404,7 +423,8 @@ static void test_malformed(void **state)
         static const enum srv_endpoint both[] = {SRV_COMPLETIONS, SRV_CHAT};
         for (int k = 0; k < 2; k++) {
             if (c->endpoint && c->endpoint != both[k]) continue;
-            expect_fault(both[k], body_with(both[k], c->text, body, sizeof body), c->param, c->status);
+            expect_fault(both[k], body_with(both[k], c->text, body, sizeof body), c->param,
+                         c->status);
             count++;
         }
     }
@@ -454,15 +474,18 @@ static void test_everything_given(void **state)
 {
     (void)state;
     struct srv_request r;
-    parse(&r, COMP,
-          "{\"model\":\"alias\",\"prompt\":[[1,2,3],[999]],\"n\":2,\"best_of\":2,\"temperature\":0,"
-          "\"top_p\":0.5,\"top_k\":-1,\"min_p\":0.1,\"presence_penalty\":-2,\"frequency_penalty\":2,"
-          "\"repetition_penalty\":1.5,\"logit_bias\":{\"0\":-100,\"999\":100},\"seed\":-7,"
-          "\"max_tokens\":20,\"min_tokens\":3,\"ignore_eos\":true,\"stop\":[\"a\",\"bc\"],"
-          "\"stop_token_ids\":[5,6],\"include_stop_str_in_output\":true,\"echo\":true,\"logprobs\":5,"
-          "\"skip_special_tokens\":false,\"add_special_tokens\":false,\"return_token_ids\":true,"
-          "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true},"
-          "\"response_format\":{\"type\":\"text\"},\"user\":\"u\",\"suffix\":null,\"length_penalty\":1}");
+    parse(
+        &r, COMP,
+        "{\"model\":\"alias\",\"prompt\":[[1,2,3],[999]],\"n\":2,\"best_of\":2,\"temperature\":0,"
+        "\"top_p\":0.5,\"top_k\":-1,\"min_p\":0.1,\"presence_penalty\":-2,\"frequency_penalty\":2,"
+        "\"repetition_penalty\":1.5,\"logit_bias\":{\"0\":-100,\"999\":100},\"seed\":-7,"
+        "\"max_tokens\":20,\"min_tokens\":3,\"ignore_eos\":true,\"stop\":[\"a\",\"bc\"],"
+        "\"stop_token_ids\":[5,6],\"include_stop_str_in_output\":true,\"echo\":true,\"logprobs\":5,"
+        "\"skip_special_tokens\":false,\"add_special_tokens\":false,\"return_token_ids\":true,"
+        "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":"
+        "true},"
+        "\"response_format\":{\"type\":\"text\"},\"user\":\"u\",\"suffix\":null,\"length_penalty\":"
+        "1}");
     assert_string_equal(r.model, "alias");
     assert_int_equal(r.prompt_count, 2);
     assert_int_equal(r.prompts[0].token_count, 3);
@@ -507,21 +530,25 @@ static void test_accepted(void **state)
         {COMP, "\"max_tokens\":5.0"},
         {CHAT, "\"tools\":[]"},
         {CHAT, "\"tools\":null,\"tool_choice\":\"none\""},
-        {CHAT, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}],"
-               "\"tool_choice\":\"auto\",\"parallel_tool_calls\":true"},
-        {CHAT, "\"store\":false,\"metadata\":{\"a\":\"b\"},\"service_tier\":\"auto\",\"user\":\"u\""},
+        {CHAT,
+         "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}],"
+         "\"tool_choice\":\"auto\",\"parallel_tool_calls\":true"},
+        {CHAT,
+         "\"store\":false,\"metadata\":{\"a\":\"b\"},\"service_tier\":\"auto\",\"user\":\"u\""},
         {CHAT, "\"modalities\":[\"text\"],\"audio\":null,\"prediction\":null,\"functions\":[]"},
         {CHAT, "\"logprobs\":true,\"top_logprobs\":0"},
         {CHAT, "\"logprobs\":false,\"top_logprobs\":null"},
         {CHAT, "\"max_tokens\":5,\"max_completion_tokens\":5"},
         {CHAT, "\"chat_template_kwargs\":{\"enable_thinking\":false}"},
-        {CHAT, "\"stream\":true,\"stream_options\":{\"include_usage\":null,\"include_obfuscation\":false}"},
+        {CHAT, "\"stream\":true,\"stream_options\":{\"include_usage\":null,\"include_obfuscation\":"
+               "false}"},
         {CHAT, "\"add_generation_prompt\":false,\"continue_final_message\":true"},
     };
     char body[1024];
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         struct srv_request r;
-        parse(&r, cases[i].endpoint, body_with(cases[i].endpoint, cases[i].member, body, sizeof body));
+        parse(&r, cases[i].endpoint,
+              body_with(cases[i].endpoint, cases[i].member, body, sizeof body));
         srv_request_deinit(&r);
     }
 }
@@ -530,14 +557,15 @@ static void test_messages_are_normalised(void **state)
 {
     (void)state;
     struct srv_request r;
-    parse(&r, CHAT,
-          "{\"messages\":[{\"role\":\"developer\",\"content\":\"be brief\"},"
-          "{\"role\":\"user\",\"name\":\"u\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
-          "{\"type\":\"text\",\"text\":\"\"},{\"type\":\"text\",\"text\":\"b\"}]},"
-          "{\"role\":\"assistant\",\"refusal\":null,\"annotations\":[],\"tool_calls\":[{\"id\":\"1\","
-          "\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"x\\\": 1}\"}},"
-          "{\"function\":{\"name\":\"g\",\"arguments\":\"\"}}]},"
-          "{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"42\"}]}");
+    parse(
+        &r, CHAT,
+        "{\"messages\":[{\"role\":\"developer\",\"content\":\"be brief\"},"
+        "{\"role\":\"user\",\"name\":\"u\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
+        "{\"type\":\"text\",\"text\":\"\"},{\"type\":\"text\",\"text\":\"b\"}]},"
+        "{\"role\":\"assistant\",\"refusal\":null,\"annotations\":[],\"tool_calls\":[{\"id\":\"1\","
+        "\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"x\\\": 1}\"}},"
+        "{\"function\":{\"name\":\"g\",\"arguments\":\"\"}}]},"
+        "{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"42\"}]}");
     const cJSON *m = r.messages->child;
     assert_string_equal(json_member(m, "role")->valuestring, "system");
     assert_string_equal(json_member(m->next, "content")->valuestring, "a\n\nb");

@@ -13,7 +13,8 @@
 #include "config/check.h"
 #include "server/metrics.h"
 
-const int32_t eng_step_bounds[ENG_STEP_BUCKETS - 1] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+const int32_t eng_step_bounds[ENG_STEP_BUCKETS - 1] = {1,   8,   16,   32,   64,  128,
+                                                       256, 512, 1024, 2048, 4096};
 
 struct family {
     char name[96], type[16];
@@ -141,16 +142,25 @@ static void read_page(struct page *p, char *text)
 static struct srv_metrics metrics;
 static struct eng_stats stats;
 static const struct srv_tier tiers[] = {{"hbm", 100, 1000}, {"ho\"st\\\n", 50, 500}};
-static const struct srv_route routes[] = {{"GET", "/metrics", NULL}, {"POST", "/v1/completions", NULL}};
-static const struct srv_http_route_stats route_stats[] = {
-    {.responses = {0, 5, 0, 0, 0, 0}}, {.responses = {0, 7, 0, 1, 0, 2}}, {.responses = {0, 0, 0, 3, 0, 0}}};
+static const struct srv_route routes[] = {{"GET", "/metrics", NULL},
+                                          {"POST", "/v1/completions", NULL}};
+static const struct srv_http_route_stats route_stats[] = {{.responses = {0, 5, 0, 0, 0, 0}},
+                                                          {.responses = {0, 7, 0, 1, 0, 2}},
+                                                          {.responses = {0, 0, 0, 3, 0, 0}}};
 static const struct srv_http_stats http = {.conn_open = 1, .route_count = 2, .routes = route_stats};
 
 static char *page_text(void)
 {
-    struct srv_metrics_view view = {.own = &metrics, .engine = &stats, .http = &http, .routes = routes,
-                                    .tiers = tiers, .tier_count = 2, .kv_page_bytes = 4096,
-                                    .model_name = "a\"b", .version = "0.1.0", .commit = "abc"};
+    struct srv_metrics_view view = {.own = &metrics,
+                                    .engine = &stats,
+                                    .http = &http,
+                                    .routes = routes,
+                                    .tiers = tiers,
+                                    .tier_count = 2,
+                                    .kv_page_bytes = 4096,
+                                    .model_name = "a\"b",
+                                    .version = "0.1.0",
+                                    .commit = "abc"};
     struct buf b;
     buf_init(&b, 1 << 20);
     srv_metrics_format(&view, &b);
@@ -168,12 +178,16 @@ static void test_valid_exposition(void **state)
     free(text);
     assert_true(p->samples > 100);
     static const char *const wanted[] = {
-        "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens_total",
-        "generation_tokens_total", "num_preemptions_total", "request_success_total",
-        "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
-        "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
-        "request_prompt_tokens", "request_generation_tokens", "iteration_tokens_total",
-        "tier_weight_bytes", "tier_kv_pages", "http_responses_total"};
+        "num_requests_running",        "num_requests_waiting",
+        "kv_cache_usage_perc",         "prompt_tokens_total",
+        "generation_tokens_total",     "num_preemptions_total",
+        "request_success_total",       "time_to_first_token_seconds",
+        "inter_token_latency_seconds", "e2e_request_latency_seconds",
+        "request_queue_time_seconds",  "request_prefill_time_seconds",
+        "request_decode_time_seconds", "request_prompt_tokens",
+        "request_generation_tokens",   "iteration_tokens_total",
+        "tier_weight_bytes",           "tier_kv_pages",
+        "http_responses_total"};
     for (size_t i = 0; i < ARRAY_COUNT(wanted); i++) {
         char name[96];
         snprintf(name, sizeof name, "dakd_%s", wanted[i]);
@@ -194,10 +208,13 @@ static void test_values(void **state)
 {
     (void)state;
     srv_metrics_init(&metrics);
-    stats = (struct eng_stats){.prompt_tokens = 11, .generated_tokens = 22, .step_count = 3,
-                               .step_tokens_sum = 30};
-    stats.sched = (struct eng_sched_stats){.running = 4, .waiting = 5, .pages_used = {3, 1},
-                                           .pages_total = {6, 2}, .preempt_count = 9};
+    stats = (struct eng_stats){
+        .prompt_tokens = 11, .generated_tokens = 22, .step_count = 3, .step_tokens_sum = 30};
+    stats.sched = (struct eng_sched_stats){.running = 4,
+                                           .waiting = 5,
+                                           .pages_used = {3, 1},
+                                           .pages_total = {6, 2},
+                                           .preempt_count = 9};
     stats.step_tokens_bucket[1] = 2;
     stats.step_tokens_bucket[ENG_STEP_BUCKETS - 1] = 1;
     srv_histogram_observe(&metrics.ttft, 0.001); /* a bound belongs to its bucket */
@@ -225,7 +242,8 @@ static void test_values(void **state)
     assert_true(sample(t, "dakd_tier_weight_bytes{tier=\"ho\\\"st\\\\\\n\"}") == 50);
     assert_true(sample(t, "dakd_http_responses_total{method=\"POST\",route=\"/v1/completions\","
                           "code=\"499\"}") == 2);
-    assert_true(sample(t, "dakd_http_responses_total{method=\"\",route=\"other\",code=\"4xx\"}") == 3);
+    assert_true(sample(t, "dakd_http_responses_total{method=\"\",route=\"other\",code=\"4xx\"}") ==
+                3);
     free(t);
 }
 

@@ -1,4 +1,5 @@
-/* Stop strings against the definition: the text cut where a stop string first completes, whatever the pieces. */
+/* Stop strings against the definition: the text cut where a stop string first completes, whatever
+ * the pieces. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -47,10 +48,10 @@ static bool reference(const char *text, size_t len, const char *const *stops, in
     return false;
 }
 
-/* Feeds text in the given pieces, releasing all that may be released after each; checks that what was released never
- * has to be taken back.  Returns the released text in out. */
-static bool run(const struct srv_stop_set *set, const char *text, const size_t *cuts, size_t cut_count,
-                struct buf *out)
+/* Feeds text in the given pieces, releasing all that may be released after each; checks that what
+ * was released never has to be taken back.  Returns the released text in out. */
+static bool run(const struct srv_stop_set *set, const char *text, const size_t *cuts,
+                size_t cut_count, struct buf *out)
 {
     struct srv_stop_scan scan = {0};
     struct srv_stop_hit hit;
@@ -124,8 +125,8 @@ static void test_all_splits(void **state)
         {"one two three", {"two"}, "one "},
         {"aaaab", {"aab"}, "aa"},
         {"ababac", {"abac"}, "ab"},
-        {"abcd", {"abcd", "c"}, "ab"},       /* the shorter one completes first */
-        {"xabcd", {"bcd", "abcd"}, "x"},     /* both complete together: the longer */
+        {"abcd", {"abcd", "c"}, "ab"},   /* the shorter one completes first */
+        {"xabcd", {"bcd", "abcd"}, "x"}, /* both complete together: the longer */
         {"no stop here", {"stopper"}, "no stop here"},
         {"\xc3\xa9\xc3\xa8\xc3\xaa", {"\xc3\xa8"}, "\xc3\xa9"},
         {"stop", {"stop"}, ""},
@@ -194,9 +195,9 @@ static void test_longest_allowed(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_pieces), cmocka_unit_test(test_all_splits),
-        cmocka_unit_test(test_holds_back_as_little_as_it_must),
-        cmocka_unit_test(test_longest_allowed)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random_pieces),
+                                       cmocka_unit_test(test_all_splits),
+                                       cmocka_unit_test(test_holds_back_as_little_as_it_must),
+                                       cmocka_unit_test(test_longest_allowed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

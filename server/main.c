@@ -298,6 +298,7 @@ static enum status start(struct daemon *d, char *err)
     hooks.wake_user = d->api;
     if ((st = srv_startup(&d->options, &hooks, &d->machine, err)) || (st = listen_http(d, err)))
         return st;
+    srv_api_set_tiers(d->api, d->tiers, describe_tiers(d), kn_kv_page_bytes(&d->machine.kv));
     srv_api_attach(d->api, d->machine.engine, eng_model_info(d->machine.model), d->http);
     start_handles(d);
     if ((st = write_port_file(&d->options, srv_http_port(d->http), err))) return st;

@@ -1,0 +1,300 @@
+/*
+ * The engine thread over a small real model: many requests at once give the tokens each gives alone, whatever the pages,
+ * chunks and neighbours; cancels, limits, stop tokens and scored prompts; a tiny event ring; a stop with work in flight.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/engine.h"
+
+#define MODEL "tests/fixtures/models/llama-gqa"
+#define LEN_MAX 192
+
+struct rig {
+    struct kn *kn;
+    struct off_tiers *tiers;
+    struct eng_model *model;
+    struct kn_kv kv;
+    struct eng_engine *engine;
+    struct eng_limits limits;
+};
+
+static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget, int32_t queue, int32_t ring)
+{
+    char err[ERR_CAP] = "";
+    const struct off_remote none = {.count = 0};
+    const struct eng_model_options mo = {.model_len_max = LEN_MAX, .tokens_max = budget,
+                                         .rows_max = budget < 4 ? budget : 4};
+    struct eng_config config = {
+        .sched = {.seqs_max = seqs, .tokens_step_max = budget, .page_count = {pages}},
+        .model_len_max = LEN_MAX, .queue_max = queue, .event_ring = ring,
+        .tokens_max = budget, .rows_max = mo.rows_max};
+    memset(r, 0, sizeof *r);
+    if (kn_open_cpu(2, &r->kn, err) || off_tiers_open(r->kn, 64u << 20, &none, &r->tiers, err) ||
+        eng_model_open(r->kn, r->tiers, MODEL, &mo, &r->model, err))
+        fail_msg("%s", err);
+    eng_model_kv(r->model, &r->kv);
+    size_t bytes = (size_t)pages * kn_kv_page_bytes(&r->kv);
+    if (off_tier_alloc(r->tiers, 0, bytes, "KV", &r->kv.base[0], err) ||
+        eng_open(r->kn, r->model, &r->kv, &config, &r->engine, err))
+        fail_msg("%s", err);
+    eng_limits(r->engine, &r->limits);
+}
+
+static void close_rig(struct rig *r)
+{
+    eng_close(r->engine);
+    eng_model_close(r->model);
+    off_tiers_close(r->tiers);
+    kn_close(r->kn);
+}
+
+static uint32_t next_random(uint32_t *state)
+{
+    *state = *state * 1664525u + 1013904223u;
+    return *state >> 8;
+}
+
+static struct eng_request *make_request(const struct rig *r, uint32_t seed, int32_t prompt, int32_t answer)
+{
+    uint32_t state = seed * 7919u + 1;
+    struct eng_request *q = calloc(1, sizeof *q);
+    q->tokens = calloc((size_t)(prompt + answer), sizeof *q->tokens);
+    q->prompt_count = prompt;
+    for (int32_t i = 0; i < prompt; i++)
+        q->tokens[i] = (int32_t)(next_random(&state) % (uint32_t)r->limits.vocab);
+    q->sampling = (struct eng_sampling){.temperature = seed % 3 ? 0.8f : 0.f, .top_p = 0.95f, .top_k = 40,
+                                        .repetition_penalty = 1.f, .seed = seed, .max_tokens = answer,
+                                        .ignore_eos = true, .logprobs = -1, .prompt_logprobs = -1};
+    return q;
+}
+
+static void free_request(struct eng_request *q)
+{
+    free(q->tokens);
+    free(q);
+}
+
+static void next_event(struct rig *r, struct eng_event *event)
+{
+    while (!eng_poll(r->engine, event)) sched_yield();
+}
+
+/* Polls until `count` requests have ended; finishes[] by request->user as an index. */
+static void run_to_end(struct rig *r, int count, enum eng_finish *finishes, int32_t *token_events)
+{
+    while (count > 0) {
+        struct eng_event event;
+        next_event(r, &event);
+        size_t who = (size_t)(uintptr_t)event.request->user;
+        if (event.kind == ENG_EVENT_TOKEN && token_events) {
+            assert_int_equal(event.index, token_events[who]);
+            assert_int_equal(event.sample.token, event.request->tokens[event.request->prompt_count + event.index]);
+            token_events[who]++;
+        }
+        if (event.kind != ENG_EVENT_FINISHED) continue;
+        finishes[who] = event.finish;
+        count--;
+    }
+}
+
+static void submit(struct rig *r, struct eng_request *q, size_t who)
+{
+    q->user = (void *)(uintptr_t)who;
+    assert_int_equal(eng_submit(r->engine, q), ST_OK);
+}
+
+static int32_t prompt_len(int i) { return 1 + i * 37 % 100; }
+static int32_t answer_len(int i) { return 1 + i * 53 % 60; }
+
+#define MANY 24
+
+/* One after another in a roomy engine: what every other arrangement must reproduce. */
+static void run_alone(struct eng_request **alone)
+{
+    struct rig r;
+    open_rig(&r, 16, 1, 128, 4, 256);
+    for (int i = 0; i < MANY; i++) {
+        enum eng_finish finish;
+        alone[i] = make_request(&r, (uint32_t)i, prompt_len(i), answer_len(i));
+        submit(&r, alone[i], 0);
+        run_to_end(&r, 1, &finish, NULL);
+        assert_int_equal(finish, ENG_FINISH_LENGTH);
+    }
+    close_rig(&r);
+}
+
+static void compare_together(struct eng_request **alone, int32_t pages, int32_t seqs, int32_t budget, int32_t ring)
+{
+    struct rig r;
+    struct eng_request *q[MANY];
+    enum eng_finish finishes[MANY];
+    int32_t counts[MANY] = {0};
+    struct eng_stats stats;
+    open_rig(&r, pages, seqs, budget, MANY, ring);
+    for (int i = 0; i < MANY; i++) {
+        q[i] = make_request(&r, (uint32_t)i, prompt_len(i), answer_len(i));
+        submit(&r, q[i], (size_t)i);
+    }
+    run_to_end(&r, MANY, finishes, counts);
+    for (int i = 0; i < MANY; i++) {
+        assert_int_equal(finishes[i], ENG_FINISH_LENGTH);
+        assert_int_equal(counts[i], answer_len(i));
+        assert_memory_equal(q[i]->tokens, alone[i]->tokens,
+                            sizeof(int32_t) * (size_t)(prompt_len(i) + answer_len(i)));
+        free_request(q[i]);
+    }
+    eng_stats(r.engine, &stats);
+    assert_false(stats.failed);
+    close_rig(&r);
+}
+
+static void test_batch_invariance(void **state)
+{
+    (void)state;
+    struct eng_request *alone[MANY];
+    run_alone(alone);
+    compare_together(alone, 64, MANY, 128, 256);
+    compare_together(alone, 64, MANY, 7, 256); /* chunks of prompts */
+    compare_together(alone, 5, MANY, 64, 256); /* pages run out: preemption and recomputing */
+    compare_together(alone, 64, 3, 64, 1);     /* an event ring of one */
+    for (int i = 0; i < MANY; i++) free_request(alone[i]);
+}
+
+static void test_queue_full_and_cancel(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct eng_request *q[4], *extra;
+    enum eng_finish finishes[4];
+    open_rig(&r, 8, 1, 32, 4, 64);
+    for (int i = 0; i < 4; i++) {
+        q[i] = make_request(&r, (uint32_t)i, 20, 150);
+        submit(&r, q[i], (size_t)i);
+    }
+    extra = make_request(&r, 9, 5, 5);
+    assert_int_equal(eng_submit(r.engine, extra), ST_FULL);
+    for (int i = 0; i < 4; i++) eng_cancel(r.engine, q[i]);
+    run_to_end(&r, 4, finishes, NULL);
+    for (int i = 1; i < 4; i++) assert_int_equal(finishes[i], ENG_FINISH_CANCELLED);
+    submit(&r, extra, 0);
+    run_to_end(&r, 1, finishes, NULL);
+    assert_int_equal(finishes[0], ENG_FINISH_LENGTH);
+    for (int i = 0; i < 4; i++) free_request(q[i]);
+    free_request(extra);
+    close_rig(&r);
+}
+
+/* The third greedy token as a stop token ends the answer after two; it is the FINISHED event's sample. */
+static void test_stop_token(void **state)
+{
+    (void)state;
+    struct rig r;
+    enum eng_finish finish;
+    open_rig(&r, 8, 2, 64, 4, 64);
+    struct eng_request *free_run = make_request(&r, 3, 10, 12), *stopped = make_request(&r, 3, 10, 12);
+    submit(&r, free_run, 0);
+    run_to_end(&r, 1, &finish, NULL);
+    const int32_t *answer = free_run->tokens + 10;
+    int32_t stop_at = 2;
+    for (int32_t i = 0; i < stop_at; i++) /* the first occurrence decides */
+        if (answer[i] == answer[stop_at]) stop_at = i;
+    stopped->sampling.stop_tokens = &answer[stop_at];
+    stopped->sampling.stop_token_count = 1;
+    submit(&r, stopped, 0);
+    int32_t tokens = 0;
+    struct eng_event event;
+    do {
+        next_event(&r, &event);
+        tokens += event.kind == ENG_EVENT_TOKEN;
+    } while (event.kind != ENG_EVENT_FINISHED);
+    assert_int_equal(event.finish, ENG_FINISH_STOP);
+    assert_int_equal(event.sample.token, answer[stop_at]);
+    assert_int_equal(tokens, stop_at);
+    free_request(free_run);
+    free_request(stopped);
+    close_rig(&r);
+}
+
+/* Scored prompts: every position once and in order, the same log-probabilities whole, chunked and in few rows. */
+static void score(int32_t budget, float *logprobs, int32_t prompt)
+{
+    struct rig r;
+    struct eng_event event;
+    int32_t next = 0;
+    open_rig(&r, 8, 2, budget, 4, 16);
+    struct eng_request *q = make_request(&r, 5, prompt, 1);
+    q->sampling.prompt_logprobs = 3;
+    submit(&r, q, 0);
+    do {
+        next_event(&r, &event);
+        if (event.kind != ENG_EVENT_PROMPT) continue;
+        assert_int_equal(event.index, next);
+        assert_int_equal(event.sample.token, q->tokens[next]);
+        if (next == 0) assert_true(isnan(event.sample.logprob));
+        else {
+            assert_true(event.sample.logprob <= 0);
+            assert_int_equal(event.sample.top_count, 3);
+        }
+        logprobs[next] = event.sample.logprob;
+        next++;
+    } while (event.kind != ENG_EVENT_FINISHED);
+    assert_int_equal(next, prompt);
+    free_request(q);
+    close_rig(&r);
+}
+
+static void test_prompt_scores(void **state)
+{
+    (void)state;
+    float whole[90] = {0}, chunked[90] = {0}, one[1];
+    score(128, whole, 90);
+    score(13, chunked, 90);
+    assert_memory_equal(whole + 1, chunked + 1, sizeof whole - sizeof *whole);
+    score(128, one, 1);
+}
+
+static void test_stop_with_work(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct eng_request *q[6];
+    enum eng_finish finishes[6];
+    open_rig(&r, 16, 2, 32, 8, 8);
+    for (int i = 0; i < 6; i++) {
+        q[i] = make_request(&r, (uint32_t)i, 30, 150);
+        submit(&r, q[i], (size_t)i);
+    }
+    eng_stop(r.engine);
+    run_to_end(&r, 6, finishes, NULL);
+    struct eng_request *late = make_request(&r, 7, 3, 3);
+    assert_int_equal(eng_submit(r.engine, late), ST_DEVICE);
+    free_request(late);
+    for (int i = 0; i < 6; i++) free_request(q[i]);
+    close_rig(&r);
+    /* And closed with events nobody polled. */
+    open_rig(&r, 16, 2, 32, 8, 4);
+    struct eng_request *left = make_request(&r, 1, 10, 100);
+    submit(&r, left, 0);
+    close_rig(&r);
+    free_request(left);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_batch_invariance), cmocka_unit_test(test_queue_full_and_cancel),
+        cmocka_unit_test(test_stop_token),       cmocka_unit_test(test_prompt_scores),
+        cmocka_unit_test(test_stop_with_work),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

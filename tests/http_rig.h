@@ -116,8 +116,9 @@ static inline void rig_stream(struct srv_exchange *x, void *user)
     struct rig *rig = user;
     rig->handled++;
     const char *n = srv_x_query(x, "n"), *piece = srv_x_query(x, "piece");
-    rig->stream_left = n ? strtoul(n, NULL, 10) : 100;
-    rig->stream_piece = piece ? strtoul(piece, NULL, 10) : 10;
+    /* Bounded: the fuzzer writes these numbers too. */
+    rig->stream_left = size_min(n ? strtoul(n, NULL, 10) : 100, 1u << 26);
+    rig->stream_piece = size_min(size_max(piece ? strtoul(piece, NULL, 10) : 10, 1), 32768);
     rig->stream_greedy = srv_x_query(x, "greedy") != NULL;
     srv_x_watch(x, rig_on_closed, rig_on_drain, rig);
     srv_x_stream_begin(x, 200, "text/plain");
@@ -136,7 +137,7 @@ static inline void rig_big(struct srv_exchange *x, void *user)
     struct rig *rig = user;
     rig->handled++;
     const char *n = srv_x_query(x, "n");
-    size_t len = n ? strtoul(n, NULL, 10) : 1;
+    size_t len = size_min(n ? strtoul(n, NULL, 10) : 1, 1u << 26);
     char *body = malloc(len + 1);
     CHECK(body);
     memset(body, 'y', len);

@@ -324,12 +324,15 @@ static struct jj_val f_dictsort(struct jj *j, struct jj_val v, const struct jj_a
     return jj_list_val(pairs);
 }
 
-/* The sort key: one value, or a list of them for "a,b". */
+/* The sort key: a list, for "a,b" of two values, else of one.  Lists compare their items for equality first, so equal
+ * items need no order. */
 static struct jj_val sort_key(struct jj *j, struct jj_val item, struct jj_val attribute, bool case_sensitive)
 {
-    if (attribute.type != JJ_STR || !memchr(attribute.s->data, ',', attribute.s->len))
-        return fold(j, jj_getpath(j, item, attribute, jj_missing()), case_sensitive);
-    struct jj_list *l = jj_list_new(j, 0);
+    struct jj_list *l = jj_list_new(j, 1);
+    if (attribute.type != JJ_STR) {
+        jj_list_push(j, l, fold(j, jj_getpath(j, item, attribute, jj_missing()), case_sensitive));
+        return jj_list_val(l);
+    }
     const char *p = attribute.s->data, *end = p + attribute.s->len;
     for (;;) {
         const char *comma = memchr(p, ',', (size_t)(end - p));

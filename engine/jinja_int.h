@@ -382,6 +382,7 @@ bool jj_is_space(uint32_t cp);
 bool jj_is_printable(uint32_t cp);
 bool jj_is_word(uint32_t cp); /* \w of Python's re */
 bool jj_is_line_break(uint32_t cp);
+bool jj_is_cased(uint32_t cp);
 uint32_t jj_decode(const char *p, const char *end, size_t *len);
 uint32_t jj_decode_last(const char *start, const char *p, size_t *len);
 size_t jj_byte_offset(const struct jj_str *s, size_t cp_idx);

@@ -159,6 +159,20 @@ static const struct jj_function tuple_methods[] = {{"index", l_index}, {"count",
 static const char *const list_mutators[] = {"append", "clear", "pop", "reverse", "insert",
                                             "sort", "extend", "remove", NULL};
 
+static struct jj_val r_count(struct jj *j, struct jj_val self, const struct jj_args *args)
+{
+    self = jj_list_val(jj_to_list(j, self));
+    return l_count(j, self, args);
+}
+
+static struct jj_val r_index(struct jj *j, struct jj_val self, const struct jj_args *args)
+{
+    self = jj_list_val(jj_to_list(j, self));
+    return l_index(j, self, args);
+}
+
+static const struct jj_function range_methods[] = {{"count", r_count}, {"index", r_index}, {NULL, NULL}};
+
 static struct jj_val loop_cycle(struct jj *j, struct jj_val self, const struct jj_args *args)
 {
     if (args->nkw) jj_fail(j, ST_CORRUPT, "cycle() takes no keyword arguments");
@@ -295,7 +309,9 @@ static struct jj_val attribute(struct jj *j, struct jj_val obj, const struct jj_
         v = loop_attr(j, obj.loop, name);
         return v.type == JJ_MISSING ? method(j, loop_methods, obj, name) : v;
     case JJ_MACRO: return macro_attr(j, obj.macro, name);
-    case JJ_RANGE: return range_attr(obj.r, name);
+    case JJ_RANGE:
+        v = range_attr(obj.r, name);
+        return v.type == JJ_MISSING ? method(j, range_methods, obj, name) : v;
     case JJ_CYCLER:
         if (jj_str_is(name, "current")) return obj.cycler->items.v[obj.cycler->pos];
         return method(j, cycler_methods, obj, name);

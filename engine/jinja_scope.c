@@ -222,7 +222,8 @@ static void resolve_for(struct jj *j, struct jj_frame *f, struct jj_node *n)
     analyse_target(j, n->frame, n->a, true);
     analyse_list(j, n->frame, n->d);
     if (n->c) {
-        n->frame2 = frame_new(j, f);
+        n->frame2 = frame_new(j, f); /* the targets have the slots they have in the body */
+        declare_param(j, n->frame2, word(j, ""));
         analyse_target(j, n->frame2, n->a, true);
         analyse_reads(j, n->frame2, n->c);
         resolve_list(j, n->frame2, n->c);

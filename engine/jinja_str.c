@@ -39,20 +39,12 @@ static struct jj_val m_capitalize(struct jj *j, struct jj_val self, const struct
 {
     jj_bind(j, "capitalize()", "!", args, NULL);
     const struct jj_str *lower = jj_lower(j, self.s);
-    struct jj_sb sb = {0};
-    size_t first = jj_byte_offset(self.s, 1), skip = jj_byte_offset(lower, 1);
-    if (self.s->len && self.s->count == 1) skip = lower->len;
-    jj_put_cased(j, &sb, self.s->data, first, CASE_TITLE);
-    jj_sb_put(j, &sb, lower->data + skip, lower->len - skip);
+    struct jj_sb sb = {0}, first = {0};
+    size_t n = jj_byte_offset(self.s, 1);
+    jj_put_cased(j, &first, self.s->data, n, CASE_LOWER);
+    jj_put_cased(j, &sb, self.s->data, n, CASE_TITLE);
+    jj_sb_put(j, &sb, lower->data + first.len, lower->len - first.len);
     return same_kind(j, self, jj_sb_val(j, &sb));
-}
-
-static bool is_cased(struct jj *j, const char *p, size_t n)
-{
-    const struct jj_str one = {.data = p, .len = n, .count = 1};
-    (void)j;
-    return jj_all_class(&one, "isalpha") &&
-           (jj_all_class(&one, "islower") || jj_all_class(&one, "isupper") || jj_all_class(&one, "istitle"));
 }
 
 static struct jj_val m_title(struct jj *j, struct jj_val self, const struct jj_args *args)
@@ -62,9 +54,9 @@ static struct jj_val m_title(struct jj *j, struct jj_val self, const struct jj_a
     bool after = false;
     size_t n;
     for (const char *p = self.s->data, *end = p + self.s->len; p < end; p += n) {
-        jj_decode(p, end, &n);
+        uint32_t c = jj_decode(p, end, &n);
         jj_put_cased(j, &sb, p, n, after ? CASE_LOWER : CASE_TITLE);
-        after = is_cased(j, p, n);
+        after = jj_is_cased(c);
     }
     return same_kind(j, self, jj_sb_val(j, &sb));
 }

@@ -38,7 +38,8 @@ size_t jj_cp_count(const char *p, size_t len)
 
 size_t jj_byte_offset(const struct jj_str *s, size_t cp_idx)
 {
-    if (s->count == s->len || cp_idx >= s->count) return size_min(cp_idx, s->len);
+    if (cp_idx >= s->count) return s->len;
+    if (s->count == s->len) return cp_idx;
     size_t i = 0;
     for (; cp_idx > 0; cp_idx--)
         do i++;
@@ -117,11 +118,23 @@ static bool is_ascii(uint32_t c)
 /* The derived properties Lowercase and Uppercase count a few letters and symbols beside the categories. */
 static int case_of(uint32_t c)
 {
+    static const uint32_t other_lower[][2] = {
+        {0xAA, 0xAA},     {0xBA, 0xBA},     {0x2B0, 0x2B8},   {0x2C0, 0x2C1},   {0x2E0, 0x2E4},
+        {0x345, 0x345},   {0x37A, 0x37A},   {0x1D2C, 0x1D6A}, {0x1D78, 0x1D78}, {0x1D9B, 0x1DBF},
+        {0x2071, 0x2071}, {0x207F, 0x207F}, {0x2090, 0x209C}, {0x2170, 0x217F}, {0x24D0, 0x24E9},
+        {0x2C7C, 0x2C7D}, {0xA69C, 0xA69D}, {0xA770, 0xA770}, {0xA7F8, 0xA7F9}, {0xAB5C, 0xAB5F},
+    };
     utf8proc_category_t k = category(c);
-    bool lower = k == UTF8PROC_CATEGORY_LL || c == 0xAA || c == 0xBA || (c >= 0x2B0 && c <= 0x2B8) ||
-                 (c >= 0x24D0 && c <= 0x24E9) || (c >= 0x2170 && c <= 0x217F);
     bool upper = k == UTF8PROC_CATEGORY_LU || (c >= 0x24B6 && c <= 0x24CF) || (c >= 0x2160 && c <= 0x216F);
+    bool lower = k == UTF8PROC_CATEGORY_LL;
+    for (size_t i = 0; c >= 0x80 && !lower && i < ARRAY_COUNT(other_lower); i++)
+        lower = c >= other_lower[i][0] && c <= other_lower[i][1];
     return lower ? -1 : upper ? 1 : k == UTF8PROC_CATEGORY_LT ? 2 : 0;
+}
+
+bool jj_is_cased(uint32_t c)
+{
+    return case_of(c) != 0;
 }
 
 /* islower, isupper: some cased character, none of another case. */

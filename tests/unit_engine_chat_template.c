@@ -96,17 +96,17 @@ static enum status run(const struct dir *d, const char *override_path, struct re
     return st;
 }
 
-#define EXPECT(request, want)                                                                     \
+#define EXPECT(fields, want)                                                                     \
     do {                                                                                          \
         char text_[ERR_CAP] = "";                                                                 \
-        enum status st_ = run(*state, NULL, (struct request)request, text_);                      \
+        enum status st_ = run(*state, NULL, (struct request)fields, text_);                      \
         if (st_) fail_msg("%s", text_);                                                           \
         assert_string_equal(text_, want);                                                         \
     } while (0)
-#define EXPECT_FAIL(request, status, part)                                                        \
+#define EXPECT_FAIL(fields, status, part)                                                        \
     do {                                                                                          \
         char text_[ERR_CAP] = "";                                                                 \
-        assert_int_equal(run(*state, NULL, (struct request)request, text_), status);              \
+        assert_int_equal(run(*state, NULL, (struct request)fields, text_), status);              \
         if (!strstr(text_, part)) fail_msg("%s", text_);                                          \
     } while (0)
 #define R(...) {__VA_ARGS__}

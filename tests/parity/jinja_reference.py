@@ -76,10 +76,10 @@ def environment():
 ENV = environment()
 
 
-def reference(source, variables):
+def reference(source, variables, template=None):
     """(kind, text): kind is "ok", "raised" (by raise_exception), "undefined" or "error"."""
     try:
-        return "ok", ENV.from_string(source).render(**copy.deepcopy(variables))
+        return "ok", (template or ENV.from_string(source)).render(**copy.deepcopy(variables))
     except RaisedByTemplate as e:
         return "raised", str(e)
     except jinja2.exceptions.UndefinedError as e:
@@ -93,14 +93,14 @@ def render_all(jobs):
     lines = "".join(json.dumps({**job, "now": NOW}) + "\n" for job in jobs)
     run = subprocess.run([BUILD / "tests" / "tool_render"], input=lines, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
-    answers = [json.loads(line) for line in run.stdout.splitlines()]
+    answers = [json.loads(line) for line in run.stdout.split("\n") if line]
     assert len(answers) == len(jobs), run.stderr[-4000:]
     return answers
 
 
-def difference(source, variables, answer):
+def difference(source, variables, answer, template=None):
     """A description of how the answer differs from jinja2's, or None."""
-    kind, text = reference(source, variables)
+    kind, text = reference(source, variables, template)
     if kind == "ok" and " at 0x" in text:  # the text of an object without one: refused, for it is an address
         same = answer["status"] == "UNSUPPORTED"
     elif kind == "ok":

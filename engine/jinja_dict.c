@@ -187,6 +187,7 @@ static bool equal_same_type(struct jj *j, struct jj_val a, struct jj_val b)
     case JJ_LIST:
     case JJ_TUPLE:
         if (a.l->n != b.l->n) return false;
+        jj_step(j, a.l->n);
         for (size_t i = 0; i < a.l->n; i++)
             if (!jj_equal(j, a.l->v[i], b.l->v[i])) return false;
         return true;

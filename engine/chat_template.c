@@ -1,13 +1,15 @@
 /*
  * chat_template.c - see chat_template.h.
  *
- * The variables handed to the engine are one cJSON object; messages, tools and documents in it are references into the
- * caller's trees, so a request of megabytes is not copied.  `messages` is, but only where one must look different in the
- * template (arguments to parse, a final message to continue).
+ * The variables handed to the engine are one cJSON object; messages, tools and documents in it are
+ * references into the caller's trees, so a request of megabytes is not copied.  `messages` is, but
+ * only where one must look different in the template (arguments to parse, a final message to
+ * continue).
  *
- * continue_final_message works as in transformers: a mark is put behind the final message's text, the prompt is
- * rendered, and everything from the mark on is cut off; where the template stripped the blank at the end of the mark, it
- * also strips the message, and the prompt is stripped likewise.
+ * continue_final_message works as in transformers: a mark is put behind the final message's text,
+ * the prompt is rendered, and everything from the mark on is cut off; where the template stripped
+ * the blank at the end of the mark, it also strips the message, and the prompt is stripped
+ * likewise.
  */
 #include "engine/chat_template.h"
 
@@ -26,14 +28,14 @@
 struct eng_chat_template {
     struct eng_jinja *main;     /* owned */
     struct eng_jinja *tool_use; /* owned; NULL where the model has one template for all */
-    bool reads_content;         /* the source mentions "content": a final message can be continued */
-    cJSON *tokens;              /* owned: {"bos_token": "...", ...} */
+    bool reads_content; /* the source mentions "content": a final message can be continued */
+    cJSON *tokens;      /* owned: {"bos_token": "...", ...} */
 };
 
-/* --- finding it ---------------------------------------------------------------------------------------------- */
+/* --- finding it ---------------------------------------------------------------------------- */
 
-static enum status compile(struct eng_chat_template *t, const char *name, const char *source, size_t len,
-                           const char *where, char *err)
+static enum status compile(struct eng_chat_template *t, const char *name, const char *source,
+                           size_t len, const char *where, char *err)
 {
     char why[ERR_CAP];
     struct eng_jinja **slot = !strcmp(name, "default")    ? &t->main
@@ -58,7 +60,8 @@ static enum status from_file(struct eng_chat_template *t, const char *path, char
 }
 
 /* The value of "chat_template": a string, or a list of {name, template}. */
-static enum status from_value(struct eng_chat_template *t, const cJSON *value, const char *path, char *err)
+static enum status from_value(struct eng_chat_template *t, const cJSON *value, const char *path,
+                              char *err)
 {
     if (cJSON_IsString(value))
         return compile(t, "default", value->valuestring, strlen(value->valuestring), path, err);
@@ -68,16 +71,20 @@ static enum status from_value(struct eng_chat_template *t, const cJSON *value, c
         const cJSON *name = json_member(item, "name"), *text = json_member(item, "template");
         if (!cJSON_IsString(name) || !cJSON_IsString(text))
             return err_set(err, ST_INVALID,
-                           "%s: an item of \"chat_template\" lacks a \"name\" or a \"template\"", path);
-        enum status st = compile(t, name->valuestring, text->valuestring, strlen(text->valuestring), path, err);
+                           "%s: an item of \"chat_template\" lacks a \"name\" or a \"template\"",
+                           path);
+        enum status st =
+            compile(t, name->valuestring, text->valuestring, strlen(text->valuestring), path, err);
         if (st) return st;
     }
     if (!t->main)
-        return err_set(err, ST_INVALID, "%s: \"chat_template\" has no template named \"default\"", path);
+        return err_set(err, ST_INVALID, "%s: \"chat_template\" has no template named \"default\"",
+                       path);
     return ST_OK;
 }
 
-static enum status parse_beside(const char *dir, const char *name, char path[PATH_CAP], cJSON **out, char *err)
+static enum status parse_beside(const char *dir, const char *name, char path[PATH_CAP], cJSON **out,
+                                char *err)
 {
     *out = NULL;
     enum status st = file_join(path, PATH_CAP, dir, name, err);
@@ -102,8 +109,9 @@ static enum status find(struct eng_chat_template *t, const char *dir, const char
     if ((st = parse_beside(dir, "chat_template.json", path, &file, err))) return st;
     if ((value = json_member(file, "chat_template"))) st = from_value(t, value, path, err);
     else
-        st = err_set(err, ST_NOT_FOUND,
-                     "%s has no chat template; give one with --chat-template, or use /v1/completions", dir);
+        st = err_set(
+            err, ST_NOT_FOUND,
+            "%s has no chat template; give one with --chat-template, or use /v1/completions", dir);
     cJSON_Delete(file);
     return st;
 }
@@ -157,7 +165,7 @@ void eng_chat_template_close(struct eng_chat_template *t)
     free(t);
 }
 
-/* --- the conversation ---------------------------------------------------------------------------------------- */
+/* --- the conversation ---------------------------------------------------------------------- */
 
 static enum status parse_arguments(cJSON *function, char *err)
 {
@@ -167,7 +175,8 @@ static enum status parse_arguments(cJSON *function, char *err)
     if (!text->valuestring[0]) {
         parsed = cJSON_CreateObject();
     } else {
-        enum status st = json_parse(text->valuestring, strlen(text->valuestring), &json_limits_request, &parsed, why);
+        enum status st = json_parse(text->valuestring, strlen(text->valuestring),
+                                    &json_limits_request, &parsed, why);
         if (st == ST_INVALID)
             return err_set(err, st, "the arguments of a tool call are not valid JSON: %.300s", why);
         if (st) return err_set(err, st, "%s", why);
@@ -220,7 +229,8 @@ static enum status mark_final(cJSON *messages, char **plain, char *err)
 {
     cJSON *text = final_text(cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1));
     if (!text)
-        return err_set(err, ST_INVALID, "continue_final_message: the final message has no text to continue");
+        return err_set(err, ST_INVALID,
+                       "continue_final_message: the final message has no text to continue");
     size_t len = strlen(text->valuestring);
     char *marked = cJSON_malloc(len + sizeof MARK);
     if (!marked) return err_set(err, ST_NOMEM, "no memory for the final message");
@@ -231,8 +241,10 @@ static enum status mark_final(cJSON *messages, char **plain, char *err)
     return ST_OK;
 }
 
-/* Messages as the template is to see them: a reference to the caller's where nothing changes, else a copy. */
-static enum status prepare_messages(const cJSON *messages, bool mark, cJSON **out, char **plain, char *err)
+/* Messages as the template is to see them: a reference to the caller's where nothing changes, else
+ * a copy. */
+static enum status prepare_messages(const cJSON *messages, bool mark, cJSON **out, char **plain,
+                                    char *err)
 {
     bool copy = mark;
     const cJSON *item;
@@ -256,7 +268,7 @@ static enum status prepare_messages(const cJSON *messages, bool mark, cJSON **ou
     return mark ? mark_final(*out, plain, err) : ST_OK;
 }
 
-/* --- the variables ------------------------------------------------------------------------------------------- */
+/* --- the variables ------------------------------------------------------------------------- */
 
 static bool add_list(cJSON *vars, const char *name, const cJSON *list)
 {
@@ -292,7 +304,8 @@ static enum status check_extra(const struct eng_chat_template *t, const cJSON *e
         bool clash = json_member(t->tokens, item->string) != NULL;
         for (size_t i = 0; i < ARRAY_COUNT(taken); i++) clash |= !strcmp(item->string, taken[i]);
         if (clash)
-            return err_set(err, ST_INVALID, "'chat_template_kwargs' must not set '%.100s'", item->string);
+            return err_set(err, ST_INVALID, "'chat_template_kwargs' must not set '%.100s'",
+                           item->string);
     }
     return ST_OK;
 }
@@ -314,8 +327,9 @@ static enum status cut_at_mark(struct buf *out, size_t start, const char *plain,
     if (skip > len) skip = len;
     for (const char *p = from; (p = memmem(p, (size_t)(end - p), MARK, mark_len)); p++) mark = p;
     if (!mark || (len > skip && !memmem(from, (size_t)(end - from), plain + skip, len - skip)))
-        return err_set(err, ST_INVALID,
-                       "continue_final_message: the chat template does not show the final message as it is");
+        return err_set(
+            err, ST_INVALID,
+            "continue_final_message: the chat template does not show the final message as it is");
     bool kept = (size_t)(end - mark) > mark_len && mark[mark_len] == ' ';
     while (!kept && mark > from && strchr(" \t\n\r\v\f", mark[-1])) mark--;
     out->len = (size_t)(mark - out->data);
@@ -326,7 +340,8 @@ static enum status cut_at_mark(struct buf *out, size_t start, const char *plain,
 enum status eng_chat_template_render(const struct eng_chat_template *t, const cJSON *messages,
                                      const cJSON *tools, const cJSON *documents,
                                      bool add_generation_prompt, bool continue_final_message,
-                                     const cJSON *extra, int64_t now_unix_s, struct buf *out, char *err)
+                                     const cJSON *extra, int64_t now_unix_s, struct buf *out,
+                                     char *err)
 {
     enum status st;
     cJSON *list = NULL, *vars = NULL;
@@ -336,9 +351,11 @@ enum status eng_chat_template_render(const struct eng_chat_template *t, const cJ
         return err_set(err, ST_INVALID,
                        "add_generation_prompt and continue_final_message cannot both be true");
     if (continue_final_message && !t->reads_content)
-        return err_set(err, ST_INVALID,
-                       "continue_final_message: the chat template does not read the content of messages");
-    if ((st = check_list("tools", tools, err)) || (st = check_list("documents", documents, err))) return st;
+        return err_set(
+            err, ST_INVALID,
+            "continue_final_message: the chat template does not read the content of messages");
+    if ((st = check_list("tools", tools, err)) || (st = check_list("documents", documents, err)))
+        return st;
     if ((st = check_extra(t, extra, err))) return st;
     if ((st = prepare_messages(messages, continue_final_message, &list, &plain, err))) goto done;
     vars = cJSON_CreateObject();

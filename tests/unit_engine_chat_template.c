@@ -14,8 +14,8 @@
 #include "config/json.h"
 #include "engine/chat_template.h"
 
-static const char *const names[] = {"chat_template.jinja", "tokenizer_config.json", "chat_template.json",
-                                    "special_tokens_map.json", "other.jinja"};
+static const char *const names[] = {"chat_template.jinja", "tokenizer_config.json",
+                                    "chat_template.json", "special_tokens_map.json", "other.jinja"};
 
 struct dir {
     char path[64];
@@ -66,7 +66,8 @@ struct request {
 };
 
 /* Opens, renders, closes; the text or the error is in buf. */
-static enum status run(const struct dir *d, const char *override_path, struct request r, char text[ERR_CAP])
+static enum status run(const struct dir *d, const char *override_path, struct request r,
+                       char text[ERR_CAP])
 {
     struct eng_chat_template *t;
     struct buf out;
@@ -80,7 +81,8 @@ static enum status run(const struct dir *d, const char *override_path, struct re
     char *before = cJSON_PrintUnformatted(messages);
     buf_init(&out, 100000);
     buf_puts(&out, ">");
-    st = eng_chat_template_render(t, messages, tools, documents, r.prompt, r.resume, extra, 0, &out, text);
+    st = eng_chat_template_render(t, messages, tools, documents, r.prompt, r.resume, extra, 0, &out,
+                                  text);
     if (!st) snprintf(text, ERR_CAP, "%s", out.data + 1);
     else assert_string_equal(out.data, ">");
     char *after = cJSON_PrintUnformatted(messages);
@@ -96,20 +98,23 @@ static enum status run(const struct dir *d, const char *override_path, struct re
     return st;
 }
 
-#define EXPECT(fields, want)                                                                     \
-    do {                                                                                          \
-        char text_[ERR_CAP] = "";                                                                 \
-        enum status st_ = run(*state, NULL, (struct request)fields, text_);                      \
-        if (st_) fail_msg("%s", text_);                                                           \
-        assert_string_equal(text_, want);                                                         \
+#define EXPECT(fields, want)                                                                       \
+    do {                                                                                           \
+        char text_[ERR_CAP] = "";                                                                  \
+        enum status st_ = run(*state, NULL, (struct request)fields, text_);                        \
+        if (st_) fail_msg("%s", text_);                                                            \
+        assert_string_equal(text_, want);                                                          \
     } while (0)
-#define EXPECT_FAIL(fields, status, part)                                                        \
-    do {                                                                                          \
-        char text_[ERR_CAP] = "";                                                                 \
-        assert_int_equal(run(*state, NULL, (struct request)fields, text_), status);              \
-        if (!strstr(text_, part)) fail_msg("%s", text_);                                          \
+#define EXPECT_FAIL(fields, status, part)                                                          \
+    do {                                                                                           \
+        char text_[ERR_CAP] = "";                                                                  \
+        assert_int_equal(run(*state, NULL, (struct request)fields, text_), status);                \
+        if (!strstr(text_, part)) fail_msg("%s", text_);                                           \
     } while (0)
-#define R(...) {__VA_ARGS__}
+#define R(...)                                                                                     \
+    {                                                                                              \
+        __VA_ARGS__                                                                                \
+    }
 
 static void test_lookup_order(void **state)
 {
@@ -133,10 +138,12 @@ static void test_named_templates(void **state)
 {
     put(*state, "tokenizer_config.json",
         "{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"tools {{ tools|length }}\"},"
-        "{\"name\":\"rag\",\"template\":\"{% include 'x' %}\"},{\"name\":\"default\",\"template\":\"plain\"}]}");
+        "{\"name\":\"rag\",\"template\":\"{% include 'x' "
+        "%}\"},{\"name\":\"default\",\"template\":\"plain\"}]}");
     EXPECT(R(0), "plain");
     EXPECT(R(.tools = "[1,2]"), "tools 2");
-    put(*state, "tokenizer_config.json", "{\"chat_template\":[{\"name\":\"rag\",\"template\":\"x\"}]}");
+    put(*state, "tokenizer_config.json",
+        "{\"chat_template\":[{\"name\":\"rag\",\"template\":\"x\"}]}");
     EXPECT_FAIL(R(0), ST_INVALID, "no template named \"default\"");
     put(*state, "tokenizer_config.json", "{\"chat_template\":[{\"name\":\"default\"}]}");
     EXPECT_FAIL(R(0), ST_INVALID, "lacks a \"name\"");
@@ -151,12 +158,15 @@ static void test_named_templates(void **state)
 static void test_tokens_and_variables(void **state)
 {
     put(*state, "tokenizer_config.json",
-        "{\"bos_token\":\"<s>\",\"eos_token\":{\"content\":\"</s>\"},\"pad_token\":null,\"add_bos_token\":true}");
+        "{\"bos_token\":\"<s>\",\"eos_token\":{\"content\":\"</"
+        "s>\"},\"pad_token\":null,\"add_bos_token\":true}");
     put(*state, "special_tokens_map.json", "{\"pad_token\":\"<pad>\",\"eos_token\":\"no\"}");
     put(*state, "chat_template.jinja",
-        "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }} {{ tools }} {{ documents }} "
+        "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }} {{ tools }} {{ "
+        "documents }} "
         "{{ add_generation_prompt }} {{ think }} {{ messages[0].content }}");
-    EXPECT(R(.extra = "{\"think\":true}", .prompt = true), "<s></s><pad>False None None True True hi");
+    EXPECT(R(.extra = "{\"think\":true}", .prompt = true),
+           "<s></s><pad>False None None True True hi");
     EXPECT(R(.documents = "[{\"title\":\"t\"}]", .tools = "[]"),
            "<s></s><pad>False [] [{'title': 't'}] False  hi");
     EXPECT_FAIL(R(.extra = "{\"messages\":[]}"), ST_INVALID, "must not set 'messages'");
@@ -170,23 +180,32 @@ static void test_tokens_and_variables(void **state)
 static void test_tool_arguments(void **state)
 {
     put(*state, "chat_template.jinja",
-        "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments|tojson }};{% endfor %}{% endfor %}");
-    EXPECT(R(.messages = "[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"arguments\":\"{\\\"a\\\": [1]}\"}},"
-                         "{\"function\":{\"arguments\":\"\"}},{\"function\":{\"arguments\":{\"b\":2}}}]}]"),
+        "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments|tojson }};{% "
+        "endfor %}{% endfor %}");
+    EXPECT(R(.messages =
+                 "[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"arguments\":\"{"
+                 "\\\"a\\\": [1]}\"}},"
+                 "{\"function\":{\"arguments\":\"\"}},{\"function\":{\"arguments\":{\"b\":2}}}]}]"),
            "{\"a\": [1]};{};{\"b\": 2};");
-    EXPECT_FAIL(R(.messages = "[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"arguments\":\"{oops\"}}]}]"),
+    EXPECT_FAIL(R(.messages = "[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{"
+                              "\"arguments\":\"{oops\"}}]}]"),
                 ST_INVALID, "not valid JSON");
 }
 
 static void test_continue_final_message(void **state)
 {
-    const char *const chat = "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"The answer \"}]";
-    put(*state, "chat_template.jinja", "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}");
+    const char *const chat = "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\","
+                             "\"content\":\"The answer \"}]";
+    put(*state, "chat_template.jinja",
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}");
     EXPECT(R(.messages = chat, .resume = true), "[user]q<end>[assistant]The answer ");
-    EXPECT_FAIL(R(.messages = chat, .resume = true, .prompt = true), ST_INVALID, "cannot both be true");
-    put(*state, "chat_template.jinja", "{% for m in messages %}[{{ m.role }}] {{ m.content|trim }} <end>{% endfor %}");
+    EXPECT_FAIL(R(.messages = chat, .resume = true, .prompt = true), ST_INVALID,
+                "cannot both be true");
+    put(*state, "chat_template.jinja",
+        "{% for m in messages %}[{{ m.role }}] {{ m.content|trim }} <end>{% endfor %}");
     EXPECT(R(.messages = chat, .resume = true), "[user] q <end>[assistant] The answer ");
-    put(*state, "chat_template.jinja", "{% for m in messages %}{{ m.content|trim }}<end>{% endfor %}");
+    put(*state, "chat_template.jinja",
+        "{% for m in messages %}{{ m.content|trim }}<end>{% endfor %}");
     EXPECT(R(.messages = chat, .resume = true), "q<end>The answer");
     put(*state, "chat_template.jinja", "{% for m in messages %}{{ m.content|upper }}{% endfor %}");
     EXPECT_FAIL(R(.messages = chat, .resume = true), ST_INVALID, "does not show the final message");
@@ -194,11 +213,12 @@ static void test_continue_final_message(void **state)
     EXPECT_FAIL(R(.messages = chat, .resume = true), ST_INVALID, "does not read the content");
     put(*state, "chat_template.jinja",
         "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}<end>{% endfor %}");
-    EXPECT(R(.messages = "[{\"role\":\"assistant\",\"content\":[{\"text\":\"a\"},{\"text\":\"b\"},{\"image\":1}]}]",
+    EXPECT(R(.messages = "[{\"role\":\"assistant\",\"content\":[{\"text\":\"a\"},{\"text\":\"b\"},{"
+                         "\"image\":1}]}]",
              .resume = true),
            "ab");
-    EXPECT_FAIL(R(.messages = "[{\"role\":\"assistant\",\"content\":null}]", .resume = true), ST_INVALID,
-                "no text to continue");
+    EXPECT_FAIL(R(.messages = "[{\"role\":\"assistant\",\"content\":null}]", .resume = true),
+                ST_INVALID, "no text to continue");
 }
 
 static void test_template_failures(void **state)

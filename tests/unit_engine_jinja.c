@@ -1,7 +1,7 @@
 /*
- * What the comparison with jinja2 does not show: that errors name line and construct, that each limit holds and is
- * named, that nesting bombs meet a limit and not the end of the stack, that numbers stop at 64 bits, and that one
- * compiled template serves several threads.
+ * What the comparison with jinja2 does not show: that errors name line and construct, that each
+ * limit holds and is named, that nesting bombs meet a limit and not the end of the stack, that
+ * numbers stop at 64 bits, and that one compiled template serves several threads.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,8 +22,8 @@
 #define OUT_MAX (1u << 20)
 
 /* Compiles and renders with {} or the given variables; text or err is in *out. */
-static enum status run(const char *src, size_t len, const char *vars, const struct eng_jinja_limits *limits,
-                       struct buf *out)
+static enum status run(const char *src, size_t len, const char *vars,
+                       const struct eng_jinja_limits *limits, struct buf *out)
 {
     struct eng_jinja *t;
     char err[ERR_CAP] = "";
@@ -43,8 +43,8 @@ static enum status run(const char *src, size_t len, const char *vars, const stru
     return st;
 }
 
-static void expect(const char *src, const char *vars, const struct eng_jinja_limits *limits, enum status want,
-                   const char *part)
+static void expect(const char *src, const char *vars, const struct eng_jinja_limits *limits,
+                   enum status want, const char *part)
 {
     struct buf out;
     buf_init(&out, OUT_MAX);
@@ -79,18 +79,22 @@ static void test_errors_name_line_and_construct(void **state)
         {"\n{# abc", ST_INVALID, "line 2: missing end of comment tag"},
         {"{{ (1] }}", ST_INVALID, "line 1: unexpected ']'"},
         {"{% break %}", ST_INVALID, "line 1: a break outside of a loop"},
-        {"{% for x in y %}{% macro m() %}{% break %}{% endmacro %}{% endfor %}", ST_INVALID, "outside of a loop"},
+        {"{% for x in y %}{% macro m() %}{% break %}{% endmacro %}{% endfor %}", ST_INVALID,
+         "outside of a loop"},
         {"{{ '\\N{DASH}' }}", ST_UNSUPPORTED, "\\N{...}"},
         {"{{ 99999999999999999999 }}", ST_UNSUPPORTED, "line 1: an integer beyond 64 bits"},
         {"\n{{ x.y.z }}", ST_CORRUPT, "line 2: 'x' is undefined"},
-        {"\n\n{{ 1 + 'a' }}", ST_CORRUPT, "line 3: unsupported operand type(s) for +: 'int' and 'str'"},
+        {"\n\n{{ 1 + 'a' }}", ST_CORRUPT,
+         "line 3: unsupported operand type(s) for +: 'int' and 'str'"},
         {"{% for x in 5 %}{% endfor %}", ST_CORRUPT, "line 1: 'int' object is not iterable"},
-        {"\n{{ [1].append(2) }}", ST_CORRUPT, "line 2: access to attribute 'append' of 'list' object is unsafe"},
+        {"\n{{ [1].append(2) }}", ST_CORRUPT,
+         "line 2: access to attribute 'append' of 'list' object is unsafe"},
         {"{{ 'a'.encode() }}", ST_UNSUPPORTED, "line 1: the attribute 'encode' of a str"},
         {"{{ [1]|map('string') }}", ST_UNSUPPORTED, "printing a generator is not supported"},
         {"{{ raise_exception('Only user\nroles!') }}", ST_INVALID, "Only user\nroles!"},
     };
-    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) expect_failure(cases[i].src, cases[i].status, cases[i].part);
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++)
+        expect_failure(cases[i].src, cases[i].status, cases[i].part);
 }
 
 static void test_raise_exception_is_the_message_alone(void **state)
@@ -128,51 +132,72 @@ static void test_integers_stop_at_64_bits(void **state)
     expect_failure("{{ 9223372036854775807 }} {{ -9223372036854775807 - 1 }}", ST_OK,
                    "9223372036854775807 -9223372036854775808");
     static const char *const over[] = {
-        "{{ 9223372036854775807 + 1 }}", "{{ -9223372036854775807 - 2 }}", "{{ 4611686018427387904 * 2 }}",
-        "{{ 2 ** 63 }}", "{{ -(-9223372036854775807 - 1) }}", "{{ (-9223372036854775807 - 1) // -1 }}",
-        "{{ (-9223372036854775807 - 1)|abs }}", "{{ '9223372036854775808'|int }}", "{{ 1e19|int }}",
+        "{{ 9223372036854775807 + 1 }}",
+        "{{ -9223372036854775807 - 2 }}",
+        "{{ 4611686018427387904 * 2 }}",
+        "{{ 2 ** 63 }}",
+        "{{ -(-9223372036854775807 - 1) }}",
+        "{{ (-9223372036854775807 - 1) // -1 }}",
+        "{{ (-9223372036854775807 - 1)|abs }}",
+        "{{ '9223372036854775808'|int }}",
+        "{{ 1e19|int }}",
     };
-    for (size_t i = 0; i < ARRAY_COUNT(over); i++) expect_failure(over[i], ST_UNSUPPORTED, "beyond 64 bits");
+    for (size_t i = 0; i < ARRAY_COUNT(over); i++)
+        expect_failure(over[i], ST_UNSUPPORTED, "beyond 64 bits");
     expect_failure("{{ (-9223372036854775807 - 1) % -1 }}", ST_OK, "0");
-    expect_failure("{{ 'abc'[9223372036854775807:] }}{{ 'abc'[::-9223372036854775807] }}", ST_OK, "c");
+    expect_failure("{{ 'abc'[9223372036854775807:] }}{{ 'abc'[::-9223372036854775807] }}", ST_OK,
+                   "c");
     expect_failure("{{ [1,2,3][0:3:9223372036854775807] }}", ST_OK, "[1]");
-    expect_failure("{{ range(9223372036854775806, 9223372036854775807)|list }}", ST_OK, "[9223372036854775806]");
+    expect_failure("{{ range(9223372036854775806, 9223372036854775807)|list }}", ST_OK,
+                   "[9223372036854775806]");
 }
 
-/* --- limits -------------------------------------------------------------------------------------------------- */
+/* --- limits -------------------------------------------------------------------------------- */
 
 static struct eng_jinja_limits small(void)
 {
-    return (struct eng_jinja_limits){
-        .steps_max = 100000, .depth_max = 1000, .output_bytes_max = 1000, .arena_bytes_max = 4u << 20};
+    return (struct eng_jinja_limits){.steps_max = 100000,
+                                     .depth_max = 1000,
+                                     .output_bytes_max = 1000,
+                                     .arena_bytes_max = 4u << 20};
 }
 
 static void test_each_limit_is_named(void **state)
 {
     (void)state;
-    struct eng_jinja_limits steps = small(), output = small(), arena = small(), depth = small(), time = small();
-    expect("{% for i in range(90000) %}{% for k in range(90000) %}{% endfor %}{% endfor %}", NULL, &steps, ST_LIMIT,
-           "limit of steps");
+    struct eng_jinja_limits steps = small(), output = small(), arena = small(), depth = small(),
+                            time = small();
+    expect("{% for i in range(90000) %}{% for k in range(90000) %}{% endfor %}{% endfor %}", NULL,
+           &steps, ST_LIMIT, "limit of steps");
     expect("{{ 'x' * 1000 }}", NULL, &output, ST_OK, "xxxx");
     expect("{{ 'x' * 1001 }}", NULL, &output, ST_LIMIT, "limit of output bytes");
-    expect("{% for i in range(500) %}ab{{ i % 2 }}{% endfor %}", NULL, &output, ST_LIMIT, "limit of output bytes");
+    expect("{% for i in range(500) %}ab{{ i % 2 }}{% endfor %}", NULL, &output, ST_LIMIT,
+           "limit of output bytes");
     arena.steps_max = 1u << 30;
     expect("{{ ('x' * 10000000)|length }}", NULL, &arena, ST_LIMIT, "limit of memory");
-    expect("{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", NULL,
-           &arena, ST_LIMIT, "limit of memory");
-    expect("{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}", NULL,
-           &arena, ST_LIMIT, "limit of memory");
+    expect("{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% "
+           "endfor %}",
+           NULL, &arena, ST_LIMIT, "limit of memory");
+    expect("{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% "
+           "endfor %}",
+           NULL, &arena, ST_LIMIT, "limit of memory");
     depth.depth_max = 100;
-    expect("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", NULL, &depth, ST_LIMIT, "limit of depth");
-    expect("{% set ns = namespace(x=1) %}{% for i in range(500) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}", NULL,
-           &depth, ST_LIMIT, "limit of depth");
-    expect("{% set ns = namespace() %}{% set ns.self = ns %}{{ ns }}", NULL, &depth, ST_LIMIT, "limit of depth");
+    expect("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", NULL, &depth, ST_LIMIT,
+           "limit of depth");
+    expect("{% set ns = namespace(x=1) %}{% for i in range(500) %}{% set ns.x = [ns.x] %}{% endfor "
+           "%}{{ ns.x }}",
+           NULL, &depth, ST_LIMIT, "limit of depth");
+    expect("{% set ns = namespace() %}{% set ns.self = ns %}{{ ns }}", NULL, &depth, ST_LIMIT,
+           "limit of depth");
     time.steps_max = UINT64_MAX;
     time.deadline_ns = clock_now_ns() + NS_PER_MS;
-    expect("{% for i in range(90000) %}{% for k in range(90000) %}{% endfor %}{% endfor %}", NULL, &time, ST_LIMIT,
-           "limit of time");
-    expect("{{ 1 }}", "{\"x\":[[[[1]]]]}", &(struct eng_jinja_limits){.steps_max = 1000, .depth_max = 3,
-           .output_bytes_max = 10, .arena_bytes_max = 1u << 20}, ST_LIMIT, "limit of depth");
+    expect("{% for i in range(90000) %}{% for k in range(90000) %}{% endfor %}{% endfor %}", NULL,
+           &time, ST_LIMIT, "limit of time");
+    expect(
+        "{{ 1 }}", "{\"x\":[[[[1]]]]}",
+        &(struct eng_jinja_limits){
+            .steps_max = 1000, .depth_max = 3, .output_bytes_max = 10, .arena_bytes_max = 1u << 20},
+        ST_LIMIT, "limit of depth");
 }
 
 static void test_the_callers_buffer_bounds_too(void **state)
@@ -200,20 +225,24 @@ static void test_single_operations_are_bounded(void **state)
     struct eng_jinja_limits limits = small();
     limits.arena_bytes_max = 64u << 20;
     static const char *const heavy[] = {
-        "{% set a = 'a' * 1000000 %}{% for i in range(1000) %}{% set b = a.count('ab') %}{% endfor %}",
+        "{% set a = 'a' * 1000000 %}{% for i in range(1000) %}{% set b = a.count('ab') %}{% endfor "
+        "%}",
         "{% set a = 'a' * 1000000 %}{% for i in range(1000) %}{% set b = 'b' in a %}{% endfor %}",
         "{% set a = ('a' * 300000) ~ 'b' %}{{ a.rfind('c' ~ a[:150000]) }}",
         "{% set a = range(9000)|list %}{% for i in range(9000) %}{% set b = -1 in a %}{% endfor %}",
         "{% set a = range(9000)|list %}{% for i in range(9000) %}{% set b = a == a %}{% endfor %}",
-        "{% set a = range(50000)|map('string')|sort %}{% for i in range(99) %}{% set b = a|sort %}{% endfor %}",
+        "{% set a = range(50000)|map('string')|sort %}{% for i in range(99) %}{% set b = a|sort "
+        "%}{% endfor %}",
         "{% set a = 'é' * 100000 %}{% for i in range(90000) %}{% set b = a[99999] %}{% endfor %}",
         "{% set a = 'x' * 500000 %}{% for i in range(9000) %}{% set b = a|upper %}{% endfor %}",
-        "{% set a = 'x ' * 500000 %}{{ a|wordcount }}{% for i in range(9000) %}{% set b = a.split() %}{% endfor %}",
+        "{% set a = 'x ' * 500000 %}{{ a|wordcount }}{% for i in range(9000) %}{% set b = "
+        "a.split() %}{% endfor %}",
     };
-    for (size_t i = 0; i < ARRAY_COUNT(heavy); i++) expect(heavy[i], NULL, &limits, ST_LIMIT, "limit of");
+    for (size_t i = 0; i < ARRAY_COUNT(heavy); i++)
+        expect(heavy[i], NULL, &limits, ST_LIMIT, "limit of");
 }
 
-/* --- bombs --------------------------------------------------------------------------------------------------- */
+/* --- bombs --------------------------------------------------------------------------------- */
 
 static void repeat(struct buf *b, const char *text, int times)
 {
@@ -262,7 +291,8 @@ static void test_nesting_bombs(void **state)
         buf_puts(&src, bombs[i].middle);
         repeat(&src, bombs[i].close, 100000);
         buf_puts(&src, bombs[i].after);
-        enum status st = run(src.data, size_min(src.len, 4u << 20), NULL, &eng_jinja_limits_default, &out);
+        enum status st =
+            run(src.data, size_min(src.len, 4u << 20), NULL, &eng_jinja_limits_default, &out);
         if (st != ST_LIMIT || !strstr(out.data, "nested more than"))
             fail_msg("bomb %zu (%s): %d %s", i, bombs[i].open, (int)st, out.data);
     }
@@ -278,13 +308,16 @@ static void test_nesting_bombs(void **state)
     buf_deinit(&out);
 }
 
-/* The deepest render there can be, on a thread with a small stack (larger under the sanitizers, whose frames are). */
+/* The deepest render there can be, on a thread with a small stack (larger under the sanitizers,
+ * whose frames are). */
 static void *deepest(void *arg)
 {
     struct buf *out = arg;
-    const char *src = "{% macro m(n) %}{% if n %}{% for i in [1] %}{{ (((m(n + 1)|string) ~ '')|upper) }}"
-                      "{% endfor %}{% endif %}{% endmacro %}{{ m(1) }}";
-    const char *status = run(src, strlen(src), NULL, &eng_jinja_limits_default, out) == ST_LIMIT ? "limit" : "other";
+    const char *src =
+        "{% macro m(n) %}{% if n %}{% for i in [1] %}{{ (((m(n + 1)|string) ~ '')|upper) }}"
+        "{% endfor %}{% endif %}{% endmacro %}{{ m(1) }}";
+    const char *status =
+        run(src, strlen(src), NULL, &eng_jinja_limits_default, out) == ST_LIMIT ? "limit" : "other";
     return (void *)(uintptr_t)status;
 }
 
@@ -311,7 +344,7 @@ static void test_depth_fits_the_stack(void **state)
     buf_deinit(&out);
 }
 
-/* --- threads, the clock, numbers from JSON ------------------------------------------------------------------- */
+/* --- threads, the clock, numbers from JSON ------------------------------------------------- */
 
 struct job {
     const struct eng_jinja *t;
@@ -340,8 +373,10 @@ static void *render_many(void *arg)
 static void test_one_template_serves_threads(void **state)
 {
     (void)state;
-    const char *src = "{% set ns = namespace(n=0) %}{% for x in xs %}{% set ns.n = ns.n + x %}{% endfor %}"
-                      "{% macro m(a) %}{{ a|upper }}{% endmacro %}<{{ id }}:{{ ns.n }}:{{ [m('a'), m('b')]|join('-') }}>";
+    const char *src =
+        "{% set ns = namespace(n=0) %}{% for x in xs %}{% set ns.n = ns.n + x %}{% endfor %}"
+        "{% macro m(a) %}{{ a|upper }}{% endmacro %}<{{ id }}:{{ ns.n }}:{{ [m('a'), "
+        "m('b')]|join('-') }}>";
     struct eng_jinja *t;
     struct job jobs[4];
     pthread_t threads[4];
@@ -362,8 +397,8 @@ static void test_variables(void **state)
 {
     (void)state;
     const struct eng_jinja_limits *l = &eng_jinja_limits_default;
-    expect("{{ a }} {{ b }} {{ c }} {{ d|tojson }}", "{\"a\":1.0,\"b\":1.5,\"c\":1e300,\"d\":-7}", l, ST_OK,
-           "1 1.5 1e+300 -7");
+    expect("{{ a }} {{ b }} {{ c }} {{ d|tojson }}", "{\"a\":1.0,\"b\":1.5,\"c\":1e300,\"d\":-7}",
+           l, ST_OK, "1 1.5 1e+300 -7");
     expect("{{ range }}", "{\"range\":\"mine\"}", l, ST_OK, "mine");
     expect("x", "[1]", l, ST_CORRUPT, "not a JSON object");
     expect("{{ strftime_now('%Y %%') }}{{ strftime_now('%z%Z%f') }}", NULL, l, ST_OK, "%000000");

@@ -5,6 +5,10 @@
  * by rank and then by position, and pairs are merged in that order until none is left: n log n for
  * any word, so that a megabyte of one letter costs a fraction of a second.
  *
+ * A long word (SentencePiece-style tokenizers make the whole text one) is cut first where no merge
+ * can ever join the two characters that meet (`seams`), which keeps the heap small and in cache;
+ * the result is the same.
+ *
  * Invariants:
  *  1. A heap entry may be stale (its symbols have been merged with others since).  It counts only
  * where the pair that stands there now merges into the same token as when it was pushed: the
@@ -27,6 +31,8 @@
 
 #define NO_SYMBOL UINT32_MAX
 #define AFFIX_BYTES_MAX 64
+/* Words of fewer symbols are not worth cutting. */
+#define CUT_SYMBOLS_MIN 32
 
 struct eng_bpe_symbol {
     int32_t id; /* -1: merged into its left neighbour */
@@ -152,6 +158,56 @@ static enum status read_merges(struct eng_bpe *bpe, const cJSON *merges, char *e
     return st;
 }
 
+/* The slot of the seam, or the free one where it belongs. */
+static uint64_t *find_seam(const struct eng_bpe *bpe, uint64_t pair)
+{
+    size_t slot = hash_pair(pair) & (bpe->seam_cap - 1);
+    while (bpe->seams[slot] != UINT64_MAX && bpe->seams[slot] != pair)
+        slot = (slot + 1) & (bpe->seam_cap - 1);
+    return &bpe->seams[slot];
+}
+
+/* The token of a merged token's first or last character; -1 where the token does not arise from
+ * characters alone: it is the unknown token, a byte token, or has a character that is none. */
+static int32_t edge_char(const struct eng_bpe *bpe, int32_t id, bool last)
+{
+    size_t len;
+    const char *text = eng_vocab_text(&bpe->vocab, id, &len), *p = text;
+    if (id == bpe->unk_id || len == 0) return -1;
+    if (bpe->byte_fallback && len == 6 && !memcmp(text, "<0x", 3)) return -1;
+    if (last) {
+        p = text + len;
+        eng_ucd_prev(&p, text);
+        return eng_vocab_find(&bpe->vocab, p, (size_t)(text + len - p));
+    }
+    eng_ucd_next(&p, text + len);
+    return eng_vocab_find(&bpe->vocab, text, (size_t)(p - text));
+}
+
+/* A merge joins two neighbouring characters only if they are the last of its left and the first of
+ * its right token. */
+static enum status find_seams(struct eng_bpe *bpe, char *err)
+{
+    if (bpe->prefix || bpe->suffix) return ST_OK;
+    bpe->seam_cap = bpe->pair_cap;
+    bpe->seams = malloc(bpe->seam_cap * sizeof *bpe->seams);
+    if (!bpe->seams) return err_set(err, ST_NOMEM, "no memory for the merges");
+    memset(bpe->seams, 0xFF, bpe->seam_cap * sizeof *bpe->seams);
+    for (size_t i = 0; i < bpe->pair_cap; i++) {
+        const struct eng_bpe_pair *p = &bpe->pairs[i];
+        if (p->rank == UINT32_MAX) continue;
+        int32_t left = edge_char(bpe, (int32_t)(p->pair >> 32), true);
+        int32_t right = edge_char(bpe, (int32_t)(uint32_t)p->pair, false);
+        if (left < 0 || right < 0 || edge_char(bpe, p->merged, false) < 0) {
+            free(bpe->seams);
+            bpe->seams = NULL;
+            return ST_OK;
+        }
+        *find_seam(bpe, make_pair(left, right)) = make_pair(left, right);
+    }
+    return ST_OK;
+}
+
 static enum status read_affix(const cJSON *json, const char *key, char **out, char *err)
 {
     const char *text;
@@ -190,7 +246,7 @@ static enum status read_options(struct eng_bpe *bpe, const cJSON *json, char *er
     if (unk && bpe->unk_id < 0)
         return err_set(err, ST_INVALID, "the model's unk_token '%.100s' is not in its vocabulary",
                        unk);
-    return ST_OK;
+    return find_seams(bpe, err);
 }
 
 enum status eng_bpe_init(struct eng_bpe *bpe, const cJSON *json, char *err)
@@ -217,6 +273,7 @@ void eng_bpe_deinit(struct eng_bpe *bpe)
     eng_vocab_deinit(&bpe->vocab);
     free(bpe->pairs);
     free(bpe->merged_by_rank);
+    free(bpe->seams);
     free(bpe->prefix);
     free(bpe->suffix);
     *bpe = (struct eng_bpe){0};
@@ -357,12 +414,10 @@ static enum status push_pair(const struct eng_bpe *bpe, struct eng_bpe_scratch *
     return p->rank == UINT32_MAX ? ST_OK : heap_push(s, (uint64_t)p->rank << 32 | left);
 }
 
-static enum status merge_symbols(const struct eng_bpe *bpe, struct eng_bpe_scratch *s)
+/* Merges until the heap is empty. */
+static enum status drain_heap(const struct eng_bpe *bpe, struct eng_bpe_scratch *s)
 {
     enum status st;
-    s->heap_count = 0;
-    for (uint32_t i = 0; i + 1 < s->symbol_count; i++)
-        if ((st = push_pair(bpe, s, i))) return st;
     while (s->heap_count > 0) {
         uint64_t top = heap_pop(s);
         uint32_t left = (uint32_t)top, right = s->symbols[left].next;
@@ -378,6 +433,27 @@ static enum status merge_symbols(const struct eng_bpe *bpe, struct eng_bpe_scrat
         if (next != NO_SYMBOL) s->symbols[next].prev = left;
         if ((st = push_pair(bpe, s, s->symbols[left].prev)) || (st = push_pair(bpe, s, left)))
             return st;
+    }
+    return ST_OK;
+}
+
+static bool may_join(const struct eng_bpe *bpe, const struct eng_bpe_symbol *left)
+{
+    return *find_seam(bpe, make_pair(left[0].id, left[1].id)) != UINT64_MAX;
+}
+
+/* Merges the word, stretch by stretch: none of them can merge with its neighbour. */
+static enum status merge_symbols(const struct eng_bpe *bpe, struct eng_bpe_scratch *s)
+{
+    bool cut = bpe->seams && s->symbol_count >= CUT_SYMBOLS_MIN;
+    uint32_t at = 0, last = (uint32_t)s->symbol_count - 1;
+    while (at < last) {
+        enum status st;
+        s->heap_count = 0;
+        for (; at < last && (!cut || may_join(bpe, &s->symbols[at])); at++)
+            if ((st = push_pair(bpe, s, at))) return st;
+        if ((st = drain_heap(bpe, s))) return st;
+        at++;
     }
     return ST_OK;
 }

@@ -26,6 +26,10 @@ struct eng_bpe {
     size_t pair_cap;
     int32_t *merged_by_rank; /* [merge_count] owned */
     size_t merge_count;
+    /* [seam_cap] owned, open addressing, UINT64_MAX where free: pairs of characters that may meet
+     * inside a token.  NULL where the vocabulary does not allow to tell. */
+    uint64_t *seams;
+    size_t seam_cap;
     int32_t direct[ENG_BPE_DIRECT]; /* token of a one-character word, -1 where none */
     int32_t byte_id[256];           /* token <0xHH>, -1 where none or byte_fallback is off */
     int32_t unk_id;                 /* -1 where none */

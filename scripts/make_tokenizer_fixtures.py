@@ -3,10 +3,11 @@
 
     python scripts/make_tokenizer_fixtures.py [OUT]        (default tests/fixtures/tokenizers)
 
-Each has the same parts as the published tokenizer it is named after (normalizer, pre-tokenizer, model options,
-post-processor, decoder, added tokens), with a vocabulary of one to two thousand trained on text made here.
-Needs the `tokenizers` package.  The result is deterministic for one version of it.
+Each has the same parts as the published tokenizer it is named after (normalizer, pre-tokenizer,
+model options, post-processor, decoder, added tokens), with a vocabulary of one to two thousand
+trained on text made here.  Needs the `tokenizers` package.  The result is deterministic for one version of it.
 """
+
 import json
 import pathlib
 import random
@@ -71,7 +72,9 @@ def corpus(seed, lines=6000):
             if rng.random() < chance:
                 words.insert(rng.randrange(len(words)), rng.choice(pool))
         line = rng.choice([" ", " ", " ", "  ", "\t", ", "]).join(words)
-        yield line[0].upper() + line[1:] + rng.choice([".", "!", "?", "...", "\n", "。", "\r\n", ""])
+        yield line[0].upper() + line[1:] + rng.choice(
+            [".", "!", "?", "...", "\n", "。", "\r\n", ""]
+        )
 
 
 def special(text, **flags):
@@ -122,7 +125,15 @@ def llama3():
     )
     tok.decoder = decoders.ByteLevel()
     byte_level(tok, 1500, seed=2)
-    names = ["begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag"]
+    names = [
+        "begin_of_text",
+        "end_of_text",
+        "start_header_id",
+        "end_header_id",
+        "eom_id",
+        "eot_id",
+        "python_tag",
+    ]
     names += [f"reserved_special_token_{i}" for i in range(40)]
     tok.add_special_tokens([special(f"<|{n}|>") for n in names])
     bos = tok.token_to_id("<|begin_of_text|>")
@@ -144,8 +155,15 @@ def qwen2():
     tok.post_processor = processors.ByteLevel(trim_offsets=False)
     tok.decoder = decoders.ByteLevel()
     byte_level(tok, 1500, seed=3)
-    tok.add_special_tokens([special(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")])
-    tok.add_tokens([AddedToken(t, normalized=False) for t in ("<tool_call>", "</tool_call>", "<think>", "</think>")])
+    tok.add_special_tokens(
+        [special(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")]
+    )
+    tok.add_tokens(
+        [
+            AddedToken(t, normalized=False)
+            for t in ("<tool_call>", "</tool_call>", "<think>", "</think>")
+        ]
+    )
     return tok, {"bos_token": None, "eos_token": {"content": "<|im_end|>"}}
 
 
@@ -191,7 +209,12 @@ def mistral():
     data = sentencepiece(5, 1600)
     for token in data["added_tokens"]:
         token["normalized"] = False
-    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    data["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "first",
+        "split": False,
+    }
     data["decoder"] = SENTENCEPIECE_DECODER
     tok = Tokenizer.from_str(json.dumps(data))
     tok.add_special_tokens([special(t) for t in ("[INST]", "[/INST]", "[TOOL_CALLS]")])
@@ -218,7 +241,12 @@ def odd_digits():
     """Punctuation, digits, white space, lower case, NFKC, and added tokens with every flag."""
     tok = Tokenizer(models.BPE(unk_token="[UNK]"))
     tok.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Replace(Regex(r"\d{4}"), "#")]
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Strip(),
+            normalizers.Replace(Regex(r"\d{4}"), "#"),
+        ]
     )
     tok.pre_tokenizer = pre.Sequence(
         [pre.WhitespaceSplit(), pre.Punctuation("contiguous"), pre.Digits(individual_digits=True)]
@@ -237,7 +265,9 @@ def odd_digits():
     )
     tok.add_special_tokens([AddedToken("<Mask>", lstrip=True, normalized=True, special=True)])
     tok.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     return tok, {"bos_token": "[CLS]", "eos_token": "[SEP]"}
 

@@ -323,7 +323,9 @@ static void test_long_texts(void **state)
     assert_non_null(text);
     for (size_t k = 0; k < ARRAY_COUNT(kinds); k++) {
         struct eng_tok *tok = open_kind(kinds[k]);
-        for (size_t u = 0; u < ARRAY_COUNT(units); u++) {
+        bool all = !strcmp(kinds[k], "llama3") || !strcmp(kinds[k], "qwen2") ||
+                   !strcmp(kinds[k], "llama2");
+        for (size_t u = 0; u < (all ? ARRAY_COUNT(units) : 4); u++) {
 #ifdef DAKD_DEBUG
             size_t most = 1u << 14;
 #else
@@ -437,116 +439,114 @@ static void remove_dir(const struct model_dir *dir)
     "\"model\":{\"type\":\"BPE\",\"vocab\":" vocab ",\"merges\":" merges "}"
 #define GOOD MODEL("{\"a\":0,\"b\":1,\"ab\":2}", "[\"a b\"]")
 
+/* Files that must not open, with what the sentence says. */
+static const struct {
+    const char *json, *says;
+    enum status st;
+} malformed[] = {
+    {"", "empty", ST_INVALID},
+    {"[]", "not an object", ST_INVALID},
+    {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0", "expected", ST_INVALID},
+    {"{}", "'model' is missing", ST_INVALID},
+    {"{\"model\":[]}", "'model' is missing", ST_INVALID},
+    {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0}}}", "'WordPiece' is not supported",
+     ST_UNSUPPORTED},
+    {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"a\",0]]}}", "'Unigram' is not supported",
+     ST_UNSUPPORTED},
+    {"{\"model\":{\"type\":\"BPE\"}}", "'vocab'", ST_INVALID},
+    {"{" MODEL("{}", "[]") "}", "empty", ST_INVALID},
+    {"{" MODEL("{\"a\":0}", "{}") "}", "'merges'", ST_INVALID},
+    {"{" MODEL("{\"a\":\"0\"}", "[]") "}", "no integer", ST_INVALID},
+    {"{" MODEL("{\"a\":0.5}", "[]") "}", "no integer", ST_INVALID},
+    {"{" MODEL("{\"a\":1e300}", "[]") "}", "no integer", ST_INVALID},
+    {"{" MODEL("{\"a\":-1}", "[]") "}", "ids are 0 to", ST_INVALID},
+    {"{" MODEL("{\"a\":4194304}", "[]") "}", "ids are 0 to", ST_INVALID},
+    {"{" MODEL("{\"a\":0,\"b\":0}", "[]") "}", "same id 0", ST_INVALID},
+    {"{" MODEL("{\"a\":0,\"a\":1}", "[]") "}", "twice", ST_INVALID},
+    {"{" MODEL("{\"a\":0,\"b\":1}", "[\"a b\"]") "}", "makes a token", ST_INVALID},
+    {"{" MODEL("{\"a\":0}", "[\"a c\"]") "}", "names a token", ST_INVALID},
+    {"{" MODEL("{\"a\":0}", "[\"aa\"]") "}", "not two tokens", ST_INVALID},
+    {"{" MODEL("{\"a\":0}", "[\"a a a\"]") "}", "not two tokens", ST_INVALID},
+    {"{" MODEL("{\"a\":0}", "[[\"a\"]]") "}", "pair", ST_INVALID},
+    {"{" MODEL("{\"a\":0}", "[[\"a\",1]]") "}", "pair", ST_INVALID},
+    {"{" MODEL("{\"a\":0}", "[7]") "}", "pair", ST_INVALID},
+    {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"dropout\":0.1}}", "dropout", ST_UNSUPPORTED},
+    {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"u\"}}", "unk_token",
+     ST_INVALID},
+    {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":1}}", "byte_fallback",
+     ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":{}}", "'added_tokens'", ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":[1]}", "no object", ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":[{\"id\":3}]}", "'content'", ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":1}]}", "of the token 'b'", ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":[{\"content\":\"a\",\"id\":3}]}", "in the vocabulary", ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":9000000}]}", "ids are", ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":3},{\"content\":\"y\",\"id\":3}]}",
+     "same id", ST_INVALID},
+    {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":3},{\"content\":\"x\",\"id\":4}]}",
+     "twice", ST_INVALID},
+    {"{" GOOD ",\"normalizer\":{\"type\":\"Nmt\"}}", "'Nmt'", ST_UNSUPPORTED},
+    {"{" GOOD ",\"normalizer\":{}}", "'type'", ST_INVALID},
+    {"{" GOOD ",\"normalizer\":7}", "'type'", ST_INVALID},
+    {"{" GOOD ",\"normalizer\":{\"type\":\"Sequence\"}}", "'normalizers'", ST_INVALID},
+    {"{" GOOD ",\"normalizer\":{\"type\":\"Replace\",\"content\":\"\"}}", "pattern", ST_INVALID},
+    {"{" GOOD
+     ",\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":{\"String\":\"\"}}}",
+     "0 bytes", ST_INVALID},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}", "'BertPreTokenizer'",
+     ST_UNSUPPORTED},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},"
+     "\"behavior\":\"Isolated\"}}",
+     "does not compile", ST_INVALID},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a&&b]\"},"
+     "\"behavior\":\"Isolated\"}}",
+     "intersection", ST_UNSUPPORTED},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a{1,2}+\"},"
+     "\"behavior\":\"Isolated\"}}",
+     "repeat count", ST_UNSUPPORTED},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(*UTF)a\"},"
+     "\"behavior\":\"Isolated\"}}",
+     "'(*'", ST_UNSUPPORTED},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\h\"},"
+     "\"behavior\":\"Isolated\"}}",
+     "escape", ST_UNSUPPORTED},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},"
+     "\"behavior\":\"Sideways\"}}",
+     "'Sideways'", ST_INVALID},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}}",
+     "one character", ST_INVALID},
+    {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"prepend_scheme\":\"last\"}}", "'last'",
+     ST_INVALID},
+    {"{" GOOD ",\"decoder\":{\"type\":\"CTC\"}}", "'CTC'", ST_UNSUPPORTED},
+    {"{" GOOD ",\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Fuse\"},{\"type\":"
+     "\"ByteFallback\"}]}}",
+     "its place", ST_UNSUPPORTED},
+    {"{" GOOD ",\"decoder\":{\"type\":\"Strip\",\"content\":\"\"}}", "one character", ST_INVALID},
+    {"{" GOOD ",\"post_processor\":{\"type\":\"Other\"}}", "'Other'", ST_UNSUPPORTED},
+    {"{" GOOD ",\"post_processor\":{\"type\":\"TemplateProcessing\"}}", "'single'", ST_INVALID},
+    {"{" GOOD ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{"
+     "\"SpecialToken\":{\"id\":\"x\"}}]}}",
+     "'special_tokens'", ST_INVALID},
+    {"{" GOOD
+     ",\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",99],\"sep\":[\"a\",0]}}",
+     "no token", ST_INVALID},
+};
+
 static void test_malformed(void **state)
 {
     (void)state;
-    static const struct {
-        const char *json, *says;
-        enum status st;
-    } cases[] = {
-        {"", "empty", ST_INVALID},
-        {"[]", "not an object", ST_INVALID},
-        {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0", "expected", ST_INVALID},
-        {"{}", "'model' is missing", ST_INVALID},
-        {"{\"model\":[]}", "'model' is missing", ST_INVALID},
-        {"{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0}}}", "'WordPiece' is not supported",
-         ST_UNSUPPORTED},
-        {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"a\",0]]}}", "'Unigram' is not supported",
-         ST_UNSUPPORTED},
-        {"{\"model\":{\"type\":\"BPE\"}}", "'vocab'", ST_INVALID},
-        {"{" MODEL("{}", "[]") "}", "empty", ST_INVALID},
-        {"{" MODEL("{\"a\":0}", "{}") "}", "'merges'", ST_INVALID},
-        {"{" MODEL("{\"a\":\"0\"}", "[]") "}", "no integer", ST_INVALID},
-        {"{" MODEL("{\"a\":0.5}", "[]") "}", "no integer", ST_INVALID},
-        {"{" MODEL("{\"a\":1e300}", "[]") "}", "no integer", ST_INVALID},
-        {"{" MODEL("{\"a\":-1}", "[]") "}", "ids are 0 to", ST_INVALID},
-        {"{" MODEL("{\"a\":4194304}", "[]") "}", "ids are 0 to", ST_INVALID},
-        {"{" MODEL("{\"a\":0,\"b\":0}", "[]") "}", "same id 0", ST_INVALID},
-        {"{" MODEL("{\"a\":0,\"a\":1}", "[]") "}", "twice", ST_INVALID},
-        {"{" MODEL("{\"a\":0,\"b\":1}", "[\"a b\"]") "}", "makes a token", ST_INVALID},
-        {"{" MODEL("{\"a\":0}", "[\"a c\"]") "}", "names a token", ST_INVALID},
-        {"{" MODEL("{\"a\":0}", "[\"aa\"]") "}", "not two tokens", ST_INVALID},
-        {"{" MODEL("{\"a\":0}", "[\"a a a\"]") "}", "not two tokens", ST_INVALID},
-        {"{" MODEL("{\"a\":0}", "[[\"a\"]]") "}", "pair", ST_INVALID},
-        {"{" MODEL("{\"a\":0}", "[[\"a\",1]]") "}", "pair", ST_INVALID},
-        {"{" MODEL("{\"a\":0}", "[7]") "}", "pair", ST_INVALID},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"dropout\":0.1}}", "dropout",
-         ST_UNSUPPORTED},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"u\"}}", "unk_token",
-         ST_INVALID},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":1}}", "byte_fallback",
-         ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":{}}", "'added_tokens'", ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":[1]}", "no object", ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":[{\"id\":3}]}", "'content'", ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":1}]}", "of the token 'b'",
-         ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":[{\"content\":\"a\",\"id\":3}]}", "in the vocabulary",
-         ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":9000000}]}", "ids are", ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":3},{\"content\":\"y\",\"id\":3}]}",
-         "same id", ST_INVALID},
-        {"{" GOOD ",\"added_tokens\":[{\"content\":\"x\",\"id\":3},{\"content\":\"x\",\"id\":4}]}",
-         "twice", ST_INVALID},
-        {"{" GOOD ",\"normalizer\":{\"type\":\"Nmt\"}}", "'Nmt'", ST_UNSUPPORTED},
-        {"{" GOOD ",\"normalizer\":{}}", "'type'", ST_INVALID},
-        {"{" GOOD ",\"normalizer\":7}", "'type'", ST_INVALID},
-        {"{" GOOD ",\"normalizer\":{\"type\":\"Sequence\"}}", "'normalizers'", ST_INVALID},
-        {"{" GOOD ",\"normalizer\":{\"type\":\"Replace\",\"content\":\"\"}}", "pattern",
-         ST_INVALID},
-        {"{" GOOD
-         ",\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":{\"String\":\"\"}}}",
-         "0 bytes", ST_INVALID},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}", "'BertPreTokenizer'",
-         ST_UNSUPPORTED},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},"
-         "\"behavior\":\"Isolated\"}}",
-         "does not compile", ST_INVALID},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a&&b]\"},"
-         "\"behavior\":\"Isolated\"}}",
-         "intersection", ST_UNSUPPORTED},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a{1,2}+\"},"
-         "\"behavior\":\"Isolated\"}}",
-         "repeat count", ST_UNSUPPORTED},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(*UTF)a\"},"
-         "\"behavior\":\"Isolated\"}}",
-         "'(*'", ST_UNSUPPORTED},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\h\"},"
-         "\"behavior\":\"Isolated\"}}",
-         "escape", ST_UNSUPPORTED},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},"
-         "\"behavior\":\"Sideways\"}}",
-         "'Sideways'", ST_INVALID},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}}",
-         "one character", ST_INVALID},
-        {"{" GOOD ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"prepend_scheme\":\"last\"}}",
-         "'last'", ST_INVALID},
-        {"{" GOOD ",\"decoder\":{\"type\":\"CTC\"}}", "'CTC'", ST_UNSUPPORTED},
-        {"{" GOOD ",\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Fuse\"},{\"type\":"
-         "\"ByteFallback\"}]}}",
-         "its place", ST_UNSUPPORTED},
-        {"{" GOOD ",\"decoder\":{\"type\":\"Strip\",\"content\":\"\"}}", "one character",
-         ST_INVALID},
-        {"{" GOOD ",\"post_processor\":{\"type\":\"Other\"}}", "'Other'", ST_UNSUPPORTED},
-        {"{" GOOD ",\"post_processor\":{\"type\":\"TemplateProcessing\"}}", "'single'", ST_INVALID},
-        {"{" GOOD ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{"
-         "\"SpecialToken\":{\"id\":\"x\"}}]}}",
-         "'special_tokens'", ST_INVALID},
-        {"{" GOOD
-         ",\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",99],\"sep\":[\"a\",0]}}",
-         "no token", ST_INVALID},
-    };
     struct model_dir dir;
     make_dir(&dir);
-    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+    for (size_t i = 0; i < ARRAY_COUNT(malformed); i++) {
         char err[ERR_CAP] = "";
         struct eng_tok *tok = (struct eng_tok *)&dir;
-        write_file(&dir, "tokenizer.json", cases[i].json, strlen(cases[i].json));
+        write_file(&dir, "tokenizer.json", malformed[i].json, strlen(malformed[i].json));
         enum status st = eng_tok_open(dir.path, &tok, err);
-        if (st != cases[i].st || !strstr(err, cases[i].says) || !strstr(err, "tokenizer.json"))
-            fail_msg("%s: status %d, \"%s\"", cases[i].json, st, err);
+        if (st != malformed[i].st || !strstr(err, malformed[i].says) ||
+            !strstr(err, "tokenizer.json"))
+            fail_msg("%s: status %d, \"%s\"", malformed[i].json, st, err);
         assert_null(tok);
-        assert_int_equal(eng_tok_open(dir.path, &tok, NULL), cases[i].st);
+        assert_int_equal(eng_tok_open(dir.path, &tok, NULL), malformed[i].st);
     }
     remove_dir(&dir);
 }
@@ -574,6 +574,39 @@ static void test_nesting(void **state)
     assert_int_equal(eng_tok_open(dir.path, &tok, err), ST_UNSUPPORTED);
     assert_non_null(strstr(err, "more than 16"));
     buf_deinit(&json);
+    remove_dir(&dir);
+}
+
+/* A pattern whose matching explodes ends in an error, in bounded time, and never in another split.
+ */
+static void test_match_limit(void **state)
+{
+    (void)state;
+    static const char json[] =
+        "{" GOOD ",\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\","
+        "\"pattern\":{\"Regex\":\"(?:a|a)+b\"}}}";
+    char text[64], err[ERR_CAP];
+    struct eng_tok *tok;
+    struct model_dir dir;
+    int32_t *ids;
+    size_t count;
+    make_dir(&dir);
+    write_file(&dir, "tokenizer.json", json, strlen(json));
+    if (eng_tok_open(dir.path, &tok, err)) fail_msg("%s", err);
+    memset(text, 'a', sizeof text);
+    text[sizeof text - 1] = 'b';
+    assert_int_equal(eng_tok_encode(tok, text, sizeof text, 0, IDS_MAX, &ids, &count, err), ST_OK);
+    free(ids);
+    text[sizeof text - 1] = 'c';
+    assert_int_equal(eng_tok_encode(tok, text, sizeof text, 0, IDS_MAX, &ids, &count, err), ST_OK);
+    free(ids);
+    text[sizeof text - 1] = 'c';
+    text[sizeof text - 2] = 'b';
+    text[sizeof text - 3] = 'c';
+    assert_int_equal(eng_tok_encode(tok, text, sizeof text, 0, IDS_MAX, &ids, &count, err),
+                     ST_LIMIT);
+    assert_null(ids);
+    eng_tok_close(tok);
     remove_dir(&dir);
 }
 
@@ -654,13 +687,14 @@ static void test_large_vocabulary(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lookups),       cmocka_unit_test(test_flags),
-        cmocka_unit_test(test_limits),        cmocka_unit_test(test_round_trips),
-        cmocka_unit_test(test_invalid_utf8),  cmocka_unit_test(test_byte_runs),
-        cmocka_unit_test(test_long_byte_run), cmocka_unit_test(test_normalized_special),
-        cmocka_unit_test(test_long_texts),    cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_malformed),     cmocka_unit_test(test_nesting),
-        cmocka_unit_test(test_special_names), cmocka_unit_test(test_large_vocabulary),
+        cmocka_unit_test(test_lookups),          cmocka_unit_test(test_flags),
+        cmocka_unit_test(test_limits),           cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_invalid_utf8),     cmocka_unit_test(test_byte_runs),
+        cmocka_unit_test(test_long_byte_run),    cmocka_unit_test(test_normalized_special),
+        cmocka_unit_test(test_long_texts),       cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_malformed),        cmocka_unit_test(test_nesting),
+        cmocka_unit_test(test_special_names),    cmocka_unit_test(test_match_limit),
+        cmocka_unit_test(test_large_vocabulary),
     };
     return cmocka_run_group_tests_name("engine/tokenizer", tests, NULL, NULL);
 }

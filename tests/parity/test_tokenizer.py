@@ -1,10 +1,12 @@
 """The tokenizer against Hugging Face's `tokenizers`, token for token, on generated texts.
 
-Characters are restricted to those assigned in Unicode 14 (unicodedata.unidata_version of Python 3.11, PCRE2 10.42,
-utf8proc 2.8): later ones are classified by each library's own tables.  Kinds with a normal form also leave out what the
-package's older decomposition tables do not know, StripAccents kinds the marks that its table does not have.  Decoding
-leaves out added tokens that the normalizer would change: engine/tokenizer.h says how they differ.
+Characters are restricted to those assigned in Unicode 14 (Python 3.11, PCRE2 10.42, utf8proc 2.8):
+later ones are classified by each library's own tables.  Kinds with a normal form also leave out
+what the package's older decomposition tables do not know, StripAccents kinds the marks that its
+table does not have.  Decoding leaves out added tokens that the normalizer would change:
+engine/tokenizer.h says how they differ.
 """
+
 import functools
 import json
 import os
@@ -28,27 +30,98 @@ ADD_SPECIAL, PARSE_SPECIAL = 1, 2
 
 # First and last code points of scripts and blocks worth mixing.
 BLOCKS = [
-    (0x20, 0x7E), (0xA0, 0xFF), (0x100, 0x17F), (0x180, 0x24F), (0x250, 0x2AF), (0x2B0, 0x2FF), (0x300, 0x36F),
-    (0x370, 0x3FF), (0x400, 0x4FF), (0x530, 0x58F), (0x590, 0x5FF), (0x600, 0x6FF), (0x700, 0x74F), (0x780, 0x7BF),
-    (0x900, 0x97F), (0x980, 0x9FF), (0xA00, 0xA7F), (0xB80, 0xBFF), (0xC00, 0xC7F), (0xD00, 0xD7F), (0xD80, 0xDFF),
-    (0xE00, 0xE7F), (0xE80, 0xEFF), (0xF00, 0xFFF), (0x1000, 0x109F), (0x10A0, 0x10FF), (0x1100, 0x11FF),
-    (0x1200, 0x137F), (0x13A0, 0x13FF), (0x1680, 0x169F), (0x1780, 0x17FF), (0x1800, 0x18AF), (0x1E00, 0x1EFF),
-    (0x1F00, 0x1FFF), (0x2000, 0x206F), (0x2070, 0x209F), (0x20A0, 0x20CF), (0x20D0, 0x20FF), (0x2100, 0x214F),
-    (0x2150, 0x218F), (0x2190, 0x21FF), (0x2200, 0x22FF), (0x2460, 0x24FF), (0x2500, 0x257F), (0x2600, 0x26FF),
-    (0x2700, 0x27BF), (0x3000, 0x303F), (0x3040, 0x309F), (0x30A0, 0x30FF), (0x3130, 0x318F), (0x3200, 0x32FF),
-    (0x3400, 0x34FF), (0x4E00, 0x4FFF), (0x9F00, 0x9FFF), (0xA840, 0xA87F), (0xAC00, 0xACFF), (0xD700, 0xD7AF),
-    (0xE000, 0xE0FF), (0xF900, 0xF9FF), (0xFB00, 0xFB4F), (0xFB50, 0xFDFF), (0xFE00, 0xFE6F), (0xFF00, 0xFFEF),
-    (0x10000, 0x100FF), (0x10330, 0x1034F), (0x10400, 0x1044F), (0x1D100, 0x1D1FF), (0x1D400, 0x1D7FF),
-    (0x1F000, 0x1F02F), (0x1F100, 0x1F1FF), (0x1F300, 0x1F5FF), (0x1F600, 0x1F64F), (0x1F900, 0x1F9FF),
-    (0x20000, 0x200FF), (0xE0000, 0xE007F), (0xE0100, 0xE01EF), (0x10FF00, 0x10FFFD),
+    (0x20, 0x7E),
+    (0xA0, 0xFF),
+    (0x100, 0x17F),
+    (0x180, 0x24F),
+    (0x250, 0x2AF),
+    (0x2B0, 0x2FF),
+    (0x300, 0x36F),
+    (0x370, 0x3FF),
+    (0x400, 0x4FF),
+    (0x530, 0x58F),
+    (0x590, 0x5FF),
+    (0x600, 0x6FF),
+    (0x700, 0x74F),
+    (0x780, 0x7BF),
+    (0x900, 0x97F),
+    (0x980, 0x9FF),
+    (0xA00, 0xA7F),
+    (0xB80, 0xBFF),
+    (0xC00, 0xC7F),
+    (0xD00, 0xD7F),
+    (0xD80, 0xDFF),
+    (0xE00, 0xE7F),
+    (0xE80, 0xEFF),
+    (0xF00, 0xFFF),
+    (0x1000, 0x109F),
+    (0x10A0, 0x10FF),
+    (0x1100, 0x11FF),
+    (0x1200, 0x137F),
+    (0x13A0, 0x13FF),
+    (0x1680, 0x169F),
+    (0x1780, 0x17FF),
+    (0x1800, 0x18AF),
+    (0x1E00, 0x1EFF),
+    (0x1F00, 0x1FFF),
+    (0x2000, 0x206F),
+    (0x2070, 0x209F),
+    (0x20A0, 0x20CF),
+    (0x20D0, 0x20FF),
+    (0x2100, 0x214F),
+    (0x2150, 0x218F),
+    (0x2190, 0x21FF),
+    (0x2200, 0x22FF),
+    (0x2460, 0x24FF),
+    (0x2500, 0x257F),
+    (0x2600, 0x26FF),
+    (0x2700, 0x27BF),
+    (0x3000, 0x303F),
+    (0x3040, 0x309F),
+    (0x30A0, 0x30FF),
+    (0x3130, 0x318F),
+    (0x3200, 0x32FF),
+    (0x3400, 0x34FF),
+    (0x4E00, 0x4FFF),
+    (0x9F00, 0x9FFF),
+    (0xA840, 0xA87F),
+    (0xAC00, 0xACFF),
+    (0xD700, 0xD7AF),
+    (0xE000, 0xE0FF),
+    (0xF900, 0xF9FF),
+    (0xFB00, 0xFB4F),
+    (0xFB50, 0xFDFF),
+    (0xFE00, 0xFE6F),
+    (0xFF00, 0xFFEF),
+    (0x10000, 0x100FF),
+    (0x10330, 0x1034F),
+    (0x10400, 0x1044F),
+    (0x1D100, 0x1D1FF),
+    (0x1D400, 0x1D7FF),
+    (0x1F000, 0x1F02F),
+    (0x1F100, 0x1F1FF),
+    (0x1F300, 0x1F5FF),
+    (0x1F600, 0x1F64F),
+    (0x1F900, 0x1F9FF),
+    (0x20000, 0x200FF),
+    (0xE0000, 0xE007F),
+    (0xE0100, 0xE01EF),
+    (0x10FF00, 0x10FFFD),
 ]
 SPACES = " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u180e\u2000\u2003\u200a\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
 ODD = "ſKÅİıßẞǅªºΣςſtﬁﬀ\u0345\u1e9e\u00ad\u034f\u061c\u200c\u200d\u200e\ufe0f\u20e3\ufffd\uffff\U0010ffff\x00\x01\x1b\x7f\x80\x9f"
 EMOJI = ["😀", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "❤️", "1️⃣", "🇩🇪🇫🇷", "🧑🏿‍🚀", "©️", "👁️‍🗨️"]
 CODE = [
-    "for (int i = 0; i < n; ++i) {\n\tx[i] += y[i]->z;\n}\n", "def f(a, *b, **c):\n    return a @ b\n", "<html><!-- x --></html>",
-    '{"a": [1, 2.5e-3, null], "b": "\\u00e9"}', "SELECT * FROM t WHERE a='b';--", "a+=b;c&&d||!e", "\\frac{a}{b}_{i=0}^n",
-    "#!/bin/sh\r\nset -eu\r\n", "0xDEADBEEF, 1_000_000, 1e-10", "https://example.com/?q=a%20b&c=d#e",
+    "for (int i = 0; i < n; ++i) {\n\tx[i] += y[i]->z;\n}\n",
+    "def f(a, *b, **c):\n    return a @ b\n",
+    "<html><!-- x --></html>",
+    '{"a": [1, 2.5e-3, null], "b": "\\u00e9"}',
+    "SELECT * FROM t WHERE a='b';--",
+    "a+=b;c&&d||!e",
+    "\\frac{a}{b}_{i=0}^n",
+    "#!/bin/sh\r\nset -eu\r\n",
+    "0xDEADBEEF, 1_000_000, 1e-10",
+    "https://example.com/?q=a%20b&c=d#e",
 ]
 WORDS = """the quick brown fox can't won't IT'S they'Ll we'VE I'M don’t naïve café garçon niño über Straße мир привет
 世界 こんにちは カタカナ 안녕하세요 مرحبا שלום नमस्ते สวัสดี γειά Word word words wOrD Full FULL ＦＵＬＬ ﬁx ① ½ x² 2024 1234567890 12,345.67
@@ -71,7 +144,19 @@ def every_character():
 
 def look_alikes(added):
     for t in added:
-        yield from (t, t[:-1], t[1:], t[0] + t, t + t[-1], t.upper(), t.lower(), t[: len(t) // 2], f" {t}", f"{t}  ", f"a{t}b")
+        yield from (
+            t,
+            t[:-1],
+            t[1:],
+            t[0] + t,
+            t + t[-1],
+            t.upper(),
+            t.lower(),
+            t[: len(t) // 2],
+            f" {t}",
+            f"{t}  ",
+            f"a{t}b",
+        )
 
 
 def make_text(rng, odds):
@@ -83,9 +168,15 @@ def make_text(rng, odds):
             block = rng.choice(alphabet())
             out.append("".join(rng.choices(block, k=rng.randint(1, 8))))
         elif kind == 3:
-            out.append("".join(rng.choice(rng.choice(alphabet())) for _ in range(rng.randint(1, 8))))
+            out.append(
+                "".join(rng.choice(rng.choice(alphabet())) for _ in range(rng.randint(1, 8)))
+            )
         elif kind <= 6:
-            out.append(rng.choice((" ", " ", "  ", "\n", ", ", "-", "_", "")).join(rng.choices(WORDS, k=rng.randint(1, 8))))
+            out.append(
+                rng.choice((" ", " ", "  ", "\n", ", ", "-", "_", "")).join(
+                    rng.choices(WORDS, k=rng.randint(1, 8))
+                )
+            )
         elif kind == 7:
             out.append("".join(rng.choices(SPACES, k=rng.randint(1, 6))))
         elif kind == 8:
@@ -97,7 +188,10 @@ def make_text(rng, odds):
         elif kind == 11:
             out.append("".join(rng.choices(odds, k=rng.randint(1, 4))))
         elif kind == 12:
-            out.append(rng.choice(("a", "ab", "é", "=", "1", "한", "e\u0301", "\u0327\u0301", "ａ")) * rng.randint(1, 60))
+            out.append(
+                rng.choice(("a", "ab", "é", "=", "1", "한", "e\u0301", "\u0327\u0301", "ａ"))
+                * rng.randint(1, 60)
+            )
         else:
             out.append("".join(rng.choices(ODD, k=rng.randint(1, 5))))
         if rng.random() < 0.3:
@@ -154,7 +248,9 @@ class Case:
 
     def run(self, mode, number, frames):
         packed = b"".join(struct.pack("=I", len(f)) + f for f in frames)
-        done = subprocess.run([TOOL, self.path, mode, str(number)], input=packed, capture_output=True)
+        done = subprocess.run(
+            [TOOL, self.path, mode, str(number)], input=packed, capture_output=True
+        )
         assert done.returncode == 0, done.stderr.decode()
         out, at = [], 0
         while at < len(done.stdout):
@@ -201,7 +297,11 @@ def test_every_character(case):
     """Each assigned character alone and between letters: classes, case folding, normal forms, byte fallback."""
     skip = forms_differ(json.dumps(case.model["normalizer"]))
     # Up to the first ideographs of plane 2, and the tags and selectors of plane 14.
-    wanted = (c for c in every_character() if c not in skip and (ord(c) <= 0x20100 or 0xE0000 <= ord(c) <= 0xE01EF))
+    wanted = (
+        c
+        for c in every_character()
+        if c not in skip and (ord(c) <= 0x20100 or 0xE0000 <= ord(c) <= 0xE01EF)
+    )
     texts = [f"a{c}b {c}" for c in wanted]
     ours = case.encode(PARSE_SPECIAL, [t.encode() for t in texts])
     assert_same(case, ours, case.expected(False, texts), texts)
@@ -223,7 +323,11 @@ def random_ids(case):
 
 
 def test_decode(case):
-    changed = {t["id"] for t in case.model["added_tokens"] if case.theirs.id_to_token(t["id"]) != t["content"]}
+    changed = {
+        t["id"]
+        for t in case.model["added_tokens"]
+        if case.theirs.id_to_token(t["id"]) != t["content"]
+    }
     ids = case.expected(True, case.texts[: COUNT // 2]) + random_ids(case)
     ids = [[i for i in one if i not in changed] for one in ids]
     frames = [struct.pack(f"={len(i)}i", *i) for i in ids]
@@ -234,7 +338,17 @@ def test_decode(case):
 
 
 def test_long_texts(case):
-    texts = [c * n for c, n in (("a", 30000), (" ", 30000), ("\n", 30000), ("😀", 8000), ("한국어 ", 5000), ("e\u0301\u0327", 5000))]
+    texts = [
+        c * n
+        for c, n in (
+            ("a", 30000),
+            (" ", 30000),
+            ("\n", 30000),
+            ("😀", 8000),
+            ("한국어 ", 5000),
+            ("e\u0301\u0327", 5000),
+        )
+    ]
     texts += [" " * 20000 + "a", "ab" * 10000 + " \n" * 5000, "<" * 20000]
     ours = case.encode(PARSE_SPECIAL | ADD_SPECIAL, [t.encode() for t in texts])
     assert_same(case, ours, case.expected(True, texts), [t[:20] for t in texts])
@@ -258,7 +372,12 @@ def sequence(*steps):
 
 
 def byte_level(prefix=False, regex=False):
-    return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": regex}
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": prefix,
+        "trim_offsets": True,
+        "use_regex": regex,
+    }
 
 
 def by_pattern(pattern, **options):
@@ -277,9 +396,7 @@ def punctuation(behavior):
     return {"type": "Punctuation", "behavior": behavior}
 
 
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -295,49 +412,114 @@ VARIANTS = {
     "o200k": ("gpt2", by_pattern(O200K)),
     "deepseek": (
         "gpt2",
-        {"pre_tokenizer": sequence(split(r"\p{N}{1,3}"), split("[一-龥\u3040-ゟ゠-ヿ]+"), split(DEEPSEEK), byte_level())},
+        {
+            "pre_tokenizer": sequence(
+                split(r"\p{N}{1,3}"), split("[一-龥\u3040-ゟ゠-ヿ]+"), split(DEEPSEEK), byte_level()
+            )
+        },
     ),
     "bloom": ("gpt2", by_pattern(r" ?[^(\s|[.,!?…。，、।۔،])]+")),
     "starcoder": ("gpt2", {"pre_tokenizer": sequence(digits(True), byte_level(regex=True))}),
     "falcon": (
         "gpt2",
-        {"pre_tokenizer": sequence(punctuation("Contiguous"), byte_level(regex=True), digits(False), split("[0-9][0-9][0-9]"))},
+        {
+            "pre_tokenizer": sequence(
+                punctuation("Contiguous"),
+                byte_level(regex=True),
+                digits(False),
+                split("[0-9][0-9][0-9]"),
+            )
+        },
     ),
     "prefix_space": ("gpt2", {"pre_tokenizer": byte_level(True, True)}),
     "roberta": (
         "gpt2",
-        {"post_processor": {"type": "RobertaProcessing", "sep": ["b", 1], "cls": ["a", 0], "trim_offsets": True, "add_prefix_space": True}},
+        {
+            "post_processor": {
+                "type": "RobertaProcessing",
+                "sep": ["b", 1],
+                "cls": ["a", 0],
+                "trim_offsets": True,
+                "add_prefix_space": True,
+            }
+        },
     ),
-    "bert": ("gpt2", {"post_processor": {"type": "BertProcessing", "sep": ["b", 1], "cls": ["a", 0]}}),
+    "bert": (
+        "gpt2",
+        {"post_processor": {"type": "BertProcessing", "sep": ["b", 1], "cls": ["a", 0]}},
+    ),
     "word_classes": ("gpt2", by_pattern(r"\w+|[^\w\s]+")),
     "anchors": ("gpt2", by_pattern(r"^\w|\w$|\S\n|(?<=a)b|[\S]{2}")),
     "case_folding": ("gpt2", by_pattern(r"(?i:[k-s]+|å|ǆ)")),
     "empty_matches": ("gpt2", by_pattern(r"(?=[A-Z])|x*")),
     "nothing": ("gpt2", {"pre_tokenizer": None, "decoder": None}),
     "strip": ("gpt2", {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}}),
-    "nfd_lower": ("gpt2", {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}]}}),
-    "regex_replace": ("gpt2", {"normalizer": {"type": "Replace", "pattern": {"Regex": r"\s{2,}|x+$|^[a-c]"}, "content": "·"}}),
+    "nfd_lower": (
+        "gpt2",
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}],
+            }
+        },
+    ),
+    "regex_replace": (
+        "gpt2",
+        {
+            "normalizer": {
+                "type": "Replace",
+                "pattern": {"Regex": r"\s{2,}|x+$|^[a-c]"},
+                "content": "·",
+            }
+        },
+    ),
     "metaspace_split": ("mistral", {"pre_tokenizer": metaspace("first", split=True)}),
     "metaspace_always": ("mistral", {"pre_tokenizer": metaspace("always", split=False)}),
     "metaspace_never": ("mistral", {"pre_tokenizer": metaspace("never", split=True)}),
-    "metaspace_old": ("mistral", {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}}),
+    "metaspace_old": (
+        "mistral",
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}},
+    ),
     "metaspace_decoder": ("mistral", {"decoder": metaspace("always")}),
     "metaspace_decoder_never": ("mistral", {"decoder": metaspace("never")}),
     "token_strip": (
         "mistral",
-        {"decoder": {"type": "Sequence", "decoders": [
-            {"type": "Strip", "content": "▁", "start": 1, "stop": 0}, {"type": "Replace", "pattern": {"Regex": "[aeiou]+"}, "content": "<>"}]}},
+        {
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Strip", "content": "▁", "start": 1, "stop": 0},
+                    {"type": "Replace", "pattern": {"Regex": "[aeiou]+"}, "content": "<>"},
+                ],
+            }
+        },
     ),
     "gemma": (
         "mistral",
-        {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}, "pre_tokenizer": split(" ", "MergedWithPrevious", kind="String"),
-         "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]}},
+        {
+            "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            "pre_tokenizer": split(" ", "MergedWithPrevious", kind="String"),
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                ],
+            },
+        },
     ),
-}  # fmt: skip
+}
 for _behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"):
     VARIANTS[f"split_{_behavior}"] = ("gpt2", by_pattern("[-e]|  ", behavior=_behavior))
-    VARIANTS[f"split_{_behavior}_invert"] = ("gpt2", by_pattern("[a-m]+", behavior=_behavior, invert=True))
-    VARIANTS[f"punctuation_{_behavior}"] = ("gpt2", {"pre_tokenizer": sequence(punctuation(_behavior), byte_level())})
+    VARIANTS[f"split_{_behavior}_invert"] = (
+        "gpt2",
+        by_pattern("[a-m]+", behavior=_behavior, invert=True),
+    )
+    VARIANTS[f"punctuation_{_behavior}"] = (
+        "gpt2",
+        {"pre_tokenizer": sequence(punctuation(_behavior), byte_level())},
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)

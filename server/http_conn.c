@@ -36,7 +36,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf);
 
 void srv_conn_body_release(struct srv_conn *c)
 {
-    srv_request_body_release(&c->request);
+    srv_http_request_body_release(&c->request);
     c->http->stats.body_bytes_held -= c->body_held;
     c->body_held = 0;
 }
@@ -48,7 +48,7 @@ static void on_handle_closed(uv_handle_t *handle)
     struct srv_http *http = c->http;
     http->conn_count--;
     if (!c->refused) http->stats.conn_open--;
-    srv_request_deinit(&c->request);
+    srv_http_request_deinit(&c->request);
     buf_deinit(&c->x.headers);
     buf_deinit(&c->in);
     buf_deinit(&c->out);
@@ -251,7 +251,7 @@ static void conn_refuse(struct srv_conn *c, int status, const char *code, const 
 static void conn_head(struct srv_conn *c, bool body_has_begun)
 {
     struct srv_exchange *x = &c->x;
-    const struct srv_request *r = &c->request;
+    const struct srv_http_request *r = &c->request;
     srv_x_identify(x);
     srv_route_find(x);
     c->phase = SRV_RESPOND;
@@ -303,13 +303,13 @@ static size_t conn_feed(struct srv_conn *c, const char *p, size_t n)
     size_t used = 0;
     const struct srv_http_config *config = &c->http->config;
     while (used < n && c->phase == SRV_RECEIVE) {
-        if (srv_request_is_idle(&c->request)) {
+        if (srv_http_request_is_idle(&c->request)) {
             c->x.start_ns = clock_now_ns();
             c->receiving = true;
             c->deadline_ms = uv_now(c->http->loop) + config->header_timeout_ms;
         }
         size_t taken;
-        enum srv_request_event event = srv_request_feed(&c->request, p + used, n - used, &taken);
+        enum srv_http_request_event event = srv_http_request_feed(&c->request, p + used, n - used, &taken);
         used += taken;
         conn_count_body(c);
         if (event == SRV_REQUEST_REFUSED)
@@ -335,7 +335,7 @@ static void conn_receive_next(struct srv_conn *c)
     c->phase = SRV_RECEIVE;
     c->receiving = false;
     c->deadline_ms = uv_now(c->http->loop) + c->http->config.idle_timeout_ms;
-    srv_request_reset(&c->request);
+    srv_http_request_reset(&c->request);
     srv_x_init(&c->x, c);
     size_t used = conn_feed(c, c->in.data, c->in.len);
     if (c->phase == SRV_CLOSING) return;
@@ -520,9 +520,9 @@ bool srv_conn_accept(struct srv_http *http, uv_stream_t *listener)
     c->refused = http->stats.conn_open >= (uint64_t)http->config.conn_max;
     if (c->refused) http->stats.conn_refused++;
     else http->stats.conn_accepted++, http->stats.conn_open++;
-    struct srv_request_limits limits = {http->config.header_bytes_max,
+    struct srv_http_request_limits limits = {http->config.header_bytes_max,
                                         http->config.header_count_max, http->config.body_bytes_max};
-    if (uv_accept(listener, (uv_stream_t *)&c->tcp) || srv_request_init(&c->request, &limits)) {
+    if (uv_accept(listener, (uv_stream_t *)&c->tcp) || srv_http_request_init(&c->request, &limits)) {
         conn_close(c);
         return true;
     }
@@ -542,7 +542,7 @@ bool srv_conn_accept(struct srv_http *http, uv_stream_t *listener)
 
 bool srv_conn_is_idle(const struct srv_conn *c)
 {
-    return c->phase == SRV_RECEIVE && srv_request_is_idle(&c->request) && !srv_conn_queued(c);
+    return c->phase == SRV_RECEIVE && srv_http_request_is_idle(&c->request) && !srv_conn_queued(c);
 }
 
 void srv_conn_check(const struct srv_conn *c)

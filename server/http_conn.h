@@ -80,7 +80,7 @@ struct srv_conn {
     uv_timer_t timer;
     int handles; /* of the two above, not yet closed */
     uv_write_t write_req;
-    struct srv_request request;
+    struct srv_http_request request;
     struct srv_exchange x;
     size_t body_held;        /* of the request body, counted in stats.body_bytes_held */
     struct buf in;           /* input that came before its turn */

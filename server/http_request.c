@@ -19,7 +19,7 @@ enum { HEAD, BODY, TRAILERS, DONE, REFUSED };
 
 #define BODY_KEEP_BYTES 16384 /* a larger body buffer is freed between requests */
 
-static enum srv_request_event refuse(struct srv_request *r, int status, const char *code,
+static enum srv_http_request_event refuse(struct srv_http_request *r, int status, const char *code,
                                      const char *sentence)
 {
     r->state = REFUSED;
@@ -29,7 +29,7 @@ static enum srv_request_event refuse(struct srv_request *r, int status, const ch
     return SRV_REQUEST_REFUSED;
 }
 
-static enum srv_request_event malformed(struct srv_request *r, const char *sentence)
+static enum srv_http_request_event malformed(struct srv_http_request *r, const char *sentence)
 {
     return refuse(r, 400, "malformed_request", sentence);
 }
@@ -47,31 +47,31 @@ static int span_extend(const char **span, size_t *span_len, const char *at, size
 
 static int on_url(llhttp_t *p, const char *at, size_t len)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     return span_extend(&r->target_span, &r->target_len, at, len);
 }
 
 static int on_header_field(llhttp_t *p, const char *at, size_t len)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     if (r->last_chunk) return 0; /* trailers are checked by the gate and dropped */
     return span_extend(&r->name_span, &r->name_len, at, len);
 }
 
 static int on_header_value(llhttp_t *p, const char *at, size_t len)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     if (r->last_chunk) return 0;
     return span_extend(&r->value_span, &r->value_len, at, len);
 }
 
-static char *head_at(struct srv_request *r, const char *p)
+static char *head_at(struct srv_http_request *r, const char *p)
 {
     return r->head.data + (p - r->head.data);
 }
 
 /* Ends the value whose last byte llhttp may still have had to look past when it was reported. */
-static void cut_value(struct srv_request *r)
+static void cut_value(struct srv_http_request *r)
 {
     if (r->value_end) *r->value_end = '\0';
     r->value_end = NULL;
@@ -79,7 +79,7 @@ static void cut_value(struct srv_request *r)
 
 static int on_header_value_complete(llhttp_t *p)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     if (r->last_chunk) return 0;
     if (!r->name_span || r->header_count == r->limits.header_count_max) return HPE_USER;
     cut_value(r);
@@ -103,14 +103,14 @@ static int on_header_value_complete(llhttp_t *p)
 
 static int on_headers_complete(llhttp_t *p)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     r->head_seen = true;
     return HPE_PAUSED; /* head_check decides, outside llhttp */
 }
 
 static int on_chunk_header(llhttp_t *p)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     if (p->content_length > r->limits.body_bytes_max - r->body.len) {
         refuse(r, 413, "payload_too_large", "The request body is over the configured limit.");
         return HPE_USER;
@@ -121,7 +121,7 @@ static int on_chunk_header(llhttp_t *p)
 
 static int on_body(llhttp_t *p, const char *at, size_t len)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     if (len > r->limits.body_bytes_max - r->body.len) {
         refuse(r, 413, "payload_too_large", "The request body is over the configured limit.");
         return HPE_USER;
@@ -134,7 +134,7 @@ static int on_body(llhttp_t *p, const char *at, size_t len)
 
 static int on_message_complete(llhttp_t *p)
 {
-    struct srv_request *r = p->data;
+    struct srv_http_request *r = p->data;
     r->complete = true;
     return HPE_PAUSED;
 }
@@ -163,7 +163,7 @@ static int hex_value(char c)
 /* Percent-decodes src[0..len) to the end of r->text (room was reserved, so earlier results stay in
  * place).  NULL where an escape is cut or not hex, or the result has a NUL, a control character (in
  * a path) or invalid UTF-8. */
-static const char *decode(struct srv_request *r, const char *src, size_t len, bool is_query)
+static const char *decode(struct srv_http_request *r, const char *src, size_t len, bool is_query)
 {
     size_t start = r->text.len;
     for (size_t i = 0; i < len; i++) {
@@ -185,7 +185,7 @@ static const char *decode(struct srv_request *r, const char *src, size_t len, bo
     return utf8_valid_prefix(out, n) == n ? out : NULL;
 }
 
-static bool decode_query(struct srv_request *r, const char *q, const char *end)
+static bool decode_query(struct srv_http_request *r, const char *q, const char *end)
 {
     while (q < end) {
         const char *amp = memchr(q, '&', (size_t)(end - q));
@@ -215,7 +215,7 @@ static size_t absolute_prefix(const char *target)
     return authority ? scheme + authority : 0;
 }
 
-static enum srv_request_event target_parse(struct srv_request *r)
+static enum srv_http_request_event target_parse(struct srv_http_request *r)
 {
     const char *t = r->target;
     if (strchr(t, '#')) return malformed(r, "The request target has a fragment.");
@@ -246,14 +246,14 @@ static enum srv_request_event target_parse(struct srv_request *r)
 
 /* ---- the head ---- */
 
-const char *srv_request_header(const struct srv_request *r, const char *name)
+const char *srv_http_request_header(const struct srv_http_request *r, const char *name)
 {
     for (int i = 0; i < r->header_count; i++)
         if (strcasecmp(r->headers[i].name, name) == 0) return r->headers[i].value;
     return NULL;
 }
 
-static int header_count(const struct srv_request *r, const char *name)
+static int header_count(const struct srv_http_request *r, const char *name)
 {
     int count = 0;
     for (int i = 0; i < r->header_count; i++) count += strcasecmp(r->headers[i].name, name) == 0;
@@ -270,18 +270,18 @@ static bool host_is_valid(const char *host)
     return true;
 }
 
-static enum srv_request_event check_host(struct srv_request *r)
+static enum srv_http_request_event check_host(struct srv_http_request *r)
 {
     int hosts = header_count(r, "Host");
     if (hosts > 1) return malformed(r, "The request has several Host headers.");
     if (hosts == 0 && !r->http_1_0) return malformed(r, "An HTTP/1.1 request needs a Host header.");
-    if (hosts == 1 && !host_is_valid(srv_request_header(r, "Host")))
+    if (hosts == 1 && !host_is_valid(srv_http_request_header(r, "Host")))
         return malformed(r, "The Host header is not a host and port.");
     return SRV_REQUEST_MORE;
 }
 
 /* What frames the body must be there once, in one way, and understood. */
-static enum srv_request_event check_framing(struct srv_request *r)
+static enum srv_http_request_event check_framing(struct srv_http_request *r)
 {
     int lengths = header_count(r, "Content-Length");
     int codings = header_count(r, "Transfer-Encoding");
@@ -291,14 +291,14 @@ static enum srv_request_event check_framing(struct srv_request *r)
         return malformed(r, "The request has both Content-Length and Transfer-Encoding.");
     if (codings && r->http_1_0)
         return malformed(r, "Transfer-Encoding does not belong in an HTTP/1.0 request.");
-    const char *length = lengths ? srv_request_header(r, "Content-Length") : "0";
+    const char *length = lengths ? srv_http_request_header(r, "Content-Length") : "0";
     if (!*length || length[strspn(length, "0123456789")])
         return malformed(r, "The Content-Length is not a number.");
-    const char *coding = codings ? srv_request_header(r, "Transfer-Encoding") : "chunked";
+    const char *coding = codings ? srv_http_request_header(r, "Transfer-Encoding") : "chunked";
     if (strcasecmp(coding, "chunked") != 0)
         return refuse(r, 501, "unknown_transfer_coding",
                       "The one transfer coding this server understands is \"chunked\".");
-    const char *encoding = srv_request_header(r, "Content-Encoding");
+    const char *encoding = srv_http_request_header(r, "Content-Encoding");
     if (encoding && strcasecmp(encoding, "identity") != 0)
         return refuse(r, 415, "unsupported_content_encoding",
                       "Compressed request bodies are not supported. Send the body as it is.");
@@ -309,9 +309,9 @@ static enum srv_request_event check_framing(struct srv_request *r)
     return SRV_REQUEST_MORE;
 }
 
-static enum srv_request_event check_expect(struct srv_request *r)
+static enum srv_http_request_event check_expect(struct srv_http_request *r)
 {
-    const char *expect = r->http_1_0 ? NULL : srv_request_header(r, "Expect");
+    const char *expect = r->http_1_0 ? NULL : srv_http_request_header(r, "Expect");
     if (!expect) return SRV_REQUEST_MORE;
     if (header_count(r, "Expect") > 1 || strcasecmp(expect, "100-continue") != 0)
         return refuse(r, 417, "expectation_failed",
@@ -320,7 +320,7 @@ static enum srv_request_event check_expect(struct srv_request *r)
     return SRV_REQUEST_MORE;
 }
 
-static enum srv_request_event head_refused(struct srv_request *r, llhttp_errno_t error)
+static enum srv_http_request_event head_refused(struct srv_http_request *r, llhttp_errno_t error)
 {
     r->header_count = 0; /* cut or not: nothing of a head that did not parse is used */
     switch (error) {
@@ -341,7 +341,7 @@ static enum srv_request_event head_refused(struct srv_request *r, llhttp_errno_t
 }
 
 /* Splits the head with llhttp, then makes the checks that are ours. */
-static enum srv_request_event head_parse(struct srv_request *r)
+static enum srv_http_request_event head_parse(struct srv_http_request *r)
 {
     llhttp_init(&r->parser, HTTP_REQUEST, &settings);
     r->parser.data = r;
@@ -355,7 +355,7 @@ static enum srv_request_event head_parse(struct srv_request *r)
     r->keep_alive = llhttp_should_keep_alive(&r->parser);
     if (r->parser.method == HTTP_CONNECT)
         return refuse(r, 405, "method_not_allowed", "CONNECT is refused: this is not a proxy.");
-    enum srv_request_event event = check_host(r);
+    enum srv_http_request_event event = check_host(r);
     if (event == SRV_REQUEST_MORE) event = check_framing(r);
     if (event == SRV_REQUEST_MORE) event = check_expect(r);
     if (event == SRV_REQUEST_MORE) event = target_parse(r);
@@ -371,7 +371,7 @@ static enum srv_request_event head_parse(struct srv_request *r)
     return SRV_REQUEST_HEAD;
 }
 
-static enum srv_request_event head_feed(struct srv_request *r, const char *p, size_t n,
+static enum srv_http_request_event head_feed(struct srv_http_request *r, const char *p, size_t n,
                                         size_t *used)
 {
     enum srv_gate_verdict verdict;
@@ -393,7 +393,7 @@ static enum srv_request_event head_feed(struct srv_request *r, const char *p, si
 /* ---- the body ---- */
 
 /* Runs llhttp over body bytes; *used of them, *ok false where it found an error. */
-static void body_execute(struct srv_request *r, const char *p, size_t n, size_t *used, bool *ok)
+static void body_execute(struct srv_http_request *r, const char *p, size_t n, size_t *used, bool *ok)
 {
     llhttp_errno_t e = llhttp_execute(&r->parser, p, n);
     *ok = e == HPE_OK || e == HPE_PAUSED;
@@ -407,7 +407,7 @@ static void body_execute(struct srv_request *r, const char *p, size_t n, size_t 
     r->body_wire_bytes += *used;
 }
 
-static enum srv_request_event body_feed(struct srv_request *r, const char *p, size_t n,
+static enum srv_http_request_event body_feed(struct srv_http_request *r, const char *p, size_t n,
                                         size_t *used)
 {
     bool ok;
@@ -429,7 +429,7 @@ static enum srv_request_event body_feed(struct srv_request *r, const char *p, si
     return SRV_REQUEST_MORE;
 }
 
-static enum srv_request_event trailers_feed(struct srv_request *r, const char *p, size_t n,
+static enum srv_http_request_event trailers_feed(struct srv_http_request *r, const char *p, size_t n,
                                             size_t *used)
 {
     enum srv_gate_verdict verdict;
@@ -449,31 +449,31 @@ static enum srv_request_event trailers_feed(struct srv_request *r, const char *p
 
 /* ---- life ---- */
 
-enum status srv_request_init(struct srv_request *r, const struct srv_request_limits *limits)
+enum status srv_http_request_init(struct srv_http_request *r, const struct srv_http_request_limits *limits)
 {
-    *r = (struct srv_request){.limits = *limits};
+    *r = (struct srv_http_request){.limits = *limits};
     r->headers = calloc((size_t)limits->header_count_max, sizeof *r->headers);
     if (!r->headers) return ST_NOMEM;
     buf_init(&r->head, limits->header_bytes_max);
     buf_init(&r->text, limits->header_bytes_max + 2 * SRV_QUERY_MAX + 2);
     buf_init(&r->body, limits->body_bytes_max);
-    srv_request_reset(r);
+    srv_http_request_reset(r);
     return ST_OK;
 }
 
-void srv_request_deinit(struct srv_request *r)
+void srv_http_request_deinit(struct srv_http_request *r)
 {
     buf_deinit(&r->head);
     buf_deinit(&r->text);
     buf_deinit(&r->body);
     free(r->headers);
-    *r = (struct srv_request){0};
+    *r = (struct srv_http_request){0};
 }
 
-void srv_request_reset(struct srv_request *r)
+void srv_http_request_reset(struct srv_http_request *r)
 {
-    struct srv_request keep = *r;
-    *r = (struct srv_request){.limits = keep.limits,
+    struct srv_http_request keep = *r;
+    *r = (struct srv_http_request){.limits = keep.limits,
                               .head = keep.head,
                               .text = keep.text,
                               .body = keep.body,
@@ -481,11 +481,11 @@ void srv_request_reset(struct srv_request *r)
     r->state = HEAD;
     buf_clear(&r->head);
     buf_clear(&r->text);
-    srv_request_body_release(r);
+    srv_http_request_body_release(r);
     srv_gate_init(&r->gate, false, r->limits.header_bytes_max, r->limits.header_count_max);
 }
 
-void srv_request_body_release(struct srv_request *r)
+void srv_http_request_body_release(struct srv_http_request *r)
 {
     if (r->body.cap <= BODY_KEEP_BYTES) {
         buf_clear(&r->body);
@@ -495,23 +495,23 @@ void srv_request_body_release(struct srv_request *r)
     buf_init(&r->body, r->limits.body_bytes_max);
 }
 
-bool srv_request_is_idle(const struct srv_request *r)
+bool srv_http_request_is_idle(const struct srv_http_request *r)
 {
     return r->state == HEAD && r->gate.bytes == 0;
 }
 
-enum srv_request_event srv_request_feed(struct srv_request *r, const char *p, size_t n,
+enum srv_http_request_event srv_http_request_feed(struct srv_http_request *r, const char *p, size_t n,
                                         size_t *used)
 {
     *used = 0;
-    enum srv_request_event event = SRV_REQUEST_MORE;
+    enum srv_http_request_event event = SRV_REQUEST_MORE;
     while (event == SRV_REQUEST_MORE && *used < n) {
         size_t taken = 0;
         switch (r->state) {
         case HEAD: event = head_feed(r, p + *used, n - *used, &taken); break;
         case BODY: event = body_feed(r, p + *used, n - *used, &taken); break;
         case TRAILERS: event = trailers_feed(r, p + *used, n - *used, &taken); break;
-        default: CHECK(!"srv_request_feed after the end of a request");
+        default: CHECK(!"srv_http_request_feed after the end of a request");
         }
         *used += taken;
     }

@@ -29,21 +29,21 @@ struct srv_field {
     const char *name, *value; /* borrowed from the request's buffers */
 };
 
-struct srv_request_limits {
+struct srv_http_request_limits {
     size_t header_bytes_max;
     int header_count_max;
     size_t body_bytes_max;
 };
 
-enum srv_request_event {
+enum srv_http_request_event {
     SRV_REQUEST_MORE,     /* all bytes taken, more are needed */
     SRV_REQUEST_HEAD,     /* the head is there and a body will follow: feed on */
     SRV_REQUEST_COMPLETE, /* the request is there; the bytes after it belong to the next one */
     SRV_REQUEST_REFUSED   /* see refused_*; the rest of the connection cannot be trusted */
 };
 
-struct srv_request {
-    struct srv_request_limits limits;
+struct srv_http_request {
+    struct srv_http_request_limits limits;
     int state;
     struct srv_gate gate;
     llhttp_t parser;
@@ -78,19 +78,19 @@ struct srv_request {
     const char *refusal; /* static sentence */
 };
 
-MUST_USE enum status srv_request_init(struct srv_request *r,
-                                      const struct srv_request_limits *limits);
-void srv_request_deinit(struct srv_request *r);
+MUST_USE enum status srv_http_request_init(struct srv_http_request *r,
+                                      const struct srv_http_request_limits *limits);
+void srv_http_request_deinit(struct srv_http_request *r);
 /* Ready for the next request; frees a large body. */
-void srv_request_reset(struct srv_request *r);
+void srv_http_request_reset(struct srv_http_request *r);
 /* Empties the body, and frees a large one. */
-void srv_request_body_release(struct srv_request *r);
+void srv_http_request_body_release(struct srv_http_request *r);
 /* True until the first byte of a request. */
-bool srv_request_is_idle(const struct srv_request *r);
+bool srv_http_request_is_idle(const struct srv_http_request *r);
 /* Takes bytes from p[0..n), *used of them, until the next event. */
-enum srv_request_event srv_request_feed(struct srv_request *r, const char *p, size_t n,
+enum srv_http_request_event srv_http_request_feed(struct srv_http_request *r, const char *p, size_t n,
                                         size_t *used);
 /* First header of that name, without case; NULL where absent. */
-const char *srv_request_header(const struct srv_request *r, const char *name);
+const char *srv_http_request_header(const struct srv_http_request *r, const char *name);
 
 #endif

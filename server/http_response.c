@@ -38,7 +38,7 @@ static bool id_is_plain(const char *id)
 void srv_x_identify(struct srv_exchange *x)
 {
     if (x->request_id[0]) return;
-    const char *id = srv_request_header(&x->conn->request, "X-Request-Id");
+    const char *id = srv_http_request_header(&x->conn->request, "X-Request-Id");
     if (id && id_is_plain(id)) {
         snprintf(x->request_id, sizeof x->request_id, "%s", id);
         return;
@@ -61,7 +61,7 @@ void srv_x_account(struct srv_exchange *x, int status)
     x->active = false;
     enum log_level level = http->config.access_log_info ? LOG_INFO : LOG_DEBUG;
     if (!log_enabled(level)) return;
-    const struct srv_request *r = &c->request;
+    const struct srv_http_request *r = &c->request;
     const char *target = r->target ? r->target : "-";
     double ms = (double)(clock_now_ns() - x->start_ns) / (double)NS_PER_MS;
     log_write(level, "http", "%s %.*s %d %llu bytes %.1f ms %s %s", r->method ? r->method : "-",
@@ -88,7 +88,7 @@ const char *srv_x_path_rest(const struct srv_exchange *x)
 
 const char *srv_x_query(const struct srv_exchange *x, const char *name)
 {
-    const struct srv_request *r = &x->conn->request;
+    const struct srv_http_request *r = &x->conn->request;
     for (int i = 0; i < r->query_count; i++)
         if (strcmp(r->query[i].name, name) == 0) return r->query[i].value;
     return NULL;
@@ -96,7 +96,7 @@ const char *srv_x_query(const struct srv_exchange *x, const char *name)
 
 const char *srv_x_request_header(const struct srv_exchange *x, const char *name)
 {
-    return srv_request_header(&x->conn->request, name);
+    return srv_http_request_header(&x->conn->request, name);
 }
 
 const char *srv_x_body(const struct srv_exchange *x, size_t *len)
@@ -202,7 +202,7 @@ static void put_head(struct srv_exchange *x, int status, const char *content_typ
 {
     CHECK(x->state == SRV_X_WAIT && status >= 200 && status <= 599);
     struct srv_conn *c = x->conn;
-    const struct srv_request *r = &c->request;
+    const struct srv_http_request *r = &c->request;
     struct buf *out = &c->out;
     bool headless = status == 204 || status == 304; /* no content, and no length of it */
     x->status = status;

@@ -26,7 +26,7 @@ static bool method_fits(const struct srv_route *route, const char *method)
 void srv_route_find(struct srv_exchange *x)
 {
     const struct srv_http *http = x->conn->http;
-    const struct srv_request *r = &x->conn->request;
+    const struct srv_http_request *r = &x->conn->request;
     for (size_t i = 0; i < http->route_count; i++) {
         const struct srv_route *route = &http->routes[i];
         const char *rest = match(route->path, r->path);
@@ -62,7 +62,7 @@ static bool allowed_methods(const struct srv_http *http, const char *path, char 
 static const char *cors_origin(const struct srv_exchange *x)
 {
     const struct srv_http_config *config = &x->conn->http->config;
-    const char *origin = srv_request_header(&x->conn->request, "Origin");
+    const char *origin = srv_http_request_header(&x->conn->request, "Origin");
     for (size_t i = 0; origin && i < config->cors_origin_count; i++) {
         const char *allowed = config->cors_origins[i];
         if (strcmp(allowed, "*") == 0 || strcasecmp(allowed, origin) == 0) return allowed;
@@ -93,11 +93,11 @@ static bool header_list_is_plain(const char *list)
 
 static void answer_options(struct srv_exchange *x, const char *methods)
 {
-    const struct srv_request *r = &x->conn->request;
-    bool preflight = srv_request_header(r, "Access-Control-Request-Method") && cors_origin(x);
+    const struct srv_http_request *r = &x->conn->request;
+    bool preflight = srv_http_request_header(r, "Access-Control-Request-Method") && cors_origin(x);
     srv_x_header(x, "Allow", methods);
     if (preflight) {
-        const char *wanted = srv_request_header(r, "Access-Control-Request-Headers");
+        const char *wanted = srv_http_request_header(r, "Access-Control-Request-Headers");
         srv_x_header(x, "Access-Control-Allow-Methods", methods);
         if (wanted && *wanted && header_list_is_plain(wanted))
             srv_x_header(x, "Access-Control-Allow-Headers", wanted);
@@ -108,7 +108,7 @@ static void answer_options(struct srv_exchange *x, const char *methods)
 
 void srv_route_refuse(struct srv_exchange *x)
 {
-    const struct srv_request *r = &x->conn->request;
+    const struct srv_http_request *r = &x->conn->request;
     char methods[512];
     if (!allowed_methods(x->conn->http, r->path, methods, sizeof methods)) {
         srv_x_error(x, 404, NULL, NULL, "unknown_url", "There is nothing at %s %s.", r->method,

@@ -128,7 +128,7 @@ static size_t make(char *b)
 /* ---- the parser alone ---- */
 
 struct outcome {
-    enum srv_request_event event;
+    enum srv_http_request_event event;
     int status, header_count;
     size_t used, body_len;
     uint64_t hash; /* of method, path, headers, body */
@@ -141,18 +141,18 @@ static uint64_t hash_text(uint64_t h, const char *p, size_t n)
 }
 
 /* Feeds one request in pieces of at most piece_max bytes, up to its end. */
-static struct outcome parse(const struct srv_request_limits *limits, const char *b, size_t n,
+static struct outcome parse(const struct srv_http_request_limits *limits, const char *b, size_t n,
                             size_t piece_max)
 {
-    struct srv_request r;
+    struct srv_http_request r;
     struct outcome o = {.event = SRV_REQUEST_MORE};
-    CHECK(srv_request_init(&r, limits) == ST_OK);
+    CHECK(srv_http_request_init(&r, limits) == ST_OK);
     while (o.used < n && (o.event == SRV_REQUEST_MORE || o.event == SRV_REQUEST_HEAD)) {
         size_t piece = size_min(1 + below(piece_max), n - o.used), used;
         char *exact = malloc(piece); /* so that the address sanitizer sees a read past the piece */
         CHECK(exact);
         memcpy(exact, b + o.used, piece);
-        o.event = srv_request_feed(&r, exact, piece, &used);
+        o.event = srv_http_request_feed(&r, exact, piece, &used);
         free(exact);
         CHECK(used <= piece && (used == piece || o.event != SRV_REQUEST_MORE));
         o.used += used;
@@ -174,7 +174,7 @@ static struct outcome parse(const struct srv_request_limits *limits, const char 
     }
     if (o.event == SRV_REQUEST_REFUSED)
         CHECK(r.refused_status >= 400 && r.refusal && r.refused_code);
-    srv_request_deinit(&r);
+    srv_http_request_deinit(&r);
     return o;
 }
 
@@ -182,7 +182,7 @@ static void test_parser(void **state)
 {
     (void)state;
     seed(20261121);
-    struct srv_request_limits limits = {
+    struct srv_http_request_limits limits = {
         .header_bytes_max = 1024, .header_count_max = 16, .body_bytes_max = 64};
     int complete = 0, refused = 0;
     for (int i = 0; i < 60000; i++) {

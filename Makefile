@@ -88,7 +88,7 @@ $(OBJ)/commit: FORCE
 FORCE:
 
 # The reference kernels are the CPU backend: let the compiler vectorise what has no hand-written form.
-$(OBJ)/kernels/%.o: CFLAGS_ALL += $(if $(DEBUG),,-O3)
+$(OBJ)/kernels/%.o: CFLAGS_ALL += $(if $(DEBUG)$(SAN),,-O3)
 
 $(OBJ)/llhttp/%.o: $(LLHTTP)/%.c Makefile
 	@mkdir -p $(@D)

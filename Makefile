@@ -45,11 +45,13 @@ NVCC    := $(shell command -v nvcc 2>/dev/null)
 CU_SRC  := $(wildcard kernels/cuda/*.cu)
 ifneq ($(NVCC),)
 ifneq ($(CU_SRC),)
-CUDA_LIBDIR := $(dir $(NVCC))../lib64
-CPPFLAGS_ALL += -DDAKD_CUDA=1
+CUDA_HOME := $(dir $(NVCC))..
+CUDA_LIBDIR := $(CUDA_HOME)/lib64
+CPPFLAGS_ALL += -DDAKD_CUDA=1 -isystem $(CUDA_HOME)/include
 NVCCFLAGS := -std=c++17 -O3 -I. -gencode=arch=compute_90a,code=sm_90a -Xcompiler -Wall,-Wextra \
            -Werror all-warnings -lineinfo $(if $(DEBUG),-DDAKD_DEBUG)
-LIB_OBJ += $(patsubst %.cu,$(OBJ)/%.cu.o,$(CU_SRC))
+LIB_OBJ += $(patsubst %.cu,$(OBJ)/%.cu.o,$(CU_SRC)) \
+           $(patsubst %.c,$(OBJ)/%.o,$(wildcard kernels/cuda/*.c))
 LDLIBS  += -L$(CUDA_LIBDIR) -lcudart_static -lstdc++ -ldl -lrt
 endif
 endif

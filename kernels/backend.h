@@ -15,9 +15,12 @@
 #define KN_HEAD_DIM_MAX 512
 
 struct kn_backend {
-    size_t act_element_bytes;
+    size_t (*act_bytes)(const struct kn *kn, int32_t rows, int32_t cols);
     void (*close)(struct kn *kn);
     const char *(*name)(const struct kn *kn);
+    enum status (*check_model)(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
+                               const struct kn_kv *kv, char *err);
+    enum status (*memory)(struct kn *kn, uint64_t *total, uint64_t *available, char *err);
     enum status (*alloc)(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
                          char *err);
     void (*free)(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
@@ -26,6 +29,8 @@ struct kn_backend {
     void (*embed)(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
     void (*norm)(struct kn *kn, const struct kn_norm_args *a);
     void (*gemm)(struct kn *kn, const struct kn_gemm_args *a);
+    enum status (*gemm_reserve)(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
+                                char *err);
     void (*qkv)(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
     void (*attention)(struct kn *kn, const struct kn_batch *batch,
                       const struct kn_attention_args *a);

@@ -305,6 +305,16 @@ struct jj_val jj_strip(struct jj *j, const struct jj_str *s, const struct jj_str
     return jj_text_borrow(j, p, (size_t)(end - p));
 }
 
+const char *eng_jinja_strip(const char *text, size_t *len)
+{
+    const char *p = text, *end = text + *len;
+    size_t n;
+    for (; p < end && jj_is_space(jj_decode(p, end, &n)); p += n) continue;
+    for (; p < end && jj_is_space(jj_decode_last(p, end, &n)); end -= n) continue;
+    *len = (size_t)(end - p);
+    return p;
+}
+
 /* First occurrence of a non-empty needle, or NULL. */
 const char *jj_find(struct jj *j, const char *hay, size_t n, const char *needle, size_t m)
 {

@@ -331,7 +331,6 @@ static inline void jj_leave(struct jj *j)
 
 const struct jj_str *jj_str_borrow(struct jj *j, const char *data, size_t len);
 const struct jj_str *jj_str_copy(struct jj *j, const char *data, size_t len);
-struct jj_val jj_text(struct jj *j, const char *data, size_t len); /* copies */
 struct jj_val jj_text_borrow(struct jj *j, const char *data, size_t len);
 struct jj_val jj_textz(struct jj *j, const char *z); /* borrows a literal */
 bool jj_str_is(const struct jj_str *s, const char *z);

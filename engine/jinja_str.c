@@ -56,7 +56,7 @@ static struct jj_val m_title(struct jj *j, struct jj_val self, const struct jj_a
     size_t n;
     for (const char *p = self.s->data, *end = p + self.s->len; p < end; p += n) {
         uint32_t c = jj_decode(p, end, &n);
-        jj_put_cased(j, &sb, p, n, after ? CASE_LOWER : CASE_TITLE);
+        jj_put_cased_char(j, &sb, self.s->data, p, end, after ? CASE_LOWER : CASE_TITLE);
         after = jj_is_cased(c);
     }
     return same_kind(j, self, jj_sb_val(j, &sb));

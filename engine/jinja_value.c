@@ -135,11 +135,6 @@ const struct jj_str *jj_str_copy(struct jj *j, const char *data, size_t len)
     return jj_str_borrow(j, copy, len);
 }
 
-struct jj_val jj_text(struct jj *j, const char *data, size_t len)
-{
-    return jj_str_val(jj_str_copy(j, data, len));
-}
-
 struct jj_val jj_text_borrow(struct jj *j, const char *data, size_t len)
 {
     return jj_str_val(jj_str_borrow(j, data, len));

@@ -106,8 +106,7 @@ void eng_st_done(const struct eng_st_tensor *tensor)
     if (begin < end && madvise((void *)begin, end - begin, MADV_DONTNEED)) return;
 }
 
-/* --- one tensor of a header --------------------------------------------------------------------
- */
+/* --- one tensor of a header ------------------------------------------------------------------- */
 
 /* A JSON number that is a whole number in [0, 2^53]. */
 static bool exact_u64(const cJSON *item, uint64_t *out)
@@ -205,8 +204,7 @@ static enum status parse_tensor(struct eng_st_tensor *t, const cJSON *entry, con
     return ST_OK;
 }
 
-/* --- one file ----------------------------------------------------------------------------------
- */
+/* --- one file --------------------------------------------------------------------------------- */
 
 static enum status map_file(struct shard *s, char *err)
 {
@@ -331,8 +329,7 @@ static enum status read_shard(struct eng_st *set, struct shard *s, char *err)
     return check_layout(s, set->tensors + first, set->tensor_count - first, data, data_bytes, err);
 }
 
-/* --- the checkpoint ----------------------------------------------------------------------------
- */
+/* --- the checkpoint --------------------------------------------------------------------------- */
 
 static enum status sort_tensors(struct eng_st *set, char *err)
 {

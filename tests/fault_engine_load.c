@@ -56,8 +56,7 @@ static void sound_model_opens(void **state)
     dir_remove(&d);
 }
 
-/* --- config.json -------------------------------------------------------------------------------
- */
+/* --- config.json ------------------------------------------------------------------------------ */
 
 /* A patch replaces members of the micro configuration; "@delete" takes one away. */
 static const struct {
@@ -265,8 +264,7 @@ static void malformed_generation_configs(void **state)
     dir_remove(&d);
 }
 
-/* --- model.safetensors -------------------------------------------------------------------------
- */
+/* --- model.safetensors ------------------------------------------------------------------------ */
 
 #define EMBED                                                                                      \
     "\"model.embed_tokens.weight\":{\"dtype\":\"F32\",\"shape\":[16,8],\"data_offsets\":[0,512]}"
@@ -412,8 +410,7 @@ static void malformed_files(void **state)
     dir_remove(&d);
 }
 
-/* --- shards ------------------------------------------------------------------------------------
- */
+/* --- shards ----------------------------------------------------------------------------------- */
 
 static void write_shards(const struct model_dir *d, size_t split, size_t b_begin)
 {
@@ -476,8 +473,7 @@ static void malformed_shards(void **state)
     dir_remove(&d);
 }
 
-/* --- random damage -----------------------------------------------------------------------------
- */
+/* --- random damage ---------------------------------------------------------------------------- */
 
 static void random_damage(void **state)
 {

@@ -36,8 +36,7 @@
 #define SEQS 4
 #define MIB (1u << 20)
 
-/* --- a model opened for a test -----------------------------------------------------------------
- */
+/* --- a model opened for a test ---------------------------------------------------------------- */
 
 struct rig {
     struct kn *kn;
@@ -94,8 +93,7 @@ static void rig_close(struct rig *r)
     free(r->logits);
 }
 
-/* --- a step ------------------------------------------------------------------------------------
- */
+/* --- a step ----------------------------------------------------------------------------------- */
 
 struct step {
     int32_t tokens[512], positions[512], token_seq[512], rows[512];
@@ -169,8 +167,7 @@ static int32_t argmax(const float *v, int32_t n)
     return best;
 }
 
-/* --- fixtures ----------------------------------------------------------------------------------
- */
+/* --- fixtures --------------------------------------------------------------------------------- */
 
 struct fixture {
     char dir[256];
@@ -268,8 +265,7 @@ static void reference_equals(void **state)
     rig_close(&r);
 }
 
-/* --- bitwise equality --------------------------------------------------------------------------
- */
+/* --- bitwise equality ------------------------------------------------------------------------- */
 
 /* All logits of prompt and answer (teacher-forced) under a set-up. */
 static float *all_logits(const char *name, struct setup s, int32_t chunk, size_t *bytes)
@@ -384,8 +380,7 @@ static void wanted_rows(void **state)
     rig_close(&r);
 }
 
-/* --- dummy weights, types, placement -----------------------------------------------------------
- */
+/* --- dummy weights, types, placement ---------------------------------------------------------- */
 
 static float *dummy_logits(const char *name, struct setup s, size_t *bytes)
 {
@@ -513,8 +508,7 @@ static void capacity_errors(void **state)
     kn_close(kn);
 }
 
-/* --- shapes of real models ---------------------------------------------------------------------
- */
+/* --- shapes of real models -------------------------------------------------------------------- */
 
 static void shipped_shapes(void **state)
 {
@@ -567,8 +561,7 @@ static void generation_defaults(void **state)
     assert_int_equal(info.context_max, 256);
 }
 
-/* --- forms a checkpoint may take ---------------------------------------------------------------
- */
+/* --- forms a checkpoint may take -------------------------------------------------------------- */
 
 static void micro_logits(const struct model_dir *d, float out[16 * 16])
 {

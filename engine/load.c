@@ -22,11 +22,11 @@
 #include "engine/weights.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "config/check.h"
 #include "config/log.h"
@@ -609,14 +609,21 @@ static void size_buffers(struct packer *p)
     }
 }
 
+/* Threads worth having: one for each core the process may use. */
+static int thread_count(void)
+{
+    cpu_set_t cores;
+    int count = sched_getaffinity(0, sizeof cores, &cores) ? 1 : CPU_COUNT(&cores);
+    return count < 1 ? 1 : count > THREADS_MAX ? THREADS_MAX : count;
+}
+
 /* The calling thread works too; threads that cannot be had are done without. */
 static enum status pack(struct plan *plan, struct kn *kn, const struct eng_model_options *opt,
                         bool dummy, char *err)
 {
     struct packer p = {.plan = plan, .kn = kn, .opt = opt, .dummy = dummy};
     struct worker workers[THREADS_MAX];
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    int wanted = cores < 1 ? 1 : cores > THREADS_MAX ? THREADS_MAX : (int)cores, count = 0;
+    int wanted = thread_count(), count = 0;
     size_buffers(&p);
     dummy_values_init(&p.values, plan->shape->info.dtype);
     pthread_mutex_init(&p.upload, NULL);

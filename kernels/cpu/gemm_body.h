@@ -56,7 +56,7 @@ INLINE void dot_8x1(const enum row_form form, const char *group, size_t stride, 
     enum { phase = 0 };
     const size_t x_stride = 0;
     EIGHT_ROWS(SUM_LOAD, 0)
-#pragma GCC unroll 8
+    UNROLL
     for (int j = 0; j < vec_count; j++) {
         X_LOAD(0)
         ROW(0, SUM_ADD(0, 0))
@@ -76,7 +76,7 @@ INLINE void dot_4x2(const enum row_form form, const char *group, size_t stride, 
 {
     FOUR_ROWS(SUM_LOAD, 0)
     FOUR_ROWS(SUM_LOAD, 1)
-#pragma GCC unroll 8
+    UNROLL
     for (int j = 0; j < vec_count; j++) {
         X_LOAD(0)
         X_LOAD(1)
@@ -95,7 +95,7 @@ INLINE void dot_4x3(const enum row_form form, const char *group, size_t stride, 
     FOUR_ROWS(SUM_LOAD, 0)
     FOUR_ROWS(SUM_LOAD, 1)
     FOUR_ROWS(SUM_LOAD, 2)
-#pragma GCC unroll 8
+    UNROLL
     for (int j = 0; j < vec_count; j++) {
         X_LOAD(0)
         X_LOAD(1)
@@ -154,7 +154,7 @@ INLINE void widen_atom_as(const enum kn_dtype dtype, const char *atom, int row_b
     for (int r = row_begin; r < row_end; r++) {
         const char *row = atom + r * KN_ATOM_ROW_BYTES;
         unsigned swizzle = ((unsigned)r & 7) * 16;
-#pragma GCC unroll 8
+        UNROLL
         for (unsigned j = 0; j < vec_count; j++)
             v8_store(out + (size_t)r * out_stride + j * 8, v8_atom(dtype, row, swizzle, j));
     }

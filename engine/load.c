@@ -1,11 +1,11 @@
 /*
  * load.c - see weights.h: from a checkpoint, or from a random generator, into blocks of the tiers.
  *
- *     plan      which fused weights and vectors the model has, and of which tensors each is made
- *     bind      look the tensors up and check their shapes and types (not for dummy weights)
- *     place     divide every weight's tiles among the tiers, check capacities, allocate the spans
- *     pack      a few threads take tiles off one counter, build each in a buffer of their own and
- * upload it vectors   norms and biases, as fp32, in one allocation of tier 0
+ *     plan      which fused weights and vectors the model has, and the tensors each is made of
+ *     bind      look the tensors up, check their shapes and types (not for dummy weights)
+ *     place     divide every weight's tiles among the tiers, check capacities, allocate
+ *     pack      a few threads take tiles off one counter, build each and upload it
+ *     vectors   norms and biases, as fp32, in one allocation of tier 0
  *
  * The checkpoint is mapped, and pages of tensors that are packed are given back, so the model is in
  * memory once.  What a tile holds depends on the checkpoint or the seed alone: never on placement

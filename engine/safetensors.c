@@ -8,9 +8,10 @@
  *
  * with offsets relative to the first byte after the header.  The format (safetensors, "Format" in
  * its README) allows neither holes nor overlaps nor bytes after the last tensor, and bounds N by
- * 100 MB. A checkpoint comes from the network, so every statement of a header is checked before it
+ * 100 MB.  A checkpoint comes from the network, so every statement of a header is checked before it
  * is used: what passes can be read without further care.  JSON strictness (UTF-8, duplicate names,
- * depth, finite numbers) is config/json.h's.
+ * depth, finite numbers) is config/json.h's.  What cannot be checked is that a mapped file keeps
+ * its length: one that is cut while it is being loaded ends the process (SIGBUS).
  *
  * Source of the format: https://github.com/huggingface/safetensors#format
  */

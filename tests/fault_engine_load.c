@@ -1,8 +1,8 @@
 /*
  * fault_engine_load.c - malformed model directories.  Each case spoils one file of a sound micro
- * model and must end in an error whose sentence names what is wrong; then random bytes are spoilt,
- * and what does not end in an error must be a model that opens.  Leaks and stray reads are the
- * sanitizers'.
+ * model and must end in an error whose sentence names the file and what is wrong; then random bytes
+ * are spoilt, and what does not end in an error must be a model that opens.  Leaks and stray reads
+ * are the sanitizers'.
  */
 #include <inttypes.h>
 #include <setjmp.h>
@@ -43,6 +43,7 @@ static void expect_error(struct faults *f, const struct model_dir *d, const char
     char err[ERR_CAP] = "";
     if (open_dir(f, d, err) == ST_OK) fail_msg("accepted: %s", what);
     if (!err[0] || !strstr(err, names)) fail_msg("%s: '%s' does not name '%s'", what, err, names);
+    if (!strstr(err, d->path)) fail_msg("%s: '%s' does not name the file", what, err);
     f->count++;
 }
 

@@ -259,8 +259,9 @@ static void warn_extra(const struct eng_st *set, const bool *used)
         count++;
     }
     if (count)
-        log_warn("engine", "%zu tensors of the checkpoint are not used, the first being '%.200s'",
-                 count, first);
+        log_warn("engine",
+                 "the checkpoint holds tensors that are not used (%zu; the first: '%.200s')", count,
+                 first);
 }
 
 /* A tied model's checkpoint may hold the head as well; it must then be the embedding table. */

@@ -3,8 +3,8 @@
  *
  * Each weight's tiles are handed out one by one to the tier that is owed most, counting what
  * earlier weights left over.  Deficits sum to the bytes still to be handed out, so the largest is
- * positive, and giving a tile to it leaves it at more than minus one tile.  Hence, up to rounding of
- * doubles, after every weight
+ * positive, and giving a tile to it leaves it at more than minus one tile.  Hence, up to rounding
+ * of doubles, after every weight
  *
  *     -tile_max < owed_bytes[t] < (tier_count - 1) * tile_max      and      their sum is 0
  *

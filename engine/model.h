@@ -20,7 +20,8 @@ enum eng_dtype { ENG_DTYPE_AUTO, ENG_DTYPE_F32, ENG_DTYPE_BF16, ENG_DTYPE_F16 };
 struct eng_model_info {
     char architecture[64];  /* "LlamaForCausalLM" */
     int32_t layer_count, hidden, q_heads, kv_heads, head_dim, intermediate, vocab;
-    int32_t context_max;    /* positions the model was made for, rope scaling included */
+    /* Positions the model was made for, rope scaling included (eng_rope_context in rope.h says how). */
+    int32_t context_max;
     enum kn_dtype dtype;    /* as stored or as --dtype asks */
     enum kn_dtype kv_dtype; /* F32 where weights are F32, else as the weights */
     int32_t bos, eos[ENG_EOS_MAX], eos_count; /* -1 / 0 where not given; generation_config.json wins */
@@ -39,7 +40,8 @@ struct eng_model_options {
     int32_t model_len_max; /* rows of the rope table; 0: context_max */
     int32_t tokens_max;    /* T of the largest step */
     int32_t rows_max;      /* R of the largest step */
-    void (*progress)(void *user, uint64_t done_bytes, uint64_t total_bytes); /* or NULL */
+    /* Called on the opening thread while weights are packed, done_bytes never falling; or NULL. */
+    void (*progress)(void *user, uint64_t done_bytes, uint64_t total_bytes);
     void *user;
 };
 
@@ -49,7 +51,9 @@ struct eng_model;
 MUST_USE enum status eng_model_read_info(const char *dir, const struct eng_model_options *opt,
                                          struct eng_model_info *out, char *err);
 /* Reads, places and packs everything.  The tiers and kn must outlive the model.  Any malformed file is an error that
- * names the file and the tensor; nothing is left allocated outside the tiers on failure. */
+ * names the file and the tensor; nothing is left allocated outside the tiers on failure.  Weights, norms and biases
+ * (info.weight_bytes) lie in the tiers; activations and the rope table are further memory of kn_alloc, about
+ * 4 * (tokens_max * (2 H + (2 Hq + 2 Hkv) * D + I) + model_len_max * D) bytes on the CPU. */
 MUST_USE enum status eng_model_open(struct kn *kn, struct off_tiers *tiers, const char *dir,
                                     const struct eng_model_options *opt, struct eng_model **out,
                                     char *err);

@@ -31,9 +31,7 @@ struct off_tiers {
     struct tier tier[KN_TIER_MAX];
 };
 
-/* --- --remote
- * --------------------------------------------------------------------------------------------------
- */
+/* --- --remote --------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -145,9 +143,7 @@ enum status off_remote_parse(const char *text, struct off_remote *out, char *err
     return ST_OK;
 }
 
-/* --- the arenas
- * ------------------------------------------------------------------------------------------------
- */
+/* --- the arenas ------------------------------------------------------------------------------- */
 
 static void tier_init(struct tier *t, const struct off_tier_spec *spec)
 {

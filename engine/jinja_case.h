@@ -1,6 +1,7 @@
 /*
- * jinja_case.h - the characters whose upper or title case is more than one character (Unicode SpecialCasing, the
- * unconditional part), which utf8proc's one-to-one mappings leave out.  Sorted by code point.
+ * jinja_case.h - the characters whose upper or title case is more than one character (Unicode
+ * SpecialCasing, the unconditional part), which utf8proc's one-to-one mappings leave out.  Sorted
+ * by code point.
  */
 #ifndef DAKD_ENGINE_JINJA_CASE_H
 #define DAKD_ENGINE_JINJA_CASE_H

@@ -1,9 +1,10 @@
 /*
- * jinja_dict.c - dictionaries, and what two values are to each other: equal, the same, less; and sorting by it.
+ * jinja_dict.c - dictionaries, and what two values are to each other: equal, the same, less; and
+ * sorting by it.
  *
- * A dict keeps its pairs in insertion order, as Python's does.  Up to 8 pairs are searched in line; beyond that an open
- * addressing table of positions stands beside them.  Probes cost steps, so a request full of colliding keys meets the
- * step limit instead of time.
+ * A dict keeps its pairs in insertion order, as Python's does.  Up to 8 pairs are searched in line;
+ * beyond that an open addressing table of positions stands beside them.  Probes cost steps, so a
+ * request full of colliding keys meets the step limit instead of time.
  */
 #include <math.h>
 
@@ -33,7 +34,8 @@ static uint64_t hash_bytes(const char *p, size_t n)
 bool jj_hashable(struct jj *j, struct jj_val v)
 {
     bool ok = true;
-    if (v.type == JJ_LIST || v.type == JJ_DICT || v.type == JJ_KEYS || v.type == JJ_ITEMS) return false;
+    if (v.type == JJ_LIST || v.type == JJ_DICT || v.type == JJ_KEYS || v.type == JJ_ITEMS)
+        return false;
     if (v.type != JJ_TUPLE) return true;
     jj_enter(j);
     for (size_t i = 0; ok && i < v.l->n; i++) ok = jj_hashable(j, v.l->v[i]);
@@ -142,7 +144,7 @@ struct jj_dict *jj_dict_copy(struct jj *j, const struct jj_dict *d)
     return copy;
 }
 
-/* --- equality ------------------------------------------------------------------------------------------------ */
+/* --- equality ------------------------------------------------------------------------------ */
 
 static bool is_number(struct jj_val v)
 {
@@ -187,6 +189,7 @@ static bool equal_same_type(struct jj *j, struct jj_val a, struct jj_val b)
     case JJ_LIST:
     case JJ_TUPLE:
         if (a.l->n != b.l->n) return false;
+        jj_step(j, a.l->n);
         for (size_t i = 0; i < a.l->n; i++)
             if (!jj_equal(j, a.l->v[i], b.l->v[i])) return false;
         return true;
@@ -210,7 +213,8 @@ bool jj_equal(struct jj *j, struct jj_val a, struct jj_val b)
     return equal;
 }
 
-/* Python's `is`, as far as it is defined: small integers and interned values are one object there. */
+/* Python's `is`, as far as it is defined: small integers and interned values are one object there.
+ */
 bool jj_same(struct jj_val a, struct jj_val b)
 {
     if (a.type != b.type) return false;
@@ -225,7 +229,7 @@ bool jj_same(struct jj_val a, struct jj_val b)
     }
 }
 
-/* --- order --------------------------------------------------------------------------------------------------- */
+/* --- order --------------------------------------------------------------------------------- */
 
 static const char *op_text(enum jj_op op)
 {
@@ -235,7 +239,10 @@ static const char *op_text(enum jj_op op)
 static bool order_ok(int order, enum jj_op op)
 {
     if (order == 2) return false;
-    return op == OP_LT ? order < 0 : op == OP_LE ? order <= 0 : op == OP_GT ? order > 0 : order >= 0;
+    return op == OP_LT   ? order < 0
+           : op == OP_LE ? order <= 0
+           : op == OP_GT ? order > 0
+                         : order >= 0;
 }
 
 static bool less_sequences(struct jj *j, const struct jj_list *a, const struct jj_list *b,
@@ -269,7 +276,8 @@ bool jj_less(struct jj *j, struct jj_val a, struct jj_val b, enum jj_op op)
             jj_type_name(a), jj_type_name(b));
 }
 
-static void merge(struct jj *j, struct jj_val *key, size_t *order, size_t *spare, size_t n, bool reverse)
+static void merge(struct jj *j, struct jj_val *key, size_t *order, size_t *spare, size_t n,
+                  bool reverse)
 {
     if (n < 2) return;
     size_t half = n / 2, left = 0, right = half, at = 0;

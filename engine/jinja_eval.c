@@ -1,8 +1,9 @@
 /*
- * jinja_eval.c - expressions: one function per node kind behind jj_eval, which counts depth and steps.
+ * jinja_eval.c - expressions: one function per node kind behind jj_eval, which counts depth and
+ * steps.
  *
- * `and`, `or` and the inline if are lazy and give the operand itself; comparisons chain as in Python.  Arguments are
- * evaluated in source order into arrays of the arena.
+ * `and`, `or` and the inline if are lazy and give the operand itself; comparisons chain as in
+ * Python.  Arguments are evaluated in source order into arrays of the arena.
  */
 #include "engine/jinja_int.h"
 
@@ -80,14 +81,15 @@ static struct jj_val eval_getitem(struct jj *j, const struct jj_node *n, struct 
     return jj_slice(j, obj, start, stop, step);
 }
 
-/* --- calls --------------------------------------------------------------------------------------------------- */
+/* --- calls --------------------------------------------------------------------------------- */
 
 static void collect_keyword(struct jj *j, struct collected *c, struct jj_val name, struct jj_val v)
 {
     if (name.type != JJ_STR) jj_fail(j, ST_CORRUPT, "keywords must be strings");
     if (!c->keywords) c->keywords = jj_dict_new(j, 0);
     if (jj_dict_get(j, c->keywords, name))
-        jj_fail(j, ST_CORRUPT, "got multiple values for keyword argument %s", jj_repr_short(j, name));
+        jj_fail(j, ST_CORRUPT, "got multiple values for keyword argument %s",
+                jj_repr_short(j, name));
     jj_dict_set(j, c->keywords, name, v);
 }
 
@@ -104,7 +106,8 @@ static void collect(struct jj *j, struct collected *c, const struct jj_node *n, 
                 jj_list_push(j, &c->values, item);
         } else {
             if (v.type != JJ_DICT) jj_fail(j, ST_CORRUPT, "argument after ** must be a mapping");
-            for (size_t i = 0; i < v.d->n; i++) collect_keyword(j, c, v.d->e[i].key, v.d->e[i].value);
+            for (size_t i = 0; i < v.d->n; i++)
+                collect_keyword(j, c, v.d->e[i].key, v.d->e[i].value);
         }
     }
 }
@@ -161,7 +164,8 @@ struct jj_val jj_call_node(struct jj *j, const struct jj_node *n, struct jj_scop
     return jj_call(j, fn, &args);
 }
 
-static struct jj_val apply(struct jj *j, const struct jj_node *n, struct jj_scope *s, struct jj_val v)
+static struct jj_val apply(struct jj *j, const struct jj_node *n, struct jj_scope *s,
+                           struct jj_val v)
 {
     struct collected c = {0};
     collect(j, &c, n->b, s);

@@ -1,9 +1,9 @@
 /*
  * jinja_exec.c - statements, macros, loops, and the render itself.
  *
- * Output goes to the caller's buf, or into `capture` while a macro, a set block, a filter block or a recursive loop
- * collects its text.  A loop's scope is made once and begins anew for every item, as the locals of Jinja's generated
- * function do; a macro keeps the scope it was defined in.
+ * Output goes to the caller's buf, or into `capture` while a macro, a set block, a filter block or
+ * a recursive loop collects its text.  A loop's scope is made once and begins anew for every item,
+ * as the locals of Jinja's generated function do; a macro keeps the scope it was defined in.
  */
 #include <stdlib.h>
 
@@ -32,10 +32,11 @@ static void output(struct jj *j, const struct jj_str *s)
     jj_step(j, s->len / 64);
     buf_put(j->out, s->data, s->len);
     enum status st = buf_status(j->out);
-    if (st) jj_fail(j, st, st == ST_LIMIT ? "the rendered text is too long" : "no memory for the text");
+    if (st)
+        jj_fail(j, st, st == ST_LIMIT ? "the rendered text is too long" : "no memory for the text");
 }
 
-/* --- scopes -------------------------------------------------------------------------------------------------- */
+/* --- scopes -------------------------------------------------------------------------------- */
 
 static struct jj_scope *scope_new(struct jj *j, const struct jj_frame *f, struct jj_scope *parent)
 {
@@ -74,7 +75,7 @@ static struct jj_val *slot_of(const struct jj_node *n, struct jj_scope *s)
     return &s->slot[n->slot];
 }
 
-/* --- assignment ---------------------------------------------------------------------------------------------- */
+/* --- assignment ---------------------------------------------------------------------------- */
 
 /* All namespaces of a target are checked before the value is computed, as Jinja does. */
 static void check_namespaces(struct jj *j, const struct jj_node *target, struct jj_scope *s)
@@ -95,7 +96,8 @@ static void assign(struct jj *j, const struct jj_node *target, struct jj_scope *
         const struct jj_str *attr = target->val.s;
         if (attr->len && attr->data[0] == '_')
             jj_fail(j, ST_CORRUPT,
-                    "Chat templates cannot store underscore-prefixed attributes on a namespace, but got "
+                    "Chat templates cannot store underscore-prefixed attributes on a namespace, "
+                    "but got "
                     "%s. Please rename the attribute.",
                     jj_repr_short(j, target->val));
         jj_dict_set(j, slot_of(target, s)->d, target->val, v);
@@ -129,7 +131,7 @@ static struct jj_val capture(struct jj *j, const struct jj_node *body, struct jj
     return jj_sb_val(j, &sb);
 }
 
-/* --- loops --------------------------------------------------------------------------------------------------- */
+/* --- loops --------------------------------------------------------------------------------- */
 
 struct jj_val jj_loop_peek(struct jj *j, struct jj_loop *loop)
 {
@@ -244,7 +246,7 @@ static enum flow exec_for(struct jj *j, const struct jj_node *n, struct jj_scope
     return FLOW_ON;
 }
 
-/* --- macros -------------------------------------------------------------------------------------------------- */
+/* --- macros -------------------------------------------------------------------------------- */
 
 static struct jj_val macro_val(struct jj *j, const struct jj_node *n, struct jj_scope *s)
 {
@@ -336,7 +338,7 @@ struct jj_val jj_call_macro(struct jj *j, const struct jj_macro *m, const struct
     return text;
 }
 
-/* --- statements ---------------------------------------------------------------------------------------------- */
+/* --- statements ---------------------------------------------------------------------------- */
 
 static enum flow exec_if(struct jj *j, const struct jj_node *n, struct jj_scope *s)
 {
@@ -429,7 +431,7 @@ static enum flow exec_list(struct jj *j, const struct jj_node *n, struct jj_scop
     return flow;
 }
 
-/* --- render -------------------------------------------------------------------------------------------------- */
+/* --- render -------------------------------------------------------------------------------- */
 
 static void render(struct jj *j, const struct eng_jinja *t, const cJSON *vars)
 {

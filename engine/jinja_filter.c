@@ -15,7 +15,8 @@ static struct jj_val soft(struct jj *j, struct jj_val v)
     return jj_str_val(jj_to_str(j, v));
 }
 
-static struct jj_val call_method(struct jj *j, const char *name, struct jj_val v, const struct jj_args *args)
+static struct jj_val call_method(struct jj *j, const char *name, struct jj_val v,
+                                 const struct jj_args *args)
 {
     const struct jj_function *fn = jj_lookup(jj_str_methods, jj_textz(j, name).s);
     CHECK(fn != NULL);
@@ -50,7 +51,8 @@ static bool starts_word(uint32_t c)
     return jj_is_space(c) || c == '-' || c == '(' || c == '{' || c == '[' || c == '<';
 }
 
-/* Jinja's own: words begin after white space and - ( { [ <, not after every non-letter as in str.title(). */
+/* Jinja's own: words begin after white space and - ( { [ <, not after every non-letter as in
+ * str.title(). */
 static struct jj_val f_title(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
     jj_bind(j, "title", "", args, NULL);
@@ -82,7 +84,8 @@ static struct jj_val f_replace(struct jj *j, struct jj_val v, const struct jj_ar
     p[0] = soft(j, p[0]);
     p[1] = soft(j, p[1]);
     if (p[2].type == JJ_NONE) p[2] = jj_missing();
-    return call_method(j, "replace", v, &(struct jj_args){.v = p, .n = p[2].type == JJ_MISSING ? 2 : 3});
+    return call_method(j, "replace", v,
+                       &(struct jj_args){.v = p, .n = p[2].type == JJ_MISSING ? 2 : 3});
 }
 
 static struct jj_val f_string(struct jj *j, struct jj_val v, const struct jj_args *args)
@@ -98,7 +101,8 @@ static struct jj_val f_format(struct jj *j, struct jj_val v, const struct jj_arg
         jj_fail(j, ST_CORRUPT, "can't handle positional and keyword arguments at the same time");
     if (args->nkw) {
         struct jj_dict *d = jj_dict_new(j, 0);
-        for (size_t i = 0; i < args->nkw; i++) jj_dict_set(j, d, jj_str_val(args->kw[i]), args->kv[i]);
+        for (size_t i = 0; i < args->nkw; i++)
+            jj_dict_set(j, d, jj_str_val(args->kw[i]), args->kv[i]);
         return jj_percent(j, fmt, (struct jj_val){.type = JJ_DICT, .d = d});
     }
     struct jj_list *l = jj_list_new(j, 0);
@@ -156,7 +160,8 @@ static struct jj_val f_truncate(struct jj *j, struct jj_val v, const struct jj_a
     struct jj_val p[4];
     jj_bind(j, "truncate", "| length killwords end leeway", args, p);
     const struct jj_str *s = jj_want_str(j, "truncate", v);
-    const struct jj_str *end = p[2].type == JJ_MISSING ? jj_textz(j, "...").s : jj_want_str(j, "truncate", p[2]);
+    const struct jj_str *end =
+        p[2].type == JJ_MISSING ? jj_textz(j, "...").s : jj_want_str(j, "truncate", p[2]);
     int64_t length = p[0].type == JJ_MISSING ? 255 : jj_want_int(j, "truncate", p[0]);
     bool no_leeway = p[3].type == JJ_MISSING || p[3].type == JJ_NONE;
     int64_t leeway = no_leeway ? 5 : jj_want_int(j, "truncate", p[3]);
@@ -198,10 +203,10 @@ static struct jj_val f_escape(struct jj *j, struct jj_val v, const struct jj_arg
     return marked(j, jj_sb_val(j, &sb).s);
 }
 
-/* --- numbers ------------------------------------------------------------------------------------------------- */
+/* --- numbers ------------------------------------------------------------------------------- */
 
-/* s without white space at its ends and without single underscores between digits, as a C string; NULL where int() and
- * float() would refuse it. */
+/* s without white space at its ends and without single underscores between digits, as a C string;
+ * NULL where int() and float() would refuse it. */
 static char *number_text(struct jj *j, const struct jj_str *s)
 {
     const struct jj_str *t = jj_strip(j, s, NULL, 3).s;
@@ -242,7 +247,8 @@ static bool parse_int(struct jj *j, const struct jj_str *s, int64_t base, int64_
 static bool parse_float(struct jj *j, const struct jj_str *s, double *out)
 {
     char *text = number_text(j, s), *end;
-    if (!text || strpbrk(text, "xXpP(")) return false; /* strtod reads hexadecimal, float() does not */
+    if (!text || strpbrk(text, "xXpP("))
+        return false; /* strtod reads hexadecimal, float() does not */
     *out = strtod(text, &end);
     return *end == '\0';
 }
@@ -291,7 +297,8 @@ static struct jj_val f_abs(struct jj *j, struct jj_val v, const struct jj_args *
     jj_bind(j, "abs", "", args, NULL);
     if (v.type == JJ_UNDEFINED) jj_fail_undefined(j, v);
     if (v.type == JJ_FLOAT) return jj_float(fabs(v.f));
-    if (!jj_as_int(v, &i)) jj_fail(j, ST_CORRUPT, "bad operand type for abs(): '%s'", jj_type_name(v));
+    if (!jj_as_int(v, &i))
+        jj_fail(j, ST_CORRUPT, "bad operand type for abs(): '%s'", jj_type_name(v));
     return i < 0 ? jj_negate(j, jj_int(i), true) : jj_int(i);
 }
 
@@ -301,7 +308,8 @@ static double round_float(double f, int64_t places)
     if (places > 300 || !isfinite(f) || f == 0) return f;
     if (places < -308) return copysign(0, f);
     if (places >= 0) {
-        int n = snprintf(text, sizeof text, "%.*f", (int)places, f); /* correctly rounded, halves to even */
+        int n = snprintf(text, sizeof text, "%.*f", (int)places,
+                         f); /* correctly rounded, halves to even */
         return n > 0 && (size_t)n < sizeof text ? strtod(text, NULL) : f;
     }
     double scale = pow(10, (double)-places);
@@ -331,7 +339,8 @@ static struct jj_val f_round(struct jj *j, struct jj_val v, const struct jj_args
     double f;
     jj_bind(j, "round", "| precision method", args, p);
     int64_t places = p[0].type == JJ_MISSING ? 0 : jj_want_int(j, "round", p[0]);
-    const struct jj_str *how = p[1].type == JJ_MISSING ? jj_textz(j, "common").s : jj_want_str(j, "round", p[1]);
+    const struct jj_str *how =
+        p[1].type == JJ_MISSING ? jj_textz(j, "common").s : jj_want_str(j, "round", p[1]);
     bool ceiling = jj_str_is(how, "ceil"), flooring = jj_str_is(how, "floor");
     if (!ceiling && !flooring && !jj_str_is(how, "common"))
         jj_fail(j, ST_CORRUPT, "method must be common, ceil or floor");
@@ -340,20 +349,36 @@ static struct jj_val f_round(struct jj *j, struct jj_val v, const struct jj_args
         if (jj_as_int(v, &i)) return round_int(j, i, places);
         if (v.type == JJ_FLOAT) return jj_float(round_float(v.f, places));
     }
-    if (!jj_as_double(v, &f)) jj_fail(j, ST_CORRUPT, "type %s doesn't define __round__ method", jj_type_name(v));
+    if (!jj_as_double(v, &f))
+        jj_fail(j, ST_CORRUPT, "type %s doesn't define __round__ method", jj_type_name(v));
     double scale = pow(10, (double)places), scaled = f * scale;
-    if (!isfinite(scaled)) jj_fail(j, ST_CORRUPT, "cannot convert float infinity or NaN to integer");
+    if (!isfinite(scaled))
+        jj_fail(j, ST_CORRUPT, "cannot convert float infinity or NaN to integer");
     return jj_float((ceiling ? ceil(scaled) : floor(scaled)) / scale);
 }
 
 const struct jj_function jj_filters_text[] = {
-    {"upper", f_upper},     {"lower", f_lower},         {"capitalize", f_capitalize},
-    {"title", f_title},     {"trim", f_trim},           {"replace", f_replace},
-    {"string", f_string},   {"format", f_format},       {"indent", f_indent},
-    {"wordcount", f_wordcount}, {"truncate", f_truncate}, {"center", f_center},
-    {"safe", f_safe},       {"escape", f_escape},       {"e", f_escape},
-    {"int", f_int},         {"float", f_float},         {"abs", f_abs},
-    {"round", f_round},     {"tojson", jj_filter_tojson}, {NULL, NULL},
+    {"upper", f_upper},
+    {"lower", f_lower},
+    {"capitalize", f_capitalize},
+    {"title", f_title},
+    {"trim", f_trim},
+    {"replace", f_replace},
+    {"string", f_string},
+    {"format", f_format},
+    {"indent", f_indent},
+    {"wordcount", f_wordcount},
+    {"truncate", f_truncate},
+    {"center", f_center},
+    {"safe", f_safe},
+    {"escape", f_escape},
+    {"e", f_escape},
+    {"int", f_int},
+    {"float", f_float},
+    {"abs", f_abs},
+    {"round", f_round},
+    {"tojson", jj_filter_tojson},
+    {NULL, NULL},
 };
 
 const struct jj_function *jj_filter_find(const struct jj_str *name)

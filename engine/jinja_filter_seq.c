@@ -1,10 +1,11 @@
 /*
- * jinja_filter_seq.c - filters over sequences and mappings.  map, select, reject, their attr forms, unique, items,
- * batch and slice give iterators, as Jinja's generators do; the others give values at once.
+ * jinja_filter_seq.c - filters over sequences and mappings.  map, select, reject, their attr forms,
+ * unique, items, batch and slice give iterators, as Jinja's generators do; the others give values
+ * at once.
  */
 #include "engine/jinja_int.h"
 
-/* --- attributes by path -------------------------------------------------------------------------------------- */
+/* --- attributes by path -------------------------------------------------------------------- */
 
 static bool all_digits(const char *p, size_t n)
 {
@@ -14,7 +15,8 @@ static bool all_digits(const char *p, size_t n)
 }
 
 /* "a.b.0" from item, with `fallback` (or JJ_MISSING) for what is undefined on the way. */
-struct jj_val jj_getpath(struct jj *j, struct jj_val item, struct jj_val path, struct jj_val fallback)
+struct jj_val jj_getpath(struct jj *j, struct jj_val item, struct jj_val path,
+                         struct jj_val fallback)
 {
     bool has_fallback = fallback.type != JJ_MISSING && fallback.type != JJ_NONE;
     if (path.type == JJ_MISSING || path.type == JJ_NONE) return item;
@@ -41,7 +43,7 @@ static struct jj_val fold(struct jj *j, struct jj_val v, bool case_sensitive)
     return v.type == JJ_STR && !case_sensitive ? jj_str_val(jj_lower(j, v.s)) : v;
 }
 
-/* --- default, length, ends ----------------------------------------------------------------------------------- */
+/* --- default, length, ends ----------------------------------------------------------------- */
 
 static struct jj_val f_default(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
@@ -56,7 +58,8 @@ static struct jj_val f_length(struct jj *j, struct jj_val v, const struct jj_arg
 {
     int64_t n;
     jj_bind(j, "length", "", args, NULL);
-    if (!jj_length(j, v, &n)) jj_fail(j, ST_CORRUPT, "object of type '%s' has no len()", jj_type_name(v));
+    if (!jj_length(j, v, &n))
+        jj_fail(j, ST_CORRUPT, "object of type '%s' has no len()", jj_type_name(v));
     return jj_int(n);
 }
 
@@ -112,7 +115,7 @@ static struct jj_val f_join(struct jj *j, struct jj_val v, const struct jj_args 
     return jj_sb_val(j, &sb);
 }
 
-/* --- map, select --------------------------------------------------------------------------------------------- */
+/* --- map, select --------------------------------------------------------------------------- */
 
 static struct jj_args rest_of(const struct jj_args *args, size_t from)
 {
@@ -127,7 +130,8 @@ static const struct jj_function *named(struct jj *j, struct jj_val name, bool fi
     const struct jj_function *fn = NULL;
     if (name.type == JJ_STR) fn = filter ? jj_filter_find(name.s) : jj_test_find(name.s);
     if (!fn)
-        jj_fail(j, ST_CORRUPT, "No %s named %s.", filter ? "filter" : "test", jj_repr_short(j, name));
+        jj_fail(j, ST_CORRUPT, "No %s named %s.", filter ? "filter" : "test",
+                jj_repr_short(j, name));
     return fn;
 }
 
@@ -156,8 +160,8 @@ static struct jj_val f_map(struct jj *j, struct jj_val v, const struct jj_args *
         } else if (jj_str_is(args->kw[i], "default")) {
             it->fallback = args->kv[i];
         } else {
-            jj_fail(j, ST_CORRUPT, "Unexpected keyword argument '%.*s'", (int)size_min(args->kw[i]->len, 80),
-                    args->kw[i]->data);
+            jj_fail(j, ST_CORRUPT, "Unexpected keyword argument '%.*s'",
+                    (int)size_min(args->kw[i]->len, 80), args->kw[i]->data);
         }
     }
     if (by_attribute) return jj_iter_val(it);
@@ -182,8 +186,8 @@ static bool next_select(struct jj *j, struct jj_iter *it, struct jj_val *out)
     return false;
 }
 
-static struct jj_val selection(struct jj *j, struct jj_val v, const struct jj_args *args, bool negate,
-                               bool by_attribute)
+static struct jj_val selection(struct jj *j, struct jj_val v, const struct jj_args *args,
+                               bool negate, bool by_attribute)
 {
     struct jj_iter *it = jj_alloc(j, sizeof *it);
     it->next = next_select;
@@ -262,7 +266,7 @@ static struct jj_val f_items(struct jj *j, struct jj_val v, const struct jj_args
     return jj_iter_val(it);
 }
 
-/* --- rows ---------------------------------------------------------------------------------------------------- */
+/* --- rows ---------------------------------------------------------------------------------- */
 
 static struct jj_val f_batch(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
@@ -304,18 +308,20 @@ static struct jj_val f_slice(struct jj *j, struct jj_val v, const struct jj_args
     return jj_iter_val(jj_iter_new(j, jj_list_val(rows)));
 }
 
-/* --- order --------------------------------------------------------------------------------------------------- */
+/* --- order --------------------------------------------------------------------------------- */
 
 static struct jj_val f_dictsort(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
     struct jj_val p[3];
     jj_bind(j, "dictsort", "| case_sensitive by reverse", args, p);
-    const struct jj_str *by = p[1].type == JJ_MISSING ? jj_textz(j, "key").s : jj_want_str(j, "dictsort", p[1]);
+    const struct jj_str *by =
+        p[1].type == JJ_MISSING ? jj_textz(j, "key").s : jj_want_str(j, "dictsort", p[1]);
     bool by_value = jj_str_is(by, "value");
     if (!by_value && !jj_str_is(by, "key"))
         jj_fail(j, ST_CORRUPT, "You can only sort by either \"key\" or \"value\"");
     if (v.type == JJ_UNDEFINED) jj_fail_undefined(j, v);
-    if (v.type != JJ_DICT) jj_fail(j, ST_CORRUPT, "'%s' object has no attribute 'items'", jj_type_name(v));
+    if (v.type != JJ_DICT)
+        jj_fail(j, ST_CORRUPT, "'%s' object has no attribute 'items'", jj_type_name(v));
     v.type = JJ_ITEMS;
     struct jj_list *pairs = jj_to_list(j, v), *keys = jj_list_new(j, pairs->n);
     for (size_t i = 0; i < pairs->n; i++)
@@ -324,12 +330,16 @@ static struct jj_val f_dictsort(struct jj *j, struct jj_val v, const struct jj_a
     return jj_list_val(pairs);
 }
 
-/* The sort key: one value, or a list of them for "a,b". */
-static struct jj_val sort_key(struct jj *j, struct jj_val item, struct jj_val attribute, bool case_sensitive)
+/* The sort key: a list, for "a,b" of two values, else of one.  Lists compare their items for
+ * equality first, so equal items need no order. */
+static struct jj_val sort_key(struct jj *j, struct jj_val item, struct jj_val attribute,
+                              bool case_sensitive)
 {
-    if (attribute.type != JJ_STR || !memchr(attribute.s->data, ',', attribute.s->len))
-        return fold(j, jj_getpath(j, item, attribute, jj_missing()), case_sensitive);
-    struct jj_list *l = jj_list_new(j, 0);
+    struct jj_list *l = jj_list_new(j, 1);
+    if (attribute.type != JJ_STR) {
+        jj_list_push(j, l, fold(j, jj_getpath(j, item, attribute, jj_missing()), case_sensitive));
+        return jj_list_val(l);
+    }
     const char *p = attribute.s->data, *end = p + attribute.s->len;
     for (;;) {
         const char *comma = memchr(p, ',', (size_t)(end - p));
@@ -346,12 +356,14 @@ static struct jj_val f_sort(struct jj *j, struct jj_val v, const struct jj_args 
     struct jj_val p[3];
     jj_bind(j, "sort", "| reverse case_sensitive attribute", args, p);
     struct jj_list *l = jj_to_list(j, v), *keys = jj_list_new(j, l->n);
-    for (size_t i = 0; i < l->n; i++) jj_list_push(j, keys, sort_key(j, l->v[i], p[2], jj_truth(j, p[1])));
+    for (size_t i = 0; i < l->n; i++)
+        jj_list_push(j, keys, sort_key(j, l->v[i], p[2], jj_truth(j, p[1])));
     jj_sort(j, keys->v, l->v, l->n, jj_truth(j, p[0]));
     return jj_list_val(l);
 }
 
-static struct jj_val extreme(struct jj *j, struct jj_val v, const struct jj_args *args, enum jj_op better)
+static struct jj_val extreme(struct jj *j, struct jj_val v, const struct jj_args *args,
+                             enum jj_op better)
 {
     struct jj_val p[2], item, best = jj_missing(), best_key = jj_missing();
     jj_bind(j, better == OP_LT ? "min" : "max", "| case_sensitive attribute", args, p);
@@ -381,7 +393,8 @@ static struct jj_val f_sum(struct jj *j, struct jj_val v, const struct jj_args *
     struct jj_val p[2], item;
     jj_bind(j, "sum", "| attribute start", args, p);
     struct jj_val total = p[1].type == JJ_MISSING ? jj_int(0) : p[1];
-    if (total.type == JJ_STR) jj_fail(j, ST_CORRUPT, "sum() can't sum strings [use ''.join(seq) instead]");
+    if (total.type == JJ_STR)
+        jj_fail(j, ST_CORRUPT, "sum() can't sum strings [use ''.join(seq) instead]");
     struct jj_iter *it = jj_iter_new(j, v);
     while (jj_next(j, it, &item))
         total = jj_binary(j, OP_ADD, total, jj_getpath(j, item, p[0], jj_missing()));
@@ -400,7 +413,8 @@ static struct jj_val f_groupby(struct jj *j, struct jj_val v, const struct jj_ar
     struct jj_val last = jj_missing();
     struct jj_list *members = NULL;
     for (size_t i = 0; i < l->n; i++) {
-        struct jj_val name = jj_getpath(j, l->v[i], p[0], p[1]), key = fold(j, name, case_sensitive);
+        struct jj_val name = jj_getpath(j, l->v[i], p[0], p[1]),
+                      key = fold(j, name, case_sensitive);
         if (!members || !jj_equal(j, key, last)) {
             members = jj_list_new(j, 0);
             struct jj_val group = jj_pair_val(j, name, jj_list_val(members));
@@ -413,7 +427,7 @@ static struct jj_val f_groupby(struct jj *j, struct jj_val v, const struct jj_ar
     return jj_list_val(groups);
 }
 
-/* --- attr ---------------------------------------------------------------------------------------------------- */
+/* --- attr ---------------------------------------------------------------------------------- */
 
 static struct jj_val f_attr(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
@@ -427,13 +441,30 @@ static struct jj_val f_attr(struct jj *j, struct jj_val v, const struct jj_args 
 }
 
 const struct jj_function jj_filters_seq[] = {
-    {"default", f_default}, {"d", f_default},         {"length", f_length},
-    {"count", f_length},    {"first", f_first},       {"last", f_last},
-    {"list", f_list},       {"join", f_join},         {"map", f_map},
-    {"select", f_select},   {"reject", f_reject},     {"selectattr", f_selectattr},
-    {"rejectattr", f_rejectattr}, {"unique", f_unique}, {"items", f_items},
-    {"batch", f_batch},     {"slice", f_slice},       {"dictsort", f_dictsort},
-    {"sort", f_sort},       {"min", f_min},           {"max", f_max},
-    {"sum", f_sum},         {"groupby", f_groupby},   {"reverse", f_reverse},
-    {"attr", f_attr},       {NULL, NULL},
+    {"default", f_default},
+    {"d", f_default},
+    {"length", f_length},
+    {"count", f_length},
+    {"first", f_first},
+    {"last", f_last},
+    {"list", f_list},
+    {"join", f_join},
+    {"map", f_map},
+    {"select", f_select},
+    {"reject", f_reject},
+    {"selectattr", f_selectattr},
+    {"rejectattr", f_rejectattr},
+    {"unique", f_unique},
+    {"items", f_items},
+    {"batch", f_batch},
+    {"slice", f_slice},
+    {"dictsort", f_dictsort},
+    {"sort", f_sort},
+    {"min", f_min},
+    {"max", f_max},
+    {"sum", f_sum},
+    {"groupby", f_groupby},
+    {"reverse", f_reverse},
+    {"attr", f_attr},
+    {NULL, NULL},
 };

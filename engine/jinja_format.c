@@ -1,8 +1,9 @@
 /*
- * jinja_format.c - "%s and %05.2f" % values, and "{} {name:>8}".format(...), as far as templates use them.
+ * jinja_format.c - "%s and %05.2f" % values, and "{} {name:>8}".format(...), as far as templates
+ * use them.
  *
- * Both parse to one `struct spec`, and one function pads.  Not supported, with an error: the "*" width, %a, %c of a
- * number, nested replacement fields, and the types n and %.
+ * Both parse to one `struct spec`, and one function pads.  Not supported, with an error: the "*"
+ * width, %a, %c of a number, nested replacement fields, and the types n and %.
  */
 #include <math.h>
 #include <stdio.h>
@@ -13,11 +14,11 @@
 #define WIDTH_MAX 100000
 
 struct spec {
-    char fill; /* ASCII */
+    char fill;  /* ASCII */
     char align; /* '<' '>' '^' '=' or 0 */
     char sign;  /* '+', ' ' or 0 */
     bool alternate, zero;
-    char group; /* ',' '_' or 0 */
+    char group;               /* ',' '_' or 0 */
     int64_t width, precision; /* precision -1: none */
     char type;                /* 0: none given */
 };
@@ -27,7 +28,8 @@ static int64_t take_number(struct jj *j, const char **p, const char *end)
     int64_t n = 0;
     for (; *p < end && **p >= '0' && **p <= '9'; ++*p) {
         n = n * 10 + (**p - '0');
-        if (n > WIDTH_MAX) jj_fail(j, ST_LIMIT, "a format width above %d is not supported", WIDTH_MAX);
+        if (n > WIDTH_MAX)
+            jj_fail(j, ST_LIMIT, "a format width above %d is not supported", WIDTH_MAX);
     }
     return n;
 }
@@ -64,7 +66,8 @@ static void put_text(struct jj *j, struct jj_sb *sb, const struct spec *f, const
 }
 
 /* Separators between groups of digits of the whole part. */
-static void group_digits(struct jj *j, struct jj_sb *sb, const char *digits, size_t whole, char group)
+static void group_digits(struct jj *j, struct jj_sb *sb, const char *digits, size_t whole,
+                         char group)
 {
     for (size_t i = 0; i < whole; i++) {
         if (i && (whole - i) % 3 == 0) jj_sb_putc(j, sb, group);
@@ -85,12 +88,16 @@ static void put_int(struct jj *j, struct jj_sb *sb, const struct spec *f, int64_
     struct jj_sb body = {0};
     uint64_t u = v < 0 ? 0 - (uint64_t)v : (uint64_t)v;
     size_t lead = put_sign(j, &body, f, v < 0);
-    const char *prefix = f->type == 'x' ? "0x" : f->type == 'X' ? "0X" : f->type == 'o' ? "0o" : "0b";
+    const char *prefix = f->type == 'x'   ? "0x"
+                         : f->type == 'X' ? "0X"
+                         : f->type == 'o' ? "0o"
+                                          : "0b";
     if (f->type == 'x' || f->type == 'X' || f->type == 'o' || f->type == 'b') {
         unsigned base = f->type == 'o' ? 8 : f->type == 'b' ? 2 : 16;
         size_t n = 0;
         do {
-            digits[sizeof digits - 1 - ++n] = (f->type == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[u % base];
+            digits[sizeof digits - 1 - ++n] =
+                (f->type == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[u % base];
             u /= base;
         } while (u);
         memmove(digits, digits + sizeof digits - 1 - n, n);
@@ -100,7 +107,8 @@ static void put_int(struct jj *j, struct jj_sb *sb, const struct spec *f, int64_
     } else {
         snprintf(digits, sizeof digits, "%llu", (unsigned long long)u);
     }
-    if (percent && f->precision >= 0) put_fill(j, &body, '0', f->precision - (int64_t)strlen(digits));
+    if (percent && f->precision >= 0)
+        put_fill(j, &body, '0', f->precision - (int64_t)strlen(digits));
     if (f->group) group_digits(j, &body, digits, strlen(digits), f->group);
     else jj_sb_puts(j, &body, digits);
     put_padded(j, sb, f, body.data, body.len, lead, f->zero ? '=' : '>');
@@ -117,12 +125,14 @@ static void put_float(struct jj *j, struct jj_sb *sb, const struct spec *f, doub
         jj_float_repr(fabs(v), text);
     } else {
         format[3] = f->type ? f->type : 'g';
-        int n = format[3] == 'f' || format[3] == 'F' ? snprintf(text, sizeof text, "%.*f", (int)precision, fabs(v))
+        int n = format[3] == 'f' || format[3] == 'F'
+                    ? snprintf(text, sizeof text, "%.*f", (int)precision, fabs(v))
                 : format[3] == 'e' ? snprintf(text, sizeof text, "%.*e", (int)precision, fabs(v))
                 : format[3] == 'E' ? snprintf(text, sizeof text, "%.*E", (int)precision, fabs(v))
                 : format[3] == 'G' ? snprintf(text, sizeof text, "%.*G", (int)precision, fabs(v))
                                    : snprintf(text, sizeof text, "%.*g", (int)precision, fabs(v));
-        if (n < 0 || (size_t)n >= sizeof text) jj_fail(j, ST_LIMIT, "a formatted number is too long");
+        if (n < 0 || (size_t)n >= sizeof text)
+            jj_fail(j, ST_LIMIT, "a formatted number is too long");
     }
     size_t whole = strspn(text, "0123456789");
     if (f->group) group_digits(j, &body, text, whole, f->group);
@@ -132,7 +142,7 @@ static void put_float(struct jj *j, struct jj_sb *sb, const struct spec *f, doub
     put_padded(j, sb, f, body.data, body.len, lead, f->zero ? '=' : '>');
 }
 
-/* --- percent ------------------------------------------------------------------------------------------------- */
+/* --- percent ------------------------------------------------------------------------------- */
 
 static void parse_flags(struct jj *j, const char **p, const char *end, struct spec *f)
 {
@@ -168,8 +178,9 @@ static void percent_number(struct jj *j, struct jj_sb *sb, struct spec *f, struc
     bool decimal = f->type == 'd' || f->type == 'i' || f->type == 'u';
     if (decimal && v.type == JJ_FLOAT && fabs(v.f) < 9e18) i = (int64_t)v.f;
     else if (!jj_as_int(v, &i))
-        jj_fail(j, ST_CORRUPT, decimal ? "%%%c format: a real number is required, not %s"
-                                       : "%%%c format: an integer is required, not %s",
+        jj_fail(j, ST_CORRUPT,
+                decimal ? "%%%c format: a real number is required, not %s"
+                        : "%%%c format: an integer is required, not %s",
                 f->type, jj_type_name(v));
     if (f->align == '<') f->zero = false;
     if (f->zero) f->fill = '0';
@@ -196,7 +207,8 @@ struct jj_val jj_percent(struct jj *j, const struct jj_str *fmt, struct jj_val a
             if (!mapping) jj_fail(j, ST_CORRUPT, "format requires a mapping");
             struct jj_val key = jj_text_borrow(j, p + 1, (size_t)(close - p - 1));
             struct jj_val *found = jj_dict_get(j, args.d, key);
-            if (!found) jj_fail(j, ST_CORRUPT, "the format key %s is missing", jj_repr_short(j, key));
+            if (!found)
+                jj_fail(j, ST_CORRUPT, "the format key %s is missing", jj_repr_short(j, key));
             v = *found;
             p = close + 1;
         }
@@ -230,7 +242,7 @@ struct jj_val jj_percent(struct jj *j, const struct jj_str *fmt, struct jj_val a
     return jj_sb_val(j, &sb);
 }
 
-/* --- format -------------------------------------------------------------------------------------------------- */
+/* --- format -------------------------------------------------------------------------------- */
 
 static struct spec parse_spec(struct jj *j, const char *p, const char *end)
 {
@@ -275,16 +287,19 @@ static void format_value(struct jj *j, struct jj_sb *sb, struct jj_val v, const 
     } else if (v.type == JJ_BOOL && !f.type) {
         jj_fail(j, ST_UNSUPPORTED, "formatting a bool with a width is not supported");
     } else if ((!f.type || strchr("dxXob", f.type)) && jj_as_int(v, &i)) {
-        if (f.precision >= 0) jj_fail(j, ST_CORRUPT, "precision not allowed in integer format specifier");
+        if (f.precision >= 0)
+            jj_fail(j, ST_CORRUPT, "precision not allowed in integer format specifier");
         put_int(j, sb, &f, i, false);
     } else if ((!f.type || strchr("eEfFgG", f.type)) && jj_as_double(v, &d)) {
         put_float(j, sb, &f, d);
     } else {
-        jj_fail(j, ST_CORRUPT, "unsupported format string passed to %s.__format__", jj_type_name(v));
+        jj_fail(j, ST_CORRUPT, "unsupported format string passed to %s.__format__",
+                jj_type_name(v));
     }
 }
 
-/* The value of a field name: an index or name, then .attributes and [items], through the sandbox's own lookup. */
+/* The value of a field name: an index or name, then .attributes and [items], through the sandbox's
+ * own lookup. */
 static struct jj_val field_value(struct jj *j, const char *p, const char *end,
                                  const struct jj_args *args, size_t *next)
 {
@@ -294,13 +309,15 @@ static struct jj_val field_value(struct jj *j, const char *p, const char *end,
     char *digits_end;
     if (stop == p || (*p >= '0' && *p <= '9')) {
         size_t i = stop == p ? (*next)++ : (size_t)strtoul(p, &digits_end, 10);
-        if (i >= args->n) jj_fail(j, ST_CORRUPT, "format: index %zu out of range for positional arguments", i);
+        if (i >= args->n)
+            jj_fail(j, ST_CORRUPT, "format: index %zu out of range for positional arguments", i);
         v = args->v[i];
     } else {
         struct jj_val name = jj_text_borrow(j, p, (size_t)(stop - p));
         for (size_t i = 0; i < args->nkw; i++)
             if (jj_equal(j, jj_str_val(args->kw[i]), name)) v = args->kv[i];
-        if (v.type == JJ_MISSING) jj_fail(j, ST_CORRUPT, "format: no argument %s", jj_repr_short(j, name));
+        if (v.type == JJ_MISSING)
+            jj_fail(j, ST_CORRUPT, "format: no argument %s", jj_repr_short(j, name));
     }
     while (stop < end) {
         bool item = *stop == '[';
@@ -327,14 +344,16 @@ static void format_field(struct jj *j, struct jj_sb *sb, const char *p, const ch
     struct jj_val v = field_value(j, p, stop, args, next);
     if (stop < end && *stop == '!') {
         char how = stop + 1 < end ? stop[1] : 0;
-        if (how != 's' && how != 'r') jj_fail(j, ST_UNSUPPORTED, "this format conversion is not supported");
+        if (how != 's' && how != 'r')
+            jj_fail(j, ST_UNSUPPORTED, "this format conversion is not supported");
         struct jj_sb text = {0};
         if (how == 's') jj_put_str(j, &text, v);
         else jj_put_repr(j, &text, v);
         v = jj_sb_val(j, &text);
         stop += 2;
     }
-    if (stop < end && *stop != ':') jj_fail(j, ST_CORRUPT, "expected ':' after conversion specifier");
+    if (stop < end && *stop != ':')
+        jj_fail(j, ST_CORRUPT, "expected ':' after conversion specifier");
     format_value(j, sb, v, stop < end ? stop + 1 : end, end);
 }
 
@@ -343,7 +362,8 @@ struct jj_val jj_str_format(struct jj *j, struct jj_val self, const struct jj_ar
     const char *p = self.s->data, *end = p + self.s->len;
     struct jj_sb sb = {0};
     size_t next = 0;
-    if (self.s->markup) jj_fail(j, ST_UNSUPPORTED, "formatting a string marked safe is not supported");
+    if (self.s->markup)
+        jj_fail(j, ST_UNSUPPORTED, "formatting a string marked safe is not supported");
     while (p < end) {
         const char *run = p;
         while (p < end && *p != '{' && *p != '}') p++;

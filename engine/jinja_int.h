@@ -1,16 +1,19 @@
 /*
- * jinja_int.h - what the files of the Jinja engine share; nothing outside engine/jinja_*.c includes it.
+ * jinja_int.h - what the files of the Jinja engine share; nothing outside engine/jinja_*.c includes
+ * it.
  *
- * Shape: a compiled template is a tree of `struct jj_node` in an arena; a render walks it with one `struct jj`, whose
- * arena holds every value made on the way and is freed whole at the end.
+ * Shape: a compiled template is a tree of `struct jj_node` in an arena; a render walks it with one
+ * `struct jj`, whose arena holds every value made on the way and is freed whole at the end.
  *
  * Invariants:
- *   1. Failure leaves by jj_fail(), a longjmp to the one setjmp of the compile or the render.  It is safe because
- *      nothing on the way owns memory outside the arena (the caller's buf is cut back to its old length there).
- *   2. Values are immutable once another value can see them, but for the state of namespaces, loops, iterators, cyclers
- *      and joiners, all of which belong to one render.
- *   3. Every loop over data a template can grow calls jj_step (allocation does so for its bytes), and every recursion
- *      over such data is inside jj_enter/jj_leave: time and stack are bounded without a check in each place.
+ *   1. Failure leaves by jj_fail(), a longjmp to the one setjmp of the compile or the render.
+ *      It is safe because nothing on the way owns memory outside the arena (the caller's buf is
+ *      cut back to its old length there).
+ *   2. Values are immutable once another value can see them, but for the state of namespaces,
+ *      loops, iterators, cyclers and joiners, all of which belong to one render.
+ *   3. Every loop over data a template can grow calls jj_step (allocation does so for its
+ *      bytes), and every recursion over such data is inside jj_enter/jj_leave: time and stack
+ *      are bounded without a check in each place.
  *   4. The tree and its constants are never written after the compile.
  */
 #ifndef DAKD_ENGINE_JINJA_INT_H
@@ -29,7 +32,7 @@
 #define JJ_EVAL_DEPTH_MAX 1000
 #define JJ_RANGE_MAX 100000
 
-/* --- values ------------------------------------------------------------------------------------------------- */
+/* --- values -------------------------------------------------------------------------------- */
 
 enum jj_type {
     JJ_MISSING, /* no value at all: an absent argument, an unset slot */
@@ -109,8 +112,8 @@ struct jj_range {
 
 /* Why a value is undefined, for the message of whoever uses it. */
 struct jj_undef {
-    const char *hint;   /* or NULL: made from obj and name */
-    struct jj_val obj;  /* JJ_MISSING for a variable */
+    const char *hint;  /* or NULL: made from obj and name */
+    struct jj_val obj; /* JJ_MISSING for a variable */
     struct jj_val name;
 };
 
@@ -174,11 +177,24 @@ struct jj_joiner {
     bool used;
 };
 
-/* --- tree --------------------------------------------------------------------------------------------------- */
+/* --- tree ---------------------------------------------------------------------------------- */
 
 enum jj_op {
-    OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_FLOORDIV, OP_MOD, OP_POW,
-    OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_IN, OP_NOT_IN,
+    OP_ADD,
+    OP_SUB,
+    OP_MUL,
+    OP_DIV,
+    OP_FLOORDIV,
+    OP_MOD,
+    OP_POW,
+    OP_EQ,
+    OP_NE,
+    OP_LT,
+    OP_LE,
+    OP_GT,
+    OP_GE,
+    OP_IN,
+    OP_NOT_IN,
 };
 
 enum jj_arg_kind { ARG_POSITIONAL, ARG_KEYWORD, ARG_STAR, ARG_STAR_STAR };
@@ -209,10 +225,11 @@ enum jj_kind {
     N_TEST,    /* a value, fn, b list of N_ARG */
     N_COND,    /* a test, b then, c else or NULL */
     /* statements */
-    N_DATA,         /* val */
-    N_PRINT,        /* a */
-    N_FOR,          /* a target, b iterable, c test, d body, e else; flag recursive; frame body, frame2 test, frame3 else */
-    N_IF,           /* a test, b body, c list of N_IF (elif), d else */
+    N_DATA,  /* val */
+    N_PRINT, /* a */
+    N_FOR, /* a target, b iterable, c test, d body, e else; flag recursive; frame body, frame2 test,
+              frame3 else */
+    N_IF,  /* a test, b body, c list of N_IF (elif), d else */
     N_MACRO,        /* name, a params (N_PARAM), d body, frame; hops, slot where it is stored */
     N_PARAM,        /* name, a default or NULL, slot */
     N_CALL_BLOCK,   /* a call, b the N_MACRO it passes as caller */
@@ -261,7 +278,7 @@ struct jj_scope {
     struct jj_val slot[];
 };
 
-/* --- the machine -------------------------------------------------------------------------------------------- */
+/* --- the machine --------------------------------------------------------------------------- */
 
 struct jj_chunk;
 struct jj_arena {
@@ -307,7 +324,10 @@ void *jj_alloc_array(struct jj *j, size_t n, size_t size);
 void jj_arena_free(struct jj_arena *a);
 void jj_step(struct jj *j, uint64_t n);
 void jj_enter(struct jj *j);
-static inline void jj_leave(struct jj *j) { j->depth--; }
+static inline void jj_leave(struct jj *j)
+{
+    j->depth--;
+}
 
 const struct jj_str *jj_str_borrow(struct jj *j, const char *data, size_t len);
 const struct jj_str *jj_str_copy(struct jj *j, const char *data, size_t len);
@@ -321,11 +341,26 @@ void jj_sb_putc(struct jj *j, struct jj_sb *sb, char c);
 void jj_sb_str(struct jj *j, struct jj_sb *sb, const struct jj_str *s);
 struct jj_val jj_sb_val(struct jj *j, const struct jj_sb *sb);
 
-static inline struct jj_val jj_none(void) { return (struct jj_val){.type = JJ_NONE}; }
-static inline struct jj_val jj_missing(void) { return (struct jj_val){.type = JJ_MISSING}; }
-static inline struct jj_val jj_bool(bool b) { return (struct jj_val){.type = JJ_BOOL, .b = b}; }
-static inline struct jj_val jj_int(int64_t i) { return (struct jj_val){.type = JJ_INT, .i = i}; }
-static inline struct jj_val jj_float(double f) { return (struct jj_val){.type = JJ_FLOAT, .f = f}; }
+static inline struct jj_val jj_none(void)
+{
+    return (struct jj_val){.type = JJ_NONE};
+}
+static inline struct jj_val jj_missing(void)
+{
+    return (struct jj_val){.type = JJ_MISSING};
+}
+static inline struct jj_val jj_bool(bool b)
+{
+    return (struct jj_val){.type = JJ_BOOL, .b = b};
+}
+static inline struct jj_val jj_int(int64_t i)
+{
+    return (struct jj_val){.type = JJ_INT, .i = i};
+}
+static inline struct jj_val jj_float(double f)
+{
+    return (struct jj_val){.type = JJ_FLOAT, .f = f};
+}
 static inline struct jj_val jj_str_val(const struct jj_str *s)
 {
     return (struct jj_val){.type = JJ_STR, .s = s};
@@ -355,7 +390,8 @@ struct jj_dict *jj_dict_copy(struct jj *j, const struct jj_dict *d);
 bool jj_hashable(struct jj *j, struct jj_val v);
 bool jj_equal(struct jj *j, struct jj_val a, struct jj_val b);
 bool jj_same(struct jj_val a, struct jj_val b);
-bool jj_less(struct jj *j, struct jj_val a, struct jj_val b, enum jj_op op); /* op names the operator */
+bool jj_less(struct jj *j, struct jj_val a, struct jj_val b,
+             enum jj_op op); /* op names the operator */
 void jj_sort(struct jj *j, struct jj_val *keys, struct jj_val *values, size_t n, bool reverse);
 
 /* jinja_iter.c */
@@ -382,6 +418,7 @@ bool jj_is_space(uint32_t cp);
 bool jj_is_printable(uint32_t cp);
 bool jj_is_word(uint32_t cp); /* \w of Python's re */
 bool jj_is_line_break(uint32_t cp);
+bool jj_is_cased(uint32_t cp);
 uint32_t jj_decode(const char *p, const char *end, size_t *len);
 uint32_t jj_decode_last(const char *start, const char *p, size_t *len);
 size_t jj_byte_offset(const struct jj_str *s, size_t cp_idx);
@@ -409,8 +446,8 @@ struct jj_val jj_slice(struct jj *j, struct jj_val v, struct jj_val start, struc
 struct jj_val jj_getattr(struct jj *j, struct jj_val obj, const struct jj_str *name);
 struct jj_val jj_getitem(struct jj *j, struct jj_val obj, struct jj_val arg);
 struct jj_val jj_resolve(struct jj *j, const struct jj_str *name);
-/* Binds args to the parameters of `spec`: names separated by blanks, those behind "|" optional; a leading "!" refuses
- * keywords.  Absent ones become JJ_MISSING. */
+/* Binds args to the parameters of `spec`: names separated by blanks, those behind "|" optional; a
+ * leading "!" refuses keywords.  Absent ones become JJ_MISSING. */
 void jj_bind(struct jj *j, const char *who, const char *spec, const struct jj_args *args,
              struct jj_val *out);
 int64_t jj_want_int(struct jj *j, const char *who, struct jj_val v);
@@ -426,7 +463,8 @@ const struct jj_function *jj_filter_find(const struct jj_str *name);
 const struct jj_function *jj_test_find(const struct jj_str *name);
 extern const struct jj_function jj_filters_text[];
 extern const struct jj_function jj_filters_seq[];
-struct jj_val jj_getpath(struct jj *j, struct jj_val item, struct jj_val path, struct jj_val fallback);
+struct jj_val jj_getpath(struct jj *j, struct jj_val item, struct jj_val path,
+                         struct jj_val fallback);
 
 /* jinja_eval.c, jinja_exec.c */
 struct jj_val jj_eval(struct jj *j, const struct jj_node *n, struct jj_scope *s);
@@ -443,10 +481,42 @@ bool jj_for_test(struct jj *j, const struct jj_node *n, struct jj_scope *scope, 
 
 /* jinja_lex.c, jinja_parse.c, jinja_parse_expr.c, jinja_scope.c */
 enum jj_token_type {
-    T_EOF, T_DATA, T_VAR_BEGIN, T_VAR_END, T_BLOCK_BEGIN, T_BLOCK_END, T_NAME, T_STRING, T_INT, T_FLOAT,
-    T_ADD, T_SUB, T_DIV, T_FLOORDIV, T_MUL, T_MOD, T_POW, T_TILDE, T_LBRACKET, T_RBRACKET, T_LPAREN,
-    T_RPAREN, T_LBRACE, T_RBRACE, T_EQ, T_NE, T_GT, T_GE, T_LT, T_LE, T_ASSIGN, T_DOT, T_COLON, T_PIPE,
-    T_COMMA, T_SEMICOLON,
+    T_EOF,
+    T_DATA,
+    T_VAR_BEGIN,
+    T_VAR_END,
+    T_BLOCK_BEGIN,
+    T_BLOCK_END,
+    T_NAME,
+    T_STRING,
+    T_INT,
+    T_FLOAT,
+    T_ADD,
+    T_SUB,
+    T_DIV,
+    T_FLOORDIV,
+    T_MUL,
+    T_MOD,
+    T_POW,
+    T_TILDE,
+    T_LBRACKET,
+    T_RBRACKET,
+    T_LPAREN,
+    T_RPAREN,
+    T_LBRACE,
+    T_RBRACE,
+    T_EQ,
+    T_NE,
+    T_GT,
+    T_GE,
+    T_LT,
+    T_LE,
+    T_ASSIGN,
+    T_DOT,
+    T_COLON,
+    T_PIPE,
+    T_COMMA,
+    T_SEMICOLON,
 };
 
 struct jj_token {
@@ -474,7 +544,8 @@ bool jj_skip(struct jj_parser *p, enum jj_token_type type);
 void jj_expect(struct jj_parser *p, enum jj_token_type type);
 const char *jj_token_text(struct jj *j, const struct jj_token *t);
 struct jj_node *jj_parse_expression(struct jj_parser *p, bool with_cond);
-struct jj_node *jj_parse_tuple(struct jj_parser *p, bool with_cond, const char *end_name, bool parens);
+struct jj_node *jj_parse_tuple(struct jj_parser *p, bool with_cond, const char *end_name,
+                               bool parens);
 struct jj_node *jj_parse_primary(struct jj_parser *p, bool with_namespace);
 struct jj_node *jj_parse_filter_chain(struct jj_parser *p, struct jj_node *node, bool inline_first);
 struct jj_frame *jj_scope_template(struct jj *j, struct jj_node *body);

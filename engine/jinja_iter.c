@@ -1,6 +1,7 @@
 /*
- * jinja_iter.c - walking values.  An iterator is pulled one item at a time, so map() and select() run as lazily as
- * Python's generators do: an error in the tenth item does not stop a template that looks at the first.
+ * jinja_iter.c - walking values.  An iterator is pulled one item at a time, so map() and select()
+ * run as lazily as Python's generators do: an error in the tenth item does not stop a template that
+ * looks at the first.
  */
 #include "engine/jinja_int.h"
 
@@ -38,7 +39,7 @@ static bool next_dict(struct jj *j, struct jj_iter *it, struct jj_val *out)
 {
     if (it->pos >= it->src.d->n) return false;
     const struct jj_pair *p = &it->src.d->e[it->pos++];
-    *out = it->src.type == JJ_VALUES ? p->value
+    *out = it->src.type == JJ_VALUES  ? p->value
            : it->src.type == JJ_ITEMS ? jj_pair_val(j, p->key, p->value)
                                       : p->key;
     return true;
@@ -73,7 +74,8 @@ bool jj_iterable(struct jj_val v)
 struct jj_iter *jj_iter_new(struct jj *j, struct jj_val v)
 {
     if (v.type == JJ_ITER) return v.it;
-    if (v.type == JJ_LOOP) jj_fail(j, ST_UNSUPPORTED, "iterating over 'loop' itself is not supported");
+    if (v.type == JJ_LOOP)
+        jj_fail(j, ST_UNSUPPORTED, "iterating over 'loop' itself is not supported");
     if (!jj_iterable(v)) jj_fail(j, ST_CORRUPT, "'%s' object is not iterable", jj_type_name(v));
     struct jj_iter *it = jj_alloc(j, sizeof *it);
     it->src = v;

@@ -1,6 +1,6 @@
 /*
- * jinja_json.c - the `tojson` filter as transformers defines it: json.dumps(x, ensure_ascii=False, indent, separators,
- * sort_keys), without Jinja's own HTML escaping.
+ * jinja_json.c - the `tojson` filter as transformers defines it: json.dumps(x, ensure_ascii=False,
+ * indent, separators, sort_keys), without Jinja's own HTML escaping.
  */
 #include <math.h>
 #include <stdio.h>
@@ -65,7 +65,8 @@ static void put_key(struct jj *j, struct dump *d, struct jj_val key)
         return;
     }
     if (key.type > JJ_STR || key.type == JJ_UNDEFINED)
-        jj_fail(j, ST_CORRUPT, "keys must be str, int, float, bool or None, not %s", jj_type_name(key));
+        jj_fail(j, ST_CORRUPT, "keys must be str, int, float, bool or None, not %s",
+                jj_type_name(key));
     jj_sb_putc(j, d->sb, '"');
     put_json(j, d, key);
     jj_sb_putc(j, d->sb, '"');
@@ -121,8 +122,7 @@ static void put_json(struct jj *j, struct dump *d, struct jj_val v)
     case JJ_LIST:
     case JJ_TUPLE:
     case JJ_DICT: put_container(j, d, v); break;
-    default:
-        jj_fail(j, ST_CORRUPT, "Object of type %s is not JSON serializable", jj_type_name(v));
+    default: jj_fail(j, ST_CORRUPT, "Object of type %s is not JSON serializable", jj_type_name(v));
     }
 }
 
@@ -134,8 +134,10 @@ static const struct jj_str *indent_of(struct jj *j, struct jj_val v)
     if (v.type == JJ_MISSING || v.type == JJ_NONE) return NULL;
     if (v.type == JJ_STR) return v.s;
     if (!jj_as_int(v, &n))
-        jj_fail(j, ST_CORRUPT, "tojson: indent must be a number or a string, not %s", jj_type_name(v));
-    if (n > INDENT_MAX) jj_fail(j, ST_LIMIT, "tojson: an indent above %d is not supported", INDENT_MAX);
+        jj_fail(j, ST_CORRUPT, "tojson: indent must be a number or a string, not %s",
+                jj_type_name(v));
+    if (n > INDENT_MAX)
+        jj_fail(j, ST_LIMIT, "tojson: an indent above %d is not supported", INDENT_MAX);
     return jj_text_borrow(j, blanks, n < 0 ? 0 : (size_t)n).s;
 }
 

@@ -1,9 +1,11 @@
 /*
- * jinja_lex.c - template text to tokens, with the white-space rules of trim_blocks and lstrip_blocks.
+ * jinja_lex.c - template text to tokens, with the white-space rules of trim_blocks and
+ * lstrip_blocks.
  *
- * States: text -> (comment | raw | variable | block) -> text.  A tag's "-" strips all white space on its side, "+" keeps
- * what lstrip_blocks or trim_blocks would take.  Line ends are made "\n" first and one at the very end is dropped, as
- * Jinja does.  The whole text is lexed before parsing; tokens point into the arena's copy.
+ * States: text -> (comment | raw | variable | block) -> text.  A tag's "-" strips all white space
+ * on its side, "+" keeps what lstrip_blocks or trim_blocks would take.  Line ends are made "\n"
+ * first and one at the very end is dropped, as Jinja does.  The whole text is lexed before parsing;
+ * tokens point into the arena's copy.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -145,7 +147,7 @@ static void lex_raw(struct lexer *x, const char *body)
     fail(x, ST_INVALID, "missing end of raw directive");
 }
 
-/* --- inside a tag -------------------------------------------------------------------------------------------- */
+/* --- inside a tag -------------------------------------------------------------------------- */
 
 static int digit_value(char c)
 {
@@ -183,7 +185,8 @@ static void lex_number(struct lexer *x)
     const char *p = x->p;
     char kind = p[0] == '0' && p + 1 < x->end ? (char)(p[1] | 0x20) : 0;
     int base = kind == 'x' ? 16 : kind == 'o' ? 8 : kind == 'b' ? 2 : 10;
-    if (base != 10 && p + 2 < x->end && digit_value(p[2] == '_' && p + 3 < x->end ? p[3] : p[2]) < base) {
+    if (base != 10 && p + 2 < x->end &&
+        digit_value(p[2] == '_' && p + 3 < x->end ? p[3] : p[2]) < base) {
         p += p[2] == '_' ? 3 : 2;
         x->p = take_digits(x, p, base, text, &n);
         push_integer(x, text, n, base);
@@ -290,15 +293,16 @@ static const struct {
     const char *text;
     enum jj_token_type type;
 } operators[] = {
-    {"//", T_FLOORDIV}, {"**", T_POW},    {"==", T_EQ},      {"!=", T_NE},      {">=", T_GE},
-    {"<=", T_LE},       {"+", T_ADD},     {"-", T_SUB},      {"/", T_DIV},      {"*", T_MUL},
-    {"%", T_MOD},       {"~", T_TILDE},   {"[", T_LBRACKET}, {"]", T_RBRACKET}, {"(", T_LPAREN},
-    {")", T_RPAREN},    {"{", T_LBRACE},  {"}", T_RBRACE},   {">", T_GT},       {"<", T_LT},
-    {"=", T_ASSIGN},    {".", T_DOT},     {":", T_COLON},    {"|", T_PIPE},     {",", T_COMMA},
+    {"//", T_FLOORDIV}, {"**", T_POW},   {"==", T_EQ},      {"!=", T_NE},      {">=", T_GE},
+    {"<=", T_LE},       {"+", T_ADD},    {"-", T_SUB},      {"/", T_DIV},      {"*", T_MUL},
+    {"%", T_MOD},       {"~", T_TILDE},  {"[", T_LBRACKET}, {"]", T_RBRACKET}, {"(", T_LPAREN},
+    {")", T_RPAREN},    {"{", T_LBRACE}, {"}", T_RBRACE},   {">", T_GT},       {"<", T_LT},
+    {"=", T_ASSIGN},    {".", T_DOT},    {":", T_COLON},    {"|", T_PIPE},     {",", T_COMMA},
     {";", T_SEMICOLON},
 };
 
-/* Brackets nest: their closers are counted so that "}}" inside a dict literal does not end the tag. */
+/* Brackets nest: their closers are counted so that "}}" inside a dict literal does not end the tag.
+ */
 static void lex_operator(struct lexer *x, struct jj_sb *open)
 {
     static const char openers[] = "([{", closers[] = ")]}";
@@ -403,7 +407,8 @@ static char *normalise(struct jj *j, const char *src, size_t *len)
 const struct jj_token *jj_lex(struct jj *j, const char *src, size_t len)
 {
     const char *text = normalise(j, src, &len);
-    struct lexer x = {.j = j, .src = text, .p = text, .end = text + len, .line = 1, .line_start = true};
+    struct lexer x = {
+        .j = j, .src = text, .p = text, .end = text + len, .line = 1, .line_start = true};
     while (x.p < x.end) lex_text(&x);
     push(&x, T_EOF, jj_missing());
     return x.tokens;

@@ -1,9 +1,11 @@
 /*
- * jinja_object.c - attributes, subscripts, the methods of everything but strings, and the global functions.
+ * jinja_object.c - attributes, subscripts, the methods of everything but strings, and the global
+ * functions.
  *
- * Lookup is the sandbox's: `x.name` prefers an attribute and falls back to an item, `x['name']` the other way round; a
- * method that would change a list or dict is an undefined value whose use fails, as ImmutableSandboxedEnvironment has
- * it.  A method Python has and this engine does not is an error that names it.
+ * Lookup is the sandbox's: `x.name` prefers an attribute and falls back to an item, `x['name']` the
+ * other way round; a method that would change a list or dict is an undefined value whose use fails,
+ * as ImmutableSandboxedEnvironment has it.  A method Python has and this engine does not is an
+ * error that names it.
  */
 #include <stdio.h>
 #include <time.h>
@@ -32,7 +34,7 @@ struct jj_val jj_bound(struct jj *j, const struct jj_function *fn, struct jj_val
     return (struct jj_val){.type = JJ_METHOD, .method = m};
 }
 
-/* --- arguments ----------------------------------------------------------------------------------------------- */
+/* --- arguments ----------------------------------------------------------------------------- */
 
 /* The next name in a spec; empty at its end. */
 static size_t spec_word(const char **p)
@@ -56,7 +58,8 @@ void jj_bind(struct jj *j, const char *who, const char *spec, const struct jj_ar
         for (size_t i = 0; i < args->nkw; i++) {
             if (args->kw[i]->len != n || memcmp(args->kw[i]->data, p, n)) continue;
             if (at < args->n)
-                jj_fail(j, ST_CORRUPT, "%s got multiple values for argument '%.*s'", who, (int)n, p);
+                jj_fail(j, ST_CORRUPT, "%s got multiple values for argument '%.*s'", who, (int)n,
+                        p);
             v = args->kv[i];
             taken++;
         }
@@ -74,7 +77,8 @@ int64_t jj_want_int(struct jj *j, const char *who, struct jj_val v)
     int64_t i;
     if (v.type == JJ_UNDEFINED) jj_fail_undefined(j, v);
     if (!jj_as_int(v, &i))
-        jj_fail(j, ST_CORRUPT, "%s: '%s' object cannot be interpreted as an integer", who, jj_type_name(v));
+        jj_fail(j, ST_CORRUPT, "%s: '%s' object cannot be interpreted as an integer", who,
+                jj_type_name(v));
     return i;
 }
 
@@ -84,9 +88,10 @@ const struct jj_str *jj_want_str(struct jj *j, const char *who, struct jj_val v)
     return v.s;
 }
 
-/* --- methods ------------------------------------------------------------------------------------------------- */
+/* --- methods ------------------------------------------------------------------------------- */
 
-static struct jj_val view(struct jj *j, struct jj_val self, const struct jj_args *args, enum jj_type type)
+static struct jj_val view(struct jj *j, struct jj_val self, const struct jj_args *args,
+                          enum jj_type type)
 {
     jj_bind(j, "a dict view", "!", args, NULL);
     return (struct jj_val){.type = type, .d = self.d};
@@ -121,9 +126,11 @@ static struct jj_val d_copy(struct jj *j, struct jj_val self, const struct jj_ar
     return (struct jj_val){.type = JJ_DICT, .d = jj_dict_copy(j, self.d)};
 }
 
-static const struct jj_function dict_methods[] = {
-    {"get", d_get}, {"items", d_items}, {"keys", d_keys}, {"values", d_values}, {"copy", d_copy}, {NULL, NULL}};
-static const char *const dict_mutators[] = {"clear", "pop", "popitem", "setdefault", "update", NULL};
+static const struct jj_function dict_methods[] = {{"get", d_get},   {"items", d_items},
+                                                  {"keys", d_keys}, {"values", d_values},
+                                                  {"copy", d_copy}, {NULL, NULL}};
+static const char *const dict_mutators[] = {"clear",      "pop",    "popitem",
+                                            "setdefault", "update", NULL};
 
 static struct jj_val l_index(struct jj *j, struct jj_val self, const struct jj_args *args)
 {
@@ -154,10 +161,27 @@ static struct jj_val l_copy(struct jj *j, struct jj_val self, const struct jj_ar
     return jj_list_val(jj_to_list(j, self));
 }
 
-static const struct jj_function list_methods[] = {{"index", l_index}, {"count", l_count}, {"copy", l_copy}, {NULL, NULL}};
-static const struct jj_function tuple_methods[] = {{"index", l_index}, {"count", l_count}, {NULL, NULL}};
-static const char *const list_mutators[] = {"append", "clear", "pop", "reverse", "insert",
-                                            "sort", "extend", "remove", NULL};
+static const struct jj_function list_methods[] = {
+    {"index", l_index}, {"count", l_count}, {"copy", l_copy}, {NULL, NULL}};
+static const struct jj_function tuple_methods[] = {
+    {"index", l_index}, {"count", l_count}, {NULL, NULL}};
+static const char *const list_mutators[] = {"append", "clear",  "pop",    "reverse", "insert",
+                                            "sort",   "extend", "remove", NULL};
+
+static struct jj_val r_count(struct jj *j, struct jj_val self, const struct jj_args *args)
+{
+    self = jj_list_val(jj_to_list(j, self));
+    return l_count(j, self, args);
+}
+
+static struct jj_val r_index(struct jj *j, struct jj_val self, const struct jj_args *args)
+{
+    self = jj_list_val(jj_to_list(j, self));
+    return l_index(j, self, args);
+}
+
+static const struct jj_function range_methods[] = {
+    {"count", r_count}, {"index", r_index}, {NULL, NULL}};
 
 static struct jj_val loop_cycle(struct jj *j, struct jj_val self, const struct jj_args *args)
 {
@@ -176,7 +200,8 @@ static struct jj_val loop_changed(struct jj *j, struct jj_val self, const struct
     return jj_bool(true);
 }
 
-static const struct jj_function loop_methods[] = {{"cycle", loop_cycle}, {"changed", loop_changed}, {NULL, NULL}};
+static const struct jj_function loop_methods[] = {
+    {"cycle", loop_cycle}, {"changed", loop_changed}, {NULL, NULL}};
 
 static struct jj_val cycler_next(struct jj *j, struct jj_val self, const struct jj_args *args)
 {
@@ -194,14 +219,16 @@ static struct jj_val cycler_reset(struct jj *j, struct jj_val self, const struct
     return jj_none();
 }
 
-static const struct jj_function cycler_methods[] = {{"next", cycler_next}, {"reset", cycler_reset}, {NULL, NULL}};
+static const struct jj_function cycler_methods[] = {
+    {"next", cycler_next}, {"reset", cycler_reset}, {NULL, NULL}};
 
-/* --- attributes ---------------------------------------------------------------------------------------------- */
+/* --- attributes ---------------------------------------------------------------------------- */
 
 static struct jj_val loop_attr(struct jj *j, struct jj_loop *loop, const struct jj_str *name)
 {
-    static const char *const names[] = {"index",  "index0", "first",    "last",     "length", "revindex",
-                                        "revindex0", "depth", "depth0", "previtem", "nextitem", NULL};
+    static const char *const names[] = {"index",  "index0",   "first",     "last",
+                                        "length", "revindex", "revindex0", "depth",
+                                        "depth0", "previtem", "nextitem",  NULL};
     size_t k = 0;
     while (names[k] && !jj_str_is(name, names[k])) k++;
     switch (k) {
@@ -227,14 +254,14 @@ static struct jj_val loop_attr(struct jj *j, struct jj_loop *loop, const struct 
 
 static struct jj_val macro_attr(struct jj *j, const struct jj_macro *m, const struct jj_str *name)
 {
-    if (jj_str_is(name, "name"))
-        return m->node->name ? jj_str_val(m->node->name) : jj_none();
+    if (jj_str_is(name, "name")) return m->node->name ? jj_str_val(m->node->name) : jj_none();
     if (jj_str_is(name, "catch_kwargs")) return jj_bool(m->node->slot_kwargs >= 0);
     if (jj_str_is(name, "catch_varargs")) return jj_bool(m->node->slot_varargs >= 0);
     if (jj_str_is(name, "caller")) return jj_bool(m->node->slot_caller >= 0);
     if (!jj_str_is(name, "arguments")) return jj_missing();
     struct jj_list *l = jj_list_new(j, 0);
-    for (const struct jj_node *p = m->node->a; p; p = p->next) jj_list_push(j, l, jj_str_val(p->name));
+    for (const struct jj_node *p = m->node->a; p; p = p->next)
+        jj_list_push(j, l, jj_str_val(p->name));
     return jj_tuple_val(l);
 }
 
@@ -268,9 +295,9 @@ static struct jj_val method(struct jj *j, const struct jj_function *table, struc
 /* A Python attribute of obj, or JJ_MISSING. */
 static struct jj_val attribute(struct jj *j, struct jj_val obj, const struct jj_str *name)
 {
-    static const char *const number_attrs[] = {"real", "imag", "numerator", "denominator", "is_integer",
-                                               "bit_length", "bit_count", "conjugate", "hex", "to_bytes",
-                                               "as_integer_ratio", NULL};
+    static const char *const number_attrs[] = {
+        "real",      "imag",      "numerator", "denominator", "is_integer",       "bit_length",
+        "bit_count", "conjugate", "hex",       "to_bytes",    "as_integer_ratio", NULL};
     struct jj_val v = jj_missing();
     switch (obj.type) {
     case JJ_STR:
@@ -295,7 +322,9 @@ static struct jj_val attribute(struct jj *j, struct jj_val obj, const struct jj_
         v = loop_attr(j, obj.loop, name);
         return v.type == JJ_MISSING ? method(j, loop_methods, obj, name) : v;
     case JJ_MACRO: return macro_attr(j, obj.macro, name);
-    case JJ_RANGE: return range_attr(obj.r, name);
+    case JJ_RANGE:
+        v = range_attr(obj.r, name);
+        return v.type == JJ_MISSING ? method(j, range_methods, obj, name) : v;
     case JJ_CYCLER:
         if (jj_str_is(name, "current")) return obj.cycler->items.v[obj.cycler->pos];
         return method(j, cycler_methods, obj, name);
@@ -330,7 +359,8 @@ static struct jj_val subscript(struct jj *j, struct jj_val obj, struct jj_val ar
         struct jj_val *found = jj_hashable(j, arg) ? jj_dict_get(j, obj.d, arg) : NULL;
         return found ? *found : jj_missing();
     }
-    bool sequence = obj.type == JJ_STR || obj.type == JJ_LIST || obj.type == JJ_TUPLE || obj.type == JJ_RANGE;
+    bool sequence =
+        obj.type == JJ_STR || obj.type == JJ_LIST || obj.type == JJ_TUPLE || obj.type == JJ_RANGE;
     if (!sequence || !jj_as_int(arg, &i) || !jj_length(j, obj, &n)) return jj_missing();
     if (i < 0) i += n;
     if (i < 0 || i >= n) return jj_missing();
@@ -350,7 +380,7 @@ struct jj_val jj_getitem(struct jj *j, struct jj_val obj, struct jj_val arg)
     return v.type == JJ_MISSING ? jj_undefined_attr(j, obj, arg) : v;
 }
 
-/* --- globals ------------------------------------------------------------------------------------------------- */
+/* --- globals ------------------------------------------------------------------------------- */
 
 static struct jj_val g_range(struct jj *j, struct jj_val self, const struct jj_args *args)
 {
@@ -367,7 +397,8 @@ static struct jj_val g_range(struct jj *j, struct jj_val self, const struct jj_a
     __int128 n = gap > 0 ? (gap + step - 1) / step : 0;
     if (n > JJ_RANGE_MAX)
         jj_fail(j, ST_CORRUPT,
-                "Range too big. The sandbox blocks ranges larger than MAX_RANGE (%d).", JJ_RANGE_MAX);
+                "Range too big. The sandbox blocks ranges larger than MAX_RANGE (%d).",
+                JJ_RANGE_MAX);
     r->n = (int64_t)n;
     return (struct jj_val){.type = JJ_RANGE, .r = r};
 }
@@ -376,7 +407,8 @@ static struct jj_val g_range(struct jj *j, struct jj_val self, const struct jj_a
 static struct jj_dict *make_dict(struct jj *j, const char *who, const struct jj_args *args)
 {
     struct jj_dict *d = jj_dict_new(j, 0);
-    if (args->n > 1) jj_fail(j, ST_CORRUPT, "%s expected at most 1 argument, got %zu", who, args->n);
+    if (args->n > 1)
+        jj_fail(j, ST_CORRUPT, "%s expected at most 1 argument, got %zu", who, args->n);
     if (args->n && args->v[0].type == JJ_DICT) {
         d = jj_dict_copy(j, args->v[0].d);
     } else if (args->n) {
@@ -384,7 +416,8 @@ static struct jj_dict *make_dict(struct jj *j, const char *who, const struct jj_
         for (struct jj_iter *it = jj_iter_new(j, args->v[0]); jj_next(j, it, &item);) {
             struct jj_list *pair = jj_to_list(j, item);
             if (pair->n != 2)
-                jj_fail(j, ST_CORRUPT, "dictionary update sequence element has length %zu; 2 is required",
+                jj_fail(j, ST_CORRUPT,
+                        "dictionary update sequence element has length %zu; 2 is required",
                         pair->n);
             jj_dict_set(j, d, pair->v[0], pair->v[1]);
         }
@@ -407,7 +440,8 @@ static struct jj_val g_namespace(struct jj *j, struct jj_val self, const struct 
         struct jj_val key = d->e[i].key;
         if (key.type == JJ_STR && key.s->len && key.s->data[0] == '_')
             jj_fail(j, ST_CORRUPT,
-                    "Chat templates cannot store underscore-prefixed attributes on a namespace, but got "
+                    "Chat templates cannot store underscore-prefixed attributes on a namespace, "
+                    "but got "
                     "%s. Please rename the attribute.",
                     jj_repr_short(j, key));
     }
@@ -452,7 +486,8 @@ static struct jj_val g_strftime(struct jj *j, struct jj_val self, const struct j
         const char conversion[] = {'%', bare ? '-' : c, bare ? c : '\0', '\0'};
         if (c == 'f') jj_sb_puts(j, &sb, "000000");
         else if (c == 'z' || c == 'Z') continue; /* a naive time has no zone */
-        else if (c && strchr("aAbBcCdDeFgGhHIjklmMnprRsStTuUVwWxXyY%", c)) put_time(j, &sb, conversion, &tm);
+        else if (c && strchr("aAbBcCdDeFgGhHIjklmMnprRsStTuUVwWxXyY%", c))
+            put_time(j, &sb, conversion, &tm);
         else jj_fail(j, ST_UNSUPPORTED, "strftime_now(): '%%%c' is not supported", c);
     }
     return jj_sb_val(j, &sb);
@@ -461,7 +496,8 @@ static struct jj_val g_strftime(struct jj *j, struct jj_val self, const struct j
 static struct jj_val g_cycler(struct jj *j, struct jj_val self, const struct jj_args *args)
 {
     (void)self;
-    if (args->nkw || !args->n) jj_fail(j, ST_CORRUPT, "cycler(): at least one item has to be provided");
+    if (args->nkw || !args->n)
+        jj_fail(j, ST_CORRUPT, "cycler(): at least one item has to be provided");
     struct jj_cycler *c = jj_alloc(j, sizeof *c);
     for (size_t i = 0; i < args->n; i++) jj_list_push(j, &c->items, args->v[i]);
     return (struct jj_val){.type = JJ_CYCLER, .cycler = c};

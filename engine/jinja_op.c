@@ -1,13 +1,14 @@
 /*
- * jinja_op.c - the operators, with Python's arithmetic: integers that floor-divide and take the divisor's sign, true
- * division, comparison across int and float, slices.  Integers stop at 64 bits, where an error says so.
+ * jinja_op.c - the operators, with Python's arithmetic: integers that floor-divide and take the
+ * divisor's sign, true division, comparison across int and float, slices.  Integers stop at 64
+ * bits, where an error says so.
  */
 #include <math.h>
 
 #include "engine/jinja_int.h"
 
 static const char *const op_text[] = {
-    [OP_ADD] = "+",   [OP_SUB] = "-",  [OP_MUL] = "*",         [OP_DIV] = "/",
+    [OP_ADD] = "+",       [OP_SUB] = "-", [OP_MUL] = "*",           [OP_DIV] = "/",
     [OP_FLOORDIV] = "//", [OP_MOD] = "%", [OP_POW] = "** or pow()",
 };
 
@@ -59,7 +60,8 @@ static double float_floordiv(double a, double b)
 static struct jj_val float_op(struct jj *j, enum jj_op op, double a, double b)
 {
     if (b == 0 && (op == OP_DIV || op == OP_FLOORDIV || op == OP_MOD))
-        jj_fail(j, ST_CORRUPT, op == OP_DIV ? "division by zero" : "float modulo or division by zero");
+        jj_fail(j, ST_CORRUPT,
+                op == OP_DIV ? "division by zero" : "float modulo or division by zero");
     switch (op) {
     case OP_ADD: return jj_float(a + b);
     case OP_SUB: return jj_float(a - b);
@@ -72,7 +74,8 @@ static struct jj_val float_op(struct jj *j, enum jj_op op, double a, double b)
     if (a == 0 && b < 0) jj_fail(j, ST_CORRUPT, "0.0 cannot be raised to a negative power");
     if (a < 0 && b != floor(b)) jj_fail(j, ST_UNSUPPORTED, "complex numbers are not supported");
     double r = pow(a, b);
-    if (isinf(r) && isfinite(a) && isfinite(b)) jj_fail(j, ST_CORRUPT, "numerical result out of range");
+    if (isinf(r) && isfinite(a) && isfinite(b))
+        jj_fail(j, ST_CORRUPT, "numerical result out of range");
     return jj_float(r);
 }
 
@@ -177,12 +180,13 @@ struct jj_val jj_negate(struct jj *j, struct jj_val v, bool minus)
     if (v.type == JJ_UNDEFINED) jj_fail_undefined(j, v);
     if (v.type == JJ_FLOAT) return jj_float(minus ? -v.f : v.f);
     if (!jj_as_int(v, &i))
-        jj_fail(j, ST_CORRUPT, "bad operand type for unary %c: '%s'", minus ? '-' : '+', jj_type_name(v));
+        jj_fail(j, ST_CORRUPT, "bad operand type for unary %c: '%s'", minus ? '-' : '+',
+                jj_type_name(v));
     if (minus && i == INT64_MIN) too_large(j);
     return jj_int(minus ? -i : i);
 }
 
-/* --- in, comparison ------------------------------------------------------------------------------------------ */
+/* --- in, comparison ------------------------------------------------------------------------ */
 
 bool jj_contains(struct jj *j, struct jj_val item, struct jj_val in)
 {
@@ -199,7 +203,8 @@ bool jj_contains(struct jj *j, struct jj_val item, struct jj_val in)
     case JJ_RANGE:
         if (jj_as_int(item, &i)) {
             const struct jj_range *r = in.r;
-            if (r->step > 0 ? i < r->start || i >= r->stop : i > r->start || i <= r->stop) return false;
+            if (r->step > 0 ? i < r->start || i >= r->stop : i > r->start || i <= r->stop)
+                return false;
             return ((__int128)i - r->start) % r->step == 0;
         }
         break;
@@ -208,7 +213,8 @@ bool jj_contains(struct jj *j, struct jj_val item, struct jj_val in)
     if (!jj_iterable(in))
         jj_fail(j, ST_CORRUPT, "argument of type '%s' is not iterable", jj_type_name(in));
     for (struct jj_iter *it = jj_iter_new(j, in); jj_next(j, it, &v);) {
-        if ((v.type == item.type && v.type > JJ_FLOAT && v.d == item.d) || jj_equal(j, v, item)) return true;
+        if ((v.type == item.type && v.type > JJ_FLOAT && v.d == item.d) || jj_equal(j, v, item))
+            return true;
     }
     return false;
 }
@@ -224,13 +230,14 @@ bool jj_compare(struct jj *j, enum jj_op op, struct jj_val a, struct jj_val b)
     }
 }
 
-/* --- slices -------------------------------------------------------------------------------------------------- */
+/* --- slices -------------------------------------------------------------------------------- */
 
 static bool slice_index(struct jj *j, struct jj_val v, int64_t *out)
 {
     if (v.type == JJ_NONE) return false;
     if (!jj_as_int(v, out))
-        jj_fail(j, ST_CORRUPT, "slice indices must be integers or None or have an __index__ method");
+        jj_fail(j, ST_CORRUPT,
+                "slice indices must be integers or None or have an __index__ method");
     return true;
 }
 

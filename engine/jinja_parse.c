@@ -1,8 +1,10 @@
 /*
- * jinja_parse.c - tokens to statements, and the compile itself: lex, parse, resolve names (jinja_scope.c).
+ * jinja_parse.c - tokens to statements, and the compile itself: lex, parse, resolve names
+ * (jinja_scope.c).
  *
- * Statements outside the dialect are refused by name and line.  Depth is bounded twice: `nest` bounds the parser's own
- * recursion, jj_node_seal the depth of the finished tree, which every later walk recurses over.
+ * Statements outside the dialect are refused by name and line.  Depth is bounded twice: `nest`
+ * bounds the parser's own recursion, jj_node_seal the depth of the finished tree, which every later
+ * walk recurses over.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +18,7 @@
 
 static struct jj_node *parse_body(struct jj_parser *p, const char *const *ends);
 
-/* --- shared with expressions --------------------------------------------------------------------------------- */
+/* --- shared with expressions --------------------------------------------------------------- */
 
 struct jj_node *jj_node_new(struct jj_parser *p, enum jj_kind kind, int line)
 {
@@ -60,11 +62,31 @@ const char *jj_token_text(struct jj *j, const struct jj_token *t)
         [T_STRING] = "string",
         [T_INT] = "integer",
         [T_FLOAT] = "float",
-        [T_ADD] = "+",      [T_SUB] = "-",      [T_DIV] = "/",    [T_FLOORDIV] = "//", [T_MUL] = "*",
-        [T_MOD] = "%",      [T_POW] = "**",     [T_TILDE] = "~",  [T_LBRACKET] = "[",  [T_RBRACKET] = "]",
-        [T_LPAREN] = "(",   [T_RPAREN] = ")",   [T_LBRACE] = "{", [T_RBRACE] = "}",    [T_EQ] = "==",
-        [T_NE] = "!=",      [T_GT] = ">",       [T_GE] = ">=",    [T_LT] = "<",        [T_LE] = "<=",
-        [T_ASSIGN] = "=",   [T_DOT] = ".",      [T_COLON] = ":",  [T_PIPE] = "|",      [T_COMMA] = ",",
+        [T_ADD] = "+",
+        [T_SUB] = "-",
+        [T_DIV] = "/",
+        [T_FLOORDIV] = "//",
+        [T_MUL] = "*",
+        [T_MOD] = "%",
+        [T_POW] = "**",
+        [T_TILDE] = "~",
+        [T_LBRACKET] = "[",
+        [T_RBRACKET] = "]",
+        [T_LPAREN] = "(",
+        [T_RPAREN] = ")",
+        [T_LBRACE] = "{",
+        [T_RBRACE] = "}",
+        [T_EQ] = "==",
+        [T_NE] = "!=",
+        [T_GT] = ">",
+        [T_GE] = ">=",
+        [T_LT] = "<",
+        [T_LE] = "<=",
+        [T_ASSIGN] = "=",
+        [T_DOT] = ".",
+        [T_COLON] = ":",
+        [T_PIPE] = "|",
+        [T_COMMA] = ",",
         [T_SEMICOLON] = ";",
     };
     if (t->type != T_NAME) return text[t->type];
@@ -112,7 +134,7 @@ void jj_expect(struct jj_parser *p, enum jj_token_type type)
     jj_parse_fail(p, expected);
 }
 
-/* --- targets ------------------------------------------------------------------------------------------------- */
+/* --- targets ------------------------------------------------------------------------------- */
 
 static void check_target(struct jj_parser *p, const struct jj_node *n)
 {
@@ -121,7 +143,8 @@ static void check_target(struct jj_parser *p, const struct jj_node *n)
         for (const struct jj_node *c = n->a; c; c = c->next) check_target(p, c);
         return;
     }
-    if (n->kind != N_NAME && n->kind != N_NSREF) jj_fail(p->j, ST_INVALID, "can't assign to this target");
+    if (n->kind != N_NAME && n->kind != N_NSREF)
+        jj_fail(p->j, ST_INVALID, "can't assign to this target");
     if (n->kind == N_NAME && p->loops_named && jj_str_is(n->name, "loop"))
         jj_fail(p->j, ST_INVALID, "can't assign to special loop variable");
 }
@@ -157,7 +180,7 @@ static const struct jj_str *expect_name(struct jj_parser *p)
     return name;
 }
 
-/* --- statements ---------------------------------------------------------------------------------------------- */
+/* --- statements ---------------------------------------------------------------------------- */
 
 /* The body up to one of the end tags, whose name is the current token afterwards. */
 static struct jj_node *parse_statements(struct jj_parser *p, const char *const *ends)
@@ -344,16 +367,17 @@ static struct jj_node *parse_print(struct jj_parser *p)
 
 static _Noreturn void unknown_tag(struct jj_parser *p, const char *const *ends)
 {
-    static const char *const refused[] = {"block", "extends", "include", "import",
-                                          "from",  "autoescape", "do", "debug", NULL};
+    static const char *const refused[] = {"block",      "extends", "include", "import", "from",
+                                          "autoescape", "do",      "debug",   NULL};
     const struct jj_str *name = p->t->val.s;
     int len = (int)size_min(name->len, 80);
     p->j->line = p->t->line;
     if (jj_in_names(refused, name))
-        jj_fail(p->j, ST_UNSUPPORTED, "the tag '%.*s' is not supported in chat templates", len, name->data);
+        jj_fail(p->j, ST_UNSUPPORTED, "the tag '%.*s' is not supported in chat templates", len,
+                name->data);
     if (ends)
-        jj_fail(p->j, ST_INVALID, "encountered unknown tag '%.*s'; '%s' was expected", len, name->data,
-                ends[0]);
+        jj_fail(p->j, ST_INVALID, "encountered unknown tag '%.*s'; '%s' was expected", len,
+                name->data, ends[0]);
     jj_fail(p->j, ST_INVALID, "encountered unknown tag '%.*s'", len, name->data);
 }
 
@@ -413,7 +437,7 @@ static struct jj_node *parse_body(struct jj_parser *p, const char *const *ends)
     }
 }
 
-/* --- compile ------------------------------------------------------------------------------------------------- */
+/* --- compile ------------------------------------------------------------------------------- */
 
 static void compile(struct jj *j, const char *src, size_t len, struct eng_jinja *t)
 {

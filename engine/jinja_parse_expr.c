@@ -1,12 +1,14 @@
 /*
- * jinja_parse_expr.c - expressions: recursive descent with the precedences of Jinja's own parser, loosest first:
+ * jinja_parse_expr.c - expressions: recursive descent with the precedences of Jinja's own parser,
+ * loosest first:
  *
- *     x if c else y   or   and   not   comparisons   + -   ~   * / // %   **   unary - +   . [] ()   | is
+ *     x if c else y   or   and   not   comparisons   + -   ~   * / // %   **   unary - +   . [] ()
+ * | is
  *
- * Note what differs from Python: `~` binds tighter than `+`, `**` is left-associative and looser than unary minus, and
- * filters and tests apply to the whole unary expression.  Every way into itself passes jj_parse_nest, so a source of
- * open parentheses meets a limit and not the end of the stack; chains, which loop here but are deep in the tree, meet
- * jj_node_seal.
+ * Note what differs from Python: `~` binds tighter than `+`, `**` is left-associative and looser
+ * than unary minus, and filters and tests apply to the whole unary expression.  Every way into
+ * itself passes jj_parse_nest, so a source of open parentheses meets a limit and not the end of the
+ * stack; chains, which loop here but are deep in the tree, meet jj_node_seal.
  */
 #include "engine/jinja_int.h"
 
@@ -69,7 +71,8 @@ static int comparison(struct jj_parser *p)
     static const struct {
         enum jj_token_type type;
         enum jj_op op;
-    } table[] = {{T_EQ, OP_EQ}, {T_NE, OP_NE}, {T_LT, OP_LT}, {T_LE, OP_LE}, {T_GT, OP_GT}, {T_GE, OP_GE}};
+    } table[] = {{T_EQ, OP_EQ}, {T_NE, OP_NE}, {T_LT, OP_LT},
+                 {T_LE, OP_LE}, {T_GT, OP_GT}, {T_GE, OP_GE}};
     for (size_t i = 0; i < ARRAY_COUNT(table); i++)
         if (jj_skip(p, table[i].type)) return table[i].op;
     if (jj_skip_name(p, "in")) return OP_IN;
@@ -155,7 +158,7 @@ static struct jj_node *parse_concat(struct jj_parser *p)
     return jj_node_seal(p, n);
 }
 
-/* --- calls and subscripts ------------------------------------------------------------------------------------ */
+/* --- calls and subscripts ------------------------------------------------------------------ */
 
 static struct jj_node *parse_arg(struct jj_parser *p, int *stage)
 {
@@ -174,7 +177,10 @@ static struct jj_node *parse_arg(struct jj_parser *p, int *stage)
     bool bad = (kind == ARG_POSITIONAL && *stage > 0) || (kind == ARG_KEYWORD && *stage >= 4) ||
                (kind == ARG_STAR && *stage >= 2) || (kind == ARG_STAR_STAR && *stage >= 4);
     if (bad) jj_fail(p->j, ST_INVALID, "invalid syntax for function call expression");
-    *stage = kind == ARG_STAR_STAR ? 4 : kind == ARG_STAR ? 2 : kind == ARG_KEYWORD && !*stage ? 1 : *stage;
+    *stage = kind == ARG_STAR_STAR            ? 4
+             : kind == ARG_STAR               ? 2
+             : kind == ARG_KEYWORD && !*stage ? 1
+                                              : *stage;
     n->op = (uint8_t)kind;
     n->a = jj_parse_expression(p, true);
     return jj_node_seal(p, n);
@@ -211,7 +217,8 @@ static struct jj_node *parse_subscribed(struct jj_parser *p)
     struct jj_node *n = jj_node_new(p, N_SLICE, line);
     n->a = start;
     p->t++;
-    if (!at(p, T_COLON) && !at(p, T_RBRACKET) && !at(p, T_COMMA)) n->b = jj_parse_expression(p, true);
+    if (!at(p, T_COLON) && !at(p, T_RBRACKET) && !at(p, T_COMMA))
+        n->b = jj_parse_expression(p, true);
     if (jj_skip(p, T_COLON) && !at(p, T_RBRACKET) && !at(p, T_COMMA))
         n->c = jj_parse_expression(p, true);
     return jj_node_seal(p, n);
@@ -262,7 +269,7 @@ static struct jj_node *parse_postfix(struct jj_parser *p, struct jj_node *node)
     }
 }
 
-/* --- filters and tests --------------------------------------------------------------------------------------- */
+/* --- filters and tests --------------------------------------------------------------------- */
 
 /* A filter's or test's name; dots are part of it. */
 static const struct jj_str *parse_dotted(struct jj_parser *p)
@@ -327,7 +334,8 @@ static struct jj_node *parse_test(struct jj_parser *p, struct jj_node *node)
     if (at(p, T_LPAREN)) {
         n->b = parse_args(p);
     } else if (starts_test_arg(p)) {
-        if (jj_at_name(p, "is")) jj_fail(p->j, ST_INVALID, "you cannot chain multiple tests with is");
+        if (jj_at_name(p, "is"))
+            jj_fail(p->j, ST_INVALID, "you cannot chain multiple tests with is");
         struct jj_node *arg = jj_node_new(p, N_ARG, p->t->line);
         arg->op = ARG_POSITIONAL;
         arg->a = parse_postfix(p, jj_parse_primary(p, false));
@@ -364,7 +372,7 @@ static struct jj_node *parse_unary(struct jj_parser *p, bool with_filter)
     return with_filter ? parse_filters_and_tests(p, node) : node;
 }
 
-/* --- primaries ----------------------------------------------------------------------------------------------- */
+/* --- primaries ----------------------------------------------------------------------------- */
 
 static struct jj_node *parse_name(struct jj_parser *p, bool with_namespace)
 {
@@ -444,7 +452,8 @@ static bool tuple_ends(const struct jj_parser *p, const char *end_name)
 }
 
 /* One expression, or several with commas as a tuple. */
-struct jj_node *jj_parse_tuple(struct jj_parser *p, bool with_cond, const char *end_name, bool parens)
+struct jj_node *jj_parse_tuple(struct jj_parser *p, bool with_cond, const char *end_name,
+                               bool parens)
 {
     int line = p->t->line;
     struct jj_node *head = NULL, **tail = &head;

@@ -1,12 +1,14 @@
 /*
- * jinja_scope.c - names to slots, by the rules of Jinja's compiler (idtracking), which are not Python's: a scope is
- * opened by a loop body, macro, call, filter, set or with block, not by `if`; a name first *stored* in a scope starts
- * as the outer variable of that name, or, where there is none, as missing, even when the template's variables hold one
- * of that name; a name first *read* there is looked up outside.
+ * jinja_scope.c - names to slots, by the rules of Jinja's compiler (idtracking), which are not
+ * Python's: a scope is opened by a loop body, macro, call, filter, set or with block, not by `if`;
+ * a name first *stored* in a scope starts as the outer variable of that name, or, where there is
+ * none, as missing, even when the template's variables hold one of that name; a name first *read*
+ * there is looked up outside.
  *
- * Two passes per frame: `analyse` walks the frame's own statements in order (stopping at inner frames) and decides how
- * each slot begins; `resolve` then writes hops and slot into each name and opens the inner frames, which see the
- * finished outer ones.  Branches of an `if` are analysed from the same start and merged as branch_update does.
+ * Two passes per frame: `analyse` walks the frame's own statements in order (stopping at inner
+ * frames) and decides how each slot begins; `resolve` then writes hops and slot into each name and
+ * opens the inner frames, which see the finished outer ones.  Branches of an `if` are analysed from
+ * the same start and merged as branch_update does.
  */
 #include "engine/jinja_int.h"
 
@@ -96,7 +98,7 @@ static void store_name(struct jj *j, struct jj_frame *f, const struct jj_str *na
     sym_of(j, f, name)->stored = true;
 }
 
-/* --- analyse ------------------------------------------------------------------------------------------------- */
+/* --- analyse ------------------------------------------------------------------------------- */
 
 /* Reads in expressions; n may be a list. */
 static void analyse_reads(struct jj *j, struct jj_frame *f, const struct jj_node *n)
@@ -190,7 +192,7 @@ static void analyse_list(struct jj *j, struct jj_frame *f, const struct jj_node 
     for (; n; n = n->next) analyse(j, f, n);
 }
 
-/* --- resolve ------------------------------------------------------------------------------------------------- */
+/* --- resolve ------------------------------------------------------------------------------- */
 
 static void resolve_list(struct jj *j, struct jj_frame *f, struct jj_node *n)
 {
@@ -222,7 +224,8 @@ static void resolve_for(struct jj *j, struct jj_frame *f, struct jj_node *n)
     analyse_target(j, n->frame, n->a, true);
     analyse_list(j, n->frame, n->d);
     if (n->c) {
-        n->frame2 = frame_new(j, f);
+        n->frame2 = frame_new(j, f); /* the targets have the slots they have in the body */
+        declare_param(j, n->frame2, word(j, ""));
         analyse_target(j, n->frame2, n->a, true);
         analyse_reads(j, n->frame2, n->c);
         resolve_list(j, n->frame2, n->c);
@@ -234,7 +237,8 @@ static void resolve_for(struct jj *j, struct jj_frame *f, struct jj_node *n)
     resolve_list(j, n->frame3, n->e);
 }
 
-/* Whether a body reads `name` before it stores it, counting inner frames too, as find_undeclared does. */
+/* Whether a body reads `name` before it stores it, counting inner frames too, as find_undeclared
+ * does. */
 static bool body_reads(const struct jj_node *n, const struct jj_str *name, bool *stored)
 {
     for (; n && !*stored; n = n->next) {
@@ -257,7 +261,8 @@ static int16_t special(struct jj *j, struct jj_node *n, const char *text)
     return (int16_t)(sym_of(j, n->frame, name) - n->frame->sym);
 }
 
-/* The frame of a macro or of what a call block passes: parameters, then caller, kwargs and varargs where read. */
+/* The frame of a macro or of what a call block passes: parameters, then caller, kwargs and varargs
+ * where read. */
 static void resolve_macro(struct jj *j, struct jj_frame *f, struct jj_node *n)
 {
     bool own_caller = false, own_kwargs = false, own_varargs = false;

@@ -1,11 +1,12 @@
 /*
- * jinja_str.c - the methods of strings.  Offsets and counts are code points, as in Python; results are new strings,
- * most of them views into the old bytes.
+ * jinja_str.c - the methods of strings.  Offsets and counts are code points, as in Python; results
+ * are new strings, most of them views into the old bytes.
  */
 #include "engine/jinja_int.h"
 
-const char *const jj_str_methods_unsupported[] = {
-    "casefold", "encode", "expandtabs", "format_map", "isidentifier", "isnumeric", "maketrans", "translate", NULL};
+const char *const jj_str_methods_unsupported[] = {"casefold",   "encode",       "expandtabs",
+                                                  "format_map", "isidentifier", "isnumeric",
+                                                  "maketrans",  "translate",    NULL};
 
 static struct jj_val same_kind(struct jj *j, struct jj_val self, struct jj_val v)
 {
@@ -39,20 +40,12 @@ static struct jj_val m_capitalize(struct jj *j, struct jj_val self, const struct
 {
     jj_bind(j, "capitalize()", "!", args, NULL);
     const struct jj_str *lower = jj_lower(j, self.s);
-    struct jj_sb sb = {0};
-    size_t first = jj_byte_offset(self.s, 1), skip = jj_byte_offset(lower, 1);
-    if (self.s->len && self.s->count == 1) skip = lower->len;
-    jj_put_cased(j, &sb, self.s->data, first, CASE_TITLE);
-    jj_sb_put(j, &sb, lower->data + skip, lower->len - skip);
+    struct jj_sb sb = {0}, first = {0};
+    size_t n = jj_byte_offset(self.s, 1);
+    jj_put_cased(j, &first, self.s->data, n, CASE_LOWER);
+    jj_put_cased(j, &sb, self.s->data, n, CASE_TITLE);
+    jj_sb_put(j, &sb, lower->data + first.len, lower->len - first.len);
     return same_kind(j, self, jj_sb_val(j, &sb));
-}
-
-static bool is_cased(struct jj *j, const char *p, size_t n)
-{
-    const struct jj_str one = {.data = p, .len = n, .count = 1};
-    (void)j;
-    return jj_all_class(&one, "isalpha") &&
-           (jj_all_class(&one, "islower") || jj_all_class(&one, "isupper") || jj_all_class(&one, "istitle"));
 }
 
 static struct jj_val m_title(struct jj *j, struct jj_val self, const struct jj_args *args)
@@ -62,9 +55,9 @@ static struct jj_val m_title(struct jj *j, struct jj_val self, const struct jj_a
     bool after = false;
     size_t n;
     for (const char *p = self.s->data, *end = p + self.s->len; p < end; p += n) {
-        jj_decode(p, end, &n);
+        uint32_t c = jj_decode(p, end, &n);
         jj_put_cased(j, &sb, p, n, after ? CASE_LOWER : CASE_TITLE);
-        after = is_cased(j, p, n);
+        after = jj_is_cased(c);
     }
     return same_kind(j, self, jj_sb_val(j, &sb));
 }
@@ -109,7 +102,7 @@ static struct jj_val m_rstrip(struct jj *j, struct jj_val self, const struct jj_
     return strip(j, self, args, 2);
 }
 
-/* --- splitting ----------------------------------------------------------------------------------------------- */
+/* --- splitting ----------------------------------------------------------------------------- */
 
 static struct jj_list *split_space(struct jj *j, const struct jj_str *s, int64_t max)
 {
@@ -147,7 +140,8 @@ static struct jj_list *rsplit_space(struct jj *j, const struct jj_str *s, int64_
     }
 }
 
-static struct jj_list *split_by(struct jj *j, const struct jj_str *s, const struct jj_str *sep, int64_t max)
+static struct jj_list *split_by(struct jj *j, const struct jj_str *s, const struct jj_str *sep,
+                                int64_t max)
 {
     struct jj_list *l = jj_list_new(j, 0);
     const char *p = s->data, *end = p + s->len, *found;
@@ -170,11 +164,13 @@ static const char *find_last(struct jj *j, const char *hay, size_t n, const stru
     return NULL;
 }
 
-static struct jj_list *rsplit_by(struct jj *j, const struct jj_str *s, const struct jj_str *sep, int64_t max)
+static struct jj_list *rsplit_by(struct jj *j, const struct jj_str *s, const struct jj_str *sep,
+                                 int64_t max)
 {
     struct jj_list *l = jj_list_new(j, 0);
     const char *start = s->data, *end = start + s->len, *found;
-    while ((max < 0 || (int64_t)l->n < max) && (found = find_last(j, start, (size_t)(end - start), sep))) {
+    while ((max < 0 || (int64_t)l->n < max) &&
+           (found = find_last(j, start, (size_t)(end - start), sep))) {
         jj_list_push(j, l, jj_text_borrow(j, found + sep->len, (size_t)(end - found) - sep->len));
         end = found;
     }
@@ -220,7 +216,8 @@ static struct jj_val m_splitlines(struct jj *j, struct jj_val self, const struct
     return jj_list_val(jj_splitlines(j, self.s, jj_truth(j, p[0])));
 }
 
-static struct jj_val partition(struct jj *j, struct jj_val self, const struct jj_args *args, bool right)
+static struct jj_val partition(struct jj *j, struct jj_val self, const struct jj_args *args,
+                               bool right)
 {
     struct jj_val p[1];
     jj_bind(j, "partition()", "! sep", args, p);
@@ -248,15 +245,16 @@ static struct jj_val m_rpartition(struct jj *j, struct jj_val self, const struct
     return partition(j, self, args, true);
 }
 
-/* --- finding ------------------------------------------------------------------------------------------------- */
+/* --- finding ------------------------------------------------------------------------------- */
 
-/* The part [start:end) that find, count, startswith and so on look at; *from is its first code point.  False where
- * start lies beyond the end. */
+/* The part [start:end) that find, count, startswith and so on look at; *from is its first code
+ * point.  False where start lies beyond the end. */
 static bool window(struct jj *j, const struct jj_str *s, struct jj_val start, struct jj_val end,
                    const char **p, size_t *len, int64_t *from)
 {
     int64_t n = (int64_t)s->count, lo = 0, hi = n;
-    if (start.type != JJ_MISSING && start.type != JJ_NONE) lo = jj_want_int(j, "a string method", start);
+    if (start.type != JJ_MISSING && start.type != JJ_NONE)
+        lo = jj_want_int(j, "a string method", start);
     if (end.type != JJ_MISSING && end.type != JJ_NONE) hi = jj_want_int(j, "a string method", end);
     if (lo < 0) lo = lo + n < 0 ? 0 : lo + n;
     if (hi < 0) hi = hi + n < 0 ? 0 : hi + n;
@@ -333,7 +331,8 @@ static bool affix(const char *p, size_t len, const struct jj_str *what, bool end
     return len >= what->len && !memcmp(end ? p + len - what->len : p, what->data, what->len);
 }
 
-static struct jj_val has_affix(struct jj *j, struct jj_val self, const struct jj_args *args, bool end)
+static struct jj_val has_affix(struct jj *j, struct jj_val self, const struct jj_args *args,
+                               bool end)
 {
     struct jj_val a[3];
     const char *who = end ? "endswith" : "startswith", *p;
@@ -380,7 +379,7 @@ static struct jj_val m_removesuffix(struct jj *j, struct jj_val self, const stru
     return jj_text_borrow(j, s->data, s->len - cut);
 }
 
-/* --- building ------------------------------------------------------------------------------------------------ */
+/* --- building ------------------------------------------------------------------------------ */
 
 static struct jj_val replace(struct jj *j, const struct jj_str *s, const struct jj_str *old,
                              const struct jj_str *with, int64_t max)
@@ -398,7 +397,8 @@ static struct jj_val replace(struct jj *j, const struct jj_str *s, const struct 
             p += n;
         }
     } else {
-        for (; max != 0 && (found = jj_find(j, p, (size_t)(end - p), old->data, old->len)); max -= max > 0) {
+        for (; max != 0 && (found = jj_find(j, p, (size_t)(end - p), old->data, old->len));
+             max -= max > 0) {
             jj_sb_put(j, &sb, p, (size_t)(found - p));
             jj_sb_str(j, &sb, with);
             p = found + old->len;
@@ -413,7 +413,8 @@ static struct jj_val m_replace(struct jj *j, struct jj_val self, const struct jj
     struct jj_val a[3];
     jj_bind(j, "replace()", "! old new | count", args, a);
     int64_t max = a[2].type == JJ_MISSING ? -1 : jj_want_int(j, "replace()", a[2]);
-    const struct jj_str *old = jj_want_str(j, "replace()", a[0]), *with = jj_want_str(j, "replace()", a[1]);
+    const struct jj_str *old = jj_want_str(j, "replace()", a[0]),
+                        *with = jj_want_str(j, "replace()", a[1]);
     return replace(j, self.s, old, with, max);
 }
 
@@ -426,7 +427,8 @@ static struct jj_val m_join(struct jj *j, struct jj_val self, const struct jj_ar
     struct jj_iter *it = jj_iter_new(j, a[0]);
     for (size_t i = 0; jj_next(j, it, &item); i++) {
         if (item.type != JJ_STR)
-            jj_fail(j, ST_CORRUPT, "sequence item %zu: expected str instance, %s found", i, jj_type_name(item));
+            jj_fail(j, ST_CORRUPT, "sequence item %zu: expected str instance, %s found", i,
+                    jj_type_name(item));
         if (i) jj_sb_str(j, &sb, self.s);
         jj_sb_str(j, &sb, item.s);
     }
@@ -438,8 +440,10 @@ static struct jj_val pad(struct jj *j, struct jj_val self, const struct jj_args 
     struct jj_val a[2];
     struct jj_sb sb = {0};
     jj_bind(j, "a padding method", "! width | fillchar", args, a);
-    const struct jj_str *fill = a[1].type == JJ_MISSING ? jj_textz(j, " ").s : jj_want_str(j, "fillchar", a[1]);
-    if (fill->count != 1) jj_fail(j, ST_CORRUPT, "the fill character must be exactly one character long");
+    const struct jj_str *fill =
+        a[1].type == JJ_MISSING ? jj_textz(j, " ").s : jj_want_str(j, "fillchar", a[1]);
+    if (fill->count != 1)
+        jj_fail(j, ST_CORRUPT, "the fill character must be exactly one character long");
     int64_t width = jj_want_int(j, "width", a[0]), n = width - (int64_t)self.s->count;
     if (n <= 0) return self;
     int64_t left = how == '<' ? 0 : how == '>' ? n : n / 2 + (n & width & 1);
@@ -483,12 +487,12 @@ static struct jj_val m_zfill(struct jj *j, struct jj_val self, const struct jj_a
     return jj_sb_val(j, &sb);
 }
 
-#define CLASS_METHOD(name)                                                                        \
-    static struct jj_val m_##name(struct jj *j, struct jj_val self, const struct jj_args *args)   \
-    {                                                                                             \
-        jj_bind(j, #name "()", "!", args, NULL);                                                  \
-        jj_step(j, self.s->len / 8);                                                              \
-        return jj_bool(jj_all_class(self.s, #name));                                              \
+#define CLASS_METHOD(name)                                                                         \
+    static struct jj_val m_##name(struct jj *j, struct jj_val self, const struct jj_args *args)    \
+    {                                                                                              \
+        jj_bind(j, #name "()", "!", args, NULL);                                                   \
+        jj_step(j, self.s->len / 8);                                                               \
+        return jj_bool(jj_all_class(self.s, #name));                                               \
     }
 CLASS_METHOD(isalnum)
 CLASS_METHOD(isalpha)
@@ -502,18 +506,44 @@ CLASS_METHOD(istitle)
 CLASS_METHOD(isupper)
 
 const struct jj_function jj_str_methods[] = {
-    {"strip", m_strip},           {"startswith", m_startswith}, {"endswith", m_endswith},
-    {"split", m_split},           {"replace", m_replace},       {"join", m_join},
-    {"lstrip", m_lstrip},         {"rstrip", m_rstrip},         {"upper", m_upper},
-    {"lower", m_lower},           {"title", m_title},           {"capitalize", m_capitalize},
-    {"swapcase", m_swapcase},     {"rsplit", m_rsplit},         {"splitlines", m_splitlines},
-    {"partition", m_partition},   {"rpartition", m_rpartition}, {"find", m_find},
-    {"rfind", m_rfind},           {"index", m_index},           {"rindex", m_rindex},
-    {"count", m_count},           {"removeprefix", m_removeprefix}, {"removesuffix", m_removesuffix},
-    {"ljust", m_ljust},           {"rjust", m_rjust},           {"center", m_center},
-    {"zfill", m_zfill},           {"format", jj_str_format},    {"isalnum", m_isalnum},
-    {"isalpha", m_isalpha},       {"isascii", m_isascii},       {"isdecimal", m_isdecimal},
-    {"isdigit", m_isdigit},       {"islower", m_islower},       {"isprintable", m_isprintable},
-    {"isspace", m_isspace},       {"istitle", m_istitle},       {"isupper", m_isupper},
+    {"strip", m_strip},
+    {"startswith", m_startswith},
+    {"endswith", m_endswith},
+    {"split", m_split},
+    {"replace", m_replace},
+    {"join", m_join},
+    {"lstrip", m_lstrip},
+    {"rstrip", m_rstrip},
+    {"upper", m_upper},
+    {"lower", m_lower},
+    {"title", m_title},
+    {"capitalize", m_capitalize},
+    {"swapcase", m_swapcase},
+    {"rsplit", m_rsplit},
+    {"splitlines", m_splitlines},
+    {"partition", m_partition},
+    {"rpartition", m_rpartition},
+    {"find", m_find},
+    {"rfind", m_rfind},
+    {"index", m_index},
+    {"rindex", m_rindex},
+    {"count", m_count},
+    {"removeprefix", m_removeprefix},
+    {"removesuffix", m_removesuffix},
+    {"ljust", m_ljust},
+    {"rjust", m_rjust},
+    {"center", m_center},
+    {"zfill", m_zfill},
+    {"format", jj_str_format},
+    {"isalnum", m_isalnum},
+    {"isalpha", m_isalpha},
+    {"isascii", m_isascii},
+    {"isdecimal", m_isdecimal},
+    {"isdigit", m_isdigit},
+    {"islower", m_islower},
+    {"isprintable", m_isprintable},
+    {"isspace", m_isspace},
+    {"istitle", m_istitle},
+    {"isupper", m_isupper},
     {NULL, NULL},
 };

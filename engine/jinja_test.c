@@ -4,11 +4,11 @@
 #include "engine/jinja_int.h"
 
 #define NO_ARGS(who) jj_bind(j, who, "", args, NULL)
-#define TYPE_TEST(name, expr)                                                                     \
-    static struct jj_val t_##name(struct jj *j, struct jj_val v, const struct jj_args *args)      \
-    {                                                                                             \
-        NO_ARGS("test '" #name "'");                                                              \
-        return jj_bool(expr);                                                                     \
+#define TYPE_TEST(name, expr)                                                                      \
+    static struct jj_val t_##name(struct jj *j, struct jj_val v, const struct jj_args *args)       \
+    {                                                                                              \
+        NO_ARGS("test '" #name "'");                                                               \
+        return jj_bool(expr);                                                                      \
     }
 
 TYPE_TEST(defined, v.type != JJ_UNDEFINED)
@@ -71,12 +71,12 @@ static struct jj_val t_in(struct jj *j, struct jj_val v, const struct jj_args *a
     return jj_bool(jj_contains(j, v, p[0]));
 }
 
-#define COMPARE_TEST(name, op)                                                                    \
-    static struct jj_val t_##name(struct jj *j, struct jj_val v, const struct jj_args *args)      \
-    {                                                                                             \
-        struct jj_val p[1];                                                                       \
-        jj_bind(j, "test '" #name "'", "! other", args, p);                                       \
-        return jj_bool(jj_compare(j, op, v, p[0]));                                               \
+#define COMPARE_TEST(name, op)                                                                     \
+    static struct jj_val t_##name(struct jj *j, struct jj_val v, const struct jj_args *args)       \
+    {                                                                                              \
+        struct jj_val p[1];                                                                        \
+        jj_bind(j, "test '" #name "'", "! other", args, p);                                        \
+        return jj_bool(jj_compare(j, op, v, p[0]));                                                \
     }
 COMPARE_TEST(eq, OP_EQ)
 COMPARE_TEST(ne, OP_NE)
@@ -86,19 +86,45 @@ COMPARE_TEST(gt, OP_GT)
 COMPARE_TEST(ge, OP_GE)
 
 static const struct jj_function tests[] = {
-    {"defined", t_defined},     {"undefined", t_undefined}, {"none", t_none},
-    {"string", t_string},       {"mapping", t_mapping},     {"iterable", t_iterable},
-    {"sequence", t_sequence},   {"number", t_number},       {"integer", t_integer},
-    {"float", t_float},         {"boolean", t_boolean},     {"true", t_true},
-    {"false", t_false},         {"odd", t_odd},             {"even", t_even},
-    {"divisibleby", t_divisibleby}, {"in", t_in},           {"callable", t_callable},
-    {"sameas", t_sameas},       {"lower", t_lower},         {"upper", t_upper},
-    {"escaped", t_escaped},     {"filter", t_filter},       {"test", t_test},
-    {"==", t_eq},               {"eq", t_eq},               {"equalto", t_eq},
-    {"!=", t_ne},               {"ne", t_ne},               {"<", t_lt},
-    {"lt", t_lt},               {"lessthan", t_lt},         {"<=", t_le},
-    {"le", t_le},               {">", t_gt},                {"gt", t_gt},
-    {"greaterthan", t_gt},      {">=", t_ge},               {"ge", t_ge},
+    {"defined", t_defined},
+    {"undefined", t_undefined},
+    {"none", t_none},
+    {"string", t_string},
+    {"mapping", t_mapping},
+    {"iterable", t_iterable},
+    {"sequence", t_sequence},
+    {"number", t_number},
+    {"integer", t_integer},
+    {"float", t_float},
+    {"boolean", t_boolean},
+    {"true", t_true},
+    {"false", t_false},
+    {"odd", t_odd},
+    {"even", t_even},
+    {"divisibleby", t_divisibleby},
+    {"in", t_in},
+    {"callable", t_callable},
+    {"sameas", t_sameas},
+    {"lower", t_lower},
+    {"upper", t_upper},
+    {"escaped", t_escaped},
+    {"filter", t_filter},
+    {"test", t_test},
+    {"==", t_eq},
+    {"eq", t_eq},
+    {"equalto", t_eq},
+    {"!=", t_ne},
+    {"ne", t_ne},
+    {"<", t_lt},
+    {"lt", t_lt},
+    {"lessthan", t_lt},
+    {"<=", t_le},
+    {"le", t_le},
+    {">", t_gt},
+    {"gt", t_gt},
+    {"greaterthan", t_gt},
+    {">=", t_ge},
+    {"ge", t_ge},
     {NULL, NULL},
 };
 

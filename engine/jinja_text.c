@@ -7,7 +7,8 @@
 
 #include "engine/jinja_int.h"
 
-/* repr(float): the shortest digits that read back as f, fixed from 1e-4 up to 1e16 and exponential outside. */
+/* repr(float): the shortest digits that read back as f, fixed from 1e-4 up to 1e16 and exponential
+ * outside. */
 size_t jj_float_repr(double f, char out[32])
 {
     if (isnan(f)) return (size_t)snprintf(out, 32, "nan");
@@ -21,12 +22,12 @@ size_t jj_float_repr(double f, char out[32])
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     int exp10 = atoi(strchr(e, 'e') + 1);
     if (exp10 < -4 || exp10 >= 16)
-        return (size_t)snprintf(out, 32, "%s%c%s%se%c%02d", sign, digits[0], n > 1 ? "." : "", digits + 1,
-                                exp10 < 0 ? '-' : '+', abs(exp10));
-    if (exp10 < 0)
-        return (size_t)snprintf(out, 32, "%s0.%.*s%s", sign, -exp10 - 1, "0000", digits);
+        return (size_t)snprintf(out, 32, "%s%c%s%se%c%02d", sign, digits[0], n > 1 ? "." : "",
+                                digits + 1, exp10 < 0 ? '-' : '+', abs(exp10));
+    if (exp10 < 0) return (size_t)snprintf(out, 32, "%s0.%.*s%s", sign, -exp10 - 1, "0000", digits);
     if (n <= exp10 + 1)
-        return (size_t)snprintf(out, 32, "%s%s%.*s.0", sign, digits, exp10 + 1 - n, "0000000000000000");
+        return (size_t)snprintf(out, 32, "%s%s%.*s.0", sign, digits, exp10 + 1 - n,
+                                "0000000000000000");
     return (size_t)snprintf(out, 32, "%s%.*s.%s", sign, exp10 + 1, digits, digits + exp10 + 1);
 }
 
@@ -87,20 +88,24 @@ static void put_range(struct jj *j, struct jj_sb *sb, const struct jj_range *r)
     if (r->step == 1)
         snprintf(text, sizeof text, "range(%lld, %lld)", (long long)r->start, (long long)r->stop);
     else
-        snprintf(text, sizeof text, "range(%lld, %lld, %lld)", (long long)r->start, (long long)r->stop,
-                 (long long)r->step);
+        snprintf(text, sizeof text, "range(%lld, %lld, %lld)", (long long)r->start,
+                 (long long)r->stop, (long long)r->step);
     jj_sb_puts(j, sb, text);
 }
 
 static void put_container(struct jj *j, struct jj_sb *sb, struct jj_val v)
 {
     static const char *const open[] = {
-        [JJ_LIST] = "[",       [JJ_TUPLE] = "(",         [JJ_DICT] = "{",
-        [JJ_KEYS] = "dict_keys([", [JJ_VALUES] = "dict_values([", [JJ_ITEMS] = "dict_items([",
+        [JJ_LIST] = "[",
+        [JJ_TUPLE] = "(",
+        [JJ_DICT] = "{",
+        [JJ_KEYS] = "dict_keys([",
+        [JJ_VALUES] = "dict_values([",
+        [JJ_ITEMS] = "dict_items([",
         [JJ_NAMESPACE] = "<Namespace {",
     };
     static const char *const close[] = {
-        [JJ_LIST] = "]",   [JJ_TUPLE] = ")",   [JJ_DICT] = "}",       [JJ_KEYS] = "])",
+        [JJ_LIST] = "]",    [JJ_TUPLE] = ")",  [JJ_DICT] = "}",       [JJ_KEYS] = "])",
         [JJ_VALUES] = "])", [JJ_ITEMS] = "])", [JJ_NAMESPACE] = "}>",
     };
     jj_enter(j);
@@ -173,7 +178,8 @@ const struct jj_str *jj_to_str(struct jj *j, struct jj_val v)
 const char *jj_repr_short(struct jj *j, struct jj_val v)
 {
     struct jj_sb sb = {0};
-    if (v.type == JJ_STR && v.s->len > 100) v = jj_text_borrow(j, v.s->data, jj_byte_offset(v.s, 25));
+    if (v.type == JJ_STR && v.s->len > 100)
+        v = jj_text_borrow(j, v.s->data, jj_byte_offset(v.s, 25));
     if (v.type > JJ_STR) return jj_type_name(v);
     jj_put_repr(j, &sb, v);
     jj_sb_putc(j, &sb, '\0');

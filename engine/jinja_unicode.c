@@ -1,8 +1,9 @@
 /*
- * jinja_unicode.c - strings as Python sees them: code points, white space, case, classes, line ends, searching.
+ * jinja_unicode.c - strings as Python sees them: code points, white space, case, classes, line
+ * ends, searching.
  *
- * Character data is utf8proc's; Python's own tables are of another Unicode version, so characters added in between may
- * differ in case and class.
+ * Character data is utf8proc's; Python's own tables are of another Unicode version, so characters
+ * added in between may differ in case and class.
  */
 #include <stdlib.h>
 #include <utf8proc.h>
@@ -38,17 +39,19 @@ size_t jj_cp_count(const char *p, size_t len)
 
 size_t jj_byte_offset(const struct jj_str *s, size_t cp_idx)
 {
-    if (s->count == s->len || cp_idx >= s->count) return size_min(cp_idx, s->len);
+    if (cp_idx >= s->count) return s->len;
+    if (s->count == s->len) return cp_idx;
     size_t i = 0;
-    for (; cp_idx > 0; cp_idx--)
-        do i++;
+    for (; cp_idx > 0; cp_idx--) do
+            i++;
         while (((unsigned char)s->data[i] & 0xC0) == 0x80);
     return i;
 }
 
 bool jj_is_line_break(uint32_t c)
 {
-    return (c >= 0x0A && c <= 0x0D) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
+    return (c >= 0x0A && c <= 0x0D) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 ||
+           c == 0x2029;
 }
 
 bool jj_is_space(uint32_t c)
@@ -74,14 +77,16 @@ static bool is_decimal(uint32_t c)
     return category(c) == UTF8PROC_CATEGORY_ND;
 }
 
-/* Decimal digits and the ones Unicode calls digits without decimal value: superscripts, circled ones and so on. */
+/* Decimal digits and the ones Unicode calls digits without decimal value: superscripts, circled
+ * ones and so on. */
 static bool is_digit(uint32_t c)
 {
     static const uint32_t ranges[][2] = {
-        {0xB2, 0xB3},     {0xB9, 0xB9},     {0x1369, 0x1371}, {0x19DA, 0x19DA}, {0x2070, 0x2070},
-        {0x2074, 0x2079}, {0x2080, 0x2089}, {0x2460, 0x2468}, {0x2474, 0x247C}, {0x2488, 0x2490},
-        {0x24EA, 0x24EA}, {0x24F5, 0x24FD}, {0x24FF, 0x24FF}, {0x2776, 0x277E}, {0x2780, 0x2788},
-        {0x278A, 0x2792}, {0x10A40, 0x10A43}, {0x10E60, 0x10E68}, {0x11052, 0x1105A}, {0x1F100, 0x1F10A},
+        {0xB2, 0xB3},       {0xB9, 0xB9},       {0x1369, 0x1371},   {0x19DA, 0x19DA},
+        {0x2070, 0x2070},   {0x2074, 0x2079},   {0x2080, 0x2089},   {0x2460, 0x2468},
+        {0x2474, 0x247C},   {0x2488, 0x2490},   {0x24EA, 0x24EA},   {0x24F5, 0x24FD},
+        {0x24FF, 0x24FF},   {0x2776, 0x277E},   {0x2780, 0x2788},   {0x278A, 0x2792},
+        {0x10A40, 0x10A43}, {0x10E60, 0x10E68}, {0x11052, 0x1105A}, {0x1F100, 0x1F10A},
     };
     if (is_decimal(c)) return true;
     for (size_t i = 0; i < ARRAY_COUNT(ranges); i++)
@@ -98,7 +103,9 @@ static bool is_alnum(uint32_t c)
 
 bool jj_is_word(uint32_t c)
 {
-    if (c < 0x80) return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+    if (c < 0x80)
+        return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+               c == '_';
     return is_alnum(c);
 }
 
@@ -114,14 +121,28 @@ static bool is_ascii(uint32_t c)
     return c < 0x80;
 }
 
-/* The derived properties Lowercase and Uppercase count a few letters and symbols beside the categories. */
+/* The derived properties Lowercase and Uppercase count a few letters and symbols beside the
+ * categories. */
 static int case_of(uint32_t c)
 {
+    static const uint32_t other_lower[][2] = {
+        {0xAA, 0xAA},     {0xBA, 0xBA},     {0x2B0, 0x2B8},   {0x2C0, 0x2C1},   {0x2E0, 0x2E4},
+        {0x345, 0x345},   {0x37A, 0x37A},   {0x1D2C, 0x1D6A}, {0x1D78, 0x1D78}, {0x1D9B, 0x1DBF},
+        {0x2071, 0x2071}, {0x207F, 0x207F}, {0x2090, 0x209C}, {0x2170, 0x217F}, {0x24D0, 0x24E9},
+        {0x2C7C, 0x2C7D}, {0xA69C, 0xA69D}, {0xA770, 0xA770}, {0xA7F8, 0xA7F9}, {0xAB5C, 0xAB5F},
+    };
     utf8proc_category_t k = category(c);
-    bool lower = k == UTF8PROC_CATEGORY_LL || c == 0xAA || c == 0xBA || (c >= 0x2B0 && c <= 0x2B8) ||
-                 (c >= 0x24D0 && c <= 0x24E9) || (c >= 0x2170 && c <= 0x217F);
-    bool upper = k == UTF8PROC_CATEGORY_LU || (c >= 0x24B6 && c <= 0x24CF) || (c >= 0x2160 && c <= 0x216F);
+    bool upper =
+        k == UTF8PROC_CATEGORY_LU || (c >= 0x24B6 && c <= 0x24CF) || (c >= 0x2160 && c <= 0x216F);
+    bool lower = k == UTF8PROC_CATEGORY_LL;
+    for (size_t i = 0; c >= 0x80 && !lower && i < ARRAY_COUNT(other_lower); i++)
+        lower = c >= other_lower[i][0] && c <= other_lower[i][1];
     return lower ? -1 : upper ? 1 : k == UTF8PROC_CATEGORY_LT ? 2 : 0;
+}
+
+bool jj_is_cased(uint32_t c)
+{
+    return case_of(c) != 0;
 }
 
 /* islower, isupper: some cased character, none of another case. */
@@ -157,8 +178,9 @@ bool jj_all_class(const struct jj_str *s, const char *name)
         bool (*test)(uint32_t);
         bool empty;
     } classes[] = {
-        {"isalpha", is_alpha, false}, {"isdecimal", is_decimal, false}, {"isdigit", is_digit, false},
-        {"isalnum", is_alnum, false}, {"isspace", jj_is_space, false},  {"isascii", is_ascii, true},
+        {"isalpha", is_alpha, false},           {"isdecimal", is_decimal, false},
+        {"isdigit", is_digit, false},           {"isalnum", is_alnum, false},
+        {"isspace", jj_is_space, false},        {"isascii", is_ascii, true},
         {"isprintable", jj_is_printable, true},
     };
     if (!strcmp(name, "islower")) return all_case(s, -1);
@@ -172,7 +194,7 @@ bool jj_all_class(const struct jj_str *s, const char *name)
     return s->len > 0 || classes[k].empty;
 }
 
-/* --- case ---------------------------------------------------------------------------------------------------- */
+/* --- case ---------------------------------------------------------------------------------- */
 
 static int by_code_point(const void *key, const void *row)
 {
@@ -215,7 +237,8 @@ static void put_code_point(struct jj *j, struct jj_sb *sb, uint32_t c)
     jj_sb_put(j, sb, utf8, utf8_encode(c, utf8));
 }
 
-static void put_cased(struct jj *j, struct jj_sb *sb, uint32_t c, enum jj_case how, bool final_sigma)
+static void put_cased(struct jj *j, struct jj_sb *sb, uint32_t c, enum jj_case how,
+                      bool final_sigma)
 {
     if (c < 0x80) {
         bool lower = c >= 'a' && c <= 'z', upper = c >= 'A' && c <= 'Z';
@@ -224,14 +247,17 @@ static void put_cased(struct jj *j, struct jj_sb *sb, uint32_t c, enum jj_case h
     }
     if (how == CASE_LOWER) {
         if (c == 0x130) jj_sb_puts(j, sb, "i\xCC\x87");
-        else put_code_point(j, sb, final_sigma ? 0x3C2 : (uint32_t)utf8proc_tolower((utf8proc_int32_t)c));
+        else
+            put_code_point(j, sb,
+                           final_sigma ? 0x3C2 : (uint32_t)utf8proc_tolower((utf8proc_int32_t)c));
         return;
     }
     const struct jj_special_case *row =
         bsearch(&c, jj_special_cases, ARRAY_COUNT(jj_special_cases), sizeof *row, by_code_point);
     if (!row) {
         utf8proc_int32_t cp = (utf8proc_int32_t)c;
-        put_code_point(j, sb, (uint32_t)(how == CASE_UPPER ? utf8proc_toupper(cp) : utf8proc_totitle(cp)));
+        put_code_point(j, sb,
+                       (uint32_t)(how == CASE_UPPER ? utf8proc_toupper(cp) : utf8proc_totitle(cp)));
         return;
     }
     const uint16_t *to = how == CASE_UPPER ? row->upper : row->title;
@@ -256,7 +282,7 @@ const struct jj_str *jj_lower(struct jj *j, const struct jj_str *s)
     return jj_sb_val(j, &sb).s;
 }
 
-/* --- cutting and finding ------------------------------------------------------------------------------------- */
+/* --- cutting and finding ------------------------------------------------------------------- */
 
 static bool in_set(uint32_t c, const struct jj_str *chars)
 {

@@ -1,6 +1,6 @@
 /*
- * jinja_value.c - the machine's ground floor: failure, arena, steps and depth; strings, lists, and what is true, long
- * or undefined.
+ * jinja_value.c - the machine's ground floor: failure, arena, steps and depth; strings, lists, and
+ * what is true, long or undefined.
  */
 #include <math.h>
 #include <stdarg.h>
@@ -44,7 +44,8 @@ _Noreturn void jj_fail_undefined(struct jj *j, struct jj_val v)
     const struct jj_undef *u = v.u;
     CHECK(v.type == JJ_UNDEFINED && u);
     if (u->hint) jj_fail(j, ST_CORRUPT, "%s", u->hint);
-    if (u->obj.type == JJ_MISSING) jj_fail(j, ST_CORRUPT, "%s is undefined", jj_repr_short(j, u->name));
+    if (u->obj.type == JJ_MISSING)
+        jj_fail(j, ST_CORRUPT, "%s is undefined", jj_repr_short(j, u->name));
     const char *type = u->obj.type == JJ_NONE        ? "None"
                        : u->obj.type == JJ_NAMESPACE ? "jinja2.utils.Namespace object"
                                                      : NULL;
@@ -117,7 +118,7 @@ void jj_arena_free(struct jj_arena *a)
     a->used = 0;
 }
 
-/* --- strings ------------------------------------------------------------------------------------------------- */
+/* --- strings ------------------------------------------------------------------------------- */
 
 const struct jj_str *jj_str_borrow(struct jj *j, const char *data, size_t len)
 {
@@ -188,7 +189,7 @@ struct jj_val jj_sb_val(struct jj *j, const struct jj_sb *sb)
     return jj_text_borrow(j, sb->data ? sb->data : "", sb->len);
 }
 
-/* --- lists, undefined ---------------------------------------------------------------------------------------- */
+/* --- lists, undefined ---------------------------------------------------------------------- */
 
 struct jj_list *jj_list_new(struct jj *j, size_t cap)
 {
@@ -258,18 +259,32 @@ struct jj_val jj_undefined_hint(struct jj *j, const char *fmt, ...)
     return undefined(j, (struct jj_undef){.hint = hint});
 }
 
-/* --- questions ----------------------------------------------------------------------------------------------- */
+/* --- questions ----------------------------------------------------------------------------- */
 
 const char *jj_type_name(struct jj_val v)
 {
     static const char *const names[] = {
-        [JJ_MISSING] = "missing",       [JJ_UNDEFINED] = "Undefined", [JJ_NONE] = "NoneType",
-        [JJ_BOOL] = "bool",             [JJ_INT] = "int",             [JJ_FLOAT] = "float",
-        [JJ_STR] = "str",               [JJ_LIST] = "list",           [JJ_TUPLE] = "tuple",
-        [JJ_DICT] = "dict",             [JJ_KEYS] = "dict_keys",      [JJ_VALUES] = "dict_values",
-        [JJ_ITEMS] = "dict_items",      [JJ_RANGE] = "range",         [JJ_ITER] = "generator",
-        [JJ_NAMESPACE] = "Namespace",   [JJ_LOOP] = "LoopContext",    [JJ_MACRO] = "Macro",
-        [JJ_METHOD] = "builtin method", [JJ_FUNCTION] = "function",   [JJ_CYCLER] = "Cycler",
+        [JJ_MISSING] = "missing",
+        [JJ_UNDEFINED] = "Undefined",
+        [JJ_NONE] = "NoneType",
+        [JJ_BOOL] = "bool",
+        [JJ_INT] = "int",
+        [JJ_FLOAT] = "float",
+        [JJ_STR] = "str",
+        [JJ_LIST] = "list",
+        [JJ_TUPLE] = "tuple",
+        [JJ_DICT] = "dict",
+        [JJ_KEYS] = "dict_keys",
+        [JJ_VALUES] = "dict_values",
+        [JJ_ITEMS] = "dict_items",
+        [JJ_RANGE] = "range",
+        [JJ_ITER] = "generator",
+        [JJ_NAMESPACE] = "Namespace",
+        [JJ_LOOP] = "LoopContext",
+        [JJ_MACRO] = "Macro",
+        [JJ_METHOD] = "builtin method",
+        [JJ_FUNCTION] = "function",
+        [JJ_CYCLER] = "Cycler",
         [JJ_JOINER] = "Joiner",
     };
     return names[v.type];
@@ -323,7 +338,7 @@ bool jj_as_double(struct jj_val v, double *f)
     return true;
 }
 
-/* --- variables ----------------------------------------------------------------------------------------------- */
+/* --- variables ----------------------------------------------------------------------------- */
 
 static struct jj_val from_json_string(struct jj *j, const char *text)
 {

@@ -1,9 +1,10 @@
 /*
- * tool_render - renders templates for the comparison with Python's jinja2 (tests/parity/test_chat_template.py).
+ * tool_render - renders templates for the comparison with Python's jinja2
+ * (tests/parity/test_chat_template.py).
  *
- * Each line of standard input is {"path": FILE or "source": TEXT, "vars": {...}, "now": SECONDS}; each line of standard
- * output is {"ok": true, "text": ...} or {"ok": false, "status": NAME, "error": ...}.  A template named by path is
- * compiled once and kept.
+ * Each line of standard input is {"path": FILE or "source": TEXT, "vars": {...}, "now": SECONDS};
+ * each line of standard output is {"ok": true, "text": ...} or {"ok": false, "status": NAME,
+ * "error": ...}.  A template named by path is compiled once and kept.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,11 +43,13 @@ static enum status render(const cJSON *job, struct buf *out, char *err)
     const cJSON *path = json_member(job, "path"), *source = json_member(job, "source");
     const cJSON *now = json_member(job, "now");
     struct eng_jinja *t = NULL;
-    enum status st = path ? load(path->valuestring, &t, err)
-                          : eng_jinja_compile(source->valuestring, strlen(source->valuestring), &t, err);
+    enum status st =
+        path ? load(path->valuestring, &t, err)
+             : eng_jinja_compile(source->valuestring, strlen(source->valuestring), &t, err);
     if (!st)
-        st = eng_jinja_render(t, cJSON_GetObjectItemCaseSensitive(job, "vars"), &eng_jinja_limits_default,
-                              now ? (int64_t)now->valuedouble : 0, out, err);
+        st = eng_jinja_render(t, cJSON_GetObjectItemCaseSensitive(job, "vars"),
+                              &eng_jinja_limits_default, now ? (int64_t)now->valuedouble : 0, out,
+                              err);
     if (!path) eng_jinja_free(t);
     return st;
 }

@@ -4,7 +4,7 @@
 
 #define PROMPT_BYTES_MAX (64u << 20)
 
-bool srv_api_render(struct srv_api *api, const struct srv_request *r, char **text, size_t *len,
+bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
                     struct srv_fault *fault)
 {
     struct buf out;
@@ -33,7 +33,7 @@ bool srv_api_render(struct srv_api *api, const struct srv_request *r, char **tex
 void srv_api_chat(struct srv_exchange *x, void *user)
 {
     struct srv_api *api = user;
-    struct srv_request request;
+    struct srv_ask request;
     struct srv_fault fault;
     char *text;
     size_t len;
@@ -42,6 +42,6 @@ void srv_api_chat(struct srv_exchange *x, void *user)
         srv_job_start(api, x, &request, text, len);
         return;
     }
-    srv_request_deinit(&request);
+    srv_ask_deinit(&request);
     srv_api_fault(x, &fault);
 }

@@ -50,7 +50,7 @@ static void job_free(struct srv_job *job)
     free(job->rendered.tokens);
     free(job->rendered_text);
     buf_deinit(&job->chunk);
-    srv_request_deinit(&job->request);
+    srv_ask_deinit(&job->request);
     api->memory_bytes -= job->bytes;
     if (job->prev) job->prev->next = job->next;
     else api->jobs = job->next;
@@ -144,7 +144,7 @@ static enum status put_echo(struct srv_job *job, const struct srv_prompt *prompt
 static enum status sequence_init(struct srv_job *job, struct srv_seq *s,
                                  const struct srv_prompt *prompt, uint64_t seed)
 {
-    const struct srv_request *r = &job->request;
+    const struct srv_ask *r = &job->request;
     size_t answer = (size_t)r->sampling.max_tokens, asked = (size_t)prompt->token_count;
     s->job = job;
     s->stop_hit = -1;
@@ -168,7 +168,7 @@ static enum status sequence_init(struct srv_job *job, struct srv_seq *s,
 
 static enum status sequences_init(struct srv_job *job)
 {
-    const struct srv_request *r = &job->request;
+    const struct srv_ask *r = &job->request;
     uint64_t base = (uint64_t)r->seed;
     int32_t count = job->encode.prompt_count * r->n;
     if (!r->seed_given) random_bytes(&base, sizeof base);
@@ -213,7 +213,7 @@ static bool submit_all(struct srv_job *job, struct srv_fault *fault)
 static bool admit(struct srv_job *job, struct srv_fault *fault)
 {
     struct srv_api *api = job->api;
-    struct srv_request *r = &job->request;
+    struct srv_ask *r = &job->request;
     struct srv_encode *e = &job->encode;
     int32_t longest = 0;
     uint64_t bytes = sizeof *job;
@@ -225,11 +225,11 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
     for (int32_t i = 0; i < e->prompt_count; i++) {
         int32_t count = e->prompts[i].token_count;
         /* An empty prompt among several is as wrong as one alone. */
-        if (count == 0) return srv_request_fit(r, 0, api->limits.context_tokens, fault);
+        if (count == 0) return srv_ask_fit(r, 0, api->limits.context_tokens, fault);
         longest = count > longest ? count : longest;
         job->usage.prompt_tokens += count;
     }
-    if (!srv_request_fit(r, longest, api->limits.context_tokens, fault)) return false;
+    if (!srv_ask_fit(r, longest, api->limits.context_tokens, fault)) return false;
     job->stride = 1 + (r->sampling.logprobs > 0 ? r->sampling.logprobs : 0);
     for (int32_t i = 0; i < e->prompt_count; i++)
         bytes += (uint64_t)r->n * sequence_bytes(job, &e->prompts[i]);
@@ -249,7 +249,7 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
 /* The request's tree and the prompts were copied into the sequences. */
 static void drop_inputs(struct srv_job *job)
 {
-    struct srv_request *r = &job->request;
+    struct srv_ask *r = &job->request;
     cJSON_Delete(r->tree);
     r->tree = r->messages = r->tools = r->template_kwargs = NULL;
     for (int32_t i = 0; i < r->prompt_count; i++) free(r->prompts[i].tokens);
@@ -299,13 +299,13 @@ static void head_init(struct srv_job *job)
                                   .vocab = &api->vocab[job->request.skip_special]};
 }
 
-void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_request *request,
+void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request,
                    char *text, size_t len)
 {
     struct srv_fault fault;
     struct srv_job *job = calloc(1, sizeof *job);
     if (!job) {
-        srv_request_deinit(request);
+        srv_ask_deinit(request);
         free(text);
         full(&fault, "has no memory left");
         srv_api_fault(x, &fault);
@@ -368,7 +368,7 @@ static void time_token(struct srv_seq *s, uint64_t now)
 
 static void take_token(struct srv_seq *s, const struct eng_event *event)
 {
-    if (srv_request_score_only(&s->job->request)) return;
+    if (srv_ask_score_only(&s->job->request)) return;
     CHECK(event->index == s->got && s->got < s->req.sampling.max_tokens);
     put_scores(s, s->prompt_rows + s->got, &event->sample);
     s->got++;
@@ -399,7 +399,7 @@ static void take_finish(struct srv_seq *s, const struct eng_event *event, uint64
     job->live_count--;
     job->api->live_sequences--;
     s->finish = event->finish;
-    if (s->finish == ENG_FINISH_STOP && !srv_request_score_only(&job->request)) {
+    if (s->finish == ENG_FINISH_STOP && !srv_ask_score_only(&job->request)) {
         /* The token that ended it is part of what was sampled: counted, and scored for completions.
          */
         CHECK(s->got < s->req.sampling.max_tokens);

@@ -348,8 +348,8 @@ static void test_stop_string_over_tokens(void **state)
 static void test_slow_reader(void **state)
 {
     struct fixture *f = *state;
-    enum { COUNT = 4000 };
-    int fd = post(f, "{\"prompt\":\"x\",\"max_tokens\":4000,\"stream\":true}", 2048);
+    enum { COUNT = 19000 }; /* more than the sockets themselves can hold */
+    int fd = post(f, "{\"prompt\":\"x\",\"max_tokens\":19000,\"logprobs\":1,\"stream\":true}", 2048);
     for (int i = 0; i < COUNT; i++) {
         fake_token(&f->engine, 0, i % 26);
         if (i % 500 == 0) spin(f);

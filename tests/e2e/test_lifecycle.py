@@ -42,7 +42,7 @@ def test_drain_finishes_a_stream_and_refuses_new_requests(start):
     streaming.close()
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert text_of(chunks)
-    assert daemon.stop() == 0
+    assert daemon.wait() == 0
 
 
 def test_impatient_drain_tells_its_clients(start):
@@ -58,7 +58,7 @@ def test_impatient_drain_tells_its_clients(start):
         chunks = parse_events(reading.result().decode())
         connection.close()
     assert chunks[-1]["error"]["type"] == "unavailable_error"
-    assert daemon.stop() == 0
+    assert daemon.wait() == 0
 
 
 def test_two_signals_end_at_once(start):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from daemon import text_of
+from daemon import parse_events, text_of
 
 SEED = int(os.environ.get("DAKD_TEST_SEED", "42"))
 WORDS = "dakd serves large models on one small GPU and reads remote weights in place".split()
@@ -121,9 +121,7 @@ def test_slow_reader_gets_everything(dakd):
     got = b""
     while part := raw.recv(65536):
         got += part
-        time.sleep(0.001)
     raw.close()
-    from daemon import parse_events
     chunks = parse_events(got.partition(b"\r\n\r\n")[2].decode())
     for index in range(8):
         assert text_of(chunks, index) == text_of(expected, index)

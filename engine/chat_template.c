@@ -32,7 +32,7 @@ struct eng_chat_template {
     cJSON *tokens;      /* owned: {"bos_token": "...", ...} */
 };
 
-/* --- finding it ---------------------------------------------------------------------------- */
+/* --- finding it ------------------------------------------------------------------------------- */
 
 static enum status compile(struct eng_chat_template *t, const char *name, const char *source,
                            size_t len, const char *where, char *err)
@@ -165,7 +165,7 @@ void eng_chat_template_close(struct eng_chat_template *t)
     free(t);
 }
 
-/* --- the conversation ---------------------------------------------------------------------- */
+/* --- the conversation ------------------------------------------------------------------------- */
 
 /* What vLLM gives templates: parsed arguments, and {} for none or an empty text. */
 static enum status parse_arguments(cJSON *function, char *err)
@@ -299,7 +299,7 @@ static enum status prepare_messages(const cJSON *messages, bool mark, cJSON **ou
     return mark ? mark_final(*out, plain, err) : ST_OK;
 }
 
-/* --- the variables ------------------------------------------------------------------------- */
+/* --- the variables ---------------------------------------------------------------------------- */
 
 static bool add_list(cJSON *vars, const char *name, const cJSON *list)
 {

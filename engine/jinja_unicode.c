@@ -194,7 +194,7 @@ bool jj_all_class(const struct jj_str *s, const char *name)
     return s->len > 0 || classes[k].empty;
 }
 
-/* --- case ---------------------------------------------------------------------------------- */
+/* --- case ------------------------------------------------------------------------------------- */
 
 static int by_code_point(const void *key, const void *row)
 {
@@ -291,7 +291,7 @@ const struct jj_str *jj_lower(struct jj *j, const struct jj_str *s)
     return jj_sb_val(j, &sb).s;
 }
 
-/* --- cutting and finding ------------------------------------------------------------------- */
+/* --- cutting and finding ---------------------------------------------------------------------- */
 
 static bool in_set(uint32_t c, const struct jj_str *chars)
 {

@@ -8,7 +8,8 @@
 #include "config/log.h"
 
 #define GIB 1073741824.0
-/* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more. */
+/* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more.
+ */
 #define KV_DEFAULT_BYTES (1ull << 30)
 /* Rows of logits computed at a time; prompts that are scored take several rounds. */
 #define LOGIT_ROWS_MIN 64
@@ -54,8 +55,10 @@ static enum status choose_dtype(const char *name, enum kn_dtype automatic, enum 
 
 static struct eng_model_options model_options(const struct options *o, struct loading *loading)
 {
-    static const char *const dtypes[] = {[ENG_DTYPE_AUTO] = "auto", [ENG_DTYPE_F32] = "float32",
-                                         [ENG_DTYPE_BF16] = "bfloat16", [ENG_DTYPE_F16] = "float16"};
+    static const char *const dtypes[] = {[ENG_DTYPE_AUTO] = "auto",
+                                         [ENG_DTYPE_F32] = "float32",
+                                         [ENG_DTYPE_BF16] = "bfloat16",
+                                         [ENG_DTYPE_F16] = "float16"};
     struct eng_model_options m = {
         .load_format = strcmp(o->load_format, "dummy") ? ENG_LOAD_SAFETENSORS : ENG_LOAD_DUMMY,
         .seed = o->seed,
@@ -76,7 +79,8 @@ static enum status choose_model_len(const struct options *o, const struct eng_mo
 {
     *out = o->max_model_len ? (int32_t)o->max_model_len : info->context_max;
     if (*out > info->context_max)
-        return err_set(err, ST_INVALID, "--max-model-len %d is more than the %d positions this model was made for",
+        return err_set(err, ST_INVALID,
+                       "--max-model-len %d is more than the %d positions this model was made for",
                        *out, info->context_max);
     return ST_OK;
 }
@@ -98,12 +102,14 @@ static enum status choose_pages(const struct options *o, const struct kn_kv *kv,
                        "--kv-cache-memory-bytes allows %.2f GiB: raise the one or lower the other",
                        model_len, (double)(per_seq * page) / GIB,
                        (double)o->kv_cache_memory_bytes / GIB);
-    if (count > 0x0FFFFFFF) return err_set(err, ST_LIMIT, "the KV cache would hold more than 2^28 pages");
+    if (count > 0x0FFFFFFF)
+        return err_set(err, ST_LIMIT, "the KV cache would hold more than 2^28 pages");
     *out = (int32_t)count;
     return ST_OK;
 }
 
-/* Local memory for the share that stays, norms and all, and the KV pool; refused before anything is read. */
+/* Local memory for the share that stays, norms and all, and the KV pool; refused before anything is
+ * read. */
 static enum status open_tiers(const struct options *o, const struct eng_model_info *info,
                               uint64_t kv_bytes, struct srv_machine *m, char *err)
 {
@@ -111,15 +117,18 @@ static enum status open_tiers(const struct options *o, const struct eng_model_in
     enum status st = off_remote_parse(o->remote, &remote, err);
     if (st) return st;
     if (o->offload > 0 && remote.count == 0)
-        return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE", o->offload);
+        return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE",
+                       o->offload);
     /* Rounding to whole row tiles and alignment of each tensor stay well under a sixteenth. */
     uint64_t local = info->weight_bytes + info->weight_bytes / 16 + kv_bytes + (64u << 20);
     uint64_t need = info->weight_bytes + kv_bytes, have = memory_available();
     if (have && need > have)
         return err_set(err, ST_LIMIT,
-                       "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are available: lower "
+                       "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are "
+                       "available: lower "
                        "--kv-cache-memory-bytes or --max-model-len, or serve a smaller model",
-                       (double)info->weight_bytes / GIB, (double)kv_bytes / GIB, (double)have / GIB);
+                       (double)info->weight_bytes / GIB, (double)kv_bytes / GIB,
+                       (double)have / GIB);
     return off_tiers_open(m->kn, local, &remote, &m->tiers, err);
 }
 
@@ -133,7 +142,8 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
     for (int t = 0; t < off_tiers_count(m->tiers); t++)
         log_info("startup", "tier %s: %.3f GiB of weights, %.3f of %.3f GiB used",
                  off_tier_name(m->tiers, t), (double)eng_model_tier_bytes(m->model, t) / GIB,
-                 (double)off_tier_used(m->tiers, t) / GIB, (double)off_tier_capacity(m->tiers, t) / GIB);
+                 (double)off_tier_used(m->tiers, t) / GIB,
+                 (double)off_tier_capacity(m->tiers, t) / GIB);
     log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
              m->page_count, KN_PAGE_TOKENS,
              (double)m->page_count * (double)kn_kv_page_bytes(&m->kv) / GIB, m->model_len_max);
@@ -162,8 +172,8 @@ static enum status open_engine(const struct options *o, const struct srv_startup
 static enum status shape_kv(const struct options *o, const struct eng_model_info *info,
                             struct kn_kv *kv, char *err)
 {
-    *kv = (struct kn_kv){.layer_count = info->layer_count, .kv_heads = info->kv_heads,
-                         .head_dim = info->head_dim};
+    *kv = (struct kn_kv){
+        .layer_count = info->layer_count, .kv_heads = info->kv_heads, .head_dim = info->head_dim};
     if (choose_dtype(o->kv_cache_dtype, info->kv_dtype, &kv->dtype))
         return err_set(err, ST_INVALID, "--kv-cache-dtype %s is not supported", o->kv_cache_dtype);
     return ST_OK;

@@ -1,9 +1,9 @@
 /* Buffers, UTF-8, error sentences. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
 
 #include <stdlib.h>
 #include <string.h>
@@ -39,11 +39,13 @@ static void test_buf_json_string(void **state)
     buf_init(&b, 1000);
     const char text[] = "a\"\\\n\x01\0\xC3\xA9\xFFz\xE2\x82";
     buf_put_json_string(&b, text, sizeof text - 1);
-    assert_string_equal(b.data, "\"a\\\"\\\\\\n\\u0001\\u0000\xC3\xA9\xEF\xBF\xBDz\xEF\xBF\xBD\xEF\xBF\xBD\"");
+    assert_string_equal(
+        b.data, "\"a\\\"\\\\\\n\\u0001\\u0000\xC3\xA9\xEF\xBF\xBDz\xEF\xBF\xBD\xEF\xBF\xBD\"");
     buf_deinit(&b);
 }
 
-/* Every code point encodes, has the length found, and decodes to itself; surrogates and beyond do not occur. */
+/* Every code point encodes, has the length found, and decodes to itself; surrogates and beyond do
+ * not occur. */
 static void test_utf8_round_trip(void **state)
 {
     (void)state;
@@ -60,8 +62,15 @@ static void test_utf8_round_trip(void **state)
 static void test_utf8_invalid(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF",
-                                      "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF", "\xE2\x28\xA1"};
+    static const char *const bad[] = {"\x80",
+                                      "\xC1\xBF",
+                                      "\xE0\x9F\xBF",
+                                      "\xED\xA0\x80",
+                                      "\xF0\x8F\xBF\xBF",
+                                      "\xF4\x90\x80\x80",
+                                      "\xF5\x80\x80\x80",
+                                      "\xFF",
+                                      "\xE2\x28\xA1"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(utf8_char_len(bad[i], strlen(bad[i])), 0);
         assert_false(utf8_is_partial(bad[i], strlen(bad[i])));

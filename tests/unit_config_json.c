@@ -1,9 +1,10 @@
 /* The strict JSON check: what must pass, what must not, and where the error is said to be. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include <stdio.h>
 #include <stdlib.h>

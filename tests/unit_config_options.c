@@ -1,9 +1,10 @@
 /* Settings: precedence, ranges, and an error sentence for every mistake. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include <stdio.h>
 #include <stdlib.h>

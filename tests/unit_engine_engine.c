@@ -3,11 +3,12 @@
  * alone, whatever the pages, chunks and neighbours; cancels, limits, stop tokens and scored
  * prompts; a tiny event ring; a stop with work in flight.
  */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include <math.h>
 #include <sched.h>

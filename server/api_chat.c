@@ -1,4 +1,5 @@
-/* api_chat.c - POST /v1/chat/completions: the conversation through the model's template, then as a completion. */
+/* api_chat.c - POST /v1/chat/completions: the conversation through the model's template, then as a
+ * completion. */
 #include "config/clock.h"
 #include "server/generate.h"
 
@@ -14,9 +15,9 @@ bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, s
                                      "'messages' are not supported: the model has no chat template "
                                      "(--chat-template); use /v1/completions.");
     buf_init(&out, PROMPT_BYTES_MAX);
-    enum status st = eng_chat_template_render(
-        api->chat, r->messages, r->tools, NULL, r->add_generation_prompt, r->continue_final_message,
-        r->template_kwargs, clock_unix_s(), &out, err);
+    enum status st = eng_chat_template_render(api->chat, r->messages, r->tools, NULL,
+                                              r->add_generation_prompt, r->continue_final_message,
+                                              r->template_kwargs, clock_unix_s(), &out, err);
     if (!st) st = buf_reserve(&out, 0); /* an empty prompt is a text too */
     if (!st) {
         *text = out.data;

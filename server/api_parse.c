@@ -727,7 +727,7 @@ bool srv_ask_score_only(const struct srv_ask *r)
 bool srv_ask_fit(struct srv_ask *r, int32_t prompt_tokens, int32_t context_tokens,
                      struct srv_fault *fault)
 {
-    const char *param = r->messages ? "messages" : "prompt";
+    const char *param = r->endpoint == SRV_CHAT ? "messages" : "prompt";
     if (prompt_tokens == 0)
         return srv_fault_bad(fault, param, "'%s' comes to no tokens at all; give some text.",
                              param);

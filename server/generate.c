@@ -19,6 +19,9 @@
 
 /* A sequence's text may hold the echoed prompt and this many bytes per token of the answer. */
 #define TEXT_BYTES_PER_TOKEN 1024u
+/* What a token's text and one log-probability come to, in an answer's JSON. */
+#define TEXT_BYTES_TYPICAL 8u
+#define ENTRY_JSON_TYPICAL 100u
 
 static void random_bytes(void *out, size_t len)
 {
@@ -121,14 +124,19 @@ void srv_job_fail(struct srv_job *job, const struct srv_fault *fault)
 
 /* --- submission -------------------------------------------------------------------------- */
 
-/* Storage of one sequence in bytes, as counted against the limit. */
+/* Storage of one sequence in bytes, as counted against the limit.  A whole answer is also held as
+ * text, and once more as the reply. */
 static uint64_t sequence_bytes(const struct srv_job *job, const struct srv_prompt *prompt)
 {
     const struct eng_sampling *p = &job->request.sampling;
     uint64_t answer = (uint64_t)p->max_tokens, asked = (uint64_t)prompt->token_count;
     uint64_t rows = (p->logprobs >= 0 ? answer : 0) + (p->prompt_logprobs >= 0 ? asked : 0);
-    return sizeof(struct srv_seq) + (answer + asked) * sizeof(int32_t) +
-           rows * (uint64_t)job->stride * sizeof(struct eng_logprob);
+    uint64_t entries = rows * (uint64_t)job->stride;
+    uint64_t bytes = sizeof(struct srv_seq) + (answer + asked) * sizeof(int32_t) +
+                     entries * sizeof(struct eng_logprob) + (job->request.echo ? prompt->len : 0);
+    if (!job->request.stream)
+        bytes += 3 * answer * TEXT_BYTES_TYPICAL + 2 * entries * ENTRY_JSON_TYPICAL;
+    return bytes;
 }
 
 /* The prompt's text, and where it has none, what its tokens decode to. */
@@ -217,7 +225,7 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
     struct srv_encode *e = &job->encode;
     int32_t longest = 0;
     uint64_t bytes = sizeof *job;
-    if (e->status) return srv_encode_fault(e, r->messages ? "messages" : "prompt", fault);
+    if (e->status) return srv_encode_fault(e, job->head.chat ? "messages" : "prompt", fault);
     if (api->draining) return full(fault, "is shutting down");
     if (!api->tok && r->stops.count > 0)
         return srv_fault_unsupported(fault, "stop",
@@ -246,12 +254,17 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
     return submit_all(job, fault);
 }
 
-/* The request's tree and the prompts were copied into the sequences. */
-static void drop_inputs(struct srv_job *job)
+/* What the request said in JSON is not needed once the prompts are text or tokens of their own. */
+static void drop_tree(struct srv_ask *r)
 {
-    struct srv_ask *r = &job->request;
     cJSON_Delete(r->tree);
     r->tree = r->messages = r->tools = r->template_kwargs = NULL;
+}
+
+/* The prompts were copied into the sequences. */
+static void drop_prompts(struct srv_job *job)
+{
+    struct srv_ask *r = &job->request;
     for (int32_t i = 0; i < r->prompt_count; i++) free(r->prompts[i].tokens);
     free(r->prompts);
     r->prompts = NULL;
@@ -276,7 +289,8 @@ static void encoded(struct srv_encode *e)
         free_if_over(job);
         return;
     }
-    drop_inputs(job);
+    drop_prompts(job);
+    drop_tree(&job->request);
     job->written_ns = clock_now_ns();
     /* The head goes out at once: the prompt may take its time. */
     if (job->request.stream) srv_sse_begin(job->x);
@@ -299,8 +313,8 @@ static void head_init(struct srv_job *job)
                                   .vocab = &api->vocab[job->request.skip_special]};
 }
 
-void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request,
-                   char *text, size_t len)
+void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request, char *text,
+                   size_t len)
 {
     struct srv_fault fault;
     struct srv_job *job = calloc(1, sizeof *job);
@@ -317,6 +331,7 @@ void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *
     if (!api->tok) job->request.return_token_ids = true; /* there is no other answer */
     job->rendered = (struct srv_prompt){.text = text, .len = len};
     job->rendered_text = text;
+    if (text) drop_tree(&job->request);
     job->arrival_ns = srv_x_arrival_ns(x);
     job->next = api->jobs;
     if (job->next) job->next->prev = job;

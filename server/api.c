@@ -9,7 +9,6 @@
 
 #include "config/check.h"
 #include "config/clock.h"
-#include "config/log.h"
 #include "config/version.h"
 #include "server/api_int.h"
 #include "server/generate.h"

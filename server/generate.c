@@ -14,7 +14,6 @@
 
 #include "config/check.h"
 #include "config/clock.h"
-#include "config/log.h"
 #include "server/sse.h"
 
 /* A sequence's text may hold the echoed prompt and this many bytes per token of the answer. */

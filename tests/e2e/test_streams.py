@@ -114,7 +114,7 @@ def test_slow_reader_gets_everything(dakd):
     body = {"prompt": "dakd", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "n": 8, "logprobs": 20}
     expected = dakd.stream("/v1/completions", body)
     raw = socket.create_connection(("127.0.0.1", dakd.port))
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
     data = json.dumps({**body, "stream": True}).encode()
     raw.sendall(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
     time.sleep(1)

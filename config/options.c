@@ -1,7 +1,6 @@
 #include "config/options.h"
 
 #include <ctype.h>
-#include <errno.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -11,6 +10,7 @@
 #include "config/check.h"
 #include "config/file.h"
 #include "config/json.h"
+#include "config/size.h"
 
 enum kind { TEXT, CHOICE, INT, UINT, BYTES, REAL };
 
@@ -78,29 +78,6 @@ static const struct option table[] = {
      "of standard error"},
 };
 
-/* Suffixes are those of off_remote_parse: powers of 1024 with an i, of 1000 without. */
-enum status options_parse_bytes(const char *text, uint64_t *out)
-{
-    static const char units[] = "kmgt";
-    char *end;
-    errno = 0;
-    if (!isdigit((unsigned char)text[0])) return ST_INVALID;
-    double v = strtod(text, &end);
-    double scale = 1;
-    if (*end && tolower((unsigned char)*end) != 'b') {
-        const char *unit = strchr(units, tolower((unsigned char)*end));
-        if (!unit) return ST_INVALID;
-        bool binary = end[1] == 'i';
-        scale = pow(binary ? 1024.0 : 1000.0, (double)(unit - units + 1));
-        end += binary ? 2 : 1;
-    }
-    if (tolower((unsigned char)*end) == 'b') end++;
-    v *= scale;
-    if (*end || errno || !(v >= 0 && v <= 1e18) || v != floor(v)) return ST_INVALID;
-    *out = (uint64_t)v;
-    return ST_OK;
-}
-
 static bool is_choice(const char *choices, const char *value)
 {
     size_t n = strlen(value);
@@ -117,7 +94,7 @@ static enum status set_number(const struct option *opt, const char *from, const 
     double v;
     if (opt->kind == BYTES) {
         uint64_t bytes;
-        if (options_parse_bytes(value, &bytes))
+        if (size_parse(value, &bytes))
             return err_set(err, ST_INVALID, "%s: '%s' is not a size such as 512MiB or 8GiB", from,
                            value);
         v = (double)bytes;

@@ -64,7 +64,5 @@ MUST_USE enum status options_read(struct options *o, int argc, char *const *argv
                                   char *const *env, char *err);
 /* The text of `dakd serve --help`. */
 void options_print_help(void);
-/* Parses "8GiB", "512MB", "1048576". */
-MUST_USE enum status options_parse_bytes(const char *text, uint64_t *out);
 
 #endif

@@ -70,7 +70,16 @@ static void finish(struct daemon *d)
     if (d->api) srv_api_stop(d->api);
     uv_handle_t *const handles[] = {(uv_handle_t *)&d->on_term, (uv_handle_t *)&d->on_int,
                                     (uv_handle_t *)&d->tick, (uv_handle_t *)&d->patience};
+    /* Nobody listens to signals from here on.  Closing the handles restores the default action, so
+     * a late signal would kill: hold it back until it is ignored. */
+    sigset_t late;
+    sigemptyset(&late);
+    sigaddset(&late, SIGTERM);
+    sigaddset(&late, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &late, NULL);
     for (size_t i = 0; i < ARRAY_COUNT(handles) && d->handles_open; i++) uv_close(handles[i], NULL);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
 }
 
 static void on_drained(void *arg)
@@ -322,8 +331,9 @@ static enum status start(struct daemon *d, char *err)
 
 static void close_all(struct daemon *d)
 {
-    if (d->api) srv_api_close(d->api);
+    /* The engine's thread may be waking the API until it has been joined. */
     srv_shutdown(&d->machine);
+    if (d->api) srv_api_close(d->api);
     if (d->chat) eng_chat_template_close(d->chat);
     if (d->tok) eng_tok_close(d->tok);
     srv_notify_close(&d->notify);

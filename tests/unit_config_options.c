@@ -143,38 +143,11 @@ static void test_bad_files_and_environment(void **state)
     assert_non_null(strstr(err, "DAKD_PROT"));
 }
 
-static void test_bytes(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *text;
-        uint64_t want;
-    } good[] = {{"0", 0},
-                {"512", 512},
-                {"1KiB", 1024},
-                {"1kb", 1000},
-                {"1.5GiB", 3ull << 29},
-                {"2M", 2000000},
-                {"64GiB", 64ull << 30},
-                {"1TiB", 1ull << 40},
-                {"7B", 7}};
-    static const char *const bad[] = {"",   "-1", "x",   "1X",   "1KiBs",
-                                      " 1", "1 ", "0.5", "1e30", "KiB"};
-    uint64_t v;
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        assert_int_equal(options_parse_bytes(good[i].text, &v), ST_OK);
-        assert_int_equal(v, good[i].want);
-    }
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        if (options_parse_bytes(bad[i], &v) == ST_OK) fail_msg("accepted: %s", bad[i]);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),  cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_bad_flags), cmocka_unit_test(test_bad_files_and_environment),
-        cmocka_unit_test(test_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

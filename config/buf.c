@@ -91,7 +91,8 @@ void buf_put_json_string(struct buf *b, const char *text, size_t len)
         }
         buf_put(b, text + run, i - run);
         if (step == 0) buf_puts(b, "\xEF\xBF\xBD");
-        else if (c < sizeof short_escapes && short_escapes[c]) buf_printf(b, "\\%c", short_escapes[c]);
+        else if (c < sizeof short_escapes && short_escapes[c])
+            buf_printf(b, "\\%c", short_escapes[c]);
         else buf_printf(b, "\\u%04x", c);
         run = ++i;
     }

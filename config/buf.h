@@ -1,9 +1,9 @@
 /*
  * buf.h - a growable byte buffer with a hard bound.
  *
- * Appending past `max` or out of memory sets a sticky `failed` status instead of returning one, so that a writer
- * makes many appends and checks once (buf_status).  After a failure further appends do nothing.  `data` is always
- * NUL-terminated when non-NULL; `len` does not count that NUL.
+ * Appending past `max` or out of memory sets a sticky `failed` status instead of returning one, so
+ * that a writer makes many appends and checks once (buf_status).  After a failure further appends
+ * do nothing.  `data` is always NUL-terminated when non-NULL; `len` does not count that NUL.
  */
 #ifndef DAKD_CONFIG_BUF_H
 #define DAKD_CONFIG_BUF_H
@@ -31,8 +31,8 @@ void buf_put(struct buf *b, const void *bytes, size_t len);
 void buf_puts(struct buf *b, const char *text);
 void buf_putc(struct buf *b, char c);
 void buf_printf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* Appends `text` as a JSON string with quotes: control characters, quote and backslash escaped, valid UTF-8 kept as
- * it is, each invalid byte replaced by U+FFFD. */
+/* Appends `text` as a JSON string with quotes: control characters, quote and backslash escaped,
+ * valid UTF-8 kept as it is, each invalid byte replaced by U+FFFD. */
 void buf_put_json_string(struct buf *b, const char *text, size_t len);
 /* Drops the first n bytes. */
 void buf_consume(struct buf *b, size_t n);

@@ -30,7 +30,8 @@ enum status file_read(const char *path, size_t max, char **data, size_t *len, ch
     *len = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return err_set(err, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "%s: %s", path, strerror(errno));
+        return err_set(err, errno == ENOENT ? ST_NOT_FOUND : ST_IO, "%s: %s", path,
+                       strerror(errno));
     if (fstat(fd, &info) < 0) {
         st = err_set(err, ST_IO, "%s: %s", path, strerror(errno));
     } else if (!S_ISREG(info.st_mode)) {
@@ -39,7 +40,8 @@ enum status file_read(const char *path, size_t max, char **data, size_t *len, ch
         st = err_set(err, ST_LIMIT, "%s has %lld bytes; at most %zu are accepted", path,
                      (long long)info.st_size, max);
     } else if (!(*data = malloc((size_t)info.st_size + 1))) {
-        st = err_set(err, ST_NOMEM, "%s: no memory for its %lld bytes", path, (long long)info.st_size);
+        st = err_set(err, ST_NOMEM, "%s: no memory for its %lld bytes", path,
+                     (long long)info.st_size);
     } else {
         st = read_all(fd, path, *data, (size_t)info.st_size, err);
         if (st) {
@@ -62,6 +64,7 @@ enum status file_join(char *out, size_t cap, const char *dir, const char *name, 
 {
     int n = snprintf(out, cap, "%s/%s", dir, name);
     if (n < 0 || (size_t)n >= cap)
-        return err_set(err, ST_LIMIT, "the path %s/%s is longer than %zu bytes", dir, name, cap - 1);
+        return err_set(err, ST_LIMIT, "the path %s/%s is longer than %zu bytes", dir, name,
+                       cap - 1);
     return ST_OK;
 }

@@ -1,6 +1,6 @@
 /*
- * json.c - see json.h.  The checker is one loop over the text with an explicit stack; it allocates only the table
- * that finds duplicate keys, whose entries are bounded by limits->nodes_max.
+ * json.c - see json.h.  The checker is one loop over the text with an explicit stack; it allocates
+ * only the table that finds duplicate keys, whose entries are bounded by limits->nodes_max.
  */
 #include "config/json.h"
 
@@ -118,12 +118,14 @@ static int keys_equal(const char *text, size_t a, size_t b)
 {
     char x[4], y[4];
     for (;;) {
-        /* Both sides yield characters of one byte or whole UTF-8 characters of an escape: compare bytewise. */
+        /* Both sides yield characters of one byte or whole UTF-8 characters of an escape: compare
+         * bytewise. */
         size_t i = a, j = b;
         size_t n = next_char(text, &i, x), m = next_char(text, &j, y);
         if (n == 0 || m == 0) return n == m;
         if (n != m) {
-            /* One side is an escape of several bytes, the other a raw lead byte: read the raw bytes too. */
+            /* One side is an escape of several bytes, the other a raw lead byte: read the raw bytes
+             * too. */
             const char *raw = n == 1 ? text + a : text + b;
             const char *esc = n == 1 ? y : x;
             size_t len = n == 1 ? m : n;
@@ -188,7 +190,8 @@ static enum status check_escape(struct checker *c)
     size_t at = c->pos;
     char kind = c->pos + 1 < c->len ? c->text[c->pos + 1] : '\0';
     if (kind != 'u') {
-        if (!kind || !strchr("\"\\/bfnrt", kind)) return fail_at(c, at, "unknown escape in a string");
+        if (!kind || !strchr("\"\\/bfnrt", kind))
+            return fail_at(c, at, "unknown escape in a string");
         c->pos += 2;
         return ST_OK;
     }
@@ -215,7 +218,8 @@ static enum status check_string(struct checker *c)
             c->pos++;
             return ST_OK;
         }
-        if (ch < 0x20) return fail_at(c, c->pos, "a control character stands unescaped in a string");
+        if (ch < 0x20)
+            return fail_at(c, c->pos, "a control character stands unescaped in a string");
         if (ch == '\\') {
             enum status st = check_escape(c);
             if (st) return st;
@@ -312,7 +316,8 @@ static enum status open_container(struct checker *c, int *closed)
     return object ? check_key(c) : ST_OK;
 }
 
-/* After a whole value: closes containers and steps over commas until a value must follow or the text is done. */
+/* After a whole value: closes containers and steps over commas until a value must follow or the
+ * text is done. */
 static enum status after_value(struct checker *c)
 {
     while (c->depth > 0) {
@@ -349,8 +354,17 @@ static enum status check_value(struct checker *c, int *opened)
     case 't': return check_word(c, "true");
     case 'f': return check_word(c, "false");
     case 'n': return check_word(c, "null");
-    case '-': case '0': case '1': case '2': case '3': case '4':
-    case '5': case '6': case '7': case '8': case '9': return check_number(c);
+    case '-':
+    case '0':
+    case '1':
+    case '2':
+    case '3':
+    case '4':
+    case '5':
+    case '6':
+    case '7':
+    case '8':
+    case '9': return check_number(c);
     default: return fail_at(c, c->pos, "a value was expected");
     }
 }
@@ -393,7 +407,8 @@ enum status json_parse(const char *text, size_t len, const struct json_limits *l
     return ST_OK;
 }
 
-enum status json_parse_file(const char *path, const struct json_limits *limits, cJSON **out, char *err)
+enum status json_parse_file(const char *path, const struct json_limits *limits, cJSON **out,
+                            char *err)
 {
     char *data, why[ERR_CAP];
     size_t len;
@@ -408,7 +423,8 @@ enum status json_parse_file(const char *path, const struct json_limits *limits, 
 
 const cJSON *json_member(const cJSON *object, const char *key)
 {
-    const cJSON *item = cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
+    const cJSON *item =
+        cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
     return item && !cJSON_IsNull(item) ? item : NULL;
 }
 

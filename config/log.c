@@ -58,7 +58,8 @@ void log_write(enum log_level level, const char *area, const char *fmt, ...)
         else line[n++] = (char)c;
     }
     line[n++] = '\n';
-    /* One write per line keeps lines whole between threads; a broken stderr must not stop the daemon. */
+    /* One write per line keeps lines whole between threads; a broken stderr must not stop the
+     * daemon. */
     ssize_t done = write(STDERR_FILENO, line, n);
     (void)done;
 }

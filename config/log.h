@@ -3,8 +3,9 @@
  *
  *     2026-11-21T08:00:00.123Z INFO  engine: step took 3.1 ms
  *
- * Under systemd (JOURNAL_STREAM set) the time is left out and the line starts with "<6>", the syslog priority.
- * The sink is the program's only mutable global; any thread may log, lines never interleave.
+ * Under systemd (JOURNAL_STREAM set) the time is left out and the line starts with "<6>", the
+ * syslog priority. The sink is the program's only mutable global; any thread may log, lines never
+ * interleave.
  */
 #ifndef DAKD_CONFIG_LOG_H
 #define DAKD_CONFIG_LOG_H
@@ -23,7 +24,7 @@ void log_write(enum log_level level, const char *area, const char *fmt, ...)
 #define log_error(area, ...) log_write(LOG_ERROR, area, __VA_ARGS__)
 #define log_warn(area, ...) log_write(LOG_WARN, area, __VA_ARGS__)
 #define log_info(area, ...) log_write(LOG_INFO, area, __VA_ARGS__)
-#define log_debug(area, ...) \
+#define log_debug(area, ...)                                                                       \
     (log_enabled(LOG_DEBUG) ? log_write(LOG_DEBUG, area, __VA_ARGS__) : (void)0)
 
 #endif

@@ -1,7 +1,6 @@
 #include "config/options.h"
 
 #include <ctype.h>
-#include <errno.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -11,6 +10,7 @@
 #include "config/check.h"
 #include "config/file.h"
 #include "config/json.h"
+#include "config/size.h"
 
 enum kind { TEXT, CHOICE, INT, UINT, BYTES, REAL };
 
@@ -52,10 +52,12 @@ static const struct option table[] = {
      "what computes; auto: the GPU where there is a supported one"},
     {"gpu-memory-utilization", REAL, AT(gpu_memory_utilization), 0, 1, "0", NULL,
      "share of the GPU's memory that may be in use; 0: 0.9"},
-    {"threads", INT, AT(threads), 0, 1024, "0", NULL, "of the CPU backend; 0: every core it may use"},
+    {"threads", INT, AT(threads), 0, 1024, "0", NULL,
+     "of the CPU backend; 0: every core it may use"},
     {"remote", TEXT, AT(remote), 0, 0, "", NULL,
      "remote tiers, e.g. host:64GiB (on the CPU backend, a second arena)"},
-    {"offload", REAL, AT(offload), 0, 1, "0", NULL, "share of the weights kept in the remote tiers"},
+    {"offload", REAL, AT(offload), 0, 1, "0", NULL,
+     "share of the weights kept in the remote tiers"},
     {"host", TEXT, AT(host), 0, 0, "127.0.0.1", NULL, "address to listen on"},
     {"port", INT, AT(port), 0, 65535, "8000", NULL, "0: any free port"},
     {"port-file", TEXT, AT(port_file), 0, 0, "", NULL, "the port is written there once serving"},
@@ -65,7 +67,8 @@ static const struct option table[] = {
      "origins for CORS, comma-separated, or *; empty: CORS off"},
     {"max-connections", INT, AT(max_connections), 1, 65536, "1024", NULL, "open at once"},
     {"max-body-bytes", BYTES, AT(max_body_bytes), 1024, 67108864, "32MiB", NULL, "of one request"},
-    {"header-timeout", REAL, AT(header_timeout), 0.01, 3600, "10", NULL, "seconds to send a header"},
+    {"header-timeout", REAL, AT(header_timeout), 0.01, 3600, "10", NULL,
+     "seconds to send a header"},
     {"body-timeout", REAL, AT(body_timeout), 0.01, 3600, "60", NULL, "seconds to send a body"},
     {"idle-timeout", REAL, AT(idle_timeout), 0.01, 86400, "75", NULL, "seconds between requests"},
     {"write-timeout", REAL, AT(write_timeout), 0.01, 86400, "60", NULL,
@@ -74,38 +77,16 @@ static const struct option table[] = {
      "seconds between comments on a silent stream"},
     {"shutdown-timeout", REAL, AT(shutdown_timeout), 0, 86400, "30", NULL,
      "seconds that requests in flight get after SIGTERM"},
-    {"log-level", CHOICE, AT(log_level), 0, 0, "info", "error|warn|info|debug", "of standard error"},
+    {"log-level", CHOICE, AT(log_level), 0, 0, "info", "error|warn|info|debug",
+     "of standard error"},
 };
-
-/* Suffixes are those of off_remote_parse: powers of 1024 with an i, of 1000 without. */
-enum status options_parse_bytes(const char *text, uint64_t *out)
-{
-    static const char units[] = "kmgt";
-    char *end;
-    errno = 0;
-    if (!isdigit((unsigned char)text[0])) return ST_INVALID;
-    double v = strtod(text, &end);
-    double scale = 1;
-    if (*end && tolower((unsigned char)*end) != 'b') {
-        const char *unit = strchr(units, tolower((unsigned char)*end));
-        if (!unit) return ST_INVALID;
-        bool binary = end[1] == 'i';
-        scale = pow(binary ? 1024.0 : 1000.0, (double)(unit - units + 1));
-        end += binary ? 2 : 1;
-    }
-    if (tolower((unsigned char)*end) == 'b') end++;
-    v *= scale;
-    if (*end || errno || !(v >= 0 && v <= 1e18) || v != floor(v)) return ST_INVALID;
-    *out = (uint64_t)v;
-    return ST_OK;
-}
 
 static bool is_choice(const char *choices, const char *value)
 {
     size_t n = strlen(value);
     for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
-        if (n && !strchr(value, '|') && strncmp(p, value, n) == 0 &&
-            (p[n] == '|' || p[n] == '\0')) return true;
+        if (n && !strchr(value, '|') && strncmp(p, value, n) == 0 && (p[n] == '|' || p[n] == '\0'))
+            return true;
     return false;
 }
 
@@ -116,8 +97,9 @@ static enum status set_number(const struct option *opt, const char *from, const 
     double v;
     if (opt->kind == BYTES) {
         uint64_t bytes;
-        if (options_parse_bytes(value, &bytes))
-            return err_set(err, ST_INVALID, "%s: '%s' is not a size such as 512MiB or 8GiB", from, value);
+        if (size_parse(value, &bytes))
+            return err_set(err, ST_INVALID, "%s: '%s' is not a size such as 512MiB or 8GiB", from,
+                           value);
         v = (double)bytes;
     } else {
         v = strtod(value, &end);
@@ -127,8 +109,8 @@ static enum status set_number(const struct option *opt, const char *from, const 
                            opt->kind == REAL ? "a number" : "a whole number");
     }
     if (v < opt->min || v > opt->max)
-        return err_set(err, ST_INVALID, "%s must be between %.12g and %.12g, not %s", from, opt->min,
-                       opt->max, value);
+        return err_set(err, ST_INVALID, "%s must be between %.12g and %.12g, not %s", from,
+                       opt->min, opt->max, value);
     if (opt->kind == REAL) *(double *)field = v;
     else if (opt->kind == INT) *(int64_t *)field = (int64_t)v;
     else *(uint64_t *)field = (uint64_t)v;
@@ -142,7 +124,8 @@ static enum status set_option(struct options *o, const struct option *opt, const
     char *field = (char *)o + opt->offset;
     if (opt->kind != TEXT && opt->kind != CHOICE) return set_number(opt, from, value, field, err);
     if (opt->kind == CHOICE && !is_choice(opt->choices, value))
-        return err_set(err, ST_INVALID, "%s must be one of %s, not '%s'", from, opt->choices, value);
+        return err_set(err, ST_INVALID, "%s must be one of %s, not '%s'", from, opt->choices,
+                       value);
     if (strlen(value) >= opt->cap)
         return err_set(err, ST_INVALID, "%s is longer than %zu bytes", from, opt->cap - 1);
     memcpy(field, value, strlen(value) + 1);
@@ -155,7 +138,8 @@ static const struct option *find(const char *name, size_t len)
     for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
         const char *want = table[i].name;
         size_t k = 0;
-        while (k < len && want[k] && (name[k] == want[k] || (name[k] == '_' && want[k] == '-'))) k++;
+        while (k < len && want[k] && (name[k] == want[k] || (name[k] == '_' && want[k] == '-')))
+            k++;
         if (k == len && !want[k]) return &table[i];
     }
     return NULL;
@@ -166,14 +150,16 @@ static enum status read_file(struct options *o, const char *path, char *err)
     cJSON *root;
     enum status st = json_parse_file(path, &json_limits_request, &root, err);
     if (st) return st;
-    if (!cJSON_IsObject(root)) st = err_set(err, ST_INVALID, "%s: an object of settings was expected", path);
+    if (!cJSON_IsObject(root))
+        st = err_set(err, ST_INVALID, "%s: an object of settings was expected", path);
     for (const cJSON *item = st ? NULL : root->child; item && !st; item = item->next) {
         char from[OPT_STRING_CAP + 64], number[64];
         const struct option *opt = find(item->string, strlen(item->string));
         const char *value = number;
         snprintf(from, sizeof from, "%.400s: \"%.80s\"", path, item->string);
         if (strcmp(item->string, "model") == 0 && cJSON_IsString(item)) {
-            if (!o->model_dir[0]) snprintf(o->model_dir, sizeof o->model_dir, "%s", item->valuestring);
+            if (!o->model_dir[0])
+                snprintf(o->model_dir, sizeof o->model_dir, "%s", item->valuestring);
             continue;
         }
         if (cJSON_IsString(item)) value = item->valuestring;
@@ -200,7 +186,8 @@ static enum status read_env(struct options *o, char *const *env, char *err)
         snprintf(from, sizeof from, "%.*s", (int)(n + 5), *env);
         if (n == 6 && memcmp(name, "config", 6) == 0) continue;
         const struct option *opt = find(name, n);
-        if (!opt) return err_set(err, ST_INVALID, "%s in the environment is not a setting of dakd", from);
+        if (!opt)
+            return err_set(err, ST_INVALID, "%s in the environment is not a setting of dakd", from);
         enum status st = set_option(o, opt, from, equals + 1, err);
         if (st) return st;
     }
@@ -230,7 +217,8 @@ static enum status next_flag(int argc, char *const *argv, int *i, const char **n
     return ST_OK;
 }
 
-/* One pass over argv.  With config given, only --help, --version and --config are looked for; without, flags are set. */
+/* One pass over argv.  With config given, only --help, --version and --config are looked for;
+ * without, flags are set. */
 static enum status read_flags(struct options *o, int argc, char *const *argv, int first,
                               const char **config, char *err)
 {
@@ -252,7 +240,8 @@ static enum status read_flags(struct options *o, int argc, char *const *argv, in
             if (strlen(arg) >= sizeof o->model_dir)
                 return err_set(err, ST_INVALID, "the model folder's path is too long");
             if (model_count++)
-                return err_set(err, ST_INVALID, "two model folders were given: '%s' is one too many", arg);
+                return err_set(err, ST_INVALID,
+                               "two model folders were given: '%s' is one too many", arg);
             snprintf(o->model_dir, sizeof o->model_dir, "%s", arg);
             continue;
         }
@@ -270,8 +259,8 @@ static enum status read_flags(struct options *o, int argc, char *const *argv, in
     return ST_OK;
 }
 
-enum status options_read(struct options *o, int argc, char *const *argv, int first, char *const *env,
-                         char *err)
+enum status options_read(struct options *o, int argc, char *const *argv, int first,
+                         char *const *env, char *err)
 {
     enum status st;
     const char *config = env_value(env, "DAKD_CONFIG"), *text;
@@ -295,8 +284,10 @@ enum status options_read(struct options *o, int argc, char *const *argv, int fir
 void options_print_help(void)
 {
     printf("usage: dakd serve MODEL_DIR [flags]\n\n"
-           "Serves a Hugging Face model folder over the OpenAI HTTP API.  Every flag may also stand in a JSON file\n"
-           "(--config FILE, same names) or in the environment (DAKD_MAX_NUM_SEQS=8); a flag wins over the\n"
+           "Serves a Hugging Face model folder over the OpenAI HTTP API.  Every flag may also "
+           "stand in a JSON file\n"
+           "(--config FILE, same names) or in the environment (DAKD_MAX_NUM_SEQS=8); a flag wins "
+           "over the\n"
            "environment, the environment over the file.\n\n");
     for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
         const struct option *opt = &table[i];
@@ -304,11 +295,13 @@ void options_print_help(void)
         if (opt->kind == CHOICE) snprintf(left, sizeof left, "--%s %s", opt->name, opt->choices);
         else
             snprintf(left, sizeof left, "--%s %s", opt->name,
-                     opt->kind == TEXT ? "TEXT" : opt->kind == BYTES ? "SIZE" : "N");
+                     opt->kind == TEXT    ? "TEXT"
+                     : opt->kind == BYTES ? "SIZE"
+                                          : "N");
         printf("  %-46s %s", left, opt->help);
         if (opt->initial[0] && strcmp(opt->initial, "0")) printf(" [%s]", opt->initial);
         putchar('\n');
     }
-    printf("  %-46s %s\n  %-46s %s\n  %-46s %s\n", "--config FILE", "settings as a JSON object", "--help",
-           "this text", "--version", "version and commit");
+    printf("  %-46s %s\n  %-46s %s\n  %-46s %s\n", "--config FILE", "settings as a JSON object",
+           "--help", "this text", "--version", "version and commit");
 }

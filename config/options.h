@@ -1,9 +1,10 @@
 /*
- * options.h - every setting of the daemon, from one table (options.c): name, environment variable, JSON key, type, range,
- * default and help text.
+ * options.h - every setting of the daemon, from one table (options.c): name, environment variable,
+ * JSON key, type, range, default and help text.
  *
- * A flag beats its environment variable (DAKD_ and the name in upper case), which beats the file given by --config.  Names
- * follow vLLM where it has the flag.  Unknown flags, keys and DAKD_* variables are errors; so is a value out of range.
+ * A flag beats its environment variable (DAKD_ and the name in upper case), which beats the file
+ * given by --config.  Names follow vLLM where it has the flag.  Unknown flags, keys and DAKD_*
+ * variables are errors; so is a value out of range.
  */
 #ifndef DAKD_CONFIG_OPTIONS_H
 #define DAKD_CONFIG_OPTIONS_H
@@ -18,21 +19,23 @@
 struct options {
     /* What and how to serve. */
     char model_dir[OPT_STRING_CAP];
-    char served_model_name[OPT_STRING_CAP]; /* comma-separated; "" means the last part of model_dir */
+    char served_model_name[OPT_STRING_CAP]; /* comma-separated; "" means the last part of model_dir
+                                             */
     char load_format[16];                   /* auto, safetensors, dummy */
     char dtype[16];                         /* auto, float32, bfloat16, float16 */
     char kv_cache_dtype[16];                /* auto, float32, bfloat16, float16 */
     char chat_template[OPT_STRING_CAP];     /* a file, "" means the model's own */
     uint64_t seed;
     /* Limits. */
-    int64_t max_model_len;          /* 0: what the model allows */
+    int64_t max_model_len; /* 0: what the model allows */
     int64_t max_num_seqs;
     int64_t max_num_batched_tokens;
     int64_t max_waiting;
-    uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need; at most what
-                                     * gpu_memory_utilization leaves, or on the CPU 1 GiB or one such sequence */
+    uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need; at most
+                                     * what gpu_memory_utilization leaves, or on the CPU 1 GiB or
+                                     * one such sequence */
     /* Machine. */
-    char device[8]; /* auto, cpu, cuda */
+    char device[8];                /* auto, cpu, cuda */
     double gpu_memory_utilization; /* 0: not given */
     int64_t threads;
     char remote[OPT_STRING_CAP];
@@ -45,7 +48,8 @@ struct options {
     char allowed_origins[OPT_STRING_CAP]; /* comma-separated; "" is CORS off */
     int64_t max_connections;
     uint64_t max_body_bytes;
-    double header_timeout, body_timeout, idle_timeout, write_timeout, keep_alive_interval; /* seconds */
+    double header_timeout, body_timeout, idle_timeout, write_timeout,
+        keep_alive_interval; /* seconds */
     double shutdown_timeout;
     char log_level[8];
     /* Not flags: what systemd passes. */
@@ -56,12 +60,11 @@ struct options {
     bool help, version;
 };
 
-/* Fills *o from argv[first..argc), the environment and the file.  ST_INVALID with a sentence that names the flag. */
+/* Fills *o from argv[first..argc), the environment and the file.  ST_INVALID with a sentence that
+ * names the flag. */
 MUST_USE enum status options_read(struct options *o, int argc, char *const *argv, int first,
                                   char *const *env, char *err);
 /* The text of `dakd serve --help`. */
 void options_print_help(void);
-/* Parses "8GiB", "512MB", "1048576". */
-MUST_USE enum status options_parse_bytes(const char *text, uint64_t *out);
 
 #endif

@@ -19,7 +19,8 @@ static size_t lead(unsigned char c, unsigned char *lo, unsigned char *hi)
     return 4;
 }
 
-/* Number of leading bytes of p[0..n) that fit the character its lead announces; *want is its full length. */
+/* Number of leading bytes of p[0..n) that fit the character its lead announces; *want is its full
+ * length. */
 static size_t matched(const char *p, size_t n, size_t *want)
 {
     unsigned char lo, hi;

@@ -5,9 +5,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Length 1..4 of the valid character at p, or 0 where none starts there or the n bytes end inside it. */
+/* Length 1..4 of the valid character at p, or 0 where none starts there or the n bytes end inside
+ * it. */
 size_t utf8_char_len(const char *p, size_t n);
-/* True where the n > 0 bytes at p are the beginning of a valid character that more bytes could complete. */
+/* True where the n > 0 bytes at p are the beginning of a valid character that more bytes could
+ * complete. */
 int utf8_is_partial(const char *p, size_t n);
 /* Offset of the first invalid byte, or n where all of it is valid. */
 size_t utf8_valid_prefix(const char *p, size_t n);

@@ -232,8 +232,7 @@ static const struct eng_arch archs[] = {
               {"layer_norm_elementwise_affine", true}}},
 };
 
-/* --- parts -------------------------------------------------------------------------------------
- */
+/* --- parts ------------------------------------------------------------------------------------ */
 
 bool eng_shape_has_part(const struct eng_shape *s, enum eng_part part)
 {
@@ -289,8 +288,7 @@ static uint64_t count_parameters(const struct eng_shape *s)
     return total;
 }
 
-/* --- which architecture ------------------------------------------------------------------------
- */
+/* --- which architecture ----------------------------------------------------------------------- */
 
 static enum status unknown_arch(const char *name, char *err)
 {
@@ -331,8 +329,7 @@ static enum status find_arch(const cJSON *root, const struct eng_arch **out, cha
     return unknown_arch(first ? first->valuestring : type, err);
 }
 
-/* --- config.json -------------------------------------------------------------------------------
- */
+/* --- config.json ------------------------------------------------------------------------------ */
 
 static enum status required_int(const cJSON *root, const char *key, int32_t max, int32_t *out,
                                 char *err)
@@ -500,8 +497,7 @@ static enum status read_window(const cJSON *root, struct eng_shape *s, char *err
     return ST_OK;
 }
 
-/* --- types and tokens --------------------------------------------------------------------------
- */
+/* --- types and tokens ------------------------------------------------------------------------- */
 
 void eng_shape_set_dtype(struct eng_shape *s, enum kn_dtype dtype)
 {
@@ -596,8 +592,7 @@ static enum status read_generation(const cJSON *root, struct eng_model_info *m, 
     return ST_OK;
 }
 
-/* --- the files ---------------------------------------------------------------------------------
- */
+/* --- the files -------------------------------------------------------------------------------- */
 
 static enum status read_config(const cJSON *root, enum eng_dtype dtype, struct eng_shape *s,
                                char *err)

@@ -32,7 +32,7 @@ struct eng_chat_template {
     cJSON *tokens;      /* owned: {"bos_token": "...", ...} */
 };
 
-/* --- finding it ---------------------------------------------------------------------------- */
+/* --- finding it ------------------------------------------------------------------------------- */
 
 static enum status compile(struct eng_chat_template *t, const char *name, const char *source,
                            size_t len, const char *where, char *err)
@@ -165,35 +165,39 @@ void eng_chat_template_close(struct eng_chat_template *t)
     free(t);
 }
 
-/* --- the conversation ---------------------------------------------------------------------- */
+/* --- the conversation ------------------------------------------------------------------------- */
 
+/* What vLLM gives templates: parsed arguments, and {} for none or an empty text. */
 static enum status parse_arguments(cJSON *function, char *err)
 {
     cJSON *text = cJSON_GetObjectItemCaseSensitive(function, "arguments"), *parsed = NULL;
     char why[ERR_CAP];
-    if (!cJSON_IsString(text)) return ST_OK;
-    if (!text->valuestring[0]) {
-        parsed = cJSON_CreateObject();
-    } else {
+    if (text && !cJSON_IsNull(text) && !cJSON_IsString(text)) return ST_OK;
+    if (cJSON_IsString(text) && text->valuestring[0]) {
         enum status st = json_parse(text->valuestring, strlen(text->valuestring),
                                     &json_limits_request, &parsed, why);
         if (st == ST_INVALID)
             return err_set(err, st, "the arguments of a tool call are not valid JSON: %.300s", why);
         if (st) return err_set(err, st, "%s", why);
+    } else {
+        parsed = cJSON_CreateObject();
     }
-    if (!parsed || !cJSON_ReplaceItemInObjectCaseSensitive(function, "arguments", parsed)) {
-        cJSON_Delete(parsed);
-        return err_set(err, ST_NOMEM, "no memory for the arguments of a tool call");
-    }
-    return ST_OK;
+    bool kept =
+        parsed && (text ? cJSON_ReplaceItemInObjectCaseSensitive(function, "arguments", parsed)
+                        : cJSON_AddItemToObject(function, "arguments", parsed));
+    if (kept) return ST_OK;
+    cJSON_Delete(parsed);
+    return err_set(err, ST_NOMEM, "no memory for the arguments of a tool call");
 }
 
-static bool has_text_arguments(const cJSON *message)
+static bool has_arguments_to_parse(const cJSON *message)
 {
     const cJSON *call;
     cJSON_ArrayForEach(call, json_member(message, "tool_calls"))
     {
-        if (cJSON_IsString(json_member(json_member(call, "function"), "arguments"))) return true;
+        const cJSON *function = json_member(call, "function");
+        const cJSON *arguments = json_member(function, "arguments");
+        if (cJSON_IsObject(function) && (!arguments || cJSON_IsString(arguments))) return true;
     }
     return false;
 }
@@ -204,8 +208,34 @@ static enum status parse_tool_calls(cJSON *message, char *err)
     cJSON_ArrayForEach(call, cJSON_GetObjectItemCaseSensitive(message, "tool_calls"))
     {
         cJSON *function = cJSON_GetObjectItemCaseSensitive(call, "function");
-        enum status st = function ? parse_arguments(function, err) : ST_OK;
+        enum status st = cJSON_IsObject(function) ? parse_arguments(function, err) : ST_OK;
         if (st) return st;
+    }
+    return ST_OK;
+}
+
+static const cJSON *reasoning_of(const cJSON *message)
+{
+    const cJSON *item = json_member(message, "reasoning_content");
+    if (!item) item = json_member(message, "thinking");
+    return item ? item : json_member(message, "reasoning");
+}
+
+/* As transformers: a message's reasoning, under whichever of its names it came, is there as
+ * "reasoning_content", and as "thinking" unless that is given. */
+static enum status alias_reasoning(cJSON *message, char *err)
+{
+    const cJSON *reasoning = reasoning_of(message);
+    static const char *const names[] = {"reasoning_content", "thinking"};
+    for (size_t i = 0; reasoning && i < ARRAY_COUNT(names); i++) {
+        cJSON *there = cJSON_GetObjectItemCaseSensitive(message, names[i]);
+        if (there && (i > 0 || !cJSON_IsNull(there))) continue;
+        cJSON *copy = cJSON_Duplicate(reasoning, 1);
+        bool kept = copy && (there ? cJSON_ReplaceItemInObjectCaseSensitive(message, names[i], copy)
+                                   : cJSON_AddItemToObject(message, names[i], copy));
+        if (kept) continue;
+        cJSON_Delete(copy);
+        return err_set(err, ST_NOMEM, "no memory for the messages");
     }
     return ST_OK;
 }
@@ -254,7 +284,7 @@ static enum status prepare_messages(const cJSON *messages, bool mark, cJSON **ou
     cJSON_ArrayForEach(item, messages)
     {
         if (!cJSON_IsObject(item)) return err_set(err, ST_INVALID, "a message must be an object");
-        copy |= has_text_arguments(item);
+        copy |= has_arguments_to_parse(item) || reasoning_of(item);
     }
     *out = copy ? cJSON_Duplicate(messages, 1) : cJSON_CreateArrayReference(messages->child);
     if (!*out) return err_set(err, ST_NOMEM, "no memory for the messages");
@@ -263,12 +293,13 @@ static enum status prepare_messages(const cJSON *messages, bool mark, cJSON **ou
     cJSON_ArrayForEach(message, *out)
     {
         enum status st = parse_tool_calls(message, err);
+        if (!st) st = alias_reasoning(message, err);
         if (st) return st;
     }
     return mark ? mark_final(*out, plain, err) : ST_OK;
 }
 
-/* --- the variables ------------------------------------------------------------------------- */
+/* --- the variables ---------------------------------------------------------------------------- */
 
 static bool add_list(cJSON *vars, const char *name, const cJSON *list)
 {
@@ -321,18 +352,21 @@ static enum status cut_at_mark(struct buf *out, size_t start, const char *plain,
 {
     const size_t mark_len = sizeof MARK - 2; /* without the blank */
     const char *from = out->data + start, *end = out->data + out->len, *mark = NULL;
-    size_t len = strlen(plain);
-    while (len > 0 && strchr(" \t\n\r\v\f", plain[len - 1])) len--;
-    size_t skip = strspn(plain, " \t\n\r\v\f");
-    if (skip > len) skip = len;
+    size_t len = strlen(plain), kept_len;
+    if (out->len == start) return err_set(err, ST_INVALID, "the chat template gave no text");
+    plain = eng_jinja_strip(plain, &len);
     for (const char *p = from; (p = memmem(p, (size_t)(end - p), MARK, mark_len)); p++) mark = p;
-    if (!mark || (len > skip && !memmem(from, (size_t)(end - from), plain + skip, len - skip)))
+    if (!mark || !memmem(from, (size_t)(end - from), plain, len))
         return err_set(
             err, ST_INVALID,
             "continue_final_message: the chat template does not show the final message as it is");
     bool kept = (size_t)(end - mark) > mark_len && mark[mark_len] == ' ';
-    while (!kept && mark > from && strchr(" \t\n\r\v\f", mark[-1])) mark--;
-    out->len = (size_t)(mark - out->data);
+    kept_len = (size_t)(mark - from);
+    if (!kept) { /* rstrip */
+        const char *first = eng_jinja_strip(from, &kept_len);
+        kept_len = kept_len ? (size_t)(first - from) + kept_len : 0;
+    }
+    out->len = start + kept_len;
     out->data[out->len] = '\0';
     return ST_OK;
 }

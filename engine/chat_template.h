@@ -33,10 +33,11 @@ void eng_chat_template_close(struct eng_chat_template *t);
 /* Appends the prompt to *out, which keeps its old contents alone on failure.
  *
  * messages: an array of objects.  A tool call's function.arguments may be a JSON text: the template
- * then gets the parsed value, and for an empty text an empty object, as vLLM has it.  tools,
- * documents: arrays or NULL.  continue_final_message: the prompt ends with the text of the last
- * message, unfinished; not together with add_generation_prompt.  extra: chat_template_kwargs, more
- * variables, or NULL; one that would take the place of a variable above is refused.
+ * then gets the parsed value, and {} for an empty text or none, as vLLM has it.  A message's
+ * reasoning_content, thinking or reasoning is given to it as the first two, as transformers has it.
+ * tools, documents: arrays or NULL.  continue_final_message: the prompt ends with the text of the
+ * last message, unfinished; not together with add_generation_prompt.  extra: chat_template_kwargs,
+ * more variables, or NULL; one that would take the place of a variable above is refused.
  *
  * ST_INVALID: the request's fault, raise_exception of the template included, whose message err then
  * is.  Others as eng_jinja_render.  The inputs are not changed.  Any thread. */

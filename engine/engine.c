@@ -1,11 +1,15 @@
 /*
  * engine.c - the engine thread: one loop of take, plan, compute, sample, report.
  *
- *     eng_submit --> queue --take_submissions--> live table + scheduler --run_step--> events --> eng_poll
+ *     eng_submit --> queue --take_submissions--> live table, scheduler
+ *                                                     | run_step
+ *                                                     v
+ *                                                  events --> eng_poll
  *
- * `lock` guards the submission queue, the event ring and the published statistics, nothing else: the scheduler, the model
- * and the live table belong to the engine thread alone.  A request is read by the engine from eng_submit to its FINISHED
- * event; `cancelled` is the only field both threads touch meanwhile, and it is atomic.
+ * `lock` guards the submission queue, the event ring and the published statistics, nothing else:
+ * the scheduler, the model and the live table belong to the engine thread alone.  A request is read
+ * by the engine from eng_submit to its FINISHED event; `cancelled` is the only field both threads
+ * touch meanwhile, and it is atomic.
  */
 #include "engine/engine.h"
 
@@ -21,7 +25,7 @@
 #include "config/clock.h"
 #include "config/log.h"
 
-const int32_t eng_step_bounds[ENG_STEP_BUCKETS - 1] = {1,   8,    16,   32,   64,  128,
+const int32_t eng_step_bounds[ENG_STEP_BUCKETS - 1] = {1,   8,   16,   32,   64,  128,
                                                        256, 512, 1024, 2048, 4096};
 
 /* The step's batch in the form kernels read; every array is sized for the largest step. */
@@ -33,7 +37,7 @@ struct step {
     int32_t *row_item;   /* [tokens_max]: index of the plan item a row belongs to */
     int32_t *row_target; /* [tokens_max]: prompt position the row scores, or -1 for a sample */
     int32_t row_count, sample_count;
-    float *logits; /* [rows_max, V] */
+    float *logits;              /* [rows_max, V] */
     struct eng_sample *samples; /* [seqs_max], by plan item */
 };
 
@@ -53,7 +57,8 @@ struct eng_engine {
     kn_page *page_tables; /* [queue_max][pages_per_seq] */
     int32_t pages_per_seq;
     int32_t live_count;
-    bool broken; /* a step failed: the scheduler's plan was never committed, and it is not asked again */
+    bool broken; /* a step failed: the scheduler's plan was never committed, and it is not asked
+                    again */
 
     pthread_t thread;
     bool thread_started;
@@ -73,7 +78,7 @@ static struct eng_request *request_of(struct eng_sched_seq *seq)
     return (struct eng_request *)((char *)seq - offsetof(struct eng_request, seq));
 }
 
-/* --- events ---------------------------------------------------------------------------------------------------- */
+/* --- events ----------------------------------------------------------------------------------- */
 
 static void push_event(struct eng_engine *e, const struct eng_event *event)
 {
@@ -108,7 +113,8 @@ bool eng_poll(struct eng_engine *e, struct eng_event *out)
     return found;
 }
 
-/* Takes a live request out of the tables and reports its end.  The request is not touched afterwards. */
+/* Takes a live request out of the tables and reports its end.  The request is not touched
+ * afterwards. */
 static void finish(struct eng_engine *e, struct eng_request *r, enum eng_finish why,
                    const struct eng_sample *sample)
 {
@@ -127,7 +133,7 @@ static void finish_all(struct eng_engine *e, enum eng_finish why)
         if (e->live[i]) finish(e, e->live[i], why, NULL);
 }
 
-/* --- submission ------------------------------------------------------------------------------------------------ */
+/* --- submission ------------------------------------------------------------------------------- */
 
 enum status eng_submit(struct eng_engine *e, struct eng_request *r)
 {
@@ -175,9 +181,9 @@ static void take_submissions(struct eng_engine *e)
         r->slot = e->free_slots[--e->free_count];
         e->live[r->slot] = r;
         e->live_count++;
-        r->seq = (struct eng_sched_seq){
-            .token_count = r->prompt_count,
-            .pages = e->page_tables + (size_t)r->slot * (size_t)e->pages_per_seq};
+        r->seq = (struct eng_sched_seq){.token_count = r->prompt_count,
+                                        .pages = e->page_tables +
+                                                 (size_t)r->slot * (size_t)e->pages_per_seq};
         if (!e->broken) eng_sched_add(e->sched, &r->seq);
         r = next;
     }
@@ -193,7 +199,7 @@ static void drop_cancelled(struct eng_engine *e)
     }
 }
 
-/* --- one step -------------------------------------------------------------------------------------------------- */
+/* --- one step --------------------------------------------------------------------------------- */
 
 static void want_row(struct step *s, int32_t token, int32_t item, int32_t target)
 {
@@ -216,7 +222,8 @@ static void list_rows(struct eng_engine *e, const struct eng_plan *plan)
         const struct eng_plan_item *item = &plan->items[i];
         const struct eng_request *r = request_of(item->seq);
         if (r->sampling.prompt_logprobs < 0) continue;
-        /* The row of position p scores the token at p + 1; a preempted prompt is not scored twice. */
+        /* The row of position p scores the token at p + 1; a preempted prompt is not scored twice.
+         */
         for (int32_t j = 0; j < item->token_count; j++) {
             int32_t target = item->token_begin + j + 1;
             if (target < r->prompt_count && target >= r->scored_count)
@@ -234,8 +241,10 @@ static void build_batch(struct eng_engine *e, const struct eng_plan *plan, struc
         const struct eng_request *r = request_of(item->seq);
         int32_t kv_count = item->token_begin + item->token_count;
         int32_t page_count = (int32_t)div_up((size_t)kv_count, KN_PAGE_TOKENS);
-        s->seqs[i] = (struct kn_seq){.token_begin = token, .token_count = item->token_count,
-                                     .kv_count = kv_count, .page_begin = page};
+        s->seqs[i] = (struct kn_seq){.token_begin = token,
+                                     .token_count = item->token_count,
+                                     .kv_count = kv_count,
+                                     .page_begin = page};
         for (int32_t j = 0; j < item->token_count; j++, token++) {
             s->tokens[token] = r->tokens[item->token_begin + j];
             s->positions[token] = item->token_begin + j;
@@ -245,9 +254,14 @@ static void build_batch(struct eng_engine *e, const struct eng_plan *plan, struc
         page += page_count;
     }
     list_rows(e, plan);
-    *batch = (struct kn_batch){.token_count = token, .tokens = s->tokens, .positions = s->positions,
-                               .token_seq = s->token_seq, .seq_count = plan->item_count,
-                               .seqs = s->seqs, .pages = s->pages, .rows = s->rows,
+    *batch = (struct kn_batch){.token_count = token,
+                               .tokens = s->tokens,
+                               .positions = s->positions,
+                               .token_seq = s->token_seq,
+                               .seq_count = plan->item_count,
+                               .seqs = s->seqs,
+                               .pages = s->pages,
+                               .rows = s->rows,
                                .row_count = s->row_count < e->config.rows_max ? s->row_count
                                                                               : e->config.rows_max};
 }
@@ -259,8 +273,7 @@ static void send_prompt_token(struct eng_engine *e, struct eng_request *r, int32
     if (logits)
         eng_score_token(e->sampler, logits, r->tokens[position], r->sampling.prompt_logprobs,
                         &event.sample);
-    else
-        event.sample = (struct eng_sample){.token = r->tokens[position], .logprob = NAN};
+    else event.sample = (struct eng_sample){.token = r->tokens[position], .logprob = NAN};
     r->scored_count = position + 1;
     push_event(e, &event);
 }
@@ -353,8 +366,7 @@ static void note_items(struct eng_engine *e, const struct eng_plan *plan, uint64
         int32_t end = item->token_begin + item->token_count;
         int32_t again = item->seq->preempt_count > 0 ? end - (item->sample ? 1 : 0) : 0;
         if (again > item->token_begin) *recomputed += (uint64_t)(again - item->token_begin);
-        else if (item->token_begin < r->prompt_count)
-            *prompt_tokens += (uint64_t)item->token_count;
+        else if (item->token_begin < r->prompt_count) *prompt_tokens += (uint64_t)item->token_count;
     }
 }
 
@@ -380,13 +392,12 @@ static enum status run_step(struct eng_engine *e, struct eng_plan *plan, char *e
     if (st) return st;
     eng_sched_commit(e->sched, plan);
     for (int32_t i = 0; i < plan->item_count; i++)
-        if (plan->items[i].sample)
-            take_token(e, request_of(plan->items[i].seq), &s->samples[i]);
+        if (plan->items[i].sample) take_token(e, request_of(plan->items[i].seq), &s->samples[i]);
     count_step(e, plan, start, prompt_tokens, recomputed);
     return ST_OK;
 }
 
-/* --- the thread ------------------------------------------------------------------------------------------------ */
+/* --- the thread ------------------------------------------------------------------------------- */
 
 static void publish(struct eng_engine *e)
 {
@@ -398,15 +409,15 @@ static void publish(struct eng_engine *e)
     pthread_mutex_unlock(&e->lock);
 }
 
-/* Sleeps until there is something to do, at most a second so that progress stays visible to the watchdog. */
+/* Sleeps until there is something to do, at most a second so that progress stays visible to the
+ * watchdog. */
 static bool wait_for_work(struct eng_engine *e)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec++;
     pthread_mutex_lock(&e->lock);
-    if (!e->queue_head && !e->stop && !e->poke)
-        pthread_cond_timedwait(&e->work, &e->lock, &until);
+    if (!e->queue_head && !e->stop && !e->poke) pthread_cond_timedwait(&e->work, &e->lock, &until);
     bool stop = e->stop;
     pthread_mutex_unlock(&e->lock);
     return !stop;
@@ -457,7 +468,7 @@ static void *engine_main(void *arg)
     return NULL;
 }
 
-/* --- open and close -------------------------------------------------------------------------------------------- */
+/* --- open and close --------------------------------------------------------------------------- */
 
 static enum status alloc_step(struct eng_engine *e, char *err)
 {
@@ -481,9 +492,10 @@ static enum status alloc_step(struct eng_engine *e, char *err)
     if (!s->tokens || !s->positions || !s->token_seq || !s->seqs || !s->pages || !s->rows ||
         !s->row_item || !s->row_target || !s->samples || !e->live || !e->free_slots ||
         !e->page_tables || !e->ring)
-        return err_set(err, ST_NOMEM,
-                       "no memory for the step buffers; lower --max-num-seqs, --max-num-batched-tokens "
-                       "or --max-model-len");
+        return err_set(
+            err, ST_NOMEM,
+            "no memory for the step buffers; lower --max-num-seqs, --max-num-batched-tokens "
+            "or --max-model-len");
     for (int32_t i = 0; i < e->config.queue_max; i++)
         e->free_slots[e->free_count++] = e->config.queue_max - 1 - i;
     e->logits_bytes = (size_t)e->config.rows_max * (size_t)e->limits.vocab * sizeof(float);
@@ -496,17 +508,24 @@ static enum status warm_up(struct eng_engine *e, char *err)
     static const int32_t zero = 0;
     const struct kn_seq seq = {.token_begin = 0, .token_count = 1, .kv_count = 1, .page_begin = 0};
     const kn_page page = kn_page_make(0, 0);
-    const struct kn_batch batch = {.token_count = 1, .tokens = &zero, .positions = &zero,
-                                   .token_seq = &zero, .seq_count = 1, .seqs = &seq,
-                                   .pages = &page, .row_count = 1, .rows = &zero};
+    const struct kn_batch batch = {.token_count = 1,
+                                   .tokens = &zero,
+                                   .positions = &zero,
+                                   .token_seq = &zero,
+                                   .seq_count = 1,
+                                   .seqs = &seq,
+                                   .pages = &page,
+                                   .row_count = 1,
+                                   .rows = &zero};
     eng_model_forward(e->model, &batch, &e->kv);
     eng_model_logits(e->model, &batch, e->step.logits);
     enum status st = kn_sync(e->kn, err);
     if (st) return st;
     for (int32_t i = 0; i < e->limits.vocab; i++)
         if (!isfinite(e->step.logits[i]))
-            return err_set(err, ST_CORRUPT, "the model's first logits are not finite: its weights are damaged, or "
-                                            "overflow in this --dtype");
+            return err_set(err, ST_CORRUPT,
+                           "the model's first logits are not finite: its weights are damaged, or "
+                           "overflow in this --dtype");
     return ST_OK;
 }
 
@@ -593,8 +612,8 @@ void eng_close(struct eng_engine *e)
     }
     struct step *s = &e->step;
     if (s->logits) kn_free(e->kn, KN_MEM_STAGING, s->logits, e->logits_bytes);
-    void *owned[] = {s->tokens,   s->positions, s->token_seq,   s->seqs,    s->pages,
-                     s->rows,     s->row_item,  s->row_target,  s->samples, e->live,
+    void *owned[] = {s->tokens,     s->positions,   s->token_seq,  s->seqs,    s->pages,
+                     s->rows,       s->row_item,    s->row_target, s->samples, e->live,
                      e->free_slots, e->page_tables, e->ring};
     for (size_t i = 0; i < ARRAY_COUNT(owned); i++) free(owned[i]);
     if (e->sampler) eng_sampler_close(e->sampler);

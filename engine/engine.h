@@ -1,15 +1,16 @@
 /*
- * engine.h - the thread that owns the machine, and the two bounded queues that join it to the event loop.
+ * engine.h - the thread that owns the machine, and the two bounded queues that join it to the event
+ * loop.
  *
  *   loop thread:    eng_request (owned by the caller) --eng_submit--> [requests] --> engine thread
- *   engine thread:  sampled tokens --> [events] --wake(user)--> loop thread: eng_poll until it is empty
+ *   engine thread:  sampled tokens --> [events] --wake(user)--> loop thread: eng_poll
  *
- * A request is one sequence (n > 1 is n requests).  Between eng_submit and its ENG_EVENT_FINISHED the engine reads it; after
- * that event has been polled the caller may free it.  Every submitted request gets exactly one FINISHED event, also when
- * it is cancelled or the engine fails or stops.
+ * A request is one sequence (n > 1 is n requests).  Between eng_submit and its ENG_EVENT_FINISHED
+ * the engine reads it; after that event has been polled the caller may free it.  Every submitted
+ * request gets exactly one FINISHED event, also when it is cancelled or the engine fails or stops.
  *
- * Both queues are rings sized at open.  A full request queue is ST_FULL (a 503).  A full event ring makes the engine
- * thread wait for the loop to poll; the loop never waits for the engine.
+ * Both queues are rings sized at open.  A full request queue is ST_FULL (a 503).  A full event ring
+ * makes the engine thread wait for the loop to poll; the loop never waits for the engine.
  */
 #ifndef DAKD_ENGINE_ENGINE_H
 #define DAKD_ENGINE_ENGINE_H
@@ -30,9 +31,11 @@ enum eng_finish {
 
 struct eng_request {
     /* Set by the caller before eng_submit. */
-    int32_t *tokens;      /* prompt, with room for prompt_count + sampling.max_tokens; the engine appends here */
+    /* The prompt, with room for prompt_count + sampling.max_tokens; the engine appends here. */
+    int32_t *tokens;
     int32_t prompt_count; /* >= 1 */
-    struct eng_sampling sampling; /* max_tokens >= 1, already clamped so that both fit eng_limits.model_len_max */
+    /* max_tokens >= 1, already clamped so that prompt and answer fit eng_limits.model_len_max. */
+    struct eng_sampling sampling;
     void *user;
     /* The engine's; zero before eng_submit. */
     _Atomic bool cancelled;
@@ -49,15 +52,16 @@ enum eng_event_kind { ENG_EVENT_PROMPT, ENG_EVENT_TOKEN, ENG_EVENT_FINISHED };
 struct eng_event {
     enum eng_event_kind kind;
     struct eng_request *request;
-    enum eng_finish finish;    /* of FINISHED */
-    int32_t index;             /* PROMPT: position; TOKEN: index in the answer */
-    struct eng_sample sample;  /* PROMPT, TOKEN, and FINISHED by STOP.  The first PROMPT token has logprob NAN */
+    enum eng_finish finish; /* of FINISHED */
+    int32_t index;          /* PROMPT: position; TOKEN: index in the answer */
+    /* Of PROMPT, TOKEN, and FINISHED by STOP.  The first PROMPT token has logprob NAN. */
+    struct eng_sample sample;
 };
-/* A token that ends the answer by ENG_FINISH_STOP is not sent as TOKEN.  Times a caller needs (TTFT, ITL) it takes at
- * eng_poll, from clock_now_ns. */
+/* A token that ends the answer by ENG_FINISH_STOP is not sent as TOKEN.  Times a caller needs
+ * (TTFT, ITL) it takes at eng_poll, from clock_now_ns. */
 
 struct eng_limits {
-    int32_t model_len_max;  /* prompt + answer */
+    int32_t model_len_max; /* prompt + answer */
     int32_t vocab;
     int32_t eos[ENG_EOS_MAX], eos_count;
 };
@@ -65,20 +69,22 @@ struct eng_limits {
 struct eng_config {
     struct eng_sched_config sched;
     int32_t model_len_max;
-    int32_t queue_max;      /* requests submitted and not yet finished: running + waiting */
-    int32_t event_ring;     /* entries, >= 1 */
+    int32_t queue_max;            /* requests submitted and not yet finished: running + waiting */
+    int32_t event_ring;           /* entries, >= 1 */
     int32_t tokens_max, rows_max; /* T and R the model was opened with */
-    void (*wake)(void *user); /* called by the engine thread after events were added; must be thread-safe */
+    /* Called by the engine thread after events were added; must be thread-safe. */
+    void (*wake)(void *user);
     void *user;
 };
 
 struct eng_engine;
 
-/* Allocates everything, computes one warm-up step and starts the thread.  Borrows kn, model and the KV pools. */
+/* Allocates everything, computes one warm-up step and starts the thread.  Borrows kn, model and the
+ * KV pools. */
 MUST_USE enum status eng_open(struct kn *kn, struct eng_model *model, const struct kn_kv *kv,
                               const struct eng_config *config, struct eng_engine **out, char *err);
-/* Tells the thread to stop after the current step, and returns at once.  Unfinished requests get FINISHED events
- * (CANCELLED) as long as the loop polls. */
+/* Tells the thread to stop after the current step, and returns at once.  Unfinished requests get
+ * FINISHED events (CANCELLED) as long as the loop polls. */
 void eng_stop(struct eng_engine *e);
 /* Stops, waits for the thread, drops events nobody polled, frees everything. */
 void eng_close(struct eng_engine *e);
@@ -97,9 +103,10 @@ struct eng_stats {
     struct eng_sched_stats sched;
     uint64_t step_count, prompt_tokens, generated_tokens, recomputed_tokens;
     uint64_t step_ns_sum;
-    uint64_t step_tokens_sum, step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
-    uint64_t queue_ns_sum, queue_count; /* submission to first step */
-    uint64_t progress_ns;               /* clock_now_ns of the last finished step or idle wait */
+    uint64_t step_tokens_sum;
+    uint64_t step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
+    uint64_t queue_ns_sum, queue_count;            /* submission to first step */
+    uint64_t progress_ns; /* clock_now_ns of the last finished step or idle wait */
     bool failed;
     char failure[ERR_CAP];
 };

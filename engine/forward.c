@@ -1,11 +1,11 @@
 /*
  * forward.c - one step of the model, as the list of its operations.
  *
- * T tokens, R rows wanted, H hidden, Hq and Hkv heads, D head dim, I' padded intermediate, V
- * vocabulary. x is the residual stream, fp32; h, qkv, attn and mlp are activations in the backend's
- * own type. What differs between models (biases, norms of q and k, a gate, rope or learned
- * positions) is a NULL pointer or an enumerator in the arguments, so that every model goes through
- * the same lines.
+ * T tokens, R rows wanted, H hidden, Hq and Hkv heads, D head dim, I' padded intermediate,
+ * V vocabulary.  x is the residual stream, fp32; h, qkv, attn and mlp are activations in the
+ * backend's own type.  What differs between models (biases, norms of q and k, a gate, rope or
+ * learned positions) is a NULL pointer or an enumerator in the arguments, so that every model goes
+ * through the same lines.
  */
 #include "config/check.h"
 #include "engine/model_state.h"

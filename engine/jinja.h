@@ -60,4 +60,7 @@ MUST_USE enum status eng_jinja_render(const struct eng_jinja *t, const cJSON *va
                                       const struct eng_jinja_limits *limits, int64_t now_unix_s,
                                       struct buf *out, char *err);
 
+/* Python's str.strip() on valid UTF-8: the first byte kept, and in *len how many. */
+const char *eng_jinja_strip(const char *text, size_t *len);
+
 #endif

@@ -81,7 +81,7 @@ static struct jj_val eval_getitem(struct jj *j, const struct jj_node *n, struct 
     return jj_slice(j, obj, start, stop, step);
 }
 
-/* --- calls --------------------------------------------------------------------------------- */
+/* --- calls ------------------------------------------------------------------------------------ */
 
 static void collect_keyword(struct jj *j, struct collected *c, struct jj_val name, struct jj_val v)
 {

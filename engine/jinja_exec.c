@@ -36,7 +36,7 @@ static void output(struct jj *j, const struct jj_str *s)
         jj_fail(j, st, st == ST_LIMIT ? "the rendered text is too long" : "no memory for the text");
 }
 
-/* --- scopes -------------------------------------------------------------------------------- */
+/* --- scopes ----------------------------------------------------------------------------------- */
 
 static struct jj_scope *scope_new(struct jj *j, const struct jj_frame *f, struct jj_scope *parent)
 {
@@ -75,7 +75,7 @@ static struct jj_val *slot_of(const struct jj_node *n, struct jj_scope *s)
     return &s->slot[n->slot];
 }
 
-/* --- assignment ---------------------------------------------------------------------------- */
+/* --- assignment ------------------------------------------------------------------------------- */
 
 /* All namespaces of a target are checked before the value is computed, as Jinja does. */
 static void check_namespaces(struct jj *j, const struct jj_node *target, struct jj_scope *s)
@@ -131,7 +131,7 @@ static struct jj_val capture(struct jj *j, const struct jj_node *body, struct jj
     return jj_sb_val(j, &sb);
 }
 
-/* --- loops --------------------------------------------------------------------------------- */
+/* --- loops ------------------------------------------------------------------------------------ */
 
 struct jj_val jj_loop_peek(struct jj *j, struct jj_loop *loop)
 {
@@ -246,7 +246,7 @@ static enum flow exec_for(struct jj *j, const struct jj_node *n, struct jj_scope
     return FLOW_ON;
 }
 
-/* --- macros -------------------------------------------------------------------------------- */
+/* --- macros ----------------------------------------------------------------------------------- */
 
 static struct jj_val macro_val(struct jj *j, const struct jj_node *n, struct jj_scope *s)
 {
@@ -338,7 +338,7 @@ struct jj_val jj_call_macro(struct jj *j, const struct jj_macro *m, const struct
     return text;
 }
 
-/* --- statements ---------------------------------------------------------------------------- */
+/* --- statements ------------------------------------------------------------------------------- */
 
 static enum flow exec_if(struct jj *j, const struct jj_node *n, struct jj_scope *s)
 {
@@ -431,7 +431,7 @@ static enum flow exec_list(struct jj *j, const struct jj_node *n, struct jj_scop
     return flow;
 }
 
-/* --- render -------------------------------------------------------------------------------- */
+/* --- render ----------------------------------------------------------------------------------- */
 
 static void render(struct jj *j, const struct eng_jinja *t, const cJSON *vars)
 {

@@ -203,7 +203,7 @@ static struct jj_val f_escape(struct jj *j, struct jj_val v, const struct jj_arg
     return marked(j, jj_sb_val(j, &sb).s);
 }
 
-/* --- numbers ------------------------------------------------------------------------------- */
+/* --- numbers ---------------------------------------------------------------------------------- */
 
 /* s without white space at its ends and without single underscores between digits, as a C string;
  * NULL where int() and float() would refuse it. */

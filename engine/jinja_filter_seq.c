@@ -5,7 +5,7 @@
  */
 #include "engine/jinja_int.h"
 
-/* --- attributes by path -------------------------------------------------------------------- */
+/* --- attributes by path ----------------------------------------------------------------------- */
 
 static bool all_digits(const char *p, size_t n)
 {
@@ -43,7 +43,7 @@ static struct jj_val fold(struct jj *j, struct jj_val v, bool case_sensitive)
     return v.type == JJ_STR && !case_sensitive ? jj_str_val(jj_lower(j, v.s)) : v;
 }
 
-/* --- default, length, ends ----------------------------------------------------------------- */
+/* --- default, length, ends -------------------------------------------------------------------- */
 
 static struct jj_val f_default(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
@@ -115,7 +115,7 @@ static struct jj_val f_join(struct jj *j, struct jj_val v, const struct jj_args 
     return jj_sb_val(j, &sb);
 }
 
-/* --- map, select --------------------------------------------------------------------------- */
+/* --- map, select ------------------------------------------------------------------------------ */
 
 static struct jj_args rest_of(const struct jj_args *args, size_t from)
 {
@@ -266,7 +266,7 @@ static struct jj_val f_items(struct jj *j, struct jj_val v, const struct jj_args
     return jj_iter_val(it);
 }
 
-/* --- rows ---------------------------------------------------------------------------------- */
+/* --- rows ------------------------------------------------------------------------------------- */
 
 static struct jj_val f_batch(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
@@ -308,7 +308,7 @@ static struct jj_val f_slice(struct jj *j, struct jj_val v, const struct jj_args
     return jj_iter_val(jj_iter_new(j, jj_list_val(rows)));
 }
 
-/* --- order --------------------------------------------------------------------------------- */
+/* --- order ------------------------------------------------------------------------------------ */
 
 static struct jj_val f_dictsort(struct jj *j, struct jj_val v, const struct jj_args *args)
 {
@@ -427,7 +427,7 @@ static struct jj_val f_groupby(struct jj *j, struct jj_val v, const struct jj_ar
     return jj_list_val(groups);
 }
 
-/* --- attr ---------------------------------------------------------------------------------- */
+/* --- attr ------------------------------------------------------------------------------------- */
 
 static struct jj_val f_attr(struct jj *j, struct jj_val v, const struct jj_args *args)
 {

@@ -142,7 +142,7 @@ static void put_float(struct jj *j, struct jj_sb *sb, const struct spec *f, doub
     put_padded(j, sb, f, body.data, body.len, lead, f->zero ? '=' : '>');
 }
 
-/* --- percent ------------------------------------------------------------------------------- */
+/* --- percent ---------------------------------------------------------------------------------- */
 
 static void parse_flags(struct jj *j, const char **p, const char *end, struct spec *f)
 {
@@ -242,7 +242,7 @@ struct jj_val jj_percent(struct jj *j, const struct jj_str *fmt, struct jj_val a
     return jj_sb_val(j, &sb);
 }
 
-/* --- format -------------------------------------------------------------------------------- */
+/* --- format ----------------------------------------------------------------------------------- */
 
 static struct spec parse_spec(struct jj *j, const char *p, const char *end)
 {

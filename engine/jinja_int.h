@@ -32,7 +32,7 @@
 #define JJ_EVAL_DEPTH_MAX 1000
 #define JJ_RANGE_MAX 100000
 
-/* --- values -------------------------------------------------------------------------------- */
+/* --- values ----------------------------------------------------------------------------------- */
 
 enum jj_type {
     JJ_MISSING, /* no value at all: an absent argument, an unset slot */
@@ -177,7 +177,7 @@ struct jj_joiner {
     bool used;
 };
 
-/* --- tree ---------------------------------------------------------------------------------- */
+/* --- tree ------------------------------------------------------------------------------------- */
 
 enum jj_op {
     OP_ADD,
@@ -278,7 +278,7 @@ struct jj_scope {
     struct jj_val slot[];
 };
 
-/* --- the machine --------------------------------------------------------------------------- */
+/* --- the machine ------------------------------------------------------------------------------ */
 
 struct jj_chunk;
 struct jj_arena {
@@ -331,7 +331,6 @@ static inline void jj_leave(struct jj *j)
 
 const struct jj_str *jj_str_borrow(struct jj *j, const char *data, size_t len);
 const struct jj_str *jj_str_copy(struct jj *j, const char *data, size_t len);
-struct jj_val jj_text(struct jj *j, const char *data, size_t len); /* copies */
 struct jj_val jj_text_borrow(struct jj *j, const char *data, size_t len);
 struct jj_val jj_textz(struct jj *j, const char *z); /* borrows a literal */
 bool jj_str_is(const struct jj_str *s, const char *z);
@@ -423,6 +422,8 @@ uint32_t jj_decode(const char *p, const char *end, size_t *len);
 uint32_t jj_decode_last(const char *start, const char *p, size_t *len);
 size_t jj_byte_offset(const struct jj_str *s, size_t cp_idx);
 size_t jj_cp_count(const char *p, size_t len);
+void jj_put_cased_char(struct jj *j, struct jj_sb *sb, const char *start, const char *p,
+                       const char *end, enum jj_case how);
 void jj_put_cased(struct jj *j, struct jj_sb *sb, const char *p, size_t len, enum jj_case how);
 const struct jj_str *jj_lower(struct jj *j, const struct jj_str *s);
 struct jj_val jj_strip(struct jj *j, const struct jj_str *s, const struct jj_str *chars, int sides);

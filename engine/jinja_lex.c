@@ -147,7 +147,7 @@ static void lex_raw(struct lexer *x, const char *body)
     fail(x, ST_INVALID, "missing end of raw directive");
 }
 
-/* --- inside a tag -------------------------------------------------------------------------- */
+/* --- inside a tag ----------------------------------------------------------------------------- */
 
 static int digit_value(char c)
 {

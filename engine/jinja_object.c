@@ -34,7 +34,7 @@ struct jj_val jj_bound(struct jj *j, const struct jj_function *fn, struct jj_val
     return (struct jj_val){.type = JJ_METHOD, .method = m};
 }
 
-/* --- arguments ----------------------------------------------------------------------------- */
+/* --- arguments -------------------------------------------------------------------------------- */
 
 /* The next name in a spec; empty at its end. */
 static size_t spec_word(const char **p)
@@ -88,7 +88,7 @@ const struct jj_str *jj_want_str(struct jj *j, const char *who, struct jj_val v)
     return v.s;
 }
 
-/* --- methods ------------------------------------------------------------------------------- */
+/* --- methods ---------------------------------------------------------------------------------- */
 
 static struct jj_val view(struct jj *j, struct jj_val self, const struct jj_args *args,
                           enum jj_type type)
@@ -222,7 +222,7 @@ static struct jj_val cycler_reset(struct jj *j, struct jj_val self, const struct
 static const struct jj_function cycler_methods[] = {
     {"next", cycler_next}, {"reset", cycler_reset}, {NULL, NULL}};
 
-/* --- attributes ---------------------------------------------------------------------------- */
+/* --- attributes ------------------------------------------------------------------------------- */
 
 static struct jj_val loop_attr(struct jj *j, struct jj_loop *loop, const struct jj_str *name)
 {
@@ -380,7 +380,7 @@ struct jj_val jj_getitem(struct jj *j, struct jj_val obj, struct jj_val arg)
     return v.type == JJ_MISSING ? jj_undefined_attr(j, obj, arg) : v;
 }
 
-/* --- globals ------------------------------------------------------------------------------- */
+/* --- globals ---------------------------------------------------------------------------------- */
 
 static struct jj_val g_range(struct jj *j, struct jj_val self, const struct jj_args *args)
 {

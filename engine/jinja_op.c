@@ -186,7 +186,7 @@ struct jj_val jj_negate(struct jj *j, struct jj_val v, bool minus)
     return jj_int(minus ? -i : i);
 }
 
-/* --- in, comparison ------------------------------------------------------------------------ */
+/* --- in, comparison --------------------------------------------------------------------------- */
 
 bool jj_contains(struct jj *j, struct jj_val item, struct jj_val in)
 {
@@ -230,7 +230,7 @@ bool jj_compare(struct jj *j, enum jj_op op, struct jj_val a, struct jj_val b)
     }
 }
 
-/* --- slices -------------------------------------------------------------------------------- */
+/* --- slices ----------------------------------------------------------------------------------- */
 
 static bool slice_index(struct jj *j, struct jj_val v, int64_t *out)
 {

@@ -18,7 +18,7 @@
 
 static struct jj_node *parse_body(struct jj_parser *p, const char *const *ends);
 
-/* --- shared with expressions --------------------------------------------------------------- */
+/* --- shared with expressions ------------------------------------------------------------------ */
 
 struct jj_node *jj_node_new(struct jj_parser *p, enum jj_kind kind, int line)
 {
@@ -134,7 +134,7 @@ void jj_expect(struct jj_parser *p, enum jj_token_type type)
     jj_parse_fail(p, expected);
 }
 
-/* --- targets ------------------------------------------------------------------------------- */
+/* --- targets ---------------------------------------------------------------------------------- */
 
 static void check_target(struct jj_parser *p, const struct jj_node *n)
 {
@@ -180,7 +180,7 @@ static const struct jj_str *expect_name(struct jj_parser *p)
     return name;
 }
 
-/* --- statements ---------------------------------------------------------------------------- */
+/* --- statements ------------------------------------------------------------------------------- */
 
 /* The body up to one of the end tags, whose name is the current token afterwards. */
 static struct jj_node *parse_statements(struct jj_parser *p, const char *const *ends)
@@ -437,7 +437,7 @@ static struct jj_node *parse_body(struct jj_parser *p, const char *const *ends)
     }
 }
 
-/* --- compile ------------------------------------------------------------------------------- */
+/* --- compile ---------------------------------------------------------------------------------- */
 
 static void compile(struct jj *j, const char *src, size_t len, struct eng_jinja *t)
 {

@@ -158,7 +158,7 @@ static struct jj_node *parse_concat(struct jj_parser *p)
     return jj_node_seal(p, n);
 }
 
-/* --- calls and subscripts ------------------------------------------------------------------ */
+/* --- calls and subscripts --------------------------------------------------------------------- */
 
 static struct jj_node *parse_arg(struct jj_parser *p, int *stage)
 {
@@ -269,7 +269,7 @@ static struct jj_node *parse_postfix(struct jj_parser *p, struct jj_node *node)
     }
 }
 
-/* --- filters and tests --------------------------------------------------------------------- */
+/* --- filters and tests ------------------------------------------------------------------------ */
 
 /* A filter's or test's name; dots are part of it. */
 static const struct jj_str *parse_dotted(struct jj_parser *p)
@@ -372,7 +372,7 @@ static struct jj_node *parse_unary(struct jj_parser *p, bool with_filter)
     return with_filter ? parse_filters_and_tests(p, node) : node;
 }
 
-/* --- primaries ----------------------------------------------------------------------------- */
+/* --- primaries -------------------------------------------------------------------------------- */
 
 static struct jj_node *parse_name(struct jj_parser *p, bool with_namespace)
 {

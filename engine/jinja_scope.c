@@ -98,7 +98,7 @@ static void store_name(struct jj *j, struct jj_frame *f, const struct jj_str *na
     sym_of(j, f, name)->stored = true;
 }
 
-/* --- analyse ------------------------------------------------------------------------------- */
+/* --- analyse ---------------------------------------------------------------------------------- */
 
 /* Reads in expressions; n may be a list. */
 static void analyse_reads(struct jj *j, struct jj_frame *f, const struct jj_node *n)
@@ -192,7 +192,7 @@ static void analyse_list(struct jj *j, struct jj_frame *f, const struct jj_node 
     for (; n; n = n->next) analyse(j, f, n);
 }
 
-/* --- resolve ------------------------------------------------------------------------------- */
+/* --- resolve ---------------------------------------------------------------------------------- */
 
 static void resolve_list(struct jj *j, struct jj_frame *f, struct jj_node *n)
 {

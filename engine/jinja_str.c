@@ -56,7 +56,7 @@ static struct jj_val m_title(struct jj *j, struct jj_val self, const struct jj_a
     size_t n;
     for (const char *p = self.s->data, *end = p + self.s->len; p < end; p += n) {
         uint32_t c = jj_decode(p, end, &n);
-        jj_put_cased(j, &sb, p, n, after ? CASE_LOWER : CASE_TITLE);
+        jj_put_cased_char(j, &sb, self.s->data, p, end, after ? CASE_LOWER : CASE_TITLE);
         after = jj_is_cased(c);
     }
     return same_kind(j, self, jj_sb_val(j, &sb));
@@ -102,7 +102,7 @@ static struct jj_val m_rstrip(struct jj *j, struct jj_val self, const struct jj_
     return strip(j, self, args, 2);
 }
 
-/* --- splitting ----------------------------------------------------------------------------- */
+/* --- splitting -------------------------------------------------------------------------------- */
 
 static struct jj_list *split_space(struct jj *j, const struct jj_str *s, int64_t max)
 {
@@ -245,7 +245,7 @@ static struct jj_val m_rpartition(struct jj *j, struct jj_val self, const struct
     return partition(j, self, args, true);
 }
 
-/* --- finding ------------------------------------------------------------------------------- */
+/* --- finding ---------------------------------------------------------------------------------- */
 
 /* The part [start:end) that find, count, startswith and so on look at; *from is its first code
  * point.  False where start lies beyond the end. */
@@ -379,7 +379,7 @@ static struct jj_val m_removesuffix(struct jj *j, struct jj_val self, const stru
     return jj_text_borrow(j, s->data, s->len - cut);
 }
 
-/* --- building ------------------------------------------------------------------------------ */
+/* --- building --------------------------------------------------------------------------------- */
 
 static struct jj_val replace(struct jj *j, const struct jj_str *s, const struct jj_str *old,
                              const struct jj_str *with, int64_t max)

@@ -194,7 +194,7 @@ bool jj_all_class(const struct jj_str *s, const char *name)
     return s->len > 0 || classes[k].empty;
 }
 
-/* --- case ---------------------------------------------------------------------------------- */
+/* --- case ------------------------------------------------------------------------------------- */
 
 static int by_code_point(const void *key, const void *row)
 {
@@ -264,14 +264,23 @@ static void put_cased(struct jj *j, struct jj_sb *sb, uint32_t c, enum jj_case h
     for (int i = 0; i < 3 && to[i]; i++) put_code_point(j, sb, to[i]);
 }
 
+/* The character at p, cased as it stands within [start, end). */
+void jj_put_cased_char(struct jj *j, struct jj_sb *sb, const char *start, const char *p,
+                       const char *end, enum jj_case how)
+{
+    size_t n;
+    uint32_t c = jj_decode(p, end, &n);
+    jj_step(j, 1);
+    put_cased(j, sb, c, how, c == 0x3A3 && how == CASE_LOWER && is_final_sigma(start, p, end));
+}
+
 void jj_put_cased(struct jj *j, struct jj_sb *sb, const char *p, size_t len, enum jj_case how)
 {
     const char *start = p, *end = p + len;
     size_t n;
     for (; p < end; p += n) {
-        uint32_t c = jj_decode(p, end, &n);
-        jj_step(j, 1);
-        put_cased(j, sb, c, how, c == 0x3A3 && how == CASE_LOWER && is_final_sigma(start, p, end));
+        jj_decode(p, end, &n);
+        jj_put_cased_char(j, sb, start, p, end, how);
     }
 }
 
@@ -282,7 +291,7 @@ const struct jj_str *jj_lower(struct jj *j, const struct jj_str *s)
     return jj_sb_val(j, &sb).s;
 }
 
-/* --- cutting and finding ------------------------------------------------------------------- */
+/* --- cutting and finding ---------------------------------------------------------------------- */
 
 static bool in_set(uint32_t c, const struct jj_str *chars)
 {
@@ -303,6 +312,16 @@ struct jj_val jj_strip(struct jj *j, const struct jj_str *s, const struct jj_str
     for (; (sides & 2) && p < end && in_set(jj_decode_last(p, end, &n), chars); end -= n)
         jj_step(j, cost);
     return jj_text_borrow(j, p, (size_t)(end - p));
+}
+
+const char *eng_jinja_strip(const char *text, size_t *len)
+{
+    const char *p = text, *end = text + *len;
+    size_t n;
+    for (; p < end && jj_is_space(jj_decode(p, end, &n)); p += n) continue;
+    for (; p < end && jj_is_space(jj_decode_last(p, end, &n)); end -= n) continue;
+    *len = (size_t)(end - p);
+    return p;
 }
 
 /* First occurrence of a non-empty needle, or NULL. */

@@ -118,7 +118,7 @@ void jj_arena_free(struct jj_arena *a)
     a->used = 0;
 }
 
-/* --- strings ------------------------------------------------------------------------------- */
+/* --- strings ---------------------------------------------------------------------------------- */
 
 const struct jj_str *jj_str_borrow(struct jj *j, const char *data, size_t len)
 {
@@ -133,11 +133,6 @@ const struct jj_str *jj_str_copy(struct jj *j, const char *data, size_t len)
     char *copy = jj_alloc(j, len);
     if (len) memcpy(copy, data, len);
     return jj_str_borrow(j, copy, len);
-}
-
-struct jj_val jj_text(struct jj *j, const char *data, size_t len)
-{
-    return jj_str_val(jj_str_copy(j, data, len));
 }
 
 struct jj_val jj_text_borrow(struct jj *j, const char *data, size_t len)
@@ -189,7 +184,7 @@ struct jj_val jj_sb_val(struct jj *j, const struct jj_sb *sb)
     return jj_text_borrow(j, sb->data ? sb->data : "", sb->len);
 }
 
-/* --- lists, undefined ---------------------------------------------------------------------- */
+/* --- lists, undefined ------------------------------------------------------------------------- */
 
 struct jj_list *jj_list_new(struct jj *j, size_t cap)
 {
@@ -259,7 +254,7 @@ struct jj_val jj_undefined_hint(struct jj *j, const char *fmt, ...)
     return undefined(j, (struct jj_undef){.hint = hint});
 }
 
-/* --- questions ----------------------------------------------------------------------------- */
+/* --- questions -------------------------------------------------------------------------------- */
 
 const char *jj_type_name(struct jj_val v)
 {
@@ -338,7 +333,7 @@ bool jj_as_double(struct jj_val v, double *f)
     return true;
 }
 
-/* --- variables ----------------------------------------------------------------------------- */
+/* --- variables -------------------------------------------------------------------------------- */
 
 static struct jj_val from_json_string(struct jj *j, const char *text)
 {

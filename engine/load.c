@@ -1,11 +1,11 @@
 /*
  * load.c - see weights.h: from a checkpoint, or from a random generator, into blocks of the tiers.
  *
- *     plan      which fused weights and vectors the model has, and of which tensors each is made
- *     bind      look the tensors up and check their shapes and types (not for dummy weights)
- *     place     divide every weight's tiles among the tiers, check capacities, allocate the spans
- *     pack      a few threads take tiles off one counter, build each in a buffer of their own and
- * upload it vectors   norms and biases, as fp32, in one allocation of tier 0
+ *     plan      which fused weights and vectors the model has, and the tensors each is made of
+ *     bind      look the tensors up, check their shapes and types (not for dummy weights)
+ *     place     divide every weight's tiles among the tiers, check capacities, allocate
+ *     pack      a few threads take tiles off one counter, build each and upload it
+ *     vectors   norms and biases, as fp32, in one allocation of tier 0
  *
  * The checkpoint is mapped, and pages of tensors that are packed are given back, so the model is in
  * memory once.  What a tile holds depends on the checkpoint or the seed alone: never on placement
@@ -22,11 +22,11 @@
 #include "engine/weights.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "config/check.h"
 #include "config/log.h"
@@ -38,6 +38,7 @@
 #define SOURCES_MAX 3
 #define VECTOR_ALIGN 64 /* floats: 256 bytes */
 #define GLU_GROUP 8
+#define DUMMY_VALUES 4096
 
 /* One fused matrix or vector: where its rows come from. */
 struct job {
@@ -66,8 +67,7 @@ struct plan {
     size_t vector_floats;
 };
 
-/* --- plan --------------------------------------------------------------------------------------
- */
+/* --- plan ------------------------------------------------------------------------------------- */
 
 static int32_t job_source_rows(const struct job *j)
 {
@@ -190,8 +190,7 @@ enum status eng_weights_bytes(const struct eng_shape *shape, uint64_t *bytes, ch
     return st;
 }
 
-/* --- bind --------------------------------------------------------------------------------------
- */
+/* --- bind ------------------------------------------------------------------------------------- */
 
 /* Some checkpoints hold the inner model alone, whose names lack the leading "model.". */
 static const struct eng_st_tensor *find_tensor(const struct eng_st *set, const char *name)
@@ -260,8 +259,9 @@ static void warn_extra(const struct eng_st *set, const bool *used)
         count++;
     }
     if (count)
-        log_warn("engine", "%zu tensors of the checkpoint are not used, the first being '%.200s'",
-                 count, first);
+        log_warn("engine",
+                 "the checkpoint holds tensors that are not used (%zu; the first: '%.200s')", count,
+                 first);
 }
 
 /* A tied model's checkpoint may hold the head as well; it must then be the embedding table. */
@@ -333,8 +333,7 @@ enum status eng_weights_stored_dtype(const char *dir, const struct eng_shape *sh
     return st;
 }
 
-/* --- place -------------------------------------------------------------------------------------
- */
+/* --- place ------------------------------------------------------------------------------------ */
 
 static enum status check_capacity(struct off_tiers *tiers, const struct eng_weights *w,
                                   double share, char *err)
@@ -356,13 +355,13 @@ static enum status check_capacity(struct off_tiers *tiers, const struct eng_weig
     return ST_OK;
 }
 
-static enum status alloc_spans(struct job *j, const int32_t *counts, struct off_tiers *tiers,
-                               char *err)
+static enum status alloc_spans(struct job *j, const struct eng_shape *shape, const int32_t *counts,
+                               struct off_tiers *tiers, char *err)
 {
     struct kn_weight *w = j->weight;
     int32_t begin = 0;
     char what[ENG_TENSOR_NAME_CAP];
-    snprintf(what, sizeof what, "weight %d of layer %d", (int)j->part[0], j->layer);
+    eng_shape_tensor_name(shape, j->part[0], j->layer, what);
     for (int t = 0; t < off_tiers_count(tiers); t++) {
         if (counts[t] == 0) continue;
         void *base;
@@ -394,13 +393,12 @@ static enum status place(struct plan *p, struct eng_weights *w, struct off_tiers
     }
     st = check_capacity(tiers, w, share, err);
     for (int32_t i = 0; i < p->job_count && !st; i++)
-        if (p->jobs[i].weight) st = alloc_spans(&p->jobs[i], counts[i], tiers, err);
+        if (p->jobs[i].weight) st = alloc_spans(&p->jobs[i], p->shape, counts[i], tiers, err);
     free(counts);
     return st;
 }
 
-/* --- rows --------------------------------------------------------------------------------------
- */
+/* --- rows ------------------------------------------------------------------------------------- */
 
 /* Which source and which of its rows make fused row `row`; false for a row of padding. */
 static bool source_row(const struct job *j, int32_t row, int *source, int32_t *src_row)
@@ -429,29 +427,48 @@ static uint64_t mix(uint64_t x)
     return x ^ x >> 31;
 }
 
-/* cols values of row `row` of fused matrix `matrix`, four to a random word. */
-static void dummy_row(uint64_t seed, uint64_t matrix, int32_t row, int32_t cols, float *out)
+/* The values dummy weights are drawn from, already in the type they are wanted in. */
+struct dummy_values {
+    size_t element_bytes;
+    union {
+        float f32[DUMMY_VALUES];
+        uint16_t half[DUMMY_VALUES];
+    };
+};
+
+static void dummy_values_init(struct dummy_values *v, enum kn_dtype dtype)
 {
-    /* (i + 1/2) / 2^15 is uniform in (-1, 1), never 0, with standard deviation 1 / sqrt(3). */
-    const float unit = 0.02f * 1.7320508f / 32768;
-    uint64_t state = mix(mix(seed ^ 0x64616B64) + mix(matrix << 32 | (uint32_t)row));
-    int32_t c = 0;
-    for (; c + 4 <= cols; c += 4) {
-        uint64_t r = mix(state++);
-        for (int i = 0; i < 4; i++) out[c + i] = ((float)(int16_t)(r >> (16 * i)) + 0.5f) * unit;
-    }
-    for (uint64_t r = mix(state); c < cols; c++, r >>= 16)
-        out[c] = ((float)(int16_t)r + 0.5f) * unit;
+    /* (i + 1/2) / n is uniform in (-1, 1), never 0, with standard deviation 1 / sqrt(3). */
+    const float unit = 0.02f * 1.7320508f / (DUMMY_VALUES / 2);
+    v->element_bytes = kn_dtype_bytes(dtype);
+    for (int i = 0; i < DUMMY_VALUES; i++)
+        kn_store(dtype, v->f32, (size_t)i, ((float)(i - DUMMY_VALUES / 2) + 0.5f) * unit);
 }
 
-/* --- pack --------------------------------------------------------------------------------------
- */
+/* The first cols values of row `row` of fused matrix `matrix`, four to a random word. */
+static void dummy_row(const struct dummy_values *v, uint64_t seed, uint64_t matrix, int32_t row,
+                      int32_t cols, void *out)
+{
+    uint64_t state = mix(mix(seed ^ 0x64616B64) + mix(matrix << 32 | (uint32_t)row));
+    float *f32 = out;
+    uint16_t *half = out;
+    for (int32_t c = 0; c < cols; c += 4) {
+        uint64_t r = mix(state++);
+        for (int32_t i = c; i < c + 4 && i < cols; i++, r >>= 16) {
+            if (v->element_bytes == sizeof *half) half[i] = v->half[r % DUMMY_VALUES];
+            else f32[i] = v->f32[r % DUMMY_VALUES];
+        }
+    }
+}
+
+/* --- pack ------------------------------------------------------------------------------------- */
 
 struct packer {
     struct plan *plan;
     struct kn *kn;
     const struct eng_model_options *opt;
     bool dummy;
+    struct dummy_values values;     /* of dummy weights */
     size_t stage_bytes, rows_bytes; /* of each worker's buffers */
     pthread_mutex_t upload;         /* kn_upload is for one thread at a time */
     _Atomic int64_t next_tile;
@@ -484,15 +501,16 @@ static struct job *job_of_tile(const struct plan *p, int64_t tile)
 static void gather_dummy(const struct worker *wk, const struct job *j, int32_t first_row,
                          const void *rows[KN_TILE_ROWS])
 {
-    size_t row_bytes = (size_t)j->weight->cols * sizeof(float);
-    uint64_t matrix = (uint64_t)(j - wk->packer->plan->jobs);
+    const struct packer *p = wk->packer;
+    size_t row_bytes = (size_t)j->weight->cols * p->values.element_bytes;
+    uint64_t matrix = (uint64_t)(j - p->plan->jobs);
     for (int32_t r = 0; r < KN_TILE_ROWS; r++) {
         int source;
         int32_t src_row, row = first_row + r;
         if (row >= j->rows || !source_row(j, row, &source, &src_row)) continue;
-        float *out = (float *)(wk->rows + (size_t)r * row_bytes);
+        void *out = wk->rows + (size_t)r * row_bytes;
         memset(out, 0, row_bytes);
-        dummy_row(wk->packer->opt->seed, matrix, row, j->src_cols, out);
+        dummy_row(&p->values, p->opt->seed, matrix, row, j->src_cols, out);
         rows[r] = out;
     }
 }
@@ -533,7 +551,7 @@ static void pack_tile(struct worker *wk, int64_t tile)
     const void *rows[KN_TILE_ROWS] = {NULL};
     int32_t index = (int32_t)(tile - j->tile_begin);
     size_t bytes = kn_weight_tile_bytes(j->weight);
-    enum kn_dtype dtype = KN_F32;
+    enum kn_dtype dtype = j->weight->dtype;
     if (p->dummy) gather_dummy(wk, j, index * KN_TILE_ROWS, rows);
     else dtype = gather_stored(wk, j, index * KN_TILE_ROWS, rows);
     kn_pack_tile(j->weight, wk->stage, rows, dtype);
@@ -592,15 +610,23 @@ static void size_buffers(struct packer *p)
     }
 }
 
+/* Threads worth having: one for each core the process may use. */
+static int thread_count(void)
+{
+    cpu_set_t cores;
+    int count = sched_getaffinity(0, sizeof cores, &cores) ? 1 : CPU_COUNT(&cores);
+    return count < 1 ? 1 : count > THREADS_MAX ? THREADS_MAX : count;
+}
+
 /* The calling thread works too; threads that cannot be had are done without. */
 static enum status pack(struct plan *plan, struct kn *kn, const struct eng_model_options *opt,
                         bool dummy, char *err)
 {
     struct packer p = {.plan = plan, .kn = kn, .opt = opt, .dummy = dummy};
     struct worker workers[THREADS_MAX];
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    int wanted = cores < 1 ? 1 : cores > THREADS_MAX ? THREADS_MAX : (int)cores, count = 0;
+    int wanted = thread_count(), count = 0;
     size_buffers(&p);
+    dummy_values_init(&p.values, plan->shape->info.dtype);
     pthread_mutex_init(&p.upload, NULL);
     if (!worker_init(&workers[0], &p)) {
         pthread_mutex_destroy(&p.upload);
@@ -626,19 +652,20 @@ static enum status pack(struct plan *plan, struct kn *kn, const struct eng_model
     return ST_OK;
 }
 
-/* --- vectors -----------------------------------------------------------------------------------
- */
+/* --- vectors ---------------------------------------------------------------------------------- */
 
 static void fill_vector(const struct plan *p, const struct job *j, bool dummy, uint64_t seed,
                         float *out)
 {
+    struct dummy_values values;
+    dummy_values_init(&values, KN_F32);
     for (int32_t row = 0; row < j->rows; row++) {
         int source;
         int32_t src_row;
         enum kn_dtype dtype = KN_F32;
         if (!source_row(j, row, &source, &src_row)) continue;
         if (dummy) {
-            dummy_row(seed, (uint64_t)(j - p->jobs), row, 1, &out[row]);
+            dummy_row(&values, seed, (uint64_t)(j - p->jobs), row, 1, &out[row]);
             if (j->norm) out[row] += 1;
             continue;
         }
@@ -671,8 +698,7 @@ static enum status load_vectors(const struct plan *p, struct kn *kn, struct off_
     return st;
 }
 
-/* -----------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 
 enum status eng_weights_load(struct kn *kn, struct off_tiers *tiers, const char *dir,
                              const struct eng_shape *shape, const struct eng_model_options *opt,

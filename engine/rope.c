@@ -42,8 +42,7 @@ static const struct {
     {"llama3", ENG_ROPE_LLAMA3},   {"yarn", ENG_ROPE_YARN},
 };
 
-/* --- configuration -----------------------------------------------------------------------------
- */
+/* --- configuration ---------------------------------------------------------------------------- */
 
 static enum status parse_kind(const cJSON *params, struct eng_rope *r, char *err)
 {
@@ -221,8 +220,7 @@ int32_t eng_rope_context(const struct eng_rope *r)
     return n < 1 ? 1 : n > POSITION_LIMIT ? POSITION_LIMIT : (int32_t)n;
 }
 
-/* --- frequencies -------------------------------------------------------------------------------
- */
+/* --- frequencies ------------------------------------------------------------------------------ */
 
 /* base^(2i/D), rounded as fp32 arithmetic rounds it. */
 static float power(double base, int32_t i, int32_t head_dim)

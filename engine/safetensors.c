@@ -8,9 +8,10 @@
  *
  * with offsets relative to the first byte after the header.  The format (safetensors, "Format" in
  * its README) allows neither holes nor overlaps nor bytes after the last tensor, and bounds N by
- * 100 MB. A checkpoint comes from the network, so every statement of a header is checked before it
+ * 100 MB.  A checkpoint comes from the network, so every statement of a header is checked before it
  * is used: what passes can be read without further care.  JSON strictness (UTF-8, duplicate names,
- * depth, finite numbers) is config/json.h's.
+ * depth, finite numbers) is config/json.h's.  What cannot be checked is that a mapped file keeps
+ * its length: one that is cut while it is being loaded ends the process (SIGBUS).
  *
  * Source of the format: https://github.com/huggingface/safetensors#format
  */
@@ -106,8 +107,7 @@ void eng_st_done(const struct eng_st_tensor *tensor)
     if (begin < end && madvise((void *)begin, end - begin, MADV_DONTNEED)) return;
 }
 
-/* --- one tensor of a header --------------------------------------------------------------------
- */
+/* --- one tensor of a header ------------------------------------------------------------------- */
 
 /* A JSON number that is a whole number in [0, 2^53]. */
 static bool exact_u64(const cJSON *item, uint64_t *out)
@@ -205,8 +205,7 @@ static enum status parse_tensor(struct eng_st_tensor *t, const cJSON *entry, con
     return ST_OK;
 }
 
-/* --- one file ----------------------------------------------------------------------------------
- */
+/* --- one file --------------------------------------------------------------------------------- */
 
 static enum status map_file(struct shard *s, char *err)
 {
@@ -331,8 +330,7 @@ static enum status read_shard(struct eng_st *set, struct shard *s, char *err)
     return check_layout(s, set->tensors + first, set->tensor_count - first, data, data_bytes, err);
 }
 
-/* --- the checkpoint ----------------------------------------------------------------------------
- */
+/* --- the checkpoint --------------------------------------------------------------------------- */
 
 static enum status sort_tensors(struct eng_st *set, char *err)
 {

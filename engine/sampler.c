@@ -93,7 +93,7 @@ void eng_sampler_close(struct eng_sampler *s)
     free(s);
 }
 
-/* --- numbers ------------------------------------------------------------------------------- */
+/* --- numbers ---------------------------------------------------------------------------------- */
 
 /* First 53 bits of Philox4x32-10(key = seed, counter = index) as a number in [0, 1). */
 static double uniform(uint64_t seed, uint64_t index)
@@ -146,7 +146,7 @@ static inline float clamp_finite(float x)
     return x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x;
 }
 
-/* --- passes over the row ------------------------------------------------------------------- */
+/* --- passes over the row ---------------------------------------------------------------------- */
 
 /* Loops over one block are functions of their own: gcc heeds `restrict` of parameters alone. */
 
@@ -209,7 +209,7 @@ static double sum_weights(struct eng_sampler *s)
     return total;
 }
 
-/* --- log-probabilities --------------------------------------------------------------------- */
+/* --- log-probabilities ------------------------------------------------------------------------ */
 
 /* The row is s->logits, as load_row left it. */
 static void score(struct eng_sampler *s, int32_t token, int32_t count, struct eng_sample *out)
@@ -247,7 +247,7 @@ void eng_score_token(struct eng_sampler *s, const float *logits, int32_t token, 
     score(s, token, count, out);
 }
 
-/* --- adjustments --------------------------------------------------------------------------- */
+/* --- adjustments ------------------------------------------------------------------------------ */
 
 static void mask_tokens(struct eng_sampler *s, const int32_t *tokens, int32_t count)
 {
@@ -305,7 +305,7 @@ static void apply_frequency_presence(struct eng_sampler *s, const struct eng_sam
     }
 }
 
-/* --- filters ------------------------------------------------------------------------------- */
+/* --- filters ---------------------------------------------------------------------------------- */
 
 /* Orders as (logit, then lower id first); x is not NaN. */
 static inline uint64_t key_of(float x, int32_t id)
@@ -433,7 +433,7 @@ static void apply_min_p(struct eng_sampler *s, float min_p)
         if (s->weights[i] < min_p) s->weights[i] = 0;
 }
 
-/* --- the choice ---------------------------------------------------------------------------- */
+/* --- the choice ------------------------------------------------------------------------------- */
 
 static int32_t lowest_id_of(const struct eng_sampler *s, float logit)
 {

@@ -65,7 +65,7 @@ static int32_t pending(const struct eng_sched_seq *seq)
     return seq->token_count - seq->kv_count;
 }
 
-/* --- lists --------------------------------------------------------------------------------- */
+/* --- lists ------------------------------------------------------------------------------------ */
 
 /* after NULL: at the head. */
 static void list_insert(struct seq_list *l, struct eng_sched_seq *after, struct eng_sched_seq *seq)
@@ -89,7 +89,7 @@ static void list_remove(struct seq_list *l, struct eng_sched_seq *seq)
     l->count--;
 }
 
-/* --- opening, closing ---------------------------------------------------------------------- */
+/* --- opening, closing ------------------------------------------------------------------------- */
 
 enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sched **out)
 {
@@ -129,7 +129,7 @@ void eng_sched_close(struct eng_sched *s)
     free(s);
 }
 
-/* --- pages --------------------------------------------------------------------------------- */
+/* --- pages ------------------------------------------------------------------------------------ */
 
 static void give_pages(struct eng_sched *s, struct eng_sched_seq *seq)
 {
@@ -167,7 +167,7 @@ static void preempt_youngest(struct eng_sched *s, struct eng_plan *plan)
     plan->preempt_count++;
 }
 
-/* --- the sequences' way in and out --------------------------------------------------------- */
+/* --- the sequences' way in and out ------------------------------------------------------------ */
 
 int32_t eng_sched_seq_tokens_max(const struct eng_sched *s)
 {
@@ -194,7 +194,7 @@ void eng_sched_remove(struct eng_sched *s, struct eng_sched_seq *seq)
     seq->state = ENG_SEQ_NEW;
 }
 
-/* --- the plan ------------------------------------------------------------------------------ */
+/* --- the plan --------------------------------------------------------------------------------- */
 
 static void plan_put(const struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
                      int32_t tokens)
@@ -285,7 +285,7 @@ void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan)
     s->planned_count = 0;
 }
 
-/* --- looking in ---------------------------------------------------------------------------- */
+/* --- looking in ------------------------------------------------------------------------------- */
 
 void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out)
 {

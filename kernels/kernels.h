@@ -1,33 +1,38 @@
 /*
- * kernels.h - the one C interface to the machine that computes: how weights and KV lie in memory, and the operations a
- * forward pass is made of.  Two backends implement it: kernels/cpu (the reference, and what runs without a GPU) and
- * kernels/cuda.  Nothing here knows model names, files or requests.
+ * kernels.h - the one C interface to the machine that computes: how weights and KV lie in memory,
+ * and the operations a forward pass is made of.  Two backends implement it: kernels/cpu (the
+ * reference, and what runs without a GPU) and kernels/cuda.  Nothing here knows model names, files
+ * or requests.
  *
  * Dimension letters, used throughout dakd:
- *     T tokens in the step    H hidden size        N output rows of a weight    K its inputs
- *     Hq query heads          Hkv kv-heads         D head dimension             V vocabulary
- *     L layers                R rows (tokens) whose logits are wanted           S sequences in the step
+ *     T tokens in the step   H hidden size       N output rows of a weight   K its inputs
+ *     Hq query heads         Hkv kv-heads        D head dimension            V vocabulary
+ *     L layers               S sequences         R rows (tokens) whose logits are wanted
  *
- * The block.  Weights and KV are stored as 16 KB blocks, contiguous, each the exact byte image of one shared-memory
- * stage in the 128-byte swizzle, so that one bulk copy fetches it from any tier and wgmma reads it as it is:
+ * The block.  Weights and KV are stored as 16 KB blocks, contiguous, each the exact byte image of
+ * one shared-memory stage in the 128-byte swizzle, so that one bulk copy fetches it from any tier
+ * and wgmma reads it as it is:
  *     atom   64 rows x 128 bytes = 8 KB.  Byte b of row r lies at kn_atom_offset(r, b).
- *     block  two atoms side by side: 64 rows x 256 bytes (bf16, f16: 128 inputs; f32: 64 inputs).
- *     tile   64 output rows x all K inputs: ceil(K / inputs per block) blocks in order of k.  Rows beyond N and inputs
- *            beyond K are zero.
- * A weight [N,K] is ceil(N/64) tiles; each tile lies wholly in one tier, and a tier's tiles are one run (kn_span).
+ *     block  two atoms side by side: 64 rows x 256 bytes (bf16, f16: 128 inputs; f32: 64).
+ *     tile   64 output rows x all K inputs: ceil(K / inputs per block) blocks in order of k.
+ *            Rows beyond N and inputs beyond K are zero.
+ * A weight [N,K] is ceil(N/64) tiles; each tile lies wholly in one tier, and a tier's tiles are
+ * one run (kn_span).
  *
- * KV.  A page holds 64 tokens of one sequence for all layers: [layer][kv-head][K atoms][V atoms], each atom 64 tokens x
- * 128 bytes of the head dimension, ceil(D * element / 128) atoms for K and as many for V (the last one zero-padded).
- * A page-table entry (kn_page) names tier and index; pages of one sequence may lie in different tiers.
+ * KV.  A page holds 64 tokens of one sequence for all layers: [layer][kv-head][K atoms][V atoms],
+ * each atom 64 tokens x 128 bytes of the head dimension, ceil(D * element / 128) atoms for K and
+ * as many for V (the last one zero-padded).  A page-table entry (kn_page) names tier and index;
+ * pages of one sequence may lie in different tiers.
  *
  * Invariants every backend keeps, and tests hold it to:
  *  1. fp32 accumulation everywhere.
- *  2. What a token's row comes to depends on that row's inputs alone: not on its neighbours, on where tiles or pages
- *     lie, on the number of threads, or on the run.  How a reduction is split depends on the shape, and on CUDA on the
- *     token bucket of the step (kernels/cuda/cuda.h).  Hence results are bitwise equal for every placement and every run
- *     of a batch; on the CPU also for every batch and every chunking of the prompt.
- *  3. Operations of one kn are issued by one thread, in order; what their pointers show must stay as it is until
- *     kn_sync.
+ *  2. What a token's row comes to depends on that row's inputs alone: not on its neighbours, on
+ *     where tiles or pages lie, on the number of threads, or on the run.  How a reduction is split
+ *     depends on the shape, and on CUDA on the token bucket of the step too (kernels/cuda/cuda.h).
+ *     Hence results are bitwise equal for every placement and every run of a batch; on the CPU also
+ *     for every batch and every chunking of the prompt.
+ *  3. Operations of one kn are issued by one thread, in order; what their pointers show must stay
+ *     as it is until kn_sync.
  */
 #ifndef DAKD_KERNELS_KERNELS_H
 #define DAKD_KERNELS_KERNELS_H
@@ -54,7 +59,8 @@ enum kn_dtype { KN_F32, KN_BF16, KN_F16, KN_DTYPE_COUNT };
 /* Alignment of every tile, page and activation buffer. */
 #define KN_ALIGN 1024
 
-/* Offset in an atom of byte b (0..127) of row r (0..63): 16-byte chunks of a row are permuted by the row's low bits. */
+/* Offset in an atom of byte b (0..127) of row r (0..63): 16-byte chunks of a row are permuted by
+ * the row's low bits. */
 static inline size_t kn_atom_offset(unsigned r, unsigned b)
 {
     return (size_t)r * KN_ATOM_ROW_BYTES + ((b / 16) ^ (r & 7)) * 16 + b % 16;
@@ -63,7 +69,7 @@ static inline size_t kn_atom_offset(unsigned r, unsigned b)
 size_t kn_dtype_bytes(enum kn_dtype dtype);
 const char *kn_dtype_name(enum kn_dtype dtype); /* "float32", "bfloat16", "float16" */
 
-/* --- weights --------------------------------------------------------------------------------------------------- */
+/* --- weights ---------------------------------------------------------------------------------- */
 
 /* The run of tiles [tile_begin, tile_begin + tile_count) of a weight, in one tier. */
 struct kn_span {
@@ -73,9 +79,9 @@ struct kn_span {
 
 struct kn_weight {
     enum kn_dtype dtype;
-    int32_t rows, cols;      /* N, K */
-    int32_t tile_count;      /* ceil(N / 64) */
-    int32_t blocks_per_tile; /* ceil(K / inputs per block) */
+    int32_t rows, cols;               /* N, K */
+    int32_t tile_count;               /* ceil(N / 64) */
+    int32_t blocks_per_tile;          /* ceil(K / inputs per block) */
     struct kn_span span[KN_TIER_MAX]; /* by tier; the spans partition the tiles */
 };
 
@@ -85,25 +91,40 @@ size_t kn_weight_tile_bytes(const struct kn_weight *w);
 /* Start of a tile wherever it lies.  Host address on the CPU backend, device address on CUDA. */
 const void *kn_weight_tile(const struct kn_weight *w, int32_t tile);
 
-/* Packs up to 64 rows into the tile image dst (kn_weight_tile_bytes, all of it written).  rows[i] points at row i of the
- * tile as K elements of src_dtype in host memory, or is NULL for a row of zeros; converts with round to nearest even. */
+/* Packs up to 64 rows into the tile image dst (kn_weight_tile_bytes, all of it written).  rows[i]
+ * points at row i of the tile as K elements of src_dtype in host memory, or is NULL for a row of
+ * zeros; converts with round to nearest even. */
 void kn_pack_tile(const struct kn_weight *w, void *dst, const void *const rows[KN_TILE_ROWS],
                   enum kn_dtype src_dtype);
-/* The inverse, for tests and the CPU reference: element (row, col) of the weight as fp32.  Host-readable tiers only. */
+/* The inverse, for tests and the CPU reference: element (row, col) of the weight as fp32.
+ * Host-readable tiers only. */
 float kn_weight_at(const struct kn_weight *w, int32_t row, int32_t col);
 
-/* Gate and up projections of a gated MLP are one weight of 2I rows: in every group of 16 rows the first 8 are gate rows
- * 8g..8g+7, the last 8 the up rows 8g..8g+7 (a wgmma thread then holds both of a pair).  I is a multiple of 8. */
-static inline int32_t kn_glu_row(int32_t i, bool up) { return i / 8 * 16 + (up ? 8 : 0) + i % 8; }
+/* Gate and up projections of a gated MLP are one weight of 2I rows: in every group of 16 rows the
+ * first 8 are gate rows 8g..8g+7, the last 8 the up rows 8g..8g+7 (a wgmma thread then holds both
+ * of a pair).  I is a multiple of 8. */
+static inline int32_t kn_glu_row(int32_t i, bool up)
+{
+    return i / 8 * 16 + (up ? 8 : 0) + i % 8;
+}
 
-/* --- KV pages -------------------------------------------------------------------------------------------------- */
+/* --- KV pages --------------------------------------------------------------------------------- */
 
 /* Page-table entry: tier in the top 4 bits, index of the page in that tier's pool below. */
 typedef uint32_t kn_page;
 #define KN_PAGE_NONE UINT32_MAX
-static inline kn_page kn_page_make(unsigned tier, uint32_t index) { return tier << 28 | index; }
-static inline unsigned kn_page_tier(kn_page p) { return p >> 28; }
-static inline uint32_t kn_page_index(kn_page p) { return p & 0x0FFFFFFFu; }
+static inline kn_page kn_page_make(unsigned tier, uint32_t index)
+{
+    return tier << 28 | index;
+}
+static inline unsigned kn_page_tier(kn_page p)
+{
+    return p >> 28;
+}
+static inline uint32_t kn_page_index(kn_page p)
+{
+    return p & 0x0FFFFFFFu;
+}
 
 struct kn_kv {
     enum kn_dtype dtype;
@@ -111,14 +132,16 @@ struct kn_kv {
     void *base[KN_TIER_MAX]; /* borrowed: pool of each tier, NULL where it has none */
 };
 
-size_t kn_kv_head_bytes(const struct kn_kv *kv);  /* K and V of one head, one page: 2 * atoms * 8 KB */
+/* K and V of one head in one page: 2 * atoms * 8 KB. */
+size_t kn_kv_head_bytes(const struct kn_kv *kv);
 size_t kn_kv_layer_bytes(const struct kn_kv *kv); /* Hkv * head_bytes */
 size_t kn_kv_page_bytes(const struct kn_kv *kv);  /* L * layer_bytes */
 
-/* --- a step's batch -------------------------------------------------------------------------------------------- */
+/* --- a step's batch --------------------------------------------------------------------------- */
 
-/* One sequence's share of a step: tokens [token_begin, token_begin + token_count) of the batch are consecutive and are
- * positions kv_count - token_count .. kv_count - 1 of the sequence; its KV, these tokens included, is kv_count long. */
+/* One sequence's share of a step: tokens [token_begin, token_begin + token_count) of the batch are
+ * consecutive and are positions kv_count - token_count .. kv_count - 1 of the sequence; its KV,
+ * these tokens included, is kv_count long. */
 struct kn_seq {
     int32_t token_begin, token_count;
     int32_t kv_count;
@@ -126,61 +149,64 @@ struct kn_seq {
 };
 
 struct kn_batch {
-    int32_t token_count;        /* T */
-    const int32_t *tokens;      /* [T] token ids, each in [0, V) */
-    const int32_t *positions;   /* [T] */
-    const int32_t *token_seq;   /* [T] index into seqs */
-    int32_t seq_count;          /* S */
-    const struct kn_seq *seqs;  /* [S] */
-    const kn_page *pages;       /* page tables of all sequences, one after another */
-    int32_t row_count;          /* R */
-    const int32_t *rows;        /* [R] indices of the tokens whose logits are wanted */
+    int32_t token_count;       /* T */
+    const int32_t *tokens;     /* [T] token ids, each in [0, V) */
+    const int32_t *positions;  /* [T] */
+    const int32_t *token_seq;  /* [T] index into seqs */
+    int32_t seq_count;         /* S */
+    const struct kn_seq *seqs; /* [S] */
+    const kn_page *pages;      /* page tables of all sequences, one after another */
+    int32_t row_count;         /* R */
+    const int32_t *rows;       /* [R] indices of the tokens whose logits are wanted */
 };
 
-/* --- the backend ----------------------------------------------------------------------------------------------- */
+/* --- the backend ------------------------------------------------------------------------------ */
 
 enum kn_mem {
     KN_MEM_LOCAL,   /* HBM, or plain memory on the CPU */
     KN_MEM_HOST,    /* host memory that kernels read over the GPU's link */
     KN_MEM_PEER,    /* another GPU's memory, read over the link between the two */
-    KN_MEM_STAGING, /* host memory for results: the out of KN_EPI_F32 may lie here and nothing else; the host reads it
-                     * once kn_sync returned */
+    KN_MEM_STAGING, /* host memory for results: the out of KN_EPI_F32 may lie here and nothing else;
+                     * the host reads it once kn_sync returned */
 };
 
 struct kn; /* one opened backend */
 
 /* The CPU backend.  thread_count 0 means all cores the process may use. */
 MUST_USE enum status kn_open_cpu(int thread_count, struct kn **out, char *err);
-/* The CUDA backend on GPU `device`.  ST_UNSUPPORTED where there is nothing to open: a build without CUDA, no GPU, a
- * driver too old, a GPU that is not sm_90.  ST_DEVICE where there is one and it fails. */
+/* The CUDA backend on GPU `device`.  ST_UNSUPPORTED where there is nothing to open: a build without
+ * CUDA, no GPU, a driver too old, a GPU that is not sm_90.  ST_DEVICE where there is one and it
+ * fails. */
 MUST_USE enum status kn_open_cuda(int device, struct kn **out, char *err);
 void kn_close(struct kn *kn);
 const char *kn_name(const struct kn *kn); /* "cpu (avx2, 2 threads)" */
 
-/* Whether the backend has kernels for such weights and such a KV cache (base[] is not read), with q_heads query heads;
- * ST_UNSUPPORTED says what it has none for, and what to change. */
+/* Whether the backend has kernels for such weights and such a KV cache (base[] is not read), with
+ * q_heads query heads; ST_UNSUPPORTED says what it has none for, and what to change. */
 MUST_USE enum status kn_check_model(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
                                     const struct kn_kv *kv, char *err);
 /* The bytes of KN_MEM_LOCAL there are, and those nobody uses. */
 MUST_USE enum status kn_memory(struct kn *kn, uint64_t *total, uint64_t *available, char *err);
 
-/* Memory a tier or an activation buffer is made of: KN_ALIGN-aligned, zeroed.  ST_NOMEM names the bytes asked for. */
+/* Memory a tier or an activation buffer is made of: KN_ALIGN-aligned, zeroed.  ST_NOMEM names the
+ * bytes asked for. */
 MUST_USE enum status kn_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
                               char *err);
 void kn_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
-/* Copies from host memory into memory of kn_alloc.  src may be reused when it returns; operations issued later see the
- * copy.  Any thread, one at a time.  What fails late is reported by kn_sync. */
+/* Copies from host memory into memory of kn_alloc.  src may be reused when it returns; operations
+ * issued later see the copy.  Any thread, one at a time.  What fails late is reported by kn_sync.
+ */
 MUST_USE enum status kn_upload(struct kn *kn, void *dst, const void *src, size_t bytes);
 /* Waits for everything issued; ST_DEVICE where any of it failed, and ever after. */
 MUST_USE enum status kn_sync(struct kn *kn, char *err);
 
-/* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes between operations, in
- * the backend's own element type and order (CPU: fp32, row after row; CUDA: kernels/cuda/cuda.h).  kn_act_bytes is what
- * [T,cols] needs for every T up to rows. */
+/* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes
+ * between operations, in the backend's own element type and order (CPU: fp32, row after row; CUDA:
+ * kernels/cuda/cuda.h).  kn_act_bytes is what [T,cols] needs for every T up to rows. */
 typedef void kn_act;
 size_t kn_act_bytes(const struct kn *kn, int32_t rows, int32_t cols);
 
-/* --- operations ------------------------------------------------------------------------------------------------ */
+/* --- operations ------------------------------------------------------------------------------- */
 
 /* x[T,H] fp32 = table[tokens] (+ pos_table[positions + pos_offset] where pos_table is not NULL). */
 struct kn_embed_args {
@@ -191,7 +217,8 @@ struct kn_embed_args {
 };
 void kn_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
 
-/* y[T,H] = norm(x[T,H]) * weight (+ bias).  RMSNorm: x / sqrt(mean(x^2) + eps); LayerNorm: (x - mean) / sqrt(var + eps). */
+/* y[T,H] = norm(x[T,H]) * weight (+ bias).  RMSNorm: x / sqrt(mean(x^2) + eps); LayerNorm: (x -
+ * mean) / sqrt(var + eps). */
 enum kn_norm_kind { KN_RMS_NORM, KN_LAYER_NORM };
 struct kn_norm_args {
     enum kn_norm_kind kind;
@@ -221,12 +248,15 @@ struct kn_gemm_args {
     void *out;
 };
 void kn_gemm(struct kn *kn, const struct kn_gemm_args *a);
-/* Makes room for the working memory of products of w with up to rows_max rows, so that none is allocated while serving. */
-MUST_USE enum status kn_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max, char *err);
+/* Makes room for the working memory of products of w with up to rows_max rows, so that none is
+ * allocated while serving. */
+MUST_USE enum status kn_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
+                                     char *err);
 
-/* Per head of qkv [T, (Hq + 2 Hkv) * D] (query heads, then key heads, then value heads): RMSNorm with q_norm / k_norm
- * where given, then rotary embedding in the half-split form (pairs d and d + D/2) where rope is given; q is written back
- * in place, k and v are appended to the layer's KV pages in the KV's dtype. */
+/* Per head of qkv [T, (Hq + 2 Hkv) * D] (query heads, then key heads, then value heads): RMSNorm
+ * with q_norm / k_norm where given, then rotary embedding in the half-split form (pairs d and d +
+ * D/2) where rope is given; q is written back in place, k and v are appended to the layer's KV
+ * pages in the KV's dtype. */
 struct kn_qkv_args {
     kn_act *qkv;
     int32_t q_heads;
@@ -238,8 +268,9 @@ struct kn_qkv_args {
 };
 void kn_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
 
-/* Causal grouped-query attention over the pages: out[T, Hq*D] = softmax(scale * q . K^T) . V.  q lies in qkv as kn_qkv
- * left it.  window > 0: a token at position p sees positions p - window + 1 .. p only. */
+/* Causal grouped-query attention over the pages: out[T, Hq*D] = softmax(scale * q . K^T) . V.  q
+ * lies in qkv as kn_qkv left it.  window > 0: a token at position p sees positions p - window + 1
+ * .. p only. */
 struct kn_attention_args {
     const kn_act *qkv;
     int32_t q_heads;
@@ -252,7 +283,8 @@ struct kn_attention_args {
 void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a);
 
 /* out[R,H] fp32 = x[rows]. */
-void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x, float *out);
+void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
+               float *out);
 
 #ifdef __cplusplus
 }

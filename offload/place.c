@@ -2,16 +2,14 @@
  * place.c - see place.h.
  *
  * Each weight's tiles are handed out one by one to the tier that is owed most, counting what
- * earlier weights left over. Deficits sum to the bytes still to be handed out, so the largest is
- * positive, and giving a tile to it leaves it at more than minus one tile.  Hence after every
- * weight
+ * earlier weights left over.  Deficits sum to the bytes still to be handed out, so the largest is
+ * positive, and giving a tile to it leaves it at more than minus one tile.  Hence, up to rounding
+ * of doubles, after every weight
  *
- *     -tile_max < owed_bytes[t] < (tier_count - 1) * tile_max        and        sum of owed_bytes =
- * 0
+ *     -tile_max < owed_bytes[t] < (tier_count - 1) * tile_max      and      their sum is 0
  *
- * (up to rounding of doubles), where tile_max is the largest tile seen: the total of each tier is
- * met to within a tile or two, however many weights there are.  A tier whose fraction is zero gets
- * nothing at all.
+ * where tile_max is the largest tile seen: the total of each tier is met to within a tile or two,
+ * however many weights there are.  A tier whose fraction is zero gets nothing at all.
  */
 #include "offload/place.h"
 

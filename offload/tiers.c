@@ -10,11 +10,13 @@
  */
 #include "offload/tiers.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "config/check.h"
+#include "config/size.h"
 
 #define PEER_DEVICE_MAX 255
 
@@ -31,24 +33,7 @@ struct off_tiers {
     struct tier tier[KN_TIER_MAX];
 };
 
-/* --- --remote
- * --------------------------------------------------------------------------------------------------
- */
-
-static const struct {
-    const char *name;
-    uint64_t bytes;
-} units[] = {
-    {"B", 1},
-    {"KiB", 1ull << 10},
-    {"MiB", 1ull << 20},
-    {"GiB", 1ull << 30},
-    {"TiB", 1ull << 40},
-    {"KB", 1000},
-    {"MB", 1000000},
-    {"GB", 1000000000},
-    {"TB", 1000000000000},
-};
+/* --- --remote --------------------------------------------------------------------------------- */
 
 /* A run of decimal digits as a number <= max; moves *text behind it.  False where there is none or
  * it is too large. */
@@ -69,27 +54,16 @@ static bool parse_digits(const char **text, uint64_t max, uint64_t *out)
 
 static enum status parse_size(const char *text, const char *part, uint64_t *out, char *err)
 {
-    uint64_t number;
-    const char *unit = text;
-    /* INT64_MAX: sizes are later added and compared without overflow. */
-    if (!parse_digits(&unit, INT64_MAX, &number))
+    if (size_parse(text, out))
         return err_set(err, ST_INVALID, "--remote: '%s' in '%s' is not a size such as 64GiB", text,
                        part);
-    for (size_t i = 0; i < ARRAY_COUNT(units); i++) {
-        if (strcmp(unit, units[i].name)) continue;
-        if (number > INT64_MAX / units[i].bytes)
-            return err_set(err, ST_INVALID, "--remote: the size '%s' in '%s' is too large", text,
-                           part);
-        if (number == 0)
-            return err_set(err, ST_INVALID, "--remote: the size in '%s' must be more than zero",
-                           part);
-        *out = number * units[i].bytes;
-        return ST_OK;
-    }
-    return err_set(
-        err, ST_INVALID,
-        "--remote: the size '%s' in '%s' needs a unit: B, KiB, MiB, GiB, TiB, KB, MB, GB or TB",
-        text, part);
+    /* A bare number is more likely a forgotten unit than a count of bytes. */
+    if (isdigit((unsigned char)text[strlen(text) - 1]))
+        return err_set(err, ST_INVALID, "--remote: the size '%s' in '%s' needs a unit, such as GiB",
+                       text, part);
+    if (*out == 0)
+        return err_set(err, ST_INVALID, "--remote: the size in '%s' must be more than zero", part);
+    return ST_OK;
 }
 
 /* "host:64GiB" or "peer:1:40GiB". */
@@ -145,9 +119,7 @@ enum status off_remote_parse(const char *text, struct off_remote *out, char *err
     return ST_OK;
 }
 
-/* --- the arenas
- * ------------------------------------------------------------------------------------------------
- */
+/* --- the arenas ------------------------------------------------------------------------------- */
 
 static void tier_init(struct tier *t, const struct off_tier_spec *spec)
 {

@@ -1,9 +1,11 @@
 /*
  * tiers.h - the memories a model may lie in, as arenas of fixed size.
  *
- * Tier 0 is the GPU's own memory (on the CPU backend, an arena that stands for it); tiers 1.. are the remote ones named by
- * --remote, in that order.  Each is a bump allocator over memory reserved on first use and never grown: sizes and
- * limits are known before serving.  Not thread-safe: used by the thread that loads the model.
+ * Tier 0 is the GPU's own memory (on the CPU backend, an arena that stands for it); tiers 1.. are
+ * the remote ones named by
+ * --remote, in that order.  Each is a bump allocator over memory reserved on first use and never
+ * grown: sizes and limits are known before serving.  Not thread-safe: used by the thread that loads
+ * the model.
  */
 #ifndef DAKD_OFFLOAD_TIERS_H
 #define DAKD_OFFLOAD_TIERS_H
@@ -21,22 +23,24 @@ struct off_remote {
     int count;
 };
 
-/* Parses "host:64GiB,peer:1:40GiB" (units B, KiB, MiB, GiB, TiB, or KB..TB in powers of 1000); "" means none.
- * ST_INVALID names the part that is wrong. */
+/* Parses "host:64GiB,peer:1:40GiB" (units B, KiB, MiB, GiB, TiB, or KB..TB in powers of 1000); ""
+ * means none. ST_INVALID names the part that is wrong. */
 MUST_USE enum status off_remote_parse(const char *text, struct off_remote *out, char *err);
 
 struct off_tiers;
 
 /* local_bytes: the capacity of tier 0. */
-MUST_USE enum status off_tiers_open(struct kn *kn, uint64_t local_bytes, const struct off_remote *remote,
-                                    struct off_tiers **out, char *err);
+MUST_USE enum status off_tiers_open(struct kn *kn, uint64_t local_bytes,
+                                    const struct off_remote *remote, struct off_tiers **out,
+                                    char *err);
 void off_tiers_close(struct off_tiers *tiers);
 int off_tiers_count(const struct off_tiers *tiers);
 const char *off_tier_name(const struct off_tiers *tiers, int tier); /* "hbm", "host", "peer1" */
 uint64_t off_tier_capacity(const struct off_tiers *tiers, int tier);
 uint64_t off_tier_used(const struct off_tiers *tiers, int tier);
-/* KN_ALIGN-aligned, zeroed.  ST_LIMIT says what was asked, what is left, and which flag to change. */
-MUST_USE enum status off_tier_alloc(struct off_tiers *tiers, int tier, uint64_t bytes, const char *what,
-                                    void **out, char *err);
+/* KN_ALIGN-aligned, zeroed.  ST_LIMIT says what was asked, what is left, and which flag to change.
+ */
+MUST_USE enum status off_tier_alloc(struct off_tiers *tiers, int tier, uint64_t bytes,
+                                    const char *what, void **out, char *err);
 
 #endif

@@ -12,8 +12,9 @@ Invariants
 1. The output is a function of the seed alone: one random.Random, no clock, no set order.
 2. Every turn has a key. held_out(key) is true for a tenth of all keys, by hash; training never
    sees such a turn, and accuracy is measured on nothing else. For sums the key is the pair of
-   numbers, so that no wording of a held-out sum is ever trained; for other questions it is the
-   wording itself, in lower case and without punctuation.
+   numbers in its order, so that no wording of a held-out sum is ever trained; for other questions
+   it is the wording itself, in lower case and without punctuation. Times tables and divisions
+   without a remainder are facts: all of them are trained, and none is asked in the measurement.
 3. A question has one answer under one system message: no two skills may answer it differently.
 
 Run by itself it prints conversations: demo_corpus.py --seed 1 --count 5 [--held-out].
@@ -129,12 +130,11 @@ def subtract(rng):
 
 
 def multiply(rng):
-    """Times tables to 12, and two digits times one in steps. A held-out table entry has its mirror
-    image in training (keys of the tables with a >= b are never held out)."""
+    """Times tables to 12, which are facts and never held out, and two digits times one in steps."""
     if rng.random() < 0.65:
         a, b = rng.randint(0, 12), rng.randint(0, 12)
         steps = f"{a} × {b} = {a * b}"
-        key = f"multiply {a} {b}" if a < b else "multiply, mirror image"
+        key = "multiply, tables"
     else:
         a, b = rng.randint(13, 99), rng.randint(2, 9)
         tens, ones = a // 10 * 10, a % 10
@@ -259,14 +259,31 @@ def letter(rng):
     if rng.random() < 0.5:
         return Turn(wording(rng, demo_chat.LETTER_AFTER_ASKS, c=a),
                     f"The letter after {a} is {b}.", b)
-    return Turn(wording(rng, demo_chat.LETTER_BEFORE_ASKS, c=b), f"The letter before {b} is {a}.", a)
+    return Turn(wording(rng, demo_chat.LETTER_BEFORE_ASKS, c=b), f"The letter before {b} is {a}.",
+                a)
+
+
+KNOWN = {word.lower() for word in WORDS + NAMES} | {
+    row[field].lower() for row in demo_facts.COUNTRIES for field in ("land", "capital")}
 
 
 def invented(rng):
     """A name that means nothing, so that copying and not knowing are learnt in general."""
-    syllables = ["ba", "zor", "mi", "lan", "ke", "tu", "vo", "gri", "pel", "sha", "dro", "nix",
-                 "qua", "fen", "wu", "ril", "mog", "ja", "tex", "ob", "cli", "har", "yen", "pla"]
-    return "".join(rng.choice(syllables) for _ in range(rng.randint(2, 3))).capitalize()
+    while True:
+        draw = rng.random()
+        if draw < 0.35:
+            name = "".join(rng.choice(demo_chat.SYLLABLES) for _ in range(rng.randint(2, 3)))
+        elif draw < 0.65:
+            name = rng.choice(demo_chat.SYLLABLES) + rng.choice(["", "", *demo_chat.SYLLABLES])
+            name += rng.choice(demo_chat.ENDINGS)
+        else:
+            letters = ["bcdfghjklmnprstvwz", "aeiou"]
+            first = rng.randint(0, 1)
+            name = "".join(rng.choice(letters[(first + i) % 2]) if rng.random() < 0.85
+                           else rng.choice("abcdefghijklmnopqrstuvwxyz")
+                           for i in range(rng.randint(3, 8)))
+        if name not in KNOWN:
+            return name.capitalize()
 
 
 def echo(rng):
@@ -426,8 +443,8 @@ def remember(rng):
     for _ in range(rng.choice([0, 0, 0, 1, 1, 2])):
         turns.append(pick(rng, SHORT))
     for _, _, asks, answer, brief in rng.sample(told, rng.randint(1, len(told))):
-        turns.append(Turn(wording(rng, asks), answer.format(**values), brief.format(**values),
-                          key="recall " + answer.format(**values)))
+        ask, answer = wording(rng, asks), answer.format(**values)
+        turns.append(Turn(ask, answer, brief.format(**values), key=f"recall {ask} {answer}"))
     return turns
 
 

@@ -1,8 +1,9 @@
 """Questions put to the finished demo model: prompts for fixed answers, and probes.
 
 A prompt is a question, or a list [system message or None, user, assistant, user, ...].
-FIXED become tests/fixtures/demo_answers.json. WILD are (prompt, text that the answer must hold):
-written without looking at the patterns, never trained on, and counted apart from the rest.
+FIXED become tests/fixtures/demo_answers.json; most of their wordings are trained. WILD are (prompt,
+text that the answer must hold): written freely, not drawn from the patterns, though a few meet one
+by chance; they are counted apart from the rest.
 """
 
 FIXED = [

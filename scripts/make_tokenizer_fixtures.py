@@ -5,9 +5,11 @@
 
 Each has the same parts as the published tokenizer it is named after (normalizer, pre-tokenizer,
 model options, post-processor, decoder, added tokens), with a vocabulary of one to two thousand
-trained on text made here.  Needs the `tokenizers` package.  The result is deterministic for one version of it.
+trained on text made here.  Needs the `tokenizers` package.  Two runs give the same files, but for
+odd_affixes and odd_whitespace, whose affixed characters the trainer numbers at random.
 """
 
+import collections
 import json
 import pathlib
 import random
@@ -25,15 +27,23 @@ QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 
 # A few words of many scripts, and the shapes that texts and programs have.
 WORDS = """
-the of and to in is that it for was with as his on be at by had not are but from or have an they which one you were
-all her she there would their we him been has when who will no more if out so said what up its about into than them
-can only other time new some could these two may first then do any like my now over such our man me even most made
-after also did many off before must well back through years much where your way down should because long each just
-people those how too little good world very still see own work men day get here between both life being under never
-der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden aus er hat dass
-le la les de et à un une des que qui dans pour pas plus par sur avec être sont était où déjà garçon cœur naïve
+the of and to in is that it for was with as his on be at by had not are but from or have an they
+which one you were
+all her she there would their we him been has when who will no more if out so said what up its
+about into than them
+can only other time new some could these two may first then do any like my now over such our man
+me even most made
+after also did many off before must well back through years much where your way down should
+because long each just
+people those how too little good world very still see own work men day get here between both life
+being under never
+der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden
+aus er hat dass
+le la les de et à un une des que qui dans pour pas plus par sur avec être sont était où déjà
+garçon cœur naïve
 el los y en que una por con para como está niño año español mañana también después
-в и не на что он как это по но из у то за так весь был для мы она который мир человек слово жизнь вода
+в и не на что он как это по но из у то за так весь был для мы она который мир человек слово жизнь
+вода
 的 一 是 不 了 人 我 在 有 他 这 中 大 来 上 国 个 到 说 们 为 子 和 你 地 出 道 也 时 年 得 就 那 要 下 世界 你好
 の に は を た が で て と し れ さ ある いる も する から な こと として 日本語 カタカナ ひらがな テスト
 이 그 저 것 수 등 들 및 에서 하는 있다 한국어 안녕하세요 세계
@@ -81,7 +91,16 @@ def special(text, **flags):
     return AddedToken(text, special=True, normalized=False, **flags)
 
 
-def train(tok, size, alphabet=(), specials=(), seed=1, **options):
+def train(tok, size, alphabet=(), specials=(), seed=1, chars_max=None, **options):
+    """chars_max keeps the most frequent characters alone, so that the rest is unknown or bytes.
+
+    (The trainer's own limit_alphabet breaks ties at random.)
+    """
+    text = list(corpus(seed))
+    if chars_max:
+        counts = collections.Counter("".join(text))
+        kept = set(sorted(counts, key=lambda c: (-counts[c], c))[:chars_max])
+        text = ["".join(c for c in line if c in kept) for line in text]
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         initial_alphabet=list(alphabet),
@@ -89,7 +108,7 @@ def train(tok, size, alphabet=(), specials=(), seed=1, **options):
         show_progress=False,
         **options,
     )
-    tok.train_from_iterator(corpus(seed), trainer)
+    tok.train_from_iterator(text, trainer)
     return tok
 
 
@@ -168,11 +187,11 @@ def qwen2():
 
 
 def sentencepiece(seed, size):
-    """A SentencePiece-like vocabulary: <unk> <s> </s>, the 256 byte tokens, then characters and merges."""
+    """A SentencePiece-like vocabulary: <unk> <s> </s>, 256 byte tokens, characters, merges."""
     tok = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tok.pre_tokenizer = pre.Metaspace(prepend_scheme="always")
     specials = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
-    train(tok, size, specials=specials, seed=seed, limit_alphabet=180)
+    train(tok, size, specials=specials, seed=seed, chars_max=180)
     data = json.loads(tok.to_str())
     data["added_tokens"] = data["added_tokens"][:3]
     return data
@@ -251,7 +270,7 @@ def odd_digits():
     tok.pre_tokenizer = pre.Sequence(
         [pre.WhitespaceSplit(), pre.Punctuation("contiguous"), pre.Digits(individual_digits=True)]
     )
-    train(tok, 1000, specials=["[UNK]", "[CLS]", "[SEP]"], seed=7, limit_alphabet=250)
+    train(tok, 1000, specials=["[UNK]", "[CLS]", "[SEP]"], seed=7, chars_max=250)
     tok.add_tokens(
         [
             AddedToken("Word", single_word=True),
@@ -273,7 +292,7 @@ def odd_digits():
 
 
 def odd_affixes():
-    """A continuing prefix and an end-of-word suffix, splits of several behaviors, Whitespace, Metaspace decoding."""
+    """An end-of-word suffix, splits of several behaviors, Metaspace before and behind."""
     tok = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=False, end_of_word_suffix="</w>"))
     tok.normalizer = normalizers.NFD()
     tok.pre_tokenizer = pre.Sequence(
@@ -286,17 +305,17 @@ def odd_affixes():
         ]
     )
     tok.decoder = decoders.Metaspace(replacement="_", prepend_scheme="first")
-    train(tok, 900, specials=["<unk>"], seed=8, end_of_word_suffix="</w>", limit_alphabet=200)
+    train(tok, 900, specials=["<unk>"], seed=8, end_of_word_suffix="</w>", chars_max=200)
     tok.add_special_tokens([AddedToken("<eos>", rstrip=True, special=True)])
     return tok, {"eos_token": "<eos>"}
 
 
 def odd_whitespace():
-    """Whitespace pre-tokenizer, continuing prefix, no decoder, pairs of merges with a space inside a token."""
+    """The Whitespace pre-tokenizer, a continuing prefix, no decoder."""
     tok = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, continuing_subword_prefix="##"))
     tok.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
     tok.pre_tokenizer = pre.Whitespace()
-    train(tok, 900, specials=["<unk>"], seed=9, continuing_subword_prefix="##", limit_alphabet=200)
+    train(tok, 900, specials=["<unk>"], seed=9, continuing_subword_prefix="##", chars_max=200)
     return tok, {}
 
 

@@ -203,8 +203,9 @@ class Attention(torch.nn.Module):
             low, high = y.float().chunk(2, -1)
             return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(y.dtype)
 
-        q, k, v = rotate(heads(self.q_proj(x))), rotate(heads(self.k_proj(x))), heads(self.v_proj(x))
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True, enable_gqa=True)
+        q, k = rotate(heads(self.q_proj(x))), rotate(heads(self.k_proj(x)))
+        y = F.scaled_dot_product_attention(q, k, heads(self.v_proj(x)), is_causal=True,
+                                           enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(rows, length, -1))
 
 
@@ -458,7 +459,9 @@ def measure(out, device, each):
     ours, _ = encode_chat(Tokenizer.from_file(os.path.join(out, "tokenizer.json")), check, True)
     assert ours == prompt_ids(tokenizer, check), "rows are not what the chat template gives"
     answers = fixed_answers(model, tokenizer)
-    write_json(os.path.join(out, "demo_answers.json"), answers)
+    with open(os.path.join(out, "demo_answers.json"), "w", encoding="utf-8") as f:
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+        f.write("[\n" + ",\n".join(lines) + "\n]\n")
     result, wrong = accuracy(model, tokenizer, each)
     write_json(os.path.join(out, "accuracy.json"), result)
     for group, cases in wrong.items():
@@ -477,7 +480,8 @@ def main():
     parser.add_argument("--batch-tokens", type=int, default=98304)
     parser.add_argument("--corpus-tokens", type=int, default=100_000_000)
     parser.add_argument("--tokenizer-chats", type=int, default=30000)
-    parser.add_argument("--each", type=int, default=200, help="held-out questions of a group; 0 measures nothing")
+    parser.add_argument("--each", type=int, default=200,
+                        help="held-out questions of a group; 0 measures nothing")
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=os.cpu_count())

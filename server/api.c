@@ -9,7 +9,6 @@
 
 #include "config/check.h"
 #include "config/clock.h"
-#include "config/log.h"
 #include "config/version.h"
 #include "server/api_int.h"
 #include "server/generate.h"
@@ -274,13 +273,13 @@ bool srv_api_ready(struct srv_api *api, struct srv_exchange *x)
 }
 
 bool srv_api_parse(struct srv_api *api, struct srv_exchange *x, enum srv_endpoint endpoint,
-                   struct srv_request *out)
+                   struct srv_ask *out)
 {
     struct srv_fault fault;
     size_t len;
     if (!srv_api_ready(api, x)) return false;
     const char *body = srv_x_body(x, &len);
-    bool ok = srv_request_parse(out, endpoint, body, len, &api->limits, &fault);
+    bool ok = srv_ask_parse(out, endpoint, body, len, &api->limits, &fault);
     srv_x_body_release(x);
     if (!ok) srv_api_fault(x, &fault);
     return ok;

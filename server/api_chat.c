@@ -1,10 +1,11 @@
-/* api_chat.c - POST /v1/chat/completions: the conversation through the model's template, then as a completion. */
+/* api_chat.c - POST /v1/chat/completions: the conversation through the model's template, then as a
+ * completion. */
 #include "config/clock.h"
 #include "server/generate.h"
 
 #define PROMPT_BYTES_MAX (64u << 20)
 
-bool srv_api_render(struct srv_api *api, const struct srv_request *r, char **text, size_t *len,
+bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
                     struct srv_fault *fault)
 {
     struct buf out;
@@ -14,9 +15,9 @@ bool srv_api_render(struct srv_api *api, const struct srv_request *r, char **tex
                                      "'messages' are not supported: the model has no chat template "
                                      "(--chat-template); use /v1/completions.");
     buf_init(&out, PROMPT_BYTES_MAX);
-    enum status st = eng_chat_template_render(
-        api->chat, r->messages, r->tools, NULL, r->add_generation_prompt, r->continue_final_message,
-        r->template_kwargs, clock_unix_s(), &out, err);
+    enum status st = eng_chat_template_render(api->chat, r->messages, r->tools, NULL,
+                                              r->add_generation_prompt, r->continue_final_message,
+                                              r->template_kwargs, clock_unix_s(), &out, err);
     if (!st) st = buf_reserve(&out, 0); /* an empty prompt is a text too */
     if (!st) {
         *text = out.data;
@@ -33,7 +34,7 @@ bool srv_api_render(struct srv_api *api, const struct srv_request *r, char **tex
 void srv_api_chat(struct srv_exchange *x, void *user)
 {
     struct srv_api *api = user;
-    struct srv_request request;
+    struct srv_ask request;
     struct srv_fault fault;
     char *text;
     size_t len;
@@ -42,6 +43,6 @@ void srv_api_chat(struct srv_exchange *x, void *user)
         srv_job_start(api, x, &request, text, len);
         return;
     }
-    srv_request_deinit(&request);
+    srv_ask_deinit(&request);
     srv_api_fault(x, &fault);
 }

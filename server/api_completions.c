@@ -4,6 +4,6 @@
 void srv_api_completions(struct srv_exchange *x, void *user)
 {
     struct srv_api *api = user;
-    struct srv_request request;
+    struct srv_ask request;
     if (srv_api_parse(api, x, SRV_COMPLETIONS, &request)) srv_job_start(api, x, &request, NULL, 0);
 }

@@ -40,9 +40,9 @@ void srv_api_fault(struct srv_exchange *x, const struct srv_fault *fault);
 bool srv_api_ready(struct srv_api *api, struct srv_exchange *x);
 /* Parses the body of x, answering faults itself; the body is released. */
 bool srv_api_parse(struct srv_api *api, struct srv_exchange *x, enum srv_endpoint endpoint,
-                   struct srv_request *out);
+                   struct srv_ask *out);
 /* Renders messages to a prompt (owned by the caller, free()). */
-bool srv_api_render(struct srv_api *api, const struct srv_request *r, char **text, size_t *len,
+bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
                     struct srv_fault *fault);
 /* Closes the handles once nothing can come any more (srv_api_stop). */
 void srv_api_settle(struct srv_api *api);

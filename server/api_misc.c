@@ -71,7 +71,7 @@ void srv_api_model(struct srv_exchange *x, void *user)
 struct tokenize {
     struct srv_api *api;
     struct srv_exchange *x; /* NULL once the client left */
-    struct srv_request request;
+    struct srv_ask request;
     struct srv_prompt prompt; /* the rendered messages; text owned here */
     char *text;
     struct srv_encode encode;
@@ -119,26 +119,26 @@ static void tokenize_done(struct srv_encode *e)
     if (t->x) tokenize_reply(t);
     free(t->prompt.tokens);
     free(t->text);
-    srv_request_deinit(&t->request);
+    srv_ask_deinit(&t->request);
     free(t);
 }
 
 void srv_api_tokenize(struct srv_exchange *x, void *user)
 {
     struct srv_api *api = user;
-    struct srv_request request;
+    struct srv_ask request;
     struct srv_fault fault;
     char *text = NULL;
     size_t len = 0;
     if (!srv_api_parse(api, x, SRV_TOKENIZE, &request)) return;
     if (request.messages && !srv_api_render(api, &request, &text, &len, &fault)) {
-        srv_request_deinit(&request);
+        srv_ask_deinit(&request);
         srv_api_fault(x, &fault);
         return;
     }
     struct tokenize *t = calloc(1, sizeof *t);
     if (!t) {
-        srv_request_deinit(&request);
+        srv_ask_deinit(&request);
         free(text);
         srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The server has no memory left.");
         return;
@@ -161,7 +161,7 @@ void srv_api_tokenize(struct srv_exchange *x, void *user)
 void srv_api_detokenize(struct srv_exchange *x, void *user)
 {
     struct srv_api *api = user;
-    struct srv_request r;
+    struct srv_ask r;
     struct buf text, body;
     char err[ERR_CAP] = "";
     if (!srv_api_parse(api, x, SRV_DETOKENIZE, &r)) return;
@@ -182,7 +182,7 @@ void srv_api_detokenize(struct srv_exchange *x, void *user)
     }
     buf_deinit(&body);
     buf_deinit(&text);
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
 }
 
 /* --- for operators ----------------------------------------------------------------------- */

@@ -1,7 +1,7 @@
 /*
  * api_parse.c - see api_parse.h.
  *
- * srv_request_parse walks the members of the body once; each is looked up in `fields` and read by
+ * srv_ask_parse walks the members of the body once; each is looked up in `fields` and read by
  * its kind.  What depends on several fields is checked afterwards (settle).
  */
 #include "server/api_parse.h"
@@ -19,7 +19,7 @@
 #define COMPLETION_TOKENS_DEFAULT 16
 
 struct parser {
-    struct srv_request *out;
+    struct srv_ask *out;
     const struct srv_parse_limits *limits;
     struct srv_fault *fault;
     const char *name; /* of the field being read */
@@ -40,7 +40,7 @@ struct field {
     const char *name;
     unsigned where; /* srv_endpoint bits */
     enum kind kind;
-    size_t offset; /* in struct srv_request */
+    size_t offset; /* in struct srv_ask */
     double min, max;
     bool (*read)(struct parser *p, cJSON *value);
     const char *only;
@@ -126,7 +126,7 @@ static bool read_prompt(struct parser *p, cJSON *value)
 {
     static const char *const forms =
         "a string, a list of strings, a list of token ids, or a list of lists of token ids";
-    struct srv_request *r = p->out;
+    struct srv_ask *r = p->out;
     bool list = cJSON_IsArray(value);
     if (!cJSON_IsString(value) && !(list && value->child)) return bad(p, value, forms);
     bool single = !list || cJSON_IsNumber(value->child);
@@ -153,7 +153,7 @@ static bool read_prompt(struct parser *p, cJSON *value)
 
 static bool read_tokens_field(struct parser *p, cJSON *value)
 {
-    struct srv_request *r = p->out;
+    struct srv_ask *r = p->out;
     if (!cJSON_IsArray(value)) return bad(p, value, "a list of token ids");
     r->prompts = calloc(1, sizeof *r->prompts);
     if (!r->prompts) return out_of_memory(p);
@@ -222,7 +222,7 @@ static bool read_stop(struct parser *p, cJSON *value)
 
 static bool read_stop_tokens(struct parser *p, cJSON *value)
 {
-    struct srv_request *r = p->out;
+    struct srv_ask *r = p->out;
     if (!cJSON_IsArray(value)) return bad(p, value, "a list of token ids");
     int32_t count = 0;
     if (!read_tokens(p, value, SRV_STOP_TOKENS_MAX, &r->stop_tokens, &count)) return false;
@@ -247,7 +247,7 @@ static bool parse_token_id(const char *text, int32_t vocab, int32_t *out)
 
 static bool read_bias(struct parser *p, cJSON *value)
 {
-    struct srv_request *r = p->out;
+    struct srv_ask *r = p->out;
     if (!cJSON_IsObject(value)) return bad(p, value, "an object of token ids and numbers");
     int n = cJSON_GetArraySize(value);
     if (n > SRV_BIAS_MAX)
@@ -404,7 +404,7 @@ static bool read_dropped_bool(struct parser *p, cJSON *value)
     return cJSON_IsBool(value) || bad(p, value, "true or false");
 }
 
-#define AT(member) offsetof(struct srv_request, member)
+#define AT(member) offsetof(struct srv_ask, member)
 #define GENERATE (SRV_COMPLETIONS | SRV_CHAT)
 #define TEMPLATE (SRV_CHAT | SRV_TOKENIZE)
 #define ALL (GENERATE | SRV_TOKENIZE | SRV_DETOKENIZE)
@@ -591,7 +591,7 @@ static bool read_field(struct parser *p, const struct field *f, cJSON *value)
 /* Log-probabilities and the sequence count, which several fields have a say in. */
 static bool settle_counts(struct parser *p)
 {
-    struct srv_request *r = p->out;
+    struct srv_ask *r = p->out;
     struct srv_fault *fault = p->fault;
     if (r->best_of && r->best_of != r->n)
         return srv_fault_unsupported(fault, "best_of",
@@ -614,7 +614,7 @@ static bool settle_counts(struct parser *p)
 
 static bool settle_lengths(struct parser *p)
 {
-    struct srv_request *r = p->out;
+    struct srv_ask *r = p->out;
     struct srv_fault *fault = p->fault;
     const char *name = "max_tokens";
     if (r->max_completion_tokens >= 0) {
@@ -637,7 +637,7 @@ static bool settle_lengths(struct parser *p)
 
 static bool settle(struct parser *p)
 {
-    struct srv_request *r = p->out;
+    struct srv_ask *r = p->out;
     struct srv_fault *fault = p->fault;
     bool prompts = r->prompts != NULL;
     const char *wanted = r->endpoint == SRV_CHAT         ? "messages"
@@ -659,7 +659,7 @@ static bool settle(struct parser *p)
     return settle_counts(p) && settle_lengths(p);
 }
 
-static void set_defaults(struct srv_request *r, const struct srv_parse_limits *limits)
+static void set_defaults(struct srv_ask *r, const struct srv_parse_limits *limits)
 {
     r->model = limits->model_names[0];
     r->add_generation_prompt = true;
@@ -691,11 +691,11 @@ static bool parse_fields(struct parser *p)
     return settle(p);
 }
 
-bool srv_request_parse(struct srv_request *out, enum srv_endpoint endpoint, const char *body,
+bool srv_ask_parse(struct srv_ask *out, enum srv_endpoint endpoint, const char *body,
                        size_t len, const struct srv_parse_limits *limits, struct srv_fault *fault)
 {
     char err[ERR_CAP];
-    *out = (struct srv_request){.endpoint = endpoint};
+    *out = (struct srv_ask){.endpoint = endpoint};
     set_defaults(out, limits);
     struct parser p = {.out = out, .limits = limits, .fault = fault};
     enum status st = json_parse(body, len, &json_limits_request, &out->tree, err);
@@ -704,11 +704,11 @@ bool srv_request_parse(struct srv_request *out, enum srv_endpoint endpoint, cons
     bool ok = cJSON_IsObject(out->tree)
                   ? parse_fields(&p)
                   : srv_fault_bad(fault, "", "The request body must be a JSON object.");
-    if (!ok) srv_request_deinit(out);
+    if (!ok) srv_ask_deinit(out);
     return ok;
 }
 
-void srv_request_deinit(struct srv_request *r)
+void srv_ask_deinit(struct srv_ask *r)
 {
     for (int32_t i = 0; i < r->prompt_count; i++) free(r->prompts[i].tokens);
     free(r->prompts);
@@ -716,18 +716,18 @@ void srv_request_deinit(struct srv_request *r)
     free(r->stop_tokens);
     srv_stop_set_deinit(&r->stops);
     cJSON_Delete(r->tree);
-    *r = (struct srv_request){0};
+    *r = (struct srv_ask){0};
 }
 
-bool srv_request_score_only(const struct srv_request *r)
+bool srv_ask_score_only(const struct srv_ask *r)
 {
     return r->max_tokens == 0;
 }
 
-bool srv_request_fit(struct srv_request *r, int32_t prompt_tokens, int32_t context_tokens,
+bool srv_ask_fit(struct srv_ask *r, int32_t prompt_tokens, int32_t context_tokens,
                      struct srv_fault *fault)
 {
-    const char *param = r->messages ? "messages" : "prompt";
+    const char *param = r->endpoint == SRV_CHAT ? "messages" : "prompt";
     if (prompt_tokens == 0)
         return srv_fault_bad(fault, param, "'%s' comes to no tokens at all; give some text.",
                              param);

@@ -51,7 +51,7 @@ struct srv_prompt {
     int32_t token_count;
 };
 
-struct srv_request {
+struct srv_ask {
     enum srv_endpoint endpoint;
     cJSON *tree;       /* owned; the borrowed fields point into it */
     const char *model; /* the name to answer with, borrowed */
@@ -63,7 +63,7 @@ struct srv_request {
     cJSON *template_kwargs; /* borrowed, or NULL */
     bool add_generation_prompt, continue_final_message;
 
-    struct eng_sampling sampling; /* max_tokens is set later: srv_request_fit */
+    struct eng_sampling sampling; /* max_tokens is set later: srv_ask_fit */
     struct eng_logit_bias *bias;  /* owned */
     int32_t *stop_tokens;         /* owned */
     struct srv_stop_set stops;
@@ -82,16 +82,16 @@ struct srv_request {
 };
 
 /* Parses and checks body[0..len).  False fills *fault, and *out needs no deinit. */
-bool srv_request_parse(struct srv_request *out, enum srv_endpoint endpoint, const char *body,
+bool srv_ask_parse(struct srv_ask *out, enum srv_endpoint endpoint, const char *body,
                        size_t len, const struct srv_parse_limits *limits, struct srv_fault *fault);
-void srv_request_deinit(struct srv_request *r);
+void srv_ask_deinit(struct srv_ask *r);
 /* Sets sampling.max_tokens for prompts of which the longest has prompt_tokens; false where they do
  * not fit. */
-bool srv_request_fit(struct srv_request *r, int32_t prompt_tokens, int32_t context_tokens,
+bool srv_ask_fit(struct srv_ask *r, int32_t prompt_tokens, int32_t context_tokens,
                      struct srv_fault *fault);
 /* True for max_tokens 0: the prompt is scored, and the one token the engine must make is dropped.
  */
-bool srv_request_score_only(const struct srv_request *r);
+bool srv_ask_score_only(const struct srv_ask *r);
 
 /* api_messages.c.  Check and normalise in place: text parts are joined by line breaks, "developer"
  * becomes "system", a tool call's arguments become an object. */

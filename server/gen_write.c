@@ -84,7 +84,7 @@ static enum status end_text(struct srv_seq *s)
     if (!st && s->text.len > from && s->read >= s->req.sampling.min_tokens) scan_text(s, from);
     if (s->ended) return st;
     s->ended = true;
-    s->reason = s->finish == ENG_FINISH_STOP && !srv_request_score_only(&s->job->request)
+    s->reason = s->finish == ENG_FINISH_STOP && !srv_ask_score_only(&s->job->request)
                     ? "stop"
                     : "length";
     return st;
@@ -232,7 +232,7 @@ static bool write_chunk(struct srv_job *job)
 
 static void format_piece(struct srv_job *job, struct srv_seq *s, const struct srv_piece *piece)
 {
-    const struct srv_request *r = &job->request;
+    const struct srv_ask *r = &job->request;
     enum srv_usage_mode mode = r->continuous_usage ? SRV_USAGE_GIVEN
                                : r->include_usage  ? SRV_USAGE_NULL
                                                    : SRV_USAGE_ABSENT;

@@ -14,11 +14,13 @@
 
 #include "config/check.h"
 #include "config/clock.h"
-#include "config/log.h"
 #include "server/sse.h"
 
 /* A sequence's text may hold the echoed prompt and this many bytes per token of the answer. */
 #define TEXT_BYTES_PER_TOKEN 1024u
+/* What a token's text and one log-probability come to, in an answer's JSON. */
+#define TEXT_BYTES_TYPICAL 8u
+#define ENTRY_JSON_TYPICAL 100u
 
 static void random_bytes(void *out, size_t len)
 {
@@ -50,7 +52,7 @@ static void job_free(struct srv_job *job)
     free(job->rendered.tokens);
     free(job->rendered_text);
     buf_deinit(&job->chunk);
-    srv_request_deinit(&job->request);
+    srv_ask_deinit(&job->request);
     api->memory_bytes -= job->bytes;
     if (job->prev) job->prev->next = job->next;
     else api->jobs = job->next;
@@ -121,14 +123,19 @@ void srv_job_fail(struct srv_job *job, const struct srv_fault *fault)
 
 /* --- submission -------------------------------------------------------------------------- */
 
-/* Storage of one sequence in bytes, as counted against the limit. */
+/* Storage of one sequence in bytes, as counted against the limit.  A whole answer is also held as
+ * text, and once more as the reply. */
 static uint64_t sequence_bytes(const struct srv_job *job, const struct srv_prompt *prompt)
 {
     const struct eng_sampling *p = &job->request.sampling;
     uint64_t answer = (uint64_t)p->max_tokens, asked = (uint64_t)prompt->token_count;
     uint64_t rows = (p->logprobs >= 0 ? answer : 0) + (p->prompt_logprobs >= 0 ? asked : 0);
-    return sizeof(struct srv_seq) + (answer + asked) * sizeof(int32_t) +
-           rows * (uint64_t)job->stride * sizeof(struct eng_logprob);
+    uint64_t entries = rows * (uint64_t)job->stride;
+    uint64_t bytes = sizeof(struct srv_seq) + (answer + asked) * sizeof(int32_t) +
+                     entries * sizeof(struct eng_logprob) + (job->request.echo ? prompt->len : 0);
+    if (!job->request.stream)
+        bytes += 3 * answer * TEXT_BYTES_TYPICAL + 2 * entries * ENTRY_JSON_TYPICAL;
+    return bytes;
 }
 
 /* The prompt's text, and where it has none, what its tokens decode to. */
@@ -144,7 +151,7 @@ static enum status put_echo(struct srv_job *job, const struct srv_prompt *prompt
 static enum status sequence_init(struct srv_job *job, struct srv_seq *s,
                                  const struct srv_prompt *prompt, uint64_t seed)
 {
-    const struct srv_request *r = &job->request;
+    const struct srv_ask *r = &job->request;
     size_t answer = (size_t)r->sampling.max_tokens, asked = (size_t)prompt->token_count;
     s->job = job;
     s->stop_hit = -1;
@@ -168,7 +175,7 @@ static enum status sequence_init(struct srv_job *job, struct srv_seq *s,
 
 static enum status sequences_init(struct srv_job *job)
 {
-    const struct srv_request *r = &job->request;
+    const struct srv_ask *r = &job->request;
     uint64_t base = (uint64_t)r->seed;
     int32_t count = job->encode.prompt_count * r->n;
     if (!r->seed_given) random_bytes(&base, sizeof base);
@@ -213,11 +220,11 @@ static bool submit_all(struct srv_job *job, struct srv_fault *fault)
 static bool admit(struct srv_job *job, struct srv_fault *fault)
 {
     struct srv_api *api = job->api;
-    struct srv_request *r = &job->request;
+    struct srv_ask *r = &job->request;
     struct srv_encode *e = &job->encode;
     int32_t longest = 0;
     uint64_t bytes = sizeof *job;
-    if (e->status) return srv_encode_fault(e, r->messages ? "messages" : "prompt", fault);
+    if (e->status) return srv_encode_fault(e, job->head.chat ? "messages" : "prompt", fault);
     if (api->draining) return full(fault, "is shutting down");
     if (!api->tok && r->stops.count > 0)
         return srv_fault_unsupported(fault, "stop",
@@ -225,11 +232,11 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
     for (int32_t i = 0; i < e->prompt_count; i++) {
         int32_t count = e->prompts[i].token_count;
         /* An empty prompt among several is as wrong as one alone. */
-        if (count == 0) return srv_request_fit(r, 0, api->limits.context_tokens, fault);
+        if (count == 0) return srv_ask_fit(r, 0, api->limits.context_tokens, fault);
         longest = count > longest ? count : longest;
         job->usage.prompt_tokens += count;
     }
-    if (!srv_request_fit(r, longest, api->limits.context_tokens, fault)) return false;
+    if (!srv_ask_fit(r, longest, api->limits.context_tokens, fault)) return false;
     job->stride = 1 + (r->sampling.logprobs > 0 ? r->sampling.logprobs : 0);
     for (int32_t i = 0; i < e->prompt_count; i++)
         bytes += (uint64_t)r->n * sequence_bytes(job, &e->prompts[i]);
@@ -246,12 +253,17 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
     return submit_all(job, fault);
 }
 
-/* The request's tree and the prompts were copied into the sequences. */
-static void drop_inputs(struct srv_job *job)
+/* What the request said in JSON is not needed once the prompts are text or tokens of their own. */
+static void drop_tree(struct srv_ask *r)
 {
-    struct srv_request *r = &job->request;
     cJSON_Delete(r->tree);
     r->tree = r->messages = r->tools = r->template_kwargs = NULL;
+}
+
+/* The prompts were copied into the sequences. */
+static void drop_prompts(struct srv_job *job)
+{
+    struct srv_ask *r = &job->request;
     for (int32_t i = 0; i < r->prompt_count; i++) free(r->prompts[i].tokens);
     free(r->prompts);
     r->prompts = NULL;
@@ -276,7 +288,8 @@ static void encoded(struct srv_encode *e)
         free_if_over(job);
         return;
     }
-    drop_inputs(job);
+    drop_prompts(job);
+    drop_tree(&job->request);
     job->written_ns = clock_now_ns();
     /* The head goes out at once: the prompt may take its time. */
     if (job->request.stream) srv_sse_begin(job->x);
@@ -299,13 +312,13 @@ static void head_init(struct srv_job *job)
                                   .vocab = &api->vocab[job->request.skip_special]};
 }
 
-void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_request *request,
-                   char *text, size_t len)
+void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request, char *text,
+                   size_t len)
 {
     struct srv_fault fault;
     struct srv_job *job = calloc(1, sizeof *job);
     if (!job) {
-        srv_request_deinit(request);
+        srv_ask_deinit(request);
         free(text);
         full(&fault, "has no memory left");
         srv_api_fault(x, &fault);
@@ -317,6 +330,7 @@ void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_reque
     if (!api->tok) job->request.return_token_ids = true; /* there is no other answer */
     job->rendered = (struct srv_prompt){.text = text, .len = len};
     job->rendered_text = text;
+    if (text) drop_tree(&job->request);
     job->arrival_ns = srv_x_arrival_ns(x);
     job->next = api->jobs;
     if (job->next) job->next->prev = job;
@@ -368,7 +382,7 @@ static void time_token(struct srv_seq *s, uint64_t now)
 
 static void take_token(struct srv_seq *s, const struct eng_event *event)
 {
-    if (srv_request_score_only(&s->job->request)) return;
+    if (srv_ask_score_only(&s->job->request)) return;
     CHECK(event->index == s->got && s->got < s->req.sampling.max_tokens);
     put_scores(s, s->prompt_rows + s->got, &event->sample);
     s->got++;
@@ -399,7 +413,7 @@ static void take_finish(struct srv_seq *s, const struct eng_event *event, uint64
     job->live_count--;
     job->api->live_sequences--;
     s->finish = event->finish;
-    if (s->finish == ENG_FINISH_STOP && !srv_request_score_only(&job->request)) {
+    if (s->finish == ENG_FINISH_STOP && !srv_ask_score_only(&job->request)) {
         /* The token that ended it is part of what was sampled: counted, and scored for completions.
          */
         CHECK(s->got < s->req.sampling.max_tokens);

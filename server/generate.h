@@ -59,7 +59,7 @@ struct srv_seq {
 struct srv_job {
     struct srv_api *api;
     struct srv_exchange *x; /* NULL once answered, or the client left */
-    struct srv_request request;
+    struct srv_ask request;
     struct srv_encode encode;
     struct srv_prompt rendered; /* the chat prompt; its text is owned here */
     char *rendered_text;        /* owned */
@@ -83,7 +83,7 @@ struct srv_job {
 
 /* Takes over *request, and text (the rendered chat prompt, malloc'ed, or NULL); answers x now or
  * later. */
-void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_request *request,
+void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request,
                    char *text, size_t len);
 /* One event of the engine. */
 void srv_gen_event(struct srv_api *api, const struct eng_event *event);

@@ -309,7 +309,8 @@ static size_t conn_feed(struct srv_conn *c, const char *p, size_t n)
             c->deadline_ms = uv_now(c->http->loop) + config->header_timeout_ms;
         }
         size_t taken;
-        enum srv_http_request_event event = srv_http_request_feed(&c->request, p + used, n - used, &taken);
+        enum srv_http_request_event event =
+            srv_http_request_feed(&c->request, p + used, n - used, &taken);
         used += taken;
         conn_count_body(c);
         if (event == SRV_REQUEST_REFUSED)
@@ -520,9 +521,10 @@ bool srv_conn_accept(struct srv_http *http, uv_stream_t *listener)
     c->refused = http->stats.conn_open >= (uint64_t)http->config.conn_max;
     if (c->refused) http->stats.conn_refused++;
     else http->stats.conn_accepted++, http->stats.conn_open++;
-    struct srv_http_request_limits limits = {http->config.header_bytes_max,
-                                        http->config.header_count_max, http->config.body_bytes_max};
-    if (uv_accept(listener, (uv_stream_t *)&c->tcp) || srv_http_request_init(&c->request, &limits)) {
+    struct srv_http_request_limits limits = {
+        http->config.header_bytes_max, http->config.header_count_max, http->config.body_bytes_max};
+    if (uv_accept(listener, (uv_stream_t *)&c->tcp) ||
+        srv_http_request_init(&c->request, &limits)) {
         conn_close(c);
         return true;
     }

@@ -20,7 +20,7 @@ enum { HEAD, BODY, TRAILERS, DONE, REFUSED };
 #define BODY_KEEP_BYTES 16384 /* a larger body buffer is freed between requests */
 
 static enum srv_http_request_event refuse(struct srv_http_request *r, int status, const char *code,
-                                     const char *sentence)
+                                          const char *sentence)
 {
     r->state = REFUSED;
     r->refused_status = status;
@@ -372,7 +372,7 @@ static enum srv_http_request_event head_parse(struct srv_http_request *r)
 }
 
 static enum srv_http_request_event head_feed(struct srv_http_request *r, const char *p, size_t n,
-                                        size_t *used)
+                                             size_t *used)
 {
     enum srv_gate_verdict verdict;
     *used = srv_gate_run(&r->gate, p, n, &verdict);
@@ -393,7 +393,8 @@ static enum srv_http_request_event head_feed(struct srv_http_request *r, const c
 /* ---- the body ---- */
 
 /* Runs llhttp over body bytes; *used of them, *ok false where it found an error. */
-static void body_execute(struct srv_http_request *r, const char *p, size_t n, size_t *used, bool *ok)
+static void body_execute(struct srv_http_request *r, const char *p, size_t n, size_t *used,
+                         bool *ok)
 {
     llhttp_errno_t e = llhttp_execute(&r->parser, p, n);
     *ok = e == HPE_OK || e == HPE_PAUSED;
@@ -408,7 +409,7 @@ static void body_execute(struct srv_http_request *r, const char *p, size_t n, si
 }
 
 static enum srv_http_request_event body_feed(struct srv_http_request *r, const char *p, size_t n,
-                                        size_t *used)
+                                             size_t *used)
 {
     bool ok;
     body_execute(r, p, n, used, &ok);
@@ -429,8 +430,8 @@ static enum srv_http_request_event body_feed(struct srv_http_request *r, const c
     return SRV_REQUEST_MORE;
 }
 
-static enum srv_http_request_event trailers_feed(struct srv_http_request *r, const char *p, size_t n,
-                                            size_t *used)
+static enum srv_http_request_event trailers_feed(struct srv_http_request *r, const char *p,
+                                                 size_t n, size_t *used)
 {
     enum srv_gate_verdict verdict;
     size_t taken = srv_gate_run(&r->gate, p, n, &verdict);
@@ -449,7 +450,8 @@ static enum srv_http_request_event trailers_feed(struct srv_http_request *r, con
 
 /* ---- life ---- */
 
-enum status srv_http_request_init(struct srv_http_request *r, const struct srv_http_request_limits *limits)
+enum status srv_http_request_init(struct srv_http_request *r,
+                                  const struct srv_http_request_limits *limits)
 {
     *r = (struct srv_http_request){.limits = *limits};
     r->headers = calloc((size_t)limits->header_count_max, sizeof *r->headers);
@@ -474,10 +476,10 @@ void srv_http_request_reset(struct srv_http_request *r)
 {
     struct srv_http_request keep = *r;
     *r = (struct srv_http_request){.limits = keep.limits,
-                              .head = keep.head,
-                              .text = keep.text,
-                              .body = keep.body,
-                              .headers = keep.headers};
+                                   .head = keep.head,
+                                   .text = keep.text,
+                                   .body = keep.body,
+                                   .headers = keep.headers};
     r->state = HEAD;
     buf_clear(&r->head);
     buf_clear(&r->text);
@@ -500,8 +502,8 @@ bool srv_http_request_is_idle(const struct srv_http_request *r)
     return r->state == HEAD && r->gate.bytes == 0;
 }
 
-enum srv_http_request_event srv_http_request_feed(struct srv_http_request *r, const char *p, size_t n,
-                                        size_t *used)
+enum srv_http_request_event srv_http_request_feed(struct srv_http_request *r, const char *p,
+                                                  size_t n, size_t *used)
 {
     *used = 0;
     enum srv_http_request_event event = SRV_REQUEST_MORE;

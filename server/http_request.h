@@ -79,7 +79,7 @@ struct srv_http_request {
 };
 
 MUST_USE enum status srv_http_request_init(struct srv_http_request *r,
-                                      const struct srv_http_request_limits *limits);
+                                           const struct srv_http_request_limits *limits);
 void srv_http_request_deinit(struct srv_http_request *r);
 /* Ready for the next request; frees a large body. */
 void srv_http_request_reset(struct srv_http_request *r);
@@ -88,8 +88,8 @@ void srv_http_request_body_release(struct srv_http_request *r);
 /* True until the first byte of a request. */
 bool srv_http_request_is_idle(const struct srv_http_request *r);
 /* Takes bytes from p[0..n), *used of them, until the next event. */
-enum srv_http_request_event srv_http_request_feed(struct srv_http_request *r, const char *p, size_t n,
-                                        size_t *used);
+enum srv_http_request_event srv_http_request_feed(struct srv_http_request *r, const char *p,
+                                                  size_t n, size_t *used);
 /* First header of that name, without case; NULL where absent. */
 const char *srv_http_request_header(const struct srv_http_request *r, const char *name);
 

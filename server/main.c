@@ -7,10 +7,10 @@
  *     SERVING ------------------------------------> DRAINING ----------------> STOPPING -> exit
  *              begin_drain                              |  finish                ^
  *                                                       +---- on_patience -------+
- *                                                    (--shutdown-timeout: what is left is told so, then cut)
+ *                                          (--shutdown-timeout: what is left is told so, then cut)
  *
- * A second signal while draining ends the patience at once.  The exit status is 0 after a signal, 1 where the daemon could
- * not start or the engine failed (systemd then restarts it).
+ * A second signal while draining ends the patience at once.  The exit status is 0 after a signal, 1
+ * where the daemon could not start or the engine failed (systemd then restarts it).
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -58,7 +58,7 @@ struct daemon {
     int exit_status;
 };
 
-/* --- the loop's end -------------------------------------------------------------------------------------------- */
+/* --- the loop's end --------------------------------------------------------------------------- */
 
 /* Also after a start that failed half-way: ends what was opened, so that the loop runs out. */
 static void finish(struct daemon *d)
@@ -70,7 +70,16 @@ static void finish(struct daemon *d)
     if (d->api) srv_api_stop(d->api);
     uv_handle_t *const handles[] = {(uv_handle_t *)&d->on_term, (uv_handle_t *)&d->on_int,
                                     (uv_handle_t *)&d->tick, (uv_handle_t *)&d->patience};
+    /* Nobody listens to signals from here on.  Closing the handles restores the default action, so
+     * a late signal would kill: hold it back until it is ignored. */
+    sigset_t late;
+    sigemptyset(&late);
+    sigaddset(&late, SIGTERM);
+    sigaddset(&late, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &late, NULL);
     for (size_t i = 0; i < ARRAY_COUNT(handles) && d->handles_open; i++) uv_close(handles[i], NULL);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
 }
 
 static void on_drained(void *arg)
@@ -86,8 +95,8 @@ static void on_patience(uv_timer_t *timer)
         return;
     }
     d->aborted = true;
-    log_warn("server", "%d requests are still under way after %.3g s: ending them", srv_api_active(d->api),
-             d->options.shutdown_timeout);
+    log_warn("server", "%d requests are still under way after %.3g s: ending them",
+             srv_api_active(d->api), d->options.shutdown_timeout);
     srv_api_abort(d->api);
     uv_timer_start(&d->patience, on_patience, LAST_WORDS_MS, 0);
 }
@@ -111,7 +120,8 @@ static void on_signal(uv_signal_t *handle, int number)
     begin_drain(handle->data, number == SIGINT ? "SIGINT" : "SIGTERM");
 }
 
-/* Feeds the watchdog while the engine makes progress, and ends the daemon when the engine has failed. */
+/* Feeds the watchdog while the engine makes progress, and ends the daemon when the engine has
+ * failed. */
 static void on_tick(uv_timer_t *timer)
 {
     struct daemon *d = timer->data;
@@ -126,7 +136,7 @@ static void on_tick(uv_timer_t *timer)
         srv_notify_send(&d->notify, "WATCHDOG=1");
 }
 
-/* --- start ----------------------------------------------------------------------------------------------------- */
+/* --- start ------------------------------------------------------------------------------------ */
 
 static void on_progress(void *user, int percent)
 {
@@ -138,15 +148,18 @@ static void on_progress(void *user, int percent)
     } else if (percent % 10 == 0) {
         log_info("startup", "loading weights %d %%", percent);
     }
-    srv_notify_send(&d->notify, "EXTEND_TIMEOUT_USEC=120000000\nSTATUS=Loading weights, %d %%", percent);
+    srv_notify_send(&d->notify, "EXTEND_TIMEOUT_USEC=120000000\nSTATUS=Loading weights, %d %%",
+                    percent);
 }
 
 /* Splits text at commas in place. */
 static enum status split(char *text, const char **parts, int *count, const char *flag, char *err)
 {
     *count = 0;
-    for (char *save = NULL, *part = strtok_r(text, ",", &save); part; part = strtok_r(NULL, ",", &save)) {
-        if (*count == NAMES_MAX) return err_set(err, ST_LIMIT, "%s names more than %d", flag, NAMES_MAX);
+    for (char *save = NULL, *part = strtok_r(text, ",", &save); part;
+         part = strtok_r(NULL, ",", &save)) {
+        if (*count == NAMES_MAX)
+            return err_set(err, ST_LIMIT, "%s names more than %d", flag, NAMES_MAX);
         parts[(*count)++] = part;
     }
     return ST_OK;
@@ -162,7 +175,8 @@ static enum status choose_names(struct daemon *d, char *err)
         char *path = realpath(o->model_dir, NULL);
         if (!path) return err_set(err, ST_NOT_FOUND, "%s: %s", o->model_dir, strerror(errno));
         const char *slash = strrchr(path, '/');
-        snprintf(d->names_text, sizeof d->names_text, "%.*s", OPT_STRING_CAP - 1, slash[1] ? slash + 1 : "model");
+        snprintf(d->names_text, sizeof d->names_text, "%.*s", OPT_STRING_CAP - 1,
+                 slash[1] ? slash + 1 : "model");
         free(path);
         d->names[0] = d->names_text; /* whole: a folder's name may hold a comma */
         d->name_count = 1;
@@ -187,9 +201,11 @@ static enum status open_text(struct daemon *d, char *err)
         return ST_OK;
     }
     if ((st = eng_tok_open(o->model_dir, &d->tok, err))) return st;
-    st = eng_chat_template_open(o->model_dir, o->chat_template[0] ? o->chat_template : NULL, &d->chat, err);
+    st = eng_chat_template_open(o->model_dir, o->chat_template[0] ? o->chat_template : NULL,
+                                &d->chat, err);
     if (st == ST_NOT_FOUND && !o->chat_template[0]) {
-        log_warn("startup", "the model has no chat template: /v1/chat/completions needs --chat-template");
+        log_warn("startup",
+                 "the model has no chat template: /v1/chat/completions needs --chat-template");
         st = ST_OK;
     }
     return st;
@@ -203,12 +219,15 @@ static enum status raise_descriptors(const struct options *o, char *err)
     if (getrlimit(RLIMIT_NOFILE, &limit)) return ST_OK;
     if (limit.rlim_cur >= need) return ST_OK;
     if (limit.rlim_max != RLIM_INFINITY && limit.rlim_max < need)
-        return err_set(err, ST_LIMIT,
-                       "--max-connections %" PRId64 " needs %llu open files and the system allows %llu: lower it or raise LimitNOFILE",
-                       o->max_connections, (unsigned long long)need, (unsigned long long)limit.rlim_max);
+        return err_set(
+            err, ST_LIMIT,
+            "--max-connections %" PRId64
+            " needs %llu open files and the system allows %llu: lower it or raise LimitNOFILE",
+            o->max_connections, (unsigned long long)need, (unsigned long long)limit.rlim_max);
     limit.rlim_cur = need;
     if (setrlimit(RLIMIT_NOFILE, &limit))
-        return err_set(err, ST_LIMIT, "the limit of open files cannot be raised: %s", strerror(errno));
+        return err_set(err, ST_LIMIT, "the limit of open files cannot be raised: %s",
+                       strerror(errno));
     return ST_OK;
 }
 
@@ -221,8 +240,8 @@ static enum status open_api(struct daemon *d, char *err)
     config.api_key = d->options.api_key;
     config.keep_alive_ms = (uint64_t)(d->options.keep_alive_interval * 1000);
     config.write_buffer_max = http.write_buffer_max;
-    config.sequences_max = (int32_t)size_min((size_t)config.sequences_max,
-                                             (size_t)(d->options.max_num_seqs + d->options.max_waiting));
+    config.sequences_max = (int32_t)size_min(
+        (size_t)config.sequences_max, (size_t)(d->options.max_num_seqs + d->options.max_waiting));
     return srv_api_open(&d->loop, &config, d->tok, d->chat, &d->api, err);
 }
 
@@ -290,7 +309,8 @@ static enum status start(struct daemon *d, char *err)
 {
     enum status st;
     uint64_t begin = clock_now_ns();
-    struct srv_startup_hooks hooks = {.wake = srv_api_wake, .progress = on_progress, .progress_user = d};
+    struct srv_startup_hooks hooks = {
+        .wake = srv_api_wake, .progress = on_progress, .progress_user = d};
     if ((st = srv_notify_open(&d->notify, d->options.notify_socket, err)) ||
         (st = raise_descriptors(&d->options, err)) || (st = choose_names(d, err)) ||
         (st = open_text(d, err)) || (st = open_api(d, err)))
@@ -302,8 +322,8 @@ static enum status start(struct daemon *d, char *err)
     srv_api_attach(d->api, d->machine.engine, eng_model_info(d->machine.model), d->http);
     start_handles(d);
     if ((st = write_port_file(&d->options, srv_http_port(d->http), err))) return st;
-    log_info("server", "serving %s on http://%s:%d, ready after %.2f s", d->names[0], d->options.host,
-             srv_http_port(d->http), (double)(clock_now_ns() - begin) / 1e9);
+    log_info("server", "serving %s on http://%s:%d, ready after %.2f s", d->names[0],
+             d->options.host, srv_http_port(d->http), (double)(clock_now_ns() - begin) / 1e9);
     srv_notify_send(&d->notify, "READY=1\nSTATUS=Serving %s on %s:%d", d->names[0], d->options.host,
                     srv_http_port(d->http));
     return ST_OK;
@@ -311,8 +331,9 @@ static enum status start(struct daemon *d, char *err)
 
 static void close_all(struct daemon *d)
 {
-    if (d->api) srv_api_close(d->api);
+    /* The engine's thread may be waking the API until it has been joined. */
     srv_shutdown(&d->machine);
+    if (d->api) srv_api_close(d->api);
     if (d->chat) eng_chat_template_close(d->chat);
     if (d->tok) eng_tok_close(d->tok);
     srv_notify_close(&d->notify);

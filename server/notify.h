@@ -1,6 +1,6 @@
 /*
- * notify.h - the sd_notify protocol (systemd.exec, sd_notify(3)): one datagram per message to the socket systemd names.
- * Without a socket every call does nothing.
+ * notify.h - the sd_notify protocol (systemd.exec, sd_notify(3)): one datagram per message to the
+ * socket systemd names. Without a socket every call does nothing.
  */
 #ifndef DAKD_SERVER_NOTIFY_H
 #define DAKD_SERVER_NOTIFY_H

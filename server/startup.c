@@ -8,7 +8,8 @@
 #include "config/log.h"
 
 #define GIB 1073741824.0
-/* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more. */
+/* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more.
+ */
 #define KV_DEFAULT_BYTES (1ull << 30)
 #define GPU_UTILIZATION_DEFAULT 0.9
 /* What rounding to whole row tiles, norms and biases may add to the local share of the weights. */
@@ -46,8 +47,10 @@ static enum status choose_dtype(const char *name, enum kn_dtype automatic, enum 
 
 static struct eng_model_options model_options(const struct options *o, struct loading *loading)
 {
-    static const char *const dtypes[] = {[ENG_DTYPE_AUTO] = "auto", [ENG_DTYPE_F32] = "float32",
-                                         [ENG_DTYPE_BF16] = "bfloat16", [ENG_DTYPE_F16] = "float16"};
+    static const char *const dtypes[] = {[ENG_DTYPE_AUTO] = "auto",
+                                         [ENG_DTYPE_F32] = "float32",
+                                         [ENG_DTYPE_BF16] = "bfloat16",
+                                         [ENG_DTYPE_F16] = "float16"};
     struct eng_model_options m = {
         .load_format = strcmp(o->load_format, "dummy") ? ENG_LOAD_SAFETENSORS : ENG_LOAD_DUMMY,
         .seed = o->seed,
@@ -68,7 +71,8 @@ static enum status choose_model_len(const struct options *o, const struct eng_mo
 {
     *out = o->max_model_len ? (int32_t)o->max_model_len : info->context_max;
     if (*out > info->context_max)
-        return err_set(err, ST_INVALID, "--max-model-len %d is more than the %d positions this model was made for",
+        return err_set(err, ST_INVALID,
+                       "--max-model-len %d is more than the %d positions this model was made for",
                        *out, info->context_max);
     return ST_OK;
 }
@@ -83,44 +87,53 @@ struct budget {
     uint64_t kv;               /* left for KV */
 };
 
-/* auto takes the GPU where there is a supported one.  One that is there and fails is an error: the CPU would serve, but a
- * hundred times slower than whoever set up this machine expects. */
-static enum status open_backend(const struct options *o, struct budget *b, struct kn **kn, char *err)
+/* auto takes the GPU where there is a supported one.  One that is there and fails is an error: the
+ * CPU would serve, but a hundred times slower than whoever set up this machine expects. */
+static enum status open_backend(const struct options *o, struct budget *b, struct kn **kn,
+                                char *err)
 {
     char why[ERR_CAP] = "";
     enum status st = ST_UNSUPPORTED;
     if (strcmp(o->device, "cpu")) st = kn_open_cuda(0, kn, why);
     if (st && strcmp(o->device, "cuda") == 0) return err_set(err, st, "--device cuda: %.400s", why);
-    if (st && st != ST_UNSUPPORTED) return err_set(err, st, "%.400s; --device cpu does without it", why);
+    if (st && st != ST_UNSUPPORTED)
+        return err_set(err, st, "%.400s; --device cpu does without it", why);
     b->gpu = st == ST_OK;
     if (!b->gpu && o->gpu_memory_utilization > 0)
         return err_set(err, ST_INVALID,
-                       "--gpu-memory-utilization %g was given, and the CPU computes%s%.400s: leave it out, and size the "
+                       "--gpu-memory-utilization %g was given, and the CPU computes%s%.400s: leave "
+                       "it out, and size the "
                        "KV cache by --kv-cache-memory-bytes",
                        o->gpu_memory_utilization, why[0] ? ": " : "", why);
     if (b->gpu && o->threads > 0)
-        log_warn("startup", "--threads %" PRId64 " is of the CPU backend, and the GPU computes", o->threads);
+        log_warn("startup", "--threads %" PRId64 " is of the CPU backend, and the GPU computes",
+                 o->threads);
     if (!b->gpu && (st = kn_open_cpu((int)o->threads, kn, err))) return st;
     log_info("startup", "backend: %s%s%s", kn_name(*kn), why[0] ? "; no GPU: " : "", why);
     return ST_OK;
 }
 
-/* What a step works on, generously: fp32 for everything, padding, and the workspaces of the GPU's kernels. */
-static uint64_t step_bytes(const struct eng_model_options *mo, const struct eng_model_info *info, int32_t model_len)
+/* What a step works on, generously: fp32 for everything, padding, and the workspaces of the GPU's
+ * kernels. */
+static uint64_t step_bytes(const struct eng_model_options *mo, const struct eng_model_info *info,
+                           int32_t model_len)
 {
     uint64_t qkv = (uint64_t)(info->q_heads + 2 * info->kv_heads) * (uint64_t)info->head_dim;
-    uint64_t row = 2 * (uint64_t)info->hidden + qkv + (uint64_t)info->q_heads * (uint64_t)info->head_dim +
+    uint64_t row = 2 * (uint64_t)info->hidden + qkv +
+                   (uint64_t)info->q_heads * (uint64_t)info->head_dim +
                    (uint64_t)info->intermediate + 4 * 128;
     uint64_t tokens = (uint64_t)mo->tokens_max + 8, rows = (uint64_t)mo->rows_max;
     return 4 * (tokens * row + rows * (uint64_t)(info->hidden + info->vocab) +
-                (uint64_t)model_len * (uint64_t)info->head_dim) + STEP_WORK_BYTES;
+                (uint64_t)model_len * (uint64_t)info->head_dim) +
+           STEP_WORK_BYTES;
 }
 
 static enum status make_budget(const struct options *o, const struct eng_model_options *mo,
                                const struct eng_model_info *info, int32_t model_len, struct kn *kn,
                                struct budget *b, char *err)
 {
-    double share = o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : GPU_UTILIZATION_DEFAULT;
+    double share =
+        o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : GPU_UTILIZATION_DEFAULT;
     enum status st = kn_memory(kn, &b->total, &b->available, err);
     if (st && b->gpu) return st;
     if (st) b->total = b->available = 0; /* a system without /proc: try, and see */
@@ -132,19 +145,22 @@ static enum status make_budget(const struct options *o, const struct eng_model_o
     }
     /* Shares are met to within a tile or two. */
     b->weights = (uint64_t)((1 - o->offload) * (double)info->weight_bytes) + TIER_SLACK_BYTES;
-    if (b->weights > info->weight_bytes + TIER_SLACK_BYTES) b->weights = info->weight_bytes + TIER_SLACK_BYTES;
+    if (b->weights > info->weight_bytes + TIER_SLACK_BYTES)
+        b->weights = info->weight_bytes + TIER_SLACK_BYTES;
     uint64_t fixed = b->weights + b->step;
     b->kv = b->usable > fixed ? b->usable - fixed : 0;
     if (!b->gpu || b->kv > 0) return ST_OK;
     return err_set(err, ST_LIMIT,
-                   "the model needs %.2f GiB of GPU memory for weights and %.2f GiB to work in, and %.2f GiB of %.2f may "
-                   "be used: raise --gpu-memory-utilization (%g), or move weights out with --remote and --offload",
+                   "the model needs %.2f GiB of GPU memory for weights and %.2f GiB to work in, "
+                   "and %.2f GiB of %.2f may "
+                   "be used: raise --gpu-memory-utilization (%g), or move weights out with "
+                   "--remote and --offload",
                    (double)b->weights / GIB, (double)b->step / GIB, (double)b->usable / GIB,
                    (double)b->total / GIB, share);
 }
 
-/* Pages of the KV pool: as told, or as many as the running sequences can use within what is left, on the CPU within the
- * default. */
+/* Pages of the KV pool: as told, or as many as the running sequences can use within what is left,
+ * on the CPU within the default. */
 static enum status choose_pages(const struct options *o, const struct kn_kv *kv, int32_t model_len,
                                 const struct budget *b, int32_t *out, char *err)
 {
@@ -157,8 +173,10 @@ static enum status choose_pages(const struct options *o, const struct kn_kv *kv,
     if (count > wanted) count = wanted;
     if (count < per_seq && !o->kv_cache_memory_bytes)
         return err_set(err, ST_LIMIT,
-                       "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and %.2f GiB of GPU memory are "
-                       "left beside the weights: lower --max-model-len, raise --gpu-memory-utilization, or move weights "
+                       "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and %.2f "
+                       "GiB of GPU memory are "
+                       "left beside the weights: lower --max-model-len, raise "
+                       "--gpu-memory-utilization, or move weights "
                        "out with --remote and --offload",
                        model_len, (double)(per_seq * page) / GIB, (double)b->kv / GIB);
     if (count < per_seq)
@@ -167,35 +185,45 @@ static enum status choose_pages(const struct options *o, const struct kn_kv *kv,
                        "--kv-cache-memory-bytes allows %.2f GiB: raise the one or lower the other",
                        model_len, (double)(per_seq * page) / GIB,
                        (double)o->kv_cache_memory_bytes / GIB);
-    if (count > 0x0FFFFFFF) return err_set(err, ST_LIMIT, "the KV cache would hold more than 2^28 pages");
+    if (count > 0x0FFFFFFF)
+        return err_set(err, ST_LIMIT, "the KV cache would hold more than 2^28 pages");
     *out = (int32_t)count;
     return ST_OK;
 }
 
-/* Local memory for the share that stays, norms and all, and the KV pool; refused before anything is read. */
+/* Local memory for the share that stays, norms and all, and the KV pool; refused before anything is
+ * read. */
 static enum status open_tiers(const struct options *o, const struct eng_model_info *info,
-                              uint64_t kv_bytes, const struct budget *b, struct srv_machine *m, char *err)
+                              uint64_t kv_bytes, const struct budget *b, struct srv_machine *m,
+                              char *err)
 {
     struct off_remote remote;
     enum status st = off_remote_parse(o->remote, &remote, err);
     if (st) return st;
     if (o->offload > 0 && remote.count == 0)
-        return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE", o->offload);
+        return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE",
+                       o->offload);
     if (b->gpu && kv_bytes > b->kv)
         return err_set(err, ST_LIMIT,
-                       "the model needs %.2f GiB of GPU memory for weights, %.2f GiB for KV and %.2f GiB to work in, and "
-                       "%.2f GiB may be used: lower --kv-cache-memory-bytes, raise --gpu-memory-utilization, or move "
+                       "the model needs %.2f GiB of GPU memory for weights, %.2f GiB for KV and "
+                       "%.2f GiB to work in, and "
+                       "%.2f GiB may be used: lower --kv-cache-memory-bytes, raise "
+                       "--gpu-memory-utilization, or move "
                        "weights out with --remote and --offload",
-                       (double)b->weights / GIB, (double)kv_bytes / GIB, (double)b->step / GIB, (double)b->usable / GIB);
+                       (double)b->weights / GIB, (double)kv_bytes / GIB, (double)b->step / GIB,
+                       (double)b->usable / GIB);
     if (b->gpu) return off_tiers_open(m->kn, b->weights + kv_bytes, &remote, &m->tiers, err);
-    /* All tiers are one memory here, which is taken when it is written: a tier may be larger than what it gets. */
+    /* All tiers are one memory here, which is taken when it is written: a tier may be larger than
+     * what it gets. */
     uint64_t need = info->weight_bytes + kv_bytes;
     uint64_t local = info->weight_bytes + TIER_SLACK_BYTES + kv_bytes;
     if (b->available && need > b->available)
         return err_set(err, ST_LIMIT,
-                       "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are available: lower "
+                       "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are "
+                       "available: lower "
                        "--kv-cache-memory-bytes or --max-model-len, or serve a smaller model",
-                       (double)info->weight_bytes / GIB, (double)kv_bytes / GIB, (double)b->available / GIB);
+                       (double)info->weight_bytes / GIB, (double)kv_bytes / GIB,
+                       (double)b->available / GIB);
     return off_tiers_open(m->kn, local, &remote, &m->tiers, err);
 }
 
@@ -209,7 +237,8 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
     for (int t = 0; t < off_tiers_count(m->tiers); t++)
         log_info("startup", "tier %s: %.3f GiB of weights, %.3f of %.3f GiB used",
                  off_tier_name(m->tiers, t), (double)eng_model_tier_bytes(m->model, t) / GIB,
-                 (double)off_tier_used(m->tiers, t) / GIB, (double)off_tier_capacity(m->tiers, t) / GIB);
+                 (double)off_tier_used(m->tiers, t) / GIB,
+                 (double)off_tier_capacity(m->tiers, t) / GIB);
     log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
              m->page_count, KN_PAGE_TOKENS,
              (double)m->page_count * (double)kn_kv_page_bytes(&m->kv) / GIB, m->model_len_max);
@@ -238,8 +267,8 @@ static enum status open_engine(const struct options *o, const struct srv_startup
 static enum status shape_kv(const struct options *o, const struct eng_model_info *info,
                             struct kn_kv *kv, char *err)
 {
-    *kv = (struct kn_kv){.layer_count = info->layer_count, .kv_heads = info->kv_heads,
-                         .head_dim = info->head_dim};
+    *kv = (struct kn_kv){
+        .layer_count = info->layer_count, .kv_heads = info->kv_heads, .head_dim = info->head_dim};
     if (choose_dtype(o->kv_cache_dtype, info->kv_dtype, &kv->dtype))
         return err_set(err, ST_INVALID, "--kv-cache-dtype %s is not supported", o->kv_cache_dtype);
     return ST_OK;

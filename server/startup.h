@@ -1,10 +1,11 @@
 /*
- * startup.h - from settings to a running engine: everything that is sized and loaded before the daemon listens.
+ * startup.h - from settings to a running engine: everything that is sized and loaded before the
+ * daemon listens.
  *
  *     settings -> backend -> shapes -> limits -> tiers -> weights -> KV pools -> engine
  *
- * Start-up prints what it decided, one line a decision, and stops at the first thing that does not fit with a sentence
- * that says which flag to change.
+ * Start-up prints what it decided, one line a decision, and stops at the first thing that does not
+ * fit with a sentence that says which flag to change.
  */
 #ifndef DAKD_SERVER_STARTUP_H
 #define DAKD_SERVER_STARTUP_H

@@ -1,8 +1,8 @@
 /*
  * fault_engine_load.c - malformed model directories.  Each case spoils one file of a sound micro
- * model and must end in an error whose sentence names what is wrong; then random bytes are spoilt,
- * and what does not end in an error must be a model that opens.  Leaks and stray reads are the
- * sanitizers'.
+ * model and must end in an error whose sentence names the file and what is wrong; then random bytes
+ * are spoilt, and what does not end in an error must be a model that opens.  Leaks and stray reads
+ * are the sanitizers'.
  */
 #include <inttypes.h>
 #include <setjmp.h>
@@ -43,6 +43,7 @@ static void expect_error(struct faults *f, const struct model_dir *d, const char
     char err[ERR_CAP] = "";
     if (open_dir(f, d, err) == ST_OK) fail_msg("accepted: %s", what);
     if (!err[0] || !strstr(err, names)) fail_msg("%s: '%s' does not name '%s'", what, err, names);
+    if (!strstr(err, d->path)) fail_msg("%s: '%s' does not name the file", what, err);
     f->count++;
 }
 
@@ -56,8 +57,7 @@ static void sound_model_opens(void **state)
     dir_remove(&d);
 }
 
-/* --- config.json -------------------------------------------------------------------------------
- */
+/* --- config.json ------------------------------------------------------------------------------ */
 
 /* A patch replaces members of the micro configuration; "@delete" takes one away. */
 static const struct {
@@ -265,8 +265,7 @@ static void malformed_generation_configs(void **state)
     dir_remove(&d);
 }
 
-/* --- model.safetensors -------------------------------------------------------------------------
- */
+/* --- model.safetensors ------------------------------------------------------------------------ */
 
 #define EMBED                                                                                      \
     "\"model.embed_tokens.weight\":{\"dtype\":\"F32\",\"shape\":[16,8],\"data_offsets\":[0,512]}"
@@ -412,8 +411,7 @@ static void malformed_files(void **state)
     dir_remove(&d);
 }
 
-/* --- shards ------------------------------------------------------------------------------------
- */
+/* --- shards ----------------------------------------------------------------------------------- */
 
 static void write_shards(const struct model_dir *d, size_t split, size_t b_begin)
 {
@@ -476,8 +474,7 @@ static void malformed_shards(void **state)
     dir_remove(&d);
 }
 
-/* --- random damage -----------------------------------------------------------------------------
- */
+/* --- random damage ---------------------------------------------------------------------------- */
 
 static void random_damage(void **state)
 {

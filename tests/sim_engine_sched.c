@@ -98,7 +98,7 @@ static uint64_t env_u64(const char *name, uint64_t fallback)
     return text ? strtoull(text, NULL, 0) : fallback;
 }
 
-/* --- arrivals and departures ---------------------------------------------------------------- */
+/* --- arrivals and departures ------------------------------------------------------------------ */
 
 static void arrive(struct sim *m)
 {
@@ -142,7 +142,7 @@ static void cancel_some(struct sim *m)
     }
 }
 
-/* --- what a plan must be -------------------------------------------------------------------- */
+/* --- what a plan must be ---------------------------------------------------------------------- */
 
 /* Follows preemptions: a job that was resident and is waiting now lost what it had. */
 static int32_t note_preemptions(struct sim *m)
@@ -206,7 +206,7 @@ static void check_plan(struct sim *m, const struct eng_plan *plan, const bool *d
     if (m->job_count > 0) CHECK(m->jobs[0]->planned_at == m->step);
 }
 
-/* --- a step --------------------------------------------------------------------------------- */
+/* --- a step ----------------------------------------------------------------------------------- */
 
 static struct cell *cell_of(struct sim *m, const struct job *job, int32_t token)
 {
@@ -268,7 +268,7 @@ static void step(struct sim *m)
     eng_sched_check(m->sched);
 }
 
-/* --- configurations ------------------------------------------------------------------------- */
+/* --- configurations --------------------------------------------------------------------------- */
 
 static void random_config(struct sim *m)
 {

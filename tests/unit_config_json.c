@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdio.h>
@@ -22,10 +23,27 @@ static void test_valid(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "null", " true ", "false", "0", "-0", "1.5e-3", "1E+2", "\"\"", "[]", "{}", "[ ]", "{ }",
-        "\"\\u00e9\\n\\\"\\\\\\/\\b\\f\\r\\t\"", "\"\\ud83d\\ude00\"", "\"\xF0\x9F\x98\x80\"",
-        "[1,[2,[3,{}]],\"x\"]", "{\"a\":1,\"b\":{\"a\":2},\"A\":3}", "\t\r\n[1\n,\n2]\n",
-        "{\"\":0}", "[[],[],{}]", "123456789012345678901234567890",
+        "null",
+        " true ",
+        "false",
+        "0",
+        "-0",
+        "1.5e-3",
+        "1E+2",
+        "\"\"",
+        "[]",
+        "{}",
+        "[ ]",
+        "{ }",
+        "\"\\u00e9\\n\\\"\\\\\\/\\b\\f\\r\\t\"",
+        "\"\\ud83d\\ude00\"",
+        "\"\xF0\x9F\x98\x80\"",
+        "[1,[2,[3,{}]],\"x\"]",
+        "{\"a\":1,\"b\":{\"a\":2},\"A\":3}",
+        "\t\r\n[1\n,\n2]\n",
+        "{\"\":0}",
+        "[[],[],{}]",
+        "123456789012345678901234567890",
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         char err[ERR_CAP] = "";
@@ -40,14 +58,69 @@ static void test_invalid(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "", "  ", "nul", "nulll", "True", "+1", "01", "-", "1.", ".5", "1e", "1e+", "0x10", "1e999",
-        "-1e999", "NaN", "Infinity", "\"", "\"\\\"", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\\u0000\"",
-        "\"\\ud800\"", "\"\\ud800\\u0041\"", "\"\\udc00\"", "\"\x01\"", "\"\n\"", "\"\x80\"",
-        "\"\xC0\xAF\"", "\"\xED\xA0\x80\"", "\"\xF4\x90\x80\x80\"", "\"\xE2\x82\"", "[", "]", "[1", "[1,",
-        "[1,]", "[,1]", "[1 2]", "{", "}", "{\"a\"", "{\"a\":", "{\"a\":1", "{\"a\":1,}", "{,}", "{1:2}",
-        "{a:1}", "{\"a\" 1}", "[1}", "{\"a\":1]", "[] []", "1 2", "{} x", "'a'", "[1] // c", "/**/1",
-        "{\"a\":1,\"a\":2}", "{\"a\":1,\"\\u0061\":2}", "{\"\xC3\xA9\":1,\"\\u00e9\":2}",
-        "{\"x\\n\":1,\"x\\u000a\":2}", "\xEF\xBB\xBF{}",
+        "",
+        "  ",
+        "nul",
+        "nulll",
+        "True",
+        "+1",
+        "01",
+        "-",
+        "1.",
+        ".5",
+        "1e",
+        "1e+",
+        "0x10",
+        "1e999",
+        "-1e999",
+        "NaN",
+        "Infinity",
+        "\"",
+        "\"\\\"",
+        "\"\\x\"",
+        "\"\\u12\"",
+        "\"\\u12g4\"",
+        "\"\\u0000\"",
+        "\"\\ud800\"",
+        "\"\\ud800\\u0041\"",
+        "\"\\udc00\"",
+        "\"\x01\"",
+        "\"\n\"",
+        "\"\x80\"",
+        "\"\xC0\xAF\"",
+        "\"\xED\xA0\x80\"",
+        "\"\xF4\x90\x80\x80\"",
+        "\"\xE2\x82\"",
+        "[",
+        "]",
+        "[1",
+        "[1,",
+        "[1,]",
+        "[,1]",
+        "[1 2]",
+        "{",
+        "}",
+        "{\"a\"",
+        "{\"a\":",
+        "{\"a\":1",
+        "{\"a\":1,}",
+        "{,}",
+        "{1:2}",
+        "{a:1}",
+        "{\"a\" 1}",
+        "[1}",
+        "{\"a\":1]",
+        "[] []",
+        "1 2",
+        "{} x",
+        "'a'",
+        "[1] // c",
+        "/**/1",
+        "{\"a\":1,\"a\":2}",
+        "{\"a\":1,\"\\u0061\":2}",
+        "{\"\xC3\xA9\":1,\"\\u00e9\":2}",
+        "{\"x\\n\":1,\"x\\u000a\":2}",
+        "\xEF\xBB\xBF{}",
         "1234567890123456789012345678901234567890123456789012345678901234",
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
@@ -111,7 +184,8 @@ static void test_many_keys(void **state)
     (void)state;
     char text[32768] = "[{", err[ERR_CAP];
     size_t n = 2;
-    for (int i = 0; i < 400; i++) n += (size_t)sprintf(text + n, "%s\"key%d\":%d", i ? "," : "", i, i);
+    for (int i = 0; i < 400; i++)
+        n += (size_t)sprintf(text + n, "%s\"key%d\":%d", i ? "," : "", i, i);
     n += (size_t)sprintf(text + n, "},{\"key0\":1,\"key1\":2}]");
     assert_int_equal(json_check(text, n, &small, err), ST_OK);
     n -= 2;
@@ -167,10 +241,10 @@ static void test_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_valid),     cmocka_unit_test(test_invalid),
+        cmocka_unit_test(test_valid),        cmocka_unit_test(test_invalid),
         cmocka_unit_test(test_embedded_nul), cmocka_unit_test(test_place),
-        cmocka_unit_test(test_limits),    cmocka_unit_test(test_nesting_bomb),
-        cmocka_unit_test(test_many_keys), cmocka_unit_test(test_getters),
+        cmocka_unit_test(test_limits),       cmocka_unit_test(test_nesting_bomb),
+        cmocka_unit_test(test_many_keys),    cmocka_unit_test(test_getters),
         cmocka_unit_test(test_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

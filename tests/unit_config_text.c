@@ -1,14 +1,16 @@
-/* Buffers, UTF-8, error sentences. */
+/* Buffers, UTF-8, error sentences, sizes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "config/buf.h"
+#include "config/size.h"
 #include "config/utf8.h"
 
 static void test_buf_bound(void **state)
@@ -39,11 +41,13 @@ static void test_buf_json_string(void **state)
     buf_init(&b, 1000);
     const char text[] = "a\"\\\n\x01\0\xC3\xA9\xFFz\xE2\x82";
     buf_put_json_string(&b, text, sizeof text - 1);
-    assert_string_equal(b.data, "\"a\\\"\\\\\\n\\u0001\\u0000\xC3\xA9\xEF\xBF\xBDz\xEF\xBF\xBD\xEF\xBF\xBD\"");
+    assert_string_equal(
+        b.data, "\"a\\\"\\\\\\n\\u0001\\u0000\xC3\xA9\xEF\xBF\xBDz\xEF\xBF\xBD\xEF\xBF\xBD\"");
     buf_deinit(&b);
 }
 
-/* Every code point encodes, has the length found, and decodes to itself; surrogates and beyond do not occur. */
+/* Every code point encodes, has the length found, and decodes to itself; surrogates and beyond do
+ * not occur. */
 static void test_utf8_round_trip(void **state)
 {
     (void)state;
@@ -60,8 +64,15 @@ static void test_utf8_round_trip(void **state)
 static void test_utf8_invalid(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF",
-                                      "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF", "\xE2\x28\xA1"};
+    static const char *const bad[] = {"\x80",
+                                      "\xC1\xBF",
+                                      "\xE0\x9F\xBF",
+                                      "\xED\xA0\x80",
+                                      "\xF0\x8F\xBF\xBF",
+                                      "\xF4\x90\x80\x80",
+                                      "\xF5\x80\x80\x80",
+                                      "\xFF",
+                                      "\xE2\x28\xA1"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(utf8_char_len(bad[i], strlen(bad[i])), 0);
         assert_false(utf8_is_partial(bad[i], strlen(bad[i])));
@@ -84,12 +95,38 @@ static void test_error_sentence(void **state)
     }
 }
 
+static void test_bytes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t want;
+    } good[] = {{"0", 0},
+                {"512", 512},
+                {"1KiB", 1024},
+                {"1kb", 1000},
+                {"1.5GiB", 3ull << 29},
+                {"2M", 2000000},
+                {"64GiB", 64ull << 30},
+                {"1TiB", 1ull << 40},
+                {"7B", 7}};
+    static const char *const bad[] = {"",   "-1", "x",   "1X",   "1KiBs",
+                                      " 1", "1 ", "0.5", "0x10", "1e30", "KiB"};
+    uint64_t v;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(size_parse(good[i].text, &v), ST_OK);
+        assert_int_equal(v, good[i].want);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        if (size_parse(bad[i], &v) == ST_OK) fail_msg("accepted: %s", bad[i]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_buf_bound),       cmocka_unit_test(test_buf_json_string),
         cmocka_unit_test(test_utf8_round_trip), cmocka_unit_test(test_utf8_invalid),
-        cmocka_unit_test(test_error_sentence),
+        cmocka_unit_test(test_error_sentence),  cmocka_unit_test(test_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

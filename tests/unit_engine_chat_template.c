@@ -192,6 +192,18 @@ static void test_tool_arguments(void **state)
                 ST_INVALID, "not valid JSON");
 }
 
+static void test_reasoning_has_its_names(void **state)
+{
+    put(*state, "chat_template.jinja",
+        "{% for m in messages %}{{ m.reasoning_content }},{{ m.thinking }};{% endfor %}");
+    EXPECT(
+        R(.messages =
+              "[{\"role\":\"a\",\"reasoning\":\"r\"},"
+              "{\"role\":\"a\",\"thinking\":\"t\",\"reasoning_content\":null},"
+              "{\"role\":\"a\",\"reasoning_content\":\"c\",\"thinking\":\"t\"},{\"role\":\"a\"}]"),
+        "r,r;t,t;c,t;,;");
+}
+
 static void test_continue_final_message(void **state)
 {
     const char *const chat = "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\","
@@ -207,6 +219,9 @@ static void test_continue_final_message(void **state)
     put(*state, "chat_template.jinja",
         "{% for m in messages %}{{ m.content|trim }}<end>{% endfor %}");
     EXPECT(R(.messages = chat, .resume = true), "q<end>The answer");
+    EXPECT(R(.messages = "[{\"role\":\"assistant\",\"content\":\"\\u00a0Yes,\\u3000\"}]",
+             .resume = true),
+           "Yes,");
     put(*state, "chat_template.jinja", "{% for m in messages %}{{ m.content|upper }}{% endfor %}");
     EXPECT_FAIL(R(.messages = chat, .resume = true), ST_INVALID, "does not show the final message");
     put(*state, "chat_template.jinja", "{% for m in messages %}{{ m.role }}{% endfor %}");
@@ -238,6 +253,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_named_templates, setup, teardown),
         cmocka_unit_test_setup_teardown(test_tokens_and_variables, setup, teardown),
         cmocka_unit_test_setup_teardown(test_tool_arguments, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_reasoning_has_its_names, setup, teardown),
         cmocka_unit_test_setup_teardown(test_continue_final_message, setup, teardown),
         cmocka_unit_test_setup_teardown(test_template_failures, setup, teardown),
     };

@@ -1,11 +1,13 @@
 /*
- * The engine thread over a small real model: many requests at once give the tokens each gives alone, whatever the pages,
- * chunks and neighbours; cancels, limits, stop tokens and scored prompts; a tiny event ring; a stop with work in flight.
+ * The engine thread over a small real model: many requests at once give the tokens each gives
+ * alone, whatever the pages, chunks and neighbours; cancels, limits, stop tokens and scored
+ * prompts; a tiny event ring; a stop with work in flight.
  */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <math.h>
@@ -28,16 +30,20 @@ struct rig {
     struct eng_limits limits;
 };
 
-static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget, int32_t queue, int32_t ring)
+static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget, int32_t queue,
+                     int32_t ring)
 {
     char err[ERR_CAP] = "";
     const struct off_remote none = {.count = 0};
-    const struct eng_model_options mo = {.model_len_max = LEN_MAX, .tokens_max = budget,
-                                         .rows_max = budget < 4 ? budget : 4};
+    const struct eng_model_options mo = {
+        .model_len_max = LEN_MAX, .tokens_max = budget, .rows_max = budget < 4 ? budget : 4};
     struct eng_config config = {
         .sched = {.seqs_max = seqs, .tokens_step_max = budget, .page_count = {pages}},
-        .model_len_max = LEN_MAX, .queue_max = queue, .event_ring = ring,
-        .tokens_max = budget, .rows_max = mo.rows_max};
+        .model_len_max = LEN_MAX,
+        .queue_max = queue,
+        .event_ring = ring,
+        .tokens_max = budget,
+        .rows_max = mo.rows_max};
     memset(r, 0, sizeof *r);
     if (kn_open_cpu(2, &r->kn, err) || off_tiers_open(r->kn, 64u << 20, &none, &r->tiers, err) ||
         eng_model_open(r->kn, r->tiers, MODEL, &mo, &r->model, err))
@@ -64,7 +70,8 @@ static uint32_t next_random(uint32_t *state)
     return *state >> 8;
 }
 
-static struct eng_request *make_request(const struct rig *r, uint32_t seed, int32_t prompt, int32_t answer)
+static struct eng_request *make_request(const struct rig *r, uint32_t seed, int32_t prompt,
+                                        int32_t answer)
 {
     uint32_t state = seed * 7919u + 1;
     struct eng_request *q = calloc(1, sizeof *q);
@@ -72,9 +79,15 @@ static struct eng_request *make_request(const struct rig *r, uint32_t seed, int3
     q->prompt_count = prompt;
     for (int32_t i = 0; i < prompt; i++)
         q->tokens[i] = (int32_t)(next_random(&state) % (uint32_t)r->limits.vocab);
-    q->sampling = (struct eng_sampling){.temperature = seed % 3 ? 0.8f : 0.f, .top_p = 0.95f, .top_k = 40,
-                                        .repetition_penalty = 1.f, .seed = seed, .max_tokens = answer,
-                                        .ignore_eos = true, .logprobs = -1, .prompt_logprobs = -1};
+    q->sampling = (struct eng_sampling){.temperature = seed % 3 ? 0.8f : 0.f,
+                                        .top_p = 0.95f,
+                                        .top_k = 40,
+                                        .repetition_penalty = 1.f,
+                                        .seed = seed,
+                                        .max_tokens = answer,
+                                        .ignore_eos = true,
+                                        .logprobs = -1,
+                                        .prompt_logprobs = -1};
     return q;
 }
 
@@ -98,7 +111,8 @@ static void run_to_end(struct rig *r, int count, enum eng_finish *finishes, int3
         size_t who = (size_t)(uintptr_t)event.request->user;
         if (event.kind == ENG_EVENT_TOKEN && token_events) {
             assert_int_equal(event.index, token_events[who]);
-            assert_int_equal(event.sample.token, event.request->tokens[event.request->prompt_count + event.index]);
+            assert_int_equal(event.sample.token,
+                             event.request->tokens[event.request->prompt_count + event.index]);
             token_events[who]++;
         }
         if (event.kind != ENG_EVENT_FINISHED) continue;
@@ -113,8 +127,14 @@ static void submit(struct rig *r, struct eng_request *q, size_t who)
     assert_int_equal(eng_submit(r->engine, q), ST_OK);
 }
 
-static int32_t prompt_len(int i) { return 1 + i * 37 % 100; }
-static int32_t answer_len(int i) { return 1 + i * 53 % 60; }
+static int32_t prompt_len(int i)
+{
+    return 1 + i * 37 % 100;
+}
+static int32_t answer_len(int i)
+{
+    return 1 + i * 53 % 60;
+}
 
 #define MANY 24
 
@@ -133,7 +153,8 @@ static void run_alone(struct eng_request **alone)
     close_rig(&r);
 }
 
-static void compare_together(struct eng_request **alone, int32_t pages, int32_t seqs, int32_t budget, int32_t ring)
+static void compare_together(struct eng_request **alone, int32_t pages, int32_t seqs,
+                             int32_t budget, int32_t ring)
 {
     struct rig r;
     struct eng_request *q[MANY];
@@ -194,14 +215,16 @@ static void test_queue_full_and_cancel(void **state)
     close_rig(&r);
 }
 
-/* The third greedy token as a stop token ends the answer after two; it is the FINISHED event's sample. */
+/* The third greedy token as a stop token ends the answer after two; it is the FINISHED event's
+ * sample. */
 static void test_stop_token(void **state)
 {
     (void)state;
     struct rig r;
     enum eng_finish finish;
     open_rig(&r, 8, 2, 64, 4, 64);
-    struct eng_request *free_run = make_request(&r, 3, 10, 12), *stopped = make_request(&r, 3, 10, 12);
+    struct eng_request *free_run = make_request(&r, 3, 10, 12),
+                       *stopped = make_request(&r, 3, 10, 12);
     submit(&r, free_run, 0);
     run_to_end(&r, 1, &finish, NULL);
     const int32_t *answer = free_run->tokens + 10;
@@ -225,7 +248,8 @@ static void test_stop_token(void **state)
     close_rig(&r);
 }
 
-/* Scored prompts: every position once and in order, the same log-probabilities whole, chunked and in few rows. */
+/* Scored prompts: every position once and in order, the same log-probabilities whole, chunked and
+ * in few rows. */
 static void score(int32_t budget, float *logprobs, int32_t prompt)
 {
     struct rig r;

@@ -152,7 +152,7 @@ static void test_integers_stop_at_64_bits(void **state)
                    "[9223372036854775806]");
 }
 
-/* --- limits -------------------------------------------------------------------------------- */
+/* --- limits ----------------------------------------------------------------------------------- */
 
 static struct eng_jinja_limits small(void)
 {
@@ -242,7 +242,7 @@ static void test_single_operations_are_bounded(void **state)
         expect(heavy[i], NULL, &limits, ST_LIMIT, "limit of");
 }
 
-/* --- bombs --------------------------------------------------------------------------------- */
+/* --- bombs ------------------------------------------------------------------------------------ */
 
 static void repeat(struct buf *b, const char *text, int times)
 {
@@ -344,7 +344,7 @@ static void test_depth_fits_the_stack(void **state)
     buf_deinit(&out);
 }
 
-/* --- threads, the clock, numbers from JSON ------------------------------------------------- */
+/* --- threads, the clock, numbers from JSON ---------------------------------------------------- */
 
 struct job {
     const struct eng_jinja *t;

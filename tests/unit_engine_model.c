@@ -36,8 +36,7 @@
 #define SEQS 4
 #define MIB (1u << 20)
 
-/* --- a model opened for a test -----------------------------------------------------------------
- */
+/* --- a model opened for a test ---------------------------------------------------------------- */
 
 struct rig {
     struct kn *kn;
@@ -94,8 +93,7 @@ static void rig_close(struct rig *r)
     free(r->logits);
 }
 
-/* --- a step ------------------------------------------------------------------------------------
- */
+/* --- a step ----------------------------------------------------------------------------------- */
 
 struct step {
     int32_t tokens[512], positions[512], token_seq[512], rows[512];
@@ -170,8 +168,7 @@ static int32_t argmax(const float *v, int32_t n)
     return best;
 }
 
-/* --- fixtures ----------------------------------------------------------------------------------
- */
+/* --- fixtures --------------------------------------------------------------------------------- */
 
 struct fixture {
     char dir[256];
@@ -269,8 +266,7 @@ static void reference_equals(void **state)
     rig_close(&r);
 }
 
-/* --- bitwise equality --------------------------------------------------------------------------
- */
+/* --- bitwise equality ------------------------------------------------------------------------- */
 
 /* All logits of prompt and answer (teacher-forced) under a set-up. */
 static float *all_logits(const char *name, struct setup s, int32_t chunk, size_t *bytes)
@@ -385,8 +381,7 @@ static void wanted_rows(void **state)
     rig_close(&r);
 }
 
-/* --- dummy weights, types, placement -----------------------------------------------------------
- */
+/* --- dummy weights, types, placement ---------------------------------------------------------- */
 
 static float *dummy_logits(const char *name, struct setup s, size_t *bytes)
 {
@@ -514,8 +509,7 @@ static void capacity_errors(void **state)
     kn_close(kn);
 }
 
-/* --- shapes of real models ---------------------------------------------------------------------
- */
+/* --- shapes of real models -------------------------------------------------------------------- */
 
 static void shipped_shapes(void **state)
 {
@@ -568,8 +562,7 @@ static void generation_defaults(void **state)
     assert_int_equal(info.context_max, 256);
 }
 
-/* --- forms a checkpoint may take ---------------------------------------------------------------
- */
+/* --- forms a checkpoint may take -------------------------------------------------------------- */
 
 static void micro_logits(const struct model_dir *d, float out[16 * 16])
 {
@@ -651,48 +644,23 @@ static void progress_reaches_total(void **state)
 }
 
 /* clang-format off */
+#define FIXTURE_MAP(X)                                                                             \
+    X("llama-mha") X("llama-gqa") X("llama-linear") X("llama-dynamic") X("llama-llama3")           \
+    X("llama-yarn") X("llama-tied-bias") X("mistral") X("mistral-window") X("qwen2")               \
+    X("qwen2-window") X("qwen3") X("opt") X("llama-bf16") X("qwen3-bf16") X("qwen2-f16")           \
+    X("opt-f16")
 #define NAMED(test, fixture) {#test "/" fixture, test, NULL, NULL, (void *)(uintptr_t)fixture}
+#define EACH(fixture)                                                                              \
+    NAMED(reference_equals, fixture), NAMED(chunkings_equal, fixture),                             \
+    NAMED(placements_equal, fixture), NAMED(neighbours_equal, fixture),                            \
+    NAMED(dummy_weights, fixture),
 /* clang-format on */
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        NAMED(reference_equals, "llama-mha"),
-        NAMED(reference_equals, "llama-gqa"),
-        NAMED(reference_equals, "llama-linear"),
-        NAMED(reference_equals, "llama-dynamic"),
-        NAMED(reference_equals, "llama-llama3"),
-        NAMED(reference_equals, "llama-yarn"),
-        NAMED(reference_equals, "llama-tied-bias"),
-        NAMED(reference_equals, "mistral"),
-        NAMED(reference_equals, "mistral-window"),
-        NAMED(reference_equals, "qwen2"),
-        NAMED(reference_equals, "qwen2-window"),
-        NAMED(reference_equals, "qwen3"),
-        NAMED(reference_equals, "opt"),
-        NAMED(reference_equals, "llama-bf16"),
-        NAMED(reference_equals, "qwen3-bf16"),
-        NAMED(reference_equals, "qwen2-f16"),
-        NAMED(reference_equals, "opt-f16"),
-        NAMED(chunkings_equal, "llama-mha"),
-        NAMED(chunkings_equal, "llama-dynamic"),
-        NAMED(chunkings_equal, "mistral-window"),
-        NAMED(chunkings_equal, "llama-tied-bias"),
-        NAMED(chunkings_equal, "opt-f16"),
-        NAMED(chunkings_equal, "llama-bf16"),
-        NAMED(placements_equal, "llama-mha"),
-        NAMED(placements_equal, "llama-bf16"),
-        NAMED(placements_equal, "opt"),
-        NAMED(placements_equal, "qwen2-f16"),
-        NAMED(neighbours_equal, "llama-gqa"),
-        NAMED(neighbours_equal, "qwen2-window"),
-        NAMED(neighbours_equal, "qwen3-bf16"),
-        NAMED(neighbours_equal, "opt-f16"),
+        FIXTURE_MAP(EACH)
         NAMED(wanted_rows, "qwen3"),
-        NAMED(dummy_weights, "llama-mha"),
-        NAMED(dummy_weights, "qwen2-f16"),
-        NAMED(dummy_weights, "opt"),
-        NAMED(dummy_weights, "qwen3-bf16"),
         cmocka_unit_test(dtype_option),
         cmocka_unit_test(tier_bytes),
         cmocka_unit_test(capacity_errors),

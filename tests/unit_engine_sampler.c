@@ -62,7 +62,7 @@ static struct eng_sample sample(struct eng_sampler *s, const struct eng_sampling
     return out;
 }
 
-/* --- the reference -------------------------------------------------------------------------- */
+/* --- the reference ---------------------------------------------------------------------------- */
 
 struct entry {
     int32_t id;
@@ -146,7 +146,7 @@ static void assert_distribution(const struct eng_sampling *p, const float *row, 
     eng_sampler_close(s);
 }
 
-/* --- distributions -------------------------------------------------------------------------- */
+/* --- distributions ---------------------------------------------------------------------------- */
 
 static void draws_follow_the_distribution(void **state)
 {
@@ -293,7 +293,7 @@ static void large_vocabularies(void **state)
     }
 }
 
-/* --- determinism ---------------------------------------------------------------------------- */
+/* --- determinism ------------------------------------------------------------------------------ */
 
 static void same_input_same_token(void **state)
 {
@@ -346,7 +346,7 @@ static void random_numbers_are_philox(void **state)
     free(row);
 }
 
-/* --- greedy, adjustments -------------------------------------------------------------------- */
+/* --- greedy, adjustments ---------------------------------------------------------------------- */
 
 static struct eng_sampling greedy(void)
 {
@@ -497,7 +497,7 @@ static void min_tokens_masks_what_ends_the_answer(void **state)
     eng_sampler_close(s);
 }
 
-/* --- edges ---------------------------------------------------------------------------------- */
+/* --- edges ------------------------------------------------------------------------------------ */
 
 static void extreme_parameters(void **state)
 {
@@ -602,7 +602,7 @@ static void smallest_vocabularies(void **state)
     eng_sampler_close(NULL);
 }
 
-/* --- log-probabilities ---------------------------------------------------------------------- */
+/* --- log-probabilities ------------------------------------------------------------------------ */
 
 static void assert_scores(const struct eng_sample *out, const float *row, int32_t v, int32_t count)
 {

@@ -1,6 +1,6 @@
 /*
  * unit_offload_place.c - division of tiles among tiers: sums, proportions, and the bound on what is
- * left over, for random weights and for the shapes of a real model.
+ * left over, for random weights and for many equal ones.
  */
 #include <inttypes.h>
 #include <math.h>

@@ -385,10 +385,10 @@ static const struct bad_case members[] = {
 static void expect_fault(enum srv_endpoint endpoint, const char *body, const char *param,
                          int status)
 {
-    struct srv_request r;
+    struct srv_ask r;
     struct srv_fault f = {0};
-    if (srv_request_parse(&r, endpoint, body, strlen(body), &limits, &f)) {
-        srv_request_deinit(&r);
+    if (srv_ask_parse(&r, endpoint, body, strlen(body), &limits, &f)) {
+        srv_ask_deinit(&r);
         fail_msg("accepted: %s", body);
     }
     int wanted = status ? status : 400;
@@ -432,17 +432,17 @@ static void test_malformed(void **state)
     assert_true(count >= 200);
 }
 
-static void parse(struct srv_request *r, enum srv_endpoint endpoint, const char *body)
+static void parse(struct srv_ask *r, enum srv_endpoint endpoint, const char *body)
 {
     struct srv_fault f = {0};
-    if (!srv_request_parse(r, endpoint, body, strlen(body), &limits, &f))
+    if (!srv_ask_parse(r, endpoint, body, strlen(body), &limits, &f))
         fail_msg("%s\nrefused: %s", body, f.message);
 }
 
 static void test_defaults(void **state)
 {
     (void)state;
-    struct srv_request r;
+    struct srv_ask r;
     struct srv_fault f;
     parse(&r, COMP, "{\"prompt\":\"hi\"}");
     assert_string_equal(r.model, "demo");
@@ -457,23 +457,23 @@ static void test_defaults(void **state)
     assert_true(r.add_special && r.skip_special);
     assert_false(r.stream || r.echo || r.seed_given || r.include_stop || r.return_token_ids);
     assert_int_equal(r.n, 1);
-    assert_true(srv_request_fit(&r, 10, 256, &f));
+    assert_true(srv_ask_fit(&r, 10, 256, &f));
     assert_int_equal(r.sampling.max_tokens, 16);
-    assert_true(srv_request_fit(&r, 250, 256, &f));
+    assert_true(srv_ask_fit(&r, 250, 256, &f));
     assert_int_equal(r.sampling.max_tokens, 6); /* a default is cut to what fits */
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
     parse(&r, CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}");
     assert_false(r.add_special);
     assert_true(r.add_generation_prompt);
-    assert_true(srv_request_fit(&r, 100, 256, &f));
+    assert_true(srv_ask_fit(&r, 100, 256, &f));
     assert_int_equal(r.sampling.max_tokens, 156);
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
 }
 
 static void test_everything_given(void **state)
 {
     (void)state;
-    struct srv_request r;
+    struct srv_ask r;
     parse(
         &r, COMP,
         "{\"model\":\"alias\",\"prompt\":[[1,2,3],[999]],\"n\":2,\"best_of\":2,\"temperature\":0,"
@@ -511,7 +511,7 @@ static void test_everything_given(void **state)
     assert_true(r.include_stop && r.echo && r.return_token_ids && r.stream);
     assert_true(r.include_usage && r.continuous_usage);
     assert_false(r.skip_special || r.add_special);
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
 }
 
 static void test_accepted(void **state)
@@ -546,17 +546,17 @@ static void test_accepted(void **state)
     };
     char body[1024];
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
-        struct srv_request r;
+        struct srv_ask r;
         parse(&r, cases[i].endpoint,
               body_with(cases[i].endpoint, cases[i].member, body, sizeof body));
-        srv_request_deinit(&r);
+        srv_ask_deinit(&r);
     }
 }
 
 static void test_messages_are_normalised(void **state)
 {
     (void)state;
-    struct srv_request r;
+    struct srv_ask r;
     parse(
         &r, CHAT,
         "{\"messages\":[{\"role\":\"developer\",\"content\":\"be brief\"},"
@@ -576,7 +576,7 @@ static void test_messages_are_normalised(void **state)
     assert_true(cJSON_IsObject(arguments));
     assert_int_equal(json_member(arguments, "x")->valueint, 1);
     assert_true(cJSON_IsObject(json_member(json_member(call->next, "function"), "arguments")));
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
 }
 
 static void test_tool_choice_none_hides_tools(void **state)
@@ -584,44 +584,44 @@ static void test_tool_choice_none_hides_tools(void **state)
     (void)state;
     for (int none = 0; none < 2; none++) {
         char member[256], body[512];
-        struct srv_request r;
+        struct srv_ask r;
         snprintf(member, sizeof member,
                  "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],"
                  "\"tool_choice\":\"%s\"",
                  none ? "none" : "auto");
         parse(&r, CHAT, body_with(CHAT, member, body, sizeof body));
         assert_int_equal(r.tools == NULL, none);
-        srv_request_deinit(&r);
+        srv_ask_deinit(&r);
     }
 }
 
 static void test_fit(void **state)
 {
     (void)state;
-    struct srv_request r;
+    struct srv_ask r;
     struct srv_fault f;
     parse(&r, COMP, "{\"prompt\":\"x\",\"max_tokens\":56}");
-    assert_true(srv_request_fit(&r, 200, 256, &f));
+    assert_true(srv_ask_fit(&r, 200, 256, &f));
     assert_int_equal(r.sampling.max_tokens, 56);
-    assert_false(srv_request_fit(&r, 201, 256, &f));
+    assert_false(srv_ask_fit(&r, 201, 256, &f));
     assert_string_equal(f.code, "context_length_exceeded");
     assert_int_equal(f.prompt_tokens, 201);
     assert_int_equal(f.context_tokens, 256);
     assert_non_null(strstr(f.message, "maximum context length is 256 tokens"));
-    assert_false(srv_request_fit(&r, 256, 256, &f));
-    assert_false(srv_request_fit(&r, INT32_MAX, 256, &f));
-    assert_false(srv_request_fit(&r, 0, 256, &f));
+    assert_false(srv_ask_fit(&r, 256, 256, &f));
+    assert_false(srv_ask_fit(&r, INT32_MAX, 256, &f));
+    assert_false(srv_ask_fit(&r, 0, 256, &f));
     assert_string_equal(f.param, "prompt");
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
     parse(&r, COMP, "{\"prompt\":\"x\",\"echo\":true,\"max_tokens\":0}");
-    assert_true(srv_request_score_only(&r));
-    assert_true(srv_request_fit(&r, 255, 256, &f));
+    assert_true(srv_ask_score_only(&r));
+    assert_true(srv_ask_fit(&r, 255, 256, &f));
     assert_int_equal(r.sampling.max_tokens, 1);
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
     parse(&r, CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"min_tokens\":10}");
-    assert_false(srv_request_fit(&r, 250, 256, &f));
+    assert_false(srv_ask_fit(&r, 250, 256, &f));
     assert_string_equal(f.param, "min_tokens");
-    srv_request_deinit(&r);
+    srv_ask_deinit(&r);
 }
 
 int main(void)

@@ -1,6 +1,6 @@
 /*
- * Requests through the real transport and API, with an engine that does what each test says: slow readers, clients that
- * leave, failures at every stage, and that nothing stays behind.
+ * Requests through the real transport and API, with an engine that does what each test says: slow
+ * readers, clients that leave, failures at every stage, and that nothing stays behind.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -27,7 +27,7 @@
 #include "server/api.h"
 #include "server/api_int.h"
 
-/* --- the engine: a list of requests and a queue of events ------------------------------------ */
+/* --- the engine: a list of requests and a queue of events -------------------------------- */
 
 #define REQUESTS_MAX 64
 #define EVENTS_MAX 8192
@@ -43,7 +43,8 @@ struct eng_engine {
     int head, tail;
 };
 
-const int32_t eng_step_bounds[ENG_STEP_BUCKETS - 1] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+const int32_t eng_step_bounds[ENG_STEP_BUCKETS - 1] = {1,   8,   16,   32,   64,  128,
+                                                       256, 512, 1024, 2048, 4096};
 
 void eng_limits(const struct eng_engine *e, struct eng_limits *out)
 {
@@ -74,7 +75,9 @@ static void fake_finish(struct eng_engine *e, int i, enum eng_finish why, int32_
     struct eng_request *r = e->request[i];
     if (!r) return;
     e->request[i] = NULL;
-    push(e, (struct eng_event){.kind = ENG_EVENT_FINISHED, .request = r, .finish = why,
+    push(e, (struct eng_event){.kind = ENG_EVENT_FINISHED,
+                               .request = r,
+                               .finish = why,
                                .sample = {.token = token, .logprob = -1}});
 }
 
@@ -102,9 +105,11 @@ static void fake_token(struct eng_engine *e, int i, int32_t token)
 {
     struct eng_request *r = e->request[i];
     if (!r) return;
-    struct eng_event event = {.kind = ENG_EVENT_TOKEN, .request = r, .index = e->generated[i],
-                              .sample = {.token = token, .logprob = -0.5f, .top_count = 1,
-                                         .top = {{token, -0.5f}}}};
+    struct eng_event event = {
+        .kind = ENG_EVENT_TOKEN,
+        .request = r,
+        .index = e->generated[i],
+        .sample = {.token = token, .logprob = -0.5f, .top_count = 1, .top = {{token, -0.5f}}}};
     r->tokens[r->prompt_count + e->generated[i]++] = token;
     if (!r->first_ns) r->first_ns = clock_now_ns();
     push(e, event);
@@ -115,7 +120,9 @@ static void fake_prompt(struct eng_engine *e, int i)
 {
     struct eng_request *r = e->request[i];
     for (int32_t k = 0; k < r->prompt_count; k++)
-        push(e, (struct eng_event){.kind = ENG_EVENT_PROMPT, .request = r, .index = k,
+        push(e, (struct eng_event){.kind = ENG_EVENT_PROMPT,
+                                   .request = r,
+                                   .index = k,
                                    .sample = {.token = r->tokens[k], .logprob = k ? -2 : NAN}});
 }
 
@@ -125,7 +132,7 @@ static void fake_text(struct eng_engine *e, int i, const char *text)
     for (; *text; text++) fake_token(e, i, *text == ' ' ? 26 : *text - 'a');
 }
 
-/* --- the server around it -------------------------------------------------------------------- */
+/* --- the server around it ---------------------------------------------------------------- */
 
 struct fixture {
     uv_loop_t loop;
@@ -145,15 +152,16 @@ static void write_tokenizer(struct fixture *f)
     snprintf(path, sizeof path, "%s/tokenizer.json", f->folder);
     FILE *out = fopen(path, "w");
     assert_non_null(out);
-    fputs("{\"version\":\"1.0\",\"added_tokens\":[{\"id\":28,\"content\":\"<end>\",\"special\":true,"
-          "\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false}],"
-          "\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
-          "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":"
-          "\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
-          "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,"
-          "\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,\"fuse_unk\":false,"
-          "\"byte_fallback\":false,\"vocab\":{",
-          out);
+    fputs(
+        "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":28,\"content\":\"<end>\",\"special\":true,"
+        "\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false}],"
+        "\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":"
+        "\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+        "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,"
+        "\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,\"fuse_unk\":false,"
+        "\"byte_fallback\":false,\"vocab\":{",
+        out);
     for (int i = 0; i < 26; i++) fprintf(out, "\"%c\":%d,", 'a' + i, i);
     fputs("\"\\u0120\":26,\"\\u010a\":27},\"merges\":[]}}", out);
     fclose(out);
@@ -169,8 +177,8 @@ static int setup(void **state)
     struct fixture *f = calloc(1, sizeof *f);
     struct srv_api_config config = srv_api_config_default();
     struct srv_http_config http = srv_http_config_default();
-    struct eng_model_info info = {.temperature = NAN, .top_p = NAN, .min_p = NAN,
-                                  .repetition_penalty = NAN, .top_k = -1};
+    struct eng_model_info info = {
+        .temperature = NAN, .top_p = NAN, .min_p = NAN, .repetition_penalty = NAN, .top_k = -1};
     char err[ERR_CAP];
     size_t count;
     assert_non_null(f);
@@ -219,16 +227,16 @@ static void spin(struct fixture *f)
     }
 }
 
-/* --- the client ------------------------------------------------------------------------------ */
+/* --- the client -------------------------------------------------------------------------- */
 
 static int dial(struct fixture *f, int receive_bytes)
 {
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)srv_http_port(f->http)),
+    struct sockaddr_in to = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)srv_http_port(f->http)),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     assert_true(fd >= 0);
-    if (receive_bytes)
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes);
+    if (receive_bytes) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes);
     assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
     fcntl(fd, F_SETFL, O_NONBLOCK);
     return fd;
@@ -295,7 +303,7 @@ static void assert_lacks(const char *text, const char *unwanted)
     if (strstr(text, unwanted)) fail_msg("'%s' is in:\n%.3000s", unwanted, text);
 }
 
-/* --- tests ----------------------------------------------------------------------------------- */
+/* --- tests ------------------------------------------------------------------------------- */
 
 static void test_whole_answer(void **state)
 {
@@ -319,7 +327,8 @@ static void test_stop_string_over_tokens(void **state)
     struct fixture *f = *state;
     for (int stream = 0; stream < 2; stream++) {
         char body[160];
-        snprintf(body, sizeof body, "{\"prompt\":\"x\",\"max_tokens\":50,\"stop\":\"the end\",\"stream\":%s}",
+        snprintf(body, sizeof body,
+                 "{\"prompt\":\"x\",\"max_tokens\":50,\"stop\":\"the end\",\"stream\":%s}",
                  stream ? "true" : "false");
         int fd = post(f, body, 0), i = f->engine.count - 1;
         fake_text(&f->engine, i, "see the e");
@@ -344,12 +353,14 @@ static void test_stop_string_over_tokens(void **state)
     assert_int_equal(f->api->metrics.ended[SRV_END_STOP], 2);
 }
 
-/* Without a reader the stream stops at the transport's mark, tokens stay records, and nothing is lost. */
+/* Without a reader the stream stops at the transport's mark, tokens stay records, and nothing is
+ * lost. */
 static void test_slow_reader(void **state)
 {
     struct fixture *f = *state;
-    enum { COUNT = 4000 };
-    int fd = post(f, "{\"prompt\":\"x\",\"max_tokens\":4000,\"stream\":true}", 2048);
+    enum { COUNT = 19000 }; /* more than the sockets themselves can hold */
+    int fd =
+        post(f, "{\"prompt\":\"x\",\"max_tokens\":19000,\"logprobs\":1,\"stream\":true}", 2048);
     for (int i = 0; i < COUNT; i++) {
         fake_token(&f->engine, 0, i % 26);
         if (i % 500 == 0) spin(f);
@@ -407,8 +418,8 @@ static void test_client_leaves_while_tokenising(void **state)
     char *body = long_prompt(200000); /* too long for the model, too: an answer would be a 400 */
     int fd = dial(f, 0);
     char head[128];
-    int n = snprintf(head, sizeof head, "POST /v1/completions HTTP/1.1\r\nContent-Length: %zu\r\n\r\n",
-                     strlen(body));
+    int n = snprintf(head, sizeof head,
+                     "POST /v1/completions HTTP/1.1\r\nContent-Length: %zu\r\n\r\n", strlen(body));
     send_all(f, fd, head, (size_t)n);
     send_all(f, fd, body, strlen(body));
     close(fd);
@@ -473,12 +484,14 @@ static void test_queue_full_takes_all_or_nothing(void **state)
 static void test_memory_is_promised_first(void **state)
 {
     struct fixture *f = *state;
-    char *text = finish_reading(f, post(f, "{\"prompt\":\"x\",\"max_tokens\":19000,\"logprobs\":20,\"n\":64}", 0));
+    char *text = finish_reading(
+        f, post(f, "{\"prompt\":\"x\",\"max_tokens\":19000,\"logprobs\":20,\"n\":64}", 0));
     assert_has(text, "HTTP/1.1 400");
     assert_has(text, "\"param\":\"max_tokens\"");
     free(text);
     /* Each takes about 19000 * 21 * 8 * 16 = 51 MB of the 64. */
-    const char *body = "{\"prompt\":\"x\",\"max_tokens\":19000,\"logprobs\":20,\"n\":16}";
+    const char *body =
+        "{\"prompt\":\"x\",\"max_tokens\":19000,\"logprobs\":20,\"n\":16,\"stream\":true}";
     int fd = post(f, body, 0);
     assert_int_equal(f->api->live_sequences, 16);
     text = finish_reading(f, post(f, body, 0));
@@ -515,7 +528,8 @@ static void test_scores(void **state)
     struct fixture *f = *state;
     int fd = post(f, "{\"prompt\":[1,2,3],\"max_tokens\":1,\"echo\":true,\"logprobs\":1}", 0);
     fake_prompt(&f->engine, 0);
-    /* The one token is EOS: it still has its row, so that the prompt's rows are where clients look. */
+    /* The one token is EOS: it still has its row, so that the prompt's rows are where clients look.
+     */
     fake_finish(&f->engine, 0, ENG_FINISH_STOP, EOS);
     char *text = finish_reading(f, fd);
     assert_has(text, "\"tokens\":[\"b\",\"c\",\"d\",\"<end>\"]");
@@ -523,7 +537,8 @@ static void test_scores(void **state)
     assert_has(text, "\"text_offset\":[0,1,2,3]");
     assert_has(text, "\"text\":\"bcd\"");
     free(text);
-    fd = post(f, "{\"prompt\":[1,2,3],\"max_tokens\":0,\"echo\":true,\"logprobs\":0,\"stream\":true}", 0);
+    fd = post(
+        f, "{\"prompt\":[1,2,3],\"max_tokens\":0,\"echo\":true,\"logprobs\":0,\"stream\":true}", 0);
     fake_prompt(&f->engine, 1);
     fake_text(&f->engine, 1, "z");
     text = finish_reading(f, fd);
@@ -558,7 +573,8 @@ static void test_abort_and_drain(void **state)
     assert_int_equal(srv_api_active(f->api), 0);
 }
 
-/* A stream whose reader rests holds its answer; an abort frees it although the engine has nothing to add. */
+/* A stream whose reader rests holds its answer; an abort frees it although the engine has nothing
+ * to add. */
 static void test_abort_of_a_paused_stream(void **state)
 {
     struct fixture *f = *state;
@@ -575,7 +591,8 @@ static void test_abort_of_a_paused_stream(void **state)
 static void test_seeds(void **state)
 {
     struct fixture *f = *state;
-    int fd[3] = {post(f, "{\"prompt\":[\"x\",\"y\"],\"n\":2,\"seed\":5}", 0), post(f, "{\"prompt\":\"x\",\"seed\":5}", 0),
+    int fd[3] = {post(f, "{\"prompt\":[\"x\",\"y\"],\"n\":2,\"seed\":5}", 0),
+                 post(f, "{\"prompt\":\"x\",\"seed\":5}", 0),
                  post(f, "{\"prompt\":\"x\",\"n\":2}", 0)};
     struct eng_request **r = f->engine.request;
     assert_int_equal(f->engine.count, 7);

@@ -25,8 +25,7 @@ bool kn_cu_ok(struct kn_cu *cu, cudaError_t e, const char *what)
 
 bool kn_cu_st(struct kn_cu *cu, enum status st, const char *err)
 {
-    if (st && !cu->failure[0])
-        err_set(cu->failure, ST_DEVICE, "GPU %d: %.400s", cu->device, err);
+    if (st && !cu->failure[0]) err_set(cu->failure, ST_DEVICE, "GPU %d: %.400s", cu->device, err);
     return st == ST_OK;
 }
 
@@ -146,9 +145,10 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  "to make a stream") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->device_window, sizeof cu->window),
                  "to allocate memory"))
-        snprintf(cu->name, sizeof cu->name, "cuda (GPU %d, %.60s, %d SMs, %.1f GiB, driver for %d.%d)",
-                 cu->device, prop->name, cu->sm_count, (double)prop->totalGlobalMem / (1 << 30),
-                 driver / 1000, driver % 1000 / 10);
+        snprintf(cu->name, sizeof cu->name,
+                 "cuda (GPU %d, %.60s, %d SMs, %.1f GiB, driver for %d.%d)", cu->device, prop->name,
+                 cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,
+                 driver % 1000 / 10);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
     if ((st = kn_cu_upload_open(cu, err)) || (st = kn_cu_stage_open(cu, err))) return st;
     return kn_cu_gemm_init(err);

@@ -8,10 +8,11 @@
  *     STAGING  pinned host memory, and device memory of the same size that kernels write; the
  *              operation that writes it ends with a copy to the host (step.c)
  *
- * Addresses are unified: what kn_alloc returns is the address kernels use, which is checked for HOST.
+ * Addresses are unified: what kn_alloc returns is the address kernels use, which is checked for
+ * HOST.
  *
- * Uploads to a GPU go through a ring of pinned slots, so that the caller's buffer is free at once and
- * the copy overlaps the packing of the next tile.  They are ordered by the stream.
+ * Uploads to a GPU go through a ring of pinned slots, so that the caller's buffer is free at once
+ * and the copy overlaps the packing of the next tile.  They are ordered by the stream.
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -137,8 +138,8 @@ static void touch_all(char *base, size_t bytes)
 /* A zeroed mapping at a multiple of 2 MB; bytes is one too.  NULL where memory is refused. */
 static char *map_huge(size_t bytes)
 {
-    char *p = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                   0);
+    char *p =
+        mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
     size_t head = round_up((uintptr_t)p, HUGE_PAGE) - (uintptr_t)p;
     if (head) CHECK(munmap(p, head) == 0);

@@ -1,8 +1,9 @@
 /*
- * plain.cu - what happens between the QKV product and attention, and attention in its plainest form:
- * a CTA for each token and query head, which walks the pages in order with plain loads from whatever
- * tier they lie in.  Correct for every shape (any head size up to 512, any group, windows, mixed
- * steps) and slow: it reads a page once for every query.  For shapes the fast kernels do not take.
+ * plain.cu - what happens between the QKV product and attention, and attention in its plainest
+ * form: a CTA for each token and query head, which walks the pages in order with plain loads from
+ * whatever tier they lie in.  Correct for every shape (any head size up to 512, any group, windows,
+ * mixed steps) and slow: it reads a page once for every query.  For shapes the fast kernels do not
+ * take.
  *
  * Invariant: the order of every sum depends on the head's size and the sequence's length alone.
  */
@@ -91,8 +92,7 @@ static __global__ void sm90_plain_qkv(const __grid_constant__ kn_batch b,
     uint8_t *atoms = kv_head(kv, a.layer, (head - a.q_heads) % kv.kv_heads, page) +
                      (is_v ? head_bytes(kv) / 2 : 0);
     for (int32_t d = lane; d < (dim + 63) / 64 * 64; d += 32)
-        *kv_element(atoms, position % KN_PAGE_TOKENS, d) =
-            __float2bfloat16(d < dim ? h[d] : 0.f);
+        *kv_element(atoms, position % KN_PAGE_TOKENS, d) = __float2bfloat16(d < dim ? h[d] : 0.f);
 }
 
 /* One query head of one token.  Scores of a page: two threads a position, each half the dimensions;
@@ -109,8 +109,8 @@ static __global__ void sm90_plain_attention(const __grid_constant__ kn_batch b,
     const kn_seq seq = b.seqs[b.token_seq[token]];
     const int32_t position = b.positions[token];
     const int32_t first = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
-    const float *from = (const float *)a.qkv +
-                        ((size_t)token * (a.q_heads + 2 * kv.kv_heads) + head) * dim;
+    const float *from =
+        (const float *)a.qkv + ((size_t)token * (a.q_heads + 2 * kv.kv_heads) + head) * dim;
     for (int32_t d = tid; d < dim; d += ATTENTION_THREADS) q[d] = __ldcg(from + d);
     __syncthreads();
 
@@ -158,7 +158,8 @@ static __global__ void sm90_plain_attention(const __grid_constant__ kn_batch b,
     }
     if (head > 0) return;
     for (int32_t k = cols + tid; k < (cols + 127) / 128 * 128; k += ATTENTION_THREADS)
-        *(__nv_bfloat16 *)(out + kn_cu_act_offset(bucket, token - begin, k)) = __float2bfloat16(0.f);
+        *(__nv_bfloat16 *)(out + kn_cu_act_offset(bucket, token - begin, k)) =
+            __float2bfloat16(0.f);
 }
 
 static enum status launched(const char *what, cudaError_t e, char *err)
@@ -191,8 +192,8 @@ extern "C" enum status kn_cu_plain_qkv_launch(const struct kn_batch *batch,
 }
 
 extern "C" enum status kn_cu_plain_attention_launch(const struct kn_batch *batch,
-                                                    const struct kn_attention_args *a,
-                                                    void *stream, char *err)
+                                                    const struct kn_attention_args *a, void *stream,
+                                                    char *err)
 {
     cudaLaunchConfig_t c = {};
     cudaLaunchAttribute attribute = {};

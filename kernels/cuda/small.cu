@@ -3,12 +3,14 @@
  *
  * Floor: these move a few KB per token and are bound by latency, a launch and two or three trips to
  * L2 (about 2 us each).  Prediction for a step of 64 layers: norms cost 128 x 2 us, of which
- * programmatic dependent launch hides the launch.  So the design is about few trips: a norm reads its
- * row once, eight elements a thread, keeps them in registers (rows of up to 8,192 elements; longer
- * ones are read again) and writes 16-byte chunks where the next product's bulk copies want them.
+ * programmatic dependent launch hides the launch.  So the design is about few trips: a norm reads
+ * its row once, eight elements a thread, keeps them in registers (rows of up to 8,192 elements;
+ * longer ones are read again) and writes 16-byte chunks where the next product's bulk copies want
+ * them.
  *
  * Invariants
- *  1. How a row's sum is cut depends on its length alone, so a row comes out the same in every batch.
+ *  1. How a row's sum is cut depends on its length alone, so a row comes out the same in every
+ * batch.
  *  2. Nothing is read or written before griddepcontrol.wait: these kernels pass on what a kernel
  *     before the previous one wrote.
  *  3. A norm writes zeros for inputs beyond cols, up to the end of the block of 128.
@@ -105,7 +107,8 @@ static __device__ void row_chunk(const float *row, int32_t n, int32_t c, float o
     for (int i = 0; i < CHUNK; i++) out[i] = c * CHUNK + i < n ? __ldcg(row + c * CHUNK + i) : 0.f;
 }
 
-/* The sum over the thread's chunks of (x - shift)^power, power 1 or 2.  first is its first chunk. */
+/* The sum over the thread's chunks of (x - shift)^power, power 1 or 2.  first is its first chunk.
+ */
 static __device__ float chunk_sums(const float *row, int32_t n, const float first[CHUNK],
                                    float shift, int power)
 {
@@ -121,7 +124,8 @@ static __device__ float chunk_sums(const float *row, int32_t n, const float firs
     return sum;
 }
 
-static __global__ void __launch_bounds__(THREADS_MAX) sm90_norm(const __grid_constant__ kn_norm_args a)
+static __global__ void __launch_bounds__(THREADS_MAX)
+    sm90_norm(const __grid_constant__ kn_norm_args a)
 {
     __shared__ float scratch[32];
     ptx_griddep_launch();

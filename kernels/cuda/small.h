@@ -15,8 +15,8 @@ extern "C" {
 #endif
 
 /* x[T,H] fp32.  The tables are bf16, in any tiers. */
-MUST_USE enum status kn_cu_embed_launch(const struct kn_batch *batch,
-                                        const struct kn_embed_args *a, void *stream, char *err);
+MUST_USE enum status kn_cu_embed_launch(const struct kn_batch *batch, const struct kn_embed_args *a,
+                                        void *stream, char *err);
 /* y: activations in chunks of KN_CU_TOKENS_MAX tokens, each in its bucket; inputs beyond cols are
  * written as zeros. */
 MUST_USE enum status kn_cu_norm_launch(const struct kn_norm_args *a, void *stream, char *err);

@@ -1,14 +1,15 @@
 /*
- * state.h - struct kn_cu, the opened CUDA backend, shared by its host files; private to kernels/cuda.
+ * state.h - struct kn_cu, the opened CUDA backend, shared by its host files; private to
+ * kernels/cuda.
  *
  *     device.c   open and close, errors, what is supported
  *     memory.c   memory of the tiers, uploads
  *     step.c     the batch's arrays on the device, and the operations
  *
- * Everything runs in one stream.  The first failure is kept in `failure`; after it operations return
- * at once and kn_sync reports it, each time it is asked.  The current device belongs to a thread,
- * and weights are uploaded by other threads than the one that computes, so every function that calls
- * CUDA chooses the device first (kn_cu_enter).
+ * Everything runs in one stream.  The first failure is kept in `failure`; after it operations
+ * return at once and kn_sync reports it, each time it is asked.  The current device belongs to a
+ * thread, and weights are uploaded by other threads than the one that computes, so every function
+ * that calls CUDA chooses the device first (kn_cu_enter).
  */
 #ifndef DAKD_KERNELS_CUDA_STATE_H
 #define DAKD_KERNELS_CUDA_STATE_H
@@ -44,8 +45,8 @@ struct kn_cu_stage {
     char *device; /* [bytes] */
     size_t bytes, used;
     bool has_batch, has_rows;
-    struct kn_batch seen;   /* the host's pointers that are on the device since the last kn_sync */
-    struct kn_batch batch;  /* the same with the device's pointers */
+    struct kn_batch seen;  /* the host's pointers that are on the device since the last kn_sync */
+    struct kn_batch batch; /* the same with the device's pointers */
 };
 
 struct kn_cu_planned {
@@ -58,8 +59,8 @@ struct kn_cu {
     int device, sm_count;
     char name[192];
     cudaStream_t stream;
-    char failure[ERR_CAP]; /* "" while nothing failed */
-    bool busy;             /* something was issued since the last kn_sync */
+    char failure[ERR_CAP];        /* "" while nothing failed */
+    bool busy;                    /* something was issued since the last kn_sync */
     struct kn_cu_region *regions; /* owned */
     struct kn_cu_upload upload;
     struct kn_cu_stage stage;
@@ -71,7 +72,10 @@ struct kn_cu {
     bool has_window[KN_TIER_MAX];
 };
 
-static inline struct kn_cu *kn_cu_of(struct kn *kn) { return (struct kn_cu *)kn; }
+static inline struct kn_cu *kn_cu_of(struct kn *kn)
+{
+    return (struct kn_cu *)kn;
+}
 
 /* --- device.c --- */
 

@@ -2,14 +2,14 @@
  * step.c - a step on the GPU: the batch's arrays brought to the device, and each operation turned
  * into launches.
  *
- * The batch.  The engine's arrays are host memory.  The first operation that meets a batch copies all
- * of them through pinned memory in one asynchronous copy; since they must stay as they are until
- * kn_sync, later operations know by the pointers alone that they are there.  Room for the largest
- * batch of a usual configuration is there from the start; a larger one makes it grow, once.
+ * The batch.  The engine's arrays are host memory.  The first operation that meets a batch copies
+ * all of them through pinned memory in one asynchronous copy; since they must stay as they are
+ * until kn_sync, later operations know by the pointers alone that they are there.  Room for the
+ * largest batch of a usual configuration is there from the start; a larger one makes it grow, once.
  *
  * Activations.  A buffer [T,cols] is cut into chunks of 256 tokens, one after another, each in the
- * layout of cuda.h for its bucket; fp32 buffers are row after row.  Products of more than 256 tokens
- * are one launch a chunk.
+ * layout of cuda.h for its bucket; fp32 buffers are row after row.  Products of more than 256
+ * tokens are one launch a chunk.
  *
  * Logits.  KN_EPI_F32 into KN_MEM_STAGING computes into the region's twin on the device and copies
  * the rows to the host behind it.
@@ -97,11 +97,10 @@ static bool send(struct kn_cu *cu, size_t begin, size_t end)
 {
     struct kn_cu_stage *s = &cu->stage;
     s->used = end;
-    return begin == end ||
-           kn_cu_ok(cu,
-                    cudaMemcpyAsync(s->device + begin, s->host + begin, end - begin,
-                                    cudaMemcpyHostToDevice, cu->stream),
-                    "to copy the step's arrays");
+    return begin == end || kn_cu_ok(cu,
+                                    cudaMemcpyAsync(s->device + begin, s->host + begin, end - begin,
+                                                    cudaMemcpyHostToDevice, cu->stream),
+                                    "to copy the step's arrays");
 }
 
 static bool stage_rows(struct kn_cu *cu, const struct kn_batch *b)
@@ -235,8 +234,8 @@ enum status kn_cu_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t
     return err_set(err, ST_DEVICE, "%s", cu->failure);
 }
 
-/* How a remote tier is read until a controller says otherwise: what just fills the link, as measured
- * on an H200 (256 KB in flight over PCIe 5, 1 MB over NVLink). */
+/* How a remote tier is read until a controller says otherwise: what just fills the link, as
+ * measured on an H200 (256 KB in flight over PCIe 5, 1 MB over NVLink). */
 static struct kn_cu_window first_window(const struct kn_cu_region *r)
 {
     if (r && r->mem == KN_MEM_PEER) return (struct kn_cu_window){16, 4, 1.5f};
@@ -296,8 +295,7 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
     if (!begin(cu)) return;
     for (int t = 1; t < KN_TIER_MAX; t++)
         if (a->w->span[t].tile_count > 0 && !need_window(cu, t, a->w->span[t].base)) return;
-    const struct kn_cu_region *r =
-        a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
+    const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
     bool staged = r && r->mem == KN_MEM_STAGING;
     char *out = staged ? r->twin + ((char *)a->out - r->base) : a->out;
     for (int32_t row = 0; row < a->row_count; row += KN_CU_TOKENS_MAX)
@@ -319,8 +317,7 @@ void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_
     if (b) kn_cu_st(cu, kn_cu_plain_qkv_launch(b, a, cu->stream, err), err);
 }
 
-void kn_cu_attention(struct kn *kn, const struct kn_batch *batch,
-                     const struct kn_attention_args *a)
+void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];

@@ -126,6 +126,10 @@ class Daemon:
         """The exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait(limit_s)
+
+    def wait(self, limit_s=90):
+        """The exit status of a daemon that ends by itself."""
         try:
             return self.process.wait(limit_s)
         except subprocess.TimeoutExpired:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from daemon import MODEL, Daemon, parse_events, run, text_of
+from daemon import MODEL, ROOT, Daemon, parse_events, run, text_of
 
 
 def model_limit(daemon):
@@ -42,7 +42,7 @@ def test_drain_finishes_a_stream_and_refuses_new_requests(start):
     streaming.close()
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert text_of(chunks)
-    assert daemon.stop() == 0
+    assert daemon.wait() == 0
 
 
 def test_impatient_drain_tells_its_clients(start):
@@ -58,7 +58,7 @@ def test_impatient_drain_tells_its_clients(start):
         chunks = parse_events(reading.result().decode())
         connection.close()
     assert chunks[-1]["error"]["type"] == "unavailable_error"
-    assert daemon.stop() == 0
+    assert daemon.wait() == 0
 
 
 def test_two_signals_end_at_once(start):
@@ -133,3 +133,21 @@ def test_nothing_is_left_in_memory(start):
     daemon.wait_idle()
     assert daemon.stop() == 0
     assert "ERROR: " not in daemon.log()
+
+
+def test_without_a_tokenizer(start):
+    """Shapes alone (--load-format dummy): prompts and answers are token ids, and all else says why not."""
+    daemon = start("--load-format", "dummy", model=ROOT / "tests" / "fixtures" / "models" / "llama-gqa")
+    body = {"prompt": [1, 2, 3], "max_tokens": 4, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    choice = daemon.completion(**body)["choices"][0]
+    assert len(choice["token_ids"]) == 4 and choice["text"] == "" and choice["prompt_token_ids"] == [1, 2, 3]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in choice["token_ids"]]
+    streamed = [i for chunk in daemon.stream("/v1/completions", body) for c in chunk["choices"] for i in c["token_ids"]]
+    assert streamed == choice["token_ids"]
+    for path, wrong, word in (("/v1/completions", {"prompt": "text"}, "no tokenizer"),
+                              ("/v1/completions", {"prompt": [1], "stop": "x"}, "no tokenizer"),
+                              ("/tokenize", {"prompt": "text"}, "no tokenizer"),
+                              ("/detokenize", {"tokens": [1]}, "no tokenizer"),
+                              ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, "chat template")):
+        status, answer, _ = daemon.request("POST", path, wrong)
+        assert status == 400 and word in answer["error"]["message"] and answer["error"]["code"] == "not_supported"

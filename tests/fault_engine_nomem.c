@@ -1,0 +1,156 @@
+/*
+ * fault_engine_nomem.c - opening a model with the N-th allocation failing, for every N: each ends
+ * in ST_NOMEM with a sentence, or in a model that opens because it can do without (a loader
+ * thread), and nothing stays allocated.
+ *
+ * The test brings its own malloc in front of the C library's, so it does not run under the address
+ * and thread sanitizers, which bring theirs.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/model.h"
+#include "tests/model_dir.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+
+int main(void)
+{
+    print_message("not run under a sanitizer that has its own malloc\n");
+    return 0;
+}
+
+#else
+
+void *__libc_malloc(size_t);
+void *__libc_calloc(size_t, size_t);
+void *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t);
+void __libc_free(void *);
+
+static _Atomic long fail_at; /* 0: never; else counts down */
+static _Atomic long live, failures;
+
+static int fails(void)
+{
+    if (atomic_load(&fail_at) == 0 || atomic_fetch_sub(&fail_at, 1) != 1) return 0;
+    atomic_fetch_add(&failures, 1);
+    errno = ENOMEM;
+    return 1;
+}
+
+static void *counted(void *p)
+{
+    if (p) atomic_fetch_add(&live, 1);
+    return p;
+}
+
+void *malloc(size_t n)
+{
+    return fails() ? NULL : counted(__libc_malloc(n));
+}
+
+void *calloc(size_t n, size_t size)
+{
+    return fails() ? NULL : counted(__libc_calloc(n, size));
+}
+
+void *realloc(void *p, size_t n)
+{
+    if (fails()) return NULL;
+    void *q = __libc_realloc(p, n);
+    if (!p) counted(q);
+    return q;
+}
+
+void *aligned_alloc(size_t alignment, size_t n)
+{
+    return fails() ? NULL : counted(__libc_memalign(alignment, n));
+}
+
+void free(void *p)
+{
+    if (p) atomic_fetch_sub(&live, 1);
+    __libc_free(p);
+}
+
+/* Opens and closes the model; true where the failure was reached. */
+static int open_failing(struct kn *kn, const char *dir, enum eng_load_format format, long n,
+                        enum status *st)
+{
+    struct off_tiers *tiers;
+    struct eng_model *model;
+    struct eng_model_options opt = {.load_format = format, .tokens_max = 4, .rows_max = 4};
+    char err[ERR_CAP] = "";
+    if (off_tiers_open(kn, 4 << 20, NULL, &tiers, err)) fail_msg("%s", err);
+    long before = atomic_load(&live);
+    atomic_store(&failures, 0);
+    atomic_store(&fail_at, n);
+    *st = eng_model_open(kn, tiers, dir, &opt, &model, err);
+    atomic_store(&fail_at, 0);
+    if (*st) {
+        assert_int_equal(*st, ST_NOMEM);
+        assert_true(err[0]);
+        assert_null(model);
+    }
+    eng_model_close(model);
+    assert_int_equal(atomic_load(&live), before);
+    off_tiers_close(tiers);
+    return atomic_load(&failures) > 0;
+}
+
+static void every_allocation(void **state)
+{
+    struct model_dir d;
+    struct kn *kn;
+    char err[ERR_CAP] = "", header[MICRO_HEADER_CAP], index[MICRO_HEADER_CAP];
+    cpu_set_t
+        one; /* a single loader thread, so that allocations come in the same order every time */
+    (void)state;
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    dir_make(&d);
+    dir_write_text(&d, "config.json", micro_config);
+    dir_write_text(&d, "generation_config.json", "{\"eos_token_id\": [1, 2]}");
+    size_t len = (size_t)snprintf(index, sizeof index, "{\"weight_map\":{"), count;
+    size_t data = micro_header(header, 0, 6);
+    dir_write_tensors(&d, "a.safetensors", strlen(header), header, strlen(header), data);
+    data = micro_header(header, 6, ARRAY_COUNT(micro_tensors));
+    dir_write_tensors(&d, "b.safetensors", strlen(header), header, strlen(header), data);
+    for (size_t i = 0; i < ARRAY_COUNT(micro_tensors); i++)
+        len += (size_t)snprintf(index + len, sizeof index - len, "%s\"%s\":\"%c.safetensors\"",
+                                i ? "," : "", micro_tensors[i].name, i < 6 ? 'a' : 'b');
+    snprintf(index + len, sizeof index - len, "}}");
+    dir_write_text(&d, "model.safetensors.index.json", index);
+    assert_int_equal(kn_open_cpu(1, &kn, err), ST_OK);
+    for (int format = 0; format < 2; format++) {
+        enum status st;
+        long n = 1;
+        for (count = 0; open_failing(kn, d.path, (enum eng_load_format)format, n, &st); n++)
+            count += st == ST_NOMEM;
+        assert_int_equal(st, ST_OK); /* the round that reached no failure */
+        print_message("%s: %ld allocations, %zu of them failed the opening\n",
+                      format ? "dummy" : "safetensors", n - 1, count);
+        assert_true(n > (format ? 50 : 200));
+        assert_int_equal(count, n - 1);
+    }
+    kn_close(kn);
+    dir_remove(&d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_allocation)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+#endif

@@ -53,6 +53,7 @@ struct eng_engine {
     kn_page *page_tables; /* [queue_max][pages_per_seq] */
     int32_t pages_per_seq;
     int32_t live_count;
+    bool broken; /* a step failed: the scheduler's plan was never committed, and it is not asked again */
 
     pthread_t thread;
     bool thread_started;
@@ -113,7 +114,7 @@ static void finish(struct eng_engine *e, struct eng_request *r, enum eng_finish 
 {
     struct eng_event event = {.kind = ENG_EVENT_FINISHED, .request = r, .finish = why};
     if (sample) event.sample = *sample;
-    eng_sched_remove(e->sched, &r->seq);
+    if (!e->broken) eng_sched_remove(e->sched, &r->seq);
     e->live[r->slot] = NULL;
     e->free_slots[e->free_count++] = r->slot;
     e->live_count--;
@@ -177,7 +178,7 @@ static void take_submissions(struct eng_engine *e)
         r->seq = (struct eng_sched_seq){
             .token_count = r->prompt_count,
             .pages = e->page_tables + (size_t)r->slot * (size_t)e->pages_per_seq};
-        eng_sched_add(e->sched, &r->seq);
+        if (!e->broken) eng_sched_add(e->sched, &r->seq);
         r = next;
     }
 }
@@ -419,6 +420,7 @@ static bool stopping(struct eng_engine *e)
 
 static void fail(struct eng_engine *e, const char *err)
 {
+    e->broken = true;
     log_error("engine", "%s", err);
     pthread_mutex_lock(&e->lock);
     e->stats.failed = true;

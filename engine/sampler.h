@@ -1,6 +1,8 @@
 /*
  * sampler.h - from a row of logits to a token.  Pure: the random number of a token depends on (seed, index of the token in
  * the answer) alone, so the same request with the same seed gives the same text whatever else is in the batch.
+ * sampler.c gives the order of the steps, which is vLLM's.  Parameters out of their ranges stop at CHECK: requests are
+ * validated before.
  */
 #ifndef DAKD_ENGINE_SAMPLER_H
 #define DAKD_ENGINE_SAMPLER_H
@@ -15,7 +17,7 @@
 
 struct eng_logit_bias {
     int32_t token;
-    float bias; /* -100..100, added to the logit */
+    float bias; /* -100..100, added to the logit; an id given twice is biased twice */
 };
 
 struct eng_sampling {
@@ -45,7 +47,7 @@ struct eng_logprob {
  * temperature, as vLLM reports it. */
 struct eng_sample {
     int32_t token;
-    float logprob;     /* NAN where none was asked for */
+    float logprob;     /* NAN where none was asked for; -INFINITY where the logit was -inf or NaN */
     int32_t rank;      /* 1 + number of tokens with a higher logit; 0 where none was asked for */
     int32_t top_count; /* min(logprobs, V) */
     struct eng_logprob top[ENG_LOGPROBS_MAX]; /* by falling logit, then rising id */
@@ -56,14 +58,16 @@ struct eng_sampler; /* scratch for one vocabulary; not shared between threads */
 MUST_USE enum status eng_sampler_open(int32_t vocab, struct eng_sampler **out);
 void eng_sampler_close(struct eng_sampler *s);
 
-/* logits[V] is read, not changed.  tokens[0..prompt_count) is the prompt, tokens[prompt_count..total) what was generated.
- * eos[] are masked while fewer than min_tokens were generated (so are stop_tokens).  banned: logits of -inf and NaN are
- * never chosen; ST_DEVICE where no finite logit is left. */
+/* logits[V] is read, not changed.  tokens[0..prompt_count) is the prompt, tokens[prompt_count..total) what was generated,
+ * all in [0, V).  eos[] are masked while fewer than min_tokens were generated (so are stop_tokens), also with ignore_eos;
+ * ids out of the vocabulary among these are skipped, and a mask that would leave nothing to choose is not applied.
+ * Logits of -inf and NaN are never chosen, +inf counts as the largest float; ST_DEVICE where all are -inf or NaN. */
 MUST_USE enum status eng_sample_token(struct eng_sampler *s, const struct eng_sampling *p,
                                       const float *logits, const int32_t *tokens,
                                       int32_t prompt_count, int32_t total, const int32_t *eos,
                                       int32_t eos_count, struct eng_sample *out);
-/* Log-probabilities of a given token (for echoed prompts): `count` alternatives. */
+/* Log-probabilities of a given token (for echoed prompts): `count` alternatives, 0..20.  A row of -inf and NaN alone gives
+ * log-probabilities of NAN. */
 void eng_score_token(struct eng_sampler *s, const float *logits, int32_t token, int32_t count,
                      struct eng_sample *out);
 

@@ -11,15 +11,22 @@
  *                                ^------------------------- |
  *                                   eng_sched_plan (preempted)
  *
+ * A running sequence whose tokens are all computed but the last is a decode (one token in the step, and sampled); any
+ * other is a prefill.  sched.c says in which order they are served.
+ *
  * Pure: no clock, no I/O, no allocation after open.  Not thread-safe: the engine thread's.
  *
- * Invariants (eng_sched_check):
+ * Invariants (eng_sched_check; 5 to 7 by tests/sim_engine_sched.c):
  *  1. every page is free or owned by exactly one running sequence; waiting sequences own none;
  *  2. a sequence owns exactly ceil(kv_count / 64) pages after a commit; kv_count <= token_count;
- *  3. a plan's tokens <= tokens_step_max, its sequences <= seqs_max;
- *  4. first come, first served: an admitted sequence arrived no later than every one still waiting, except those put back
- *     by preemption, which come first; while any decode is possible it is in the plan (no decode waits for a prefill);
- *  5. the oldest running sequence is never preempted, so that every step makes progress and every sequence ends.
+ *  3. a plan's tokens <= tokens_step_max; running sequences <= min(seqs_max, tokens_step_max);
+ *  4. first come, first served: running, then waiting sequences are in order of arrival, so that an admitted sequence
+ *     arrived no later than every one still waiting, and those put back by preemption come first;
+ *  5. every running decode is in every plan: no decode waits for a prefill, or for another decode;
+ *  6. the oldest sequence there is (running or not yet) is in every plan, with at least one token, and is never
+ *     preempted.  Hence a sequence is finished within as many steps as it and those before it have tokens in the end;
+ *  7. nobody is preempted in an admission's own step or in the 64 steps after it, so that what is admitted stays to do
+ *     some work (the watermark, sched.c).
  */
 #ifndef DAKD_ENGINE_SCHED_H
 #define DAKD_ENGINE_SCHED_H
@@ -38,14 +45,15 @@ struct eng_sched_seq {
     int32_t kv_count;    /* of these, whose KV is in the pages */
     kn_page *pages;      /* owned by the caller: room for ceil(model_len_max / 64) entries */
     int32_t page_count;
-    uint64_t arrival;    /* serial number, set by eng_sched_add */
+    uint64_t arrival; /* serial number, set by eng_sched_add */
     int32_t preempt_count;
     struct eng_sched_seq *prev, *next; /* links of the waiting or running list */
 };
 
 struct eng_sched_config {
-    int32_t seqs_max;        /* running at once: --max-num-seqs */
-    int32_t tokens_step_max; /* token budget of a step: --max-num-batched-tokens */
+    int32_t seqs_max;        /* >= 1; running at once: --max-num-seqs.  tokens_step_max caps it too, so that every
+                                decode fits in every step: more would hold pages and only take turns */
+    int32_t tokens_step_max; /* >= 1; token budget of a step: --max-num-batched-tokens */
     int32_t chunk_max;       /* longest prompt chunk of one sequence in a step; 0: the budget */
     int32_t page_count[KN_TIER_MAX]; /* KV pages of each tier; taken from tier 0 first */
 };
@@ -54,19 +62,22 @@ struct eng_plan_item {
     struct eng_sched_seq *seq;
     int32_t token_begin; /* first token of seq computed in this step (its kv_count) */
     int32_t token_count;
-    bool sample;         /* the step reaches the sequence's last known token: its logits are wanted */
+    bool sample; /* the step reaches the sequence's last known token: its logits are wanted */
 };
 
 struct eng_plan {
-    struct eng_plan_item *items; /* owned by the scheduler, valid until the next eng_sched_plan; decodes first */
-    int32_t item_count;
+    struct eng_plan_item *items; /* owned by the scheduler, valid until the next eng_sched_plan; decodes first, then
+                                    running prefills, then admissions, each in order of arrival */
+    int32_t item_count;          /* <= min(seqs_max, tokens_step_max) */
     int32_t token_count;
     int32_t preempt_count; /* sequences put back while this plan was made */
 };
 
 struct eng_sched;
 
+/* ST_NOMEM; a config out of range is a programmer's error. */
 MUST_USE enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sched **out);
+/* Sequences still there are dropped: their memory is the caller's. */
 void eng_sched_close(struct eng_sched *s);
 
 /* Largest number of tokens one sequence can ever hold with the pages there are.  Longer requests must be refused before
@@ -74,9 +85,11 @@ void eng_sched_close(struct eng_sched *s);
 int32_t eng_sched_seq_tokens_max(const struct eng_sched *s);
 /* Puts a new sequence (token_count = prompt length >= 1, pages set, the rest zero) at the end of the queue. */
 void eng_sched_add(struct eng_sched *s, struct eng_sched_seq *seq);
-/* Takes a sequence out, in any state, and frees its pages.  Not between plan and commit of a plan that holds it. */
+/* Takes a sequence out, in any state, and frees its pages; it is ENG_SEQ_NEW again (where it was already: no effect).
+ * Not between plan and commit of a plan that holds it. */
 void eng_sched_remove(struct eng_sched *s, struct eng_sched_seq *seq);
-/* Makes the next plan, with pages for all its tokens reserved.  item_count 0: nothing to do. */
+/* Makes the next plan, with pages for all its tokens reserved.  item_count 0: nothing to do (no sequence is there), and
+ * no commit is due; any other plan must be committed before the next one is made. */
 void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan);
 /* The plan was computed: kv_count of its sequences advances.  Before this the engine has not changed token_count; after
  * it, the engine raises token_count by one for each sampled sequence (or removes the sequence). */

@@ -61,7 +61,8 @@ static struct eng_model_options model_options(const struct options *o, struct lo
         .seed = o->seed,
         .offload = o->offload,
         .tokens_max = (int32_t)o->max_num_batched_tokens,
-        .rows_max = (int32_t)size_max((size_t)o->max_num_seqs, LOGIT_ROWS_MIN),
+        .rows_max = (int32_t)size_min(size_max((size_t)o->max_num_seqs, LOGIT_ROWS_MIN),
+                                      (size_t)o->max_num_batched_tokens),
         .progress = on_load,
         .user = loading,
     };

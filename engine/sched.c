@@ -1,0 +1,347 @@
+/*
+ * sched.c - see sched.h.
+ *
+ * Both lists are in order of arrival, and every running sequence arrived before every waiting one:
+ * admission moves the head of the waiting list to the tail of the running list, preemption moves it
+ * back.  A plan is three passes:
+ *
+ *   plan_decodes     running sequences from the oldest: each decode gets its token; the oldest,
+ * should it be a prefill, a page for one token.  Where no page is free the tail is preempted, until
+ * one is free or the tail is the sequence itself.  The tail was never served before its elders, so
+ * a plan loses no item again. plan_prefills    running prefills from the oldest: as many tokens as
+ * budget, chunk_max and free pages allow.  One that gets none preempts from the tail as long as
+ * that is a prefill too (a decode there is already in the plan); failing that it waits, with what
+ * it has. plan_admissions  waiting sequences from the head, unless something was just preempted.
+ *
+ * As running <= tokens_step_max, the budget holds all decodes and at least one token for the oldest
+ * prefill.
+ *
+ * The watermark.  Let need be the pages that running sequences lack for the tokens they have.  A
+ * sequence is admitted while free pages >= need + its own pages for all its tokens + one page for
+ * every running sequence, itself included, or while none runs.  In the 64 steps after that a
+ * sequence gains at most 64 tokens, hence one page beyond need: nobody can be preempted (invariant
+ * 7).  A sequence that runs alone needs no reserve, as there is nobody it must share with.
+ *
+ * A plan costs O(running + admitted + pages taken or given back).
+ */
+#include "engine/sched.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "engine/pages.h"
+
+struct seq_list {
+    struct eng_sched_seq *head, *tail;
+    int32_t count;
+};
+
+struct eng_sched {
+    int32_t running_max; /* min(seqs_max, tokens_step_max) */
+    int32_t tokens_step_max;
+    int32_t chunk_max;
+    struct seq_list running, waiting;
+    struct eng_pages *pages;     /* owned */
+    struct eng_plan_item *items; /* owned, [running_max] */
+    int32_t planned_count;       /* items of the plan not yet committed; 0: none */
+    uint64_t arrival_next;
+    uint64_t preempt_count;
+    uint8_t *mark; /* owned, [pages]: scratch of eng_sched_check */
+};
+
+static int32_t min_i32(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int32_t pages_for(int32_t tokens)
+{
+    return tokens / KN_PAGE_TOKENS + (tokens % KN_PAGE_TOKENS != 0);
+}
+
+static int32_t pending(const struct eng_sched_seq *seq)
+{
+    return seq->token_count - seq->kv_count;
+}
+
+/* --- lists --------------------------------------------------------------------------------- */
+
+/* after NULL: at the head. */
+static void list_insert(struct seq_list *l, struct eng_sched_seq *after, struct eng_sched_seq *seq)
+{
+    seq->prev = after;
+    seq->next = after ? after->next : l->head;
+    if (seq->next) seq->next->prev = seq;
+    else l->tail = seq;
+    if (after) after->next = seq;
+    else l->head = seq;
+    l->count++;
+}
+
+static void list_remove(struct seq_list *l, struct eng_sched_seq *seq)
+{
+    if (seq->prev) seq->prev->next = seq->next;
+    else l->head = seq->next;
+    if (seq->next) seq->next->prev = seq->prev;
+    else l->tail = seq->prev;
+    seq->prev = seq->next = NULL;
+    l->count--;
+}
+
+/* --- opening, closing ---------------------------------------------------------------------- */
+
+enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sched **out)
+{
+    CHECK(config->seqs_max >= 1 && config->tokens_step_max >= 1 && config->chunk_max >= 0);
+    *out = NULL;
+    struct eng_sched *s = calloc(1, sizeof *s);
+    if (!s) return ST_NOMEM;
+    s->running_max = min_i32(config->seqs_max, config->tokens_step_max);
+    s->tokens_step_max = config->tokens_step_max;
+    s->chunk_max = config->chunk_max ? config->chunk_max : config->tokens_step_max;
+    enum status st = eng_pages_open(config->page_count, &s->pages);
+    if (st) goto fail_pages;
+    CHECK(eng_pages_total(s->pages) >= 1);
+    st = ST_NOMEM;
+    s->items = calloc((size_t)s->running_max, sizeof *s->items);
+    if (!s->items) goto fail_items;
+    s->mark = calloc((size_t)eng_pages_total(s->pages), 1);
+    if (!s->mark) goto fail_mark;
+    *out = s;
+    return ST_OK;
+
+fail_mark:
+    free(s->items);
+fail_items:
+    eng_pages_close(s->pages);
+fail_pages:
+    free(s);
+    return st;
+}
+
+void eng_sched_close(struct eng_sched *s)
+{
+    if (!s) return;
+    free(s->mark);
+    free(s->items);
+    eng_pages_close(s->pages);
+    free(s);
+}
+
+/* --- pages --------------------------------------------------------------------------------- */
+
+static void give_pages(struct eng_sched *s, struct eng_sched_seq *seq)
+{
+    while (seq->page_count > 0) {
+        kn_page *page = &seq->pages[--seq->page_count];
+        eng_pages_give(s->pages, *page);
+        *page = KN_PAGE_NONE;
+    }
+    seq->kv_count = 0;
+}
+
+/* Takes pages so that seq's next `want` tokens have room; returns for how many of them there is
+ * room now. */
+static int32_t take_pages(struct eng_sched *s, struct eng_sched_seq *seq, int32_t want)
+{
+    int32_t room = seq->page_count * KN_PAGE_TOKENS - seq->kv_count;
+    while (room < want && eng_pages_take(s->pages, &seq->pages[seq->page_count])) {
+        seq->page_count++;
+        room += KN_PAGE_TOKENS;
+    }
+    return min_i32(room, want);
+}
+
+/* Puts the youngest running sequence back to the front of the queue. */
+static void preempt_youngest(struct eng_sched *s, struct eng_plan *plan)
+{
+    struct eng_sched_seq *seq = s->running.tail;
+    CHECK(seq != s->running.head);
+    give_pages(s, seq);
+    list_remove(&s->running, seq);
+    list_insert(&s->waiting, NULL, seq);
+    seq->state = ENG_SEQ_WAITING;
+    seq->preempt_count++;
+    s->preempt_count++;
+    plan->preempt_count++;
+}
+
+/* --- the sequences' way in and out --------------------------------------------------------- */
+
+int32_t eng_sched_seq_tokens_max(const struct eng_sched *s)
+{
+    /* Whole pages, so that the room of a sequence's pages fits an int32_t too. */
+    return min_i32(eng_pages_total(s->pages), INT32_MAX / KN_PAGE_TOKENS) * KN_PAGE_TOKENS;
+}
+
+void eng_sched_add(struct eng_sched *s, struct eng_sched_seq *seq)
+{
+    CHECK(seq->state == ENG_SEQ_NEW && seq->pages && !seq->prev && !seq->next);
+    CHECK(seq->token_count >= 1 && seq->token_count <= eng_sched_seq_tokens_max(s));
+    CHECK(seq->kv_count == 0 && seq->page_count == 0);
+    seq->arrival = s->arrival_next++;
+    seq->state = ENG_SEQ_WAITING;
+    list_insert(&s->waiting, s->waiting.tail, seq);
+}
+
+void eng_sched_remove(struct eng_sched *s, struct eng_sched_seq *seq)
+{
+    if (seq->state == ENG_SEQ_NEW) return;
+    for (int32_t i = 0; i < s->planned_count; i++) CHECK(s->items[i].seq != seq);
+    give_pages(s, seq);
+    list_remove(seq->state == ENG_SEQ_RUNNING ? &s->running : &s->waiting, seq);
+    seq->state = ENG_SEQ_NEW;
+}
+
+/* --- the plan ------------------------------------------------------------------------------ */
+
+static void plan_put(const struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
+                     int32_t tokens)
+{
+    CHECK(plan->item_count < s->running_max);
+    plan->items[plan->item_count++] = (struct eng_plan_item){
+        .seq = seq,
+        .token_begin = seq->kv_count,
+        .token_count = tokens,
+        .sample = tokens == pending(seq),
+    };
+    plan->token_count += tokens;
+    CHECK(plan->token_count <= s->tokens_step_max);
+}
+
+static void plan_decodes(struct eng_sched *s, struct eng_plan *plan)
+{
+    for (struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
+        CHECK(pending(seq) >= 1 && seq->token_count <= eng_sched_seq_tokens_max(s));
+        bool decode = pending(seq) == 1;
+        if (!decode && seq != s->running.head) continue;
+        while (take_pages(s, seq, 1) == 0 && seq != s->running.tail) preempt_youngest(s, plan);
+        if (take_pages(s, seq, 1) == 0) { /* seq is the youngest itself, with elders before it */
+            preempt_youngest(s, plan);
+            return;
+        }
+        if (decode) plan_put(s, plan, seq, 1);
+    }
+}
+
+/* Returns the pages that the running sequences lack for the tokens they have. */
+static int64_t plan_prefills(struct eng_sched *s, struct eng_plan *plan)
+{
+    int64_t need = 0;
+    for (struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
+        if (pending(seq) == 1) continue;
+        int32_t left = s->tokens_step_max - plan->token_count;
+        int32_t want = min_i32(min_i32(pending(seq), s->chunk_max), left);
+        int32_t got = take_pages(s, seq, want);
+        while (got == 0 && want > 0 && seq != s->running.tail && pending(s->running.tail) > 1) {
+            preempt_youngest(s, plan);
+            got = take_pages(s, seq, want);
+        }
+        if (got > 0) plan_put(s, plan, seq, got);
+        need += pages_for(seq->token_count) - seq->page_count;
+    }
+    return need;
+}
+
+static void plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64_t need)
+{
+    while (s->waiting.head && s->running.count < s->running_max) {
+        struct eng_sched_seq *seq = s->waiting.head;
+        int32_t left = s->tokens_step_max - plan->token_count;
+        int32_t whole = pages_for(seq->token_count);
+        int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
+        if (left == 0 || eng_pages_free(s->pages) < need + whole + reserve) break;
+        list_remove(&s->waiting, seq);
+        list_insert(&s->running, s->running.tail, seq);
+        seq->state = ENG_SEQ_RUNNING;
+        int32_t tokens = min_i32(min_i32(seq->token_count, s->chunk_max), left);
+        CHECK(take_pages(s, seq, tokens) == tokens);
+        plan_put(s, plan, seq, tokens);
+        need += whole - seq->page_count;
+    }
+}
+
+void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan)
+{
+    CHECK(s->planned_count == 0);
+    *plan = (struct eng_plan){.items = s->items};
+    plan_decodes(s, plan);
+    int64_t need = plan_prefills(s, plan);
+    plan_admissions(s, plan, need);
+    s->planned_count = plan->item_count;
+    CHECK(plan->item_count > 0 || (s->running.count == 0 && s->waiting.count == 0));
+}
+
+void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan)
+{
+    CHECK(plan->items == s->items && plan->item_count == s->planned_count);
+    for (int32_t i = 0; i < plan->item_count; i++) {
+        const struct eng_plan_item *item = &plan->items[i];
+        CHECK(item->seq->state == ENG_SEQ_RUNNING && item->seq->kv_count == item->token_begin);
+        item->seq->kv_count += item->token_count;
+        CHECK(item->sample == (pending(item->seq) == 0));
+    }
+    s->planned_count = 0;
+}
+
+/* --- looking in ---------------------------------------------------------------------------- */
+
+void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out)
+{
+    *out = (struct eng_sched_stats){
+        .running = s->running.count,
+        .waiting = s->waiting.count,
+        .preempt_count = s->preempt_count,
+    };
+    for (int t = 0; t < KN_TIER_MAX; t++) {
+        out->pages_total[t] = eng_pages_tier_total(s->pages, t);
+        out->pages_used[t] = out->pages_total[t] - eng_pages_tier_free(s->pages, t);
+    }
+}
+
+static void check_list(const struct seq_list *l, enum eng_seq_state state)
+{
+    int32_t count = 0;
+    const struct eng_sched_seq *prev = NULL;
+    for (const struct eng_sched_seq *seq = l->head; seq; prev = seq, seq = seq->next, count++) {
+        CHECK(seq->state == state && seq->prev == prev);
+        CHECK(!prev || prev->arrival < seq->arrival);
+        CHECK(seq->kv_count >= 0 && seq->kv_count <= seq->token_count);
+        CHECK(state == ENG_SEQ_RUNNING || (seq->kv_count == 0 && seq->page_count == 0));
+    }
+    CHECK(l->tail == prev && l->count == count);
+}
+
+void eng_sched_check(const struct eng_sched *s)
+{
+    eng_pages_check(s->pages);
+    check_list(&s->running, ENG_SEQ_RUNNING);
+    check_list(&s->waiting, ENG_SEQ_WAITING);
+    CHECK(s->running.count <= s->running_max);
+    if (s->running.tail && s->waiting.head)
+        CHECK(s->running.tail->arrival < s->waiting.head->arrival);
+
+    int32_t owned = 0;
+    memset(s->mark, 0, (size_t)eng_pages_total(s->pages));
+    for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
+        owned += seq->page_count;
+        for (int32_t i = 0; i < seq->page_count; i++) {
+            CHECK(eng_pages_is_taken(s->pages, seq->pages[i]));
+            uint8_t *mark = &s->mark[eng_pages_slot(s->pages, seq->pages[i])];
+            CHECK(!*mark);
+            *mark = 1;
+        }
+        if (s->planned_count == 0) CHECK(seq->page_count == pages_for(seq->kv_count));
+    }
+    CHECK(owned == eng_pages_total(s->pages) - eng_pages_free(s->pages));
+
+    int32_t tokens = 0;
+    for (int32_t i = 0; i < s->planned_count; i++) {
+        const struct eng_plan_item *item = &s->items[i];
+        CHECK(item->token_count >= 1 && item->token_begin == item->seq->kv_count);
+        CHECK(item->seq->page_count == pages_for(item->token_begin + item->token_count));
+        tokens += item->token_count;
+    }
+    CHECK(tokens <= s->tokens_step_max);
+}

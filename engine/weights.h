@@ -1,0 +1,45 @@
+/*
+ * weights.h - the weights of a model where the forward pass finds them, and the loader that puts
+ * them there (load.c).
+ */
+#ifndef DAKD_ENGINE_WEIGHTS_H
+#define DAKD_ENGINE_WEIGHTS_H
+
+#include "engine/arch.h"
+
+/* H hidden, D head dim, Hq and Hkv heads, I intermediate, I' = I rounded up to 8 where gated. */
+struct eng_layer {
+    struct kn_weight qkv;  /* [(Hq + 2 Hkv) * D, H]: rows of q, then k, then v */
+    struct kn_weight o;    /* [H, Hq * D] */
+    struct kn_weight up;   /* gated: [2 I', H], interleaved as kn_glu_row says; else [I, H] */
+    struct kn_weight down; /* [H, I'] or [H, I] */
+    /* fp32, as the weights above have rows; NULL where the model has none. */
+    const float *qkv_bias, *o_bias, *up_bias, *down_bias;
+    const float *attn_norm, *attn_norm_bias, *mlp_norm, *mlp_norm_bias; /* [H] */
+    const float *q_norm, *k_norm;                                       /* [D] */
+};
+
+struct eng_weights {
+    struct kn_weight embed;     /* [V,H] */
+    struct kn_weight positions; /* [P,H] with ENG_HAS_POSITIONS */
+    struct kn_weight head;      /* [V,H]; the same spans as embed where the embedding is the head */
+    const float *final_norm, *final_norm_bias; /* [H] */
+    struct eng_layer *layers;                  /* [L], owned */
+    uint64_t tier_bytes[KN_TIER_MAX];
+};
+
+/* The bytes all tiers together will hold: tiles with their padding, norms and biases. */
+MUST_USE enum status eng_weights_bytes(const struct eng_shape *shape, uint64_t *bytes, char *err);
+/* The type auto takes where config.json names none: that of the embedding table in the checkpoint.
+ */
+MUST_USE enum status eng_weights_stored_dtype(const char *dir, const struct eng_shape *shape,
+                                              enum kn_dtype *dtype, char *err);
+/* Places and packs everything.  A weight's place follows off_place; norms and biases lie in tier 0.
+ * Calls opt->progress from this thread.  On failure nothing is left allocated outside the tiers. */
+MUST_USE enum status eng_weights_load(struct kn *kn, struct off_tiers *tiers, const char *dir,
+                                      const struct eng_shape *shape,
+                                      const struct eng_model_options *opt, struct eng_weights *out,
+                                      char *err);
+void eng_weights_deinit(struct eng_weights *w);
+
+#endif

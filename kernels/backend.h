@@ -1,0 +1,40 @@
+/*
+ * backend.h - what a backend hands to kernels.c: the table behind the functions of kernels.h.
+ * Private to kernels/.
+ *
+ * A backend's own struct begins with `struct kn` and its open function fills `backend`.  kernels.c
+ * has checked the arguments when an operation is called (see there), and no operation is called for
+ * zero tokens or rows.
+ */
+#ifndef DAKD_KERNELS_BACKEND_H
+#define DAKD_KERNELS_BACKEND_H
+
+#include "kernels/kernels.h"
+
+/* Largest head dimension; bounds the scratch of attention. */
+#define KN_HEAD_DIM_MAX 512
+
+struct kn_backend {
+    size_t act_element_bytes;
+    void (*close)(struct kn *kn);
+    const char *(*name)(const struct kn *kn);
+    enum status (*alloc)(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
+                         char *err);
+    void (*free)(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
+    enum status (*upload)(struct kn *kn, void *dst, const void *src, size_t bytes);
+    enum status (*sync)(struct kn *kn, char *err);
+    void (*embed)(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
+    void (*norm)(struct kn *kn, const struct kn_norm_args *a);
+    void (*gemm)(struct kn *kn, const struct kn_gemm_args *a);
+    void (*qkv)(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
+    void (*attention)(struct kn *kn, const struct kn_batch *batch,
+                      const struct kn_attention_args *a);
+    void (*gather)(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
+                   float *out);
+};
+
+struct kn {
+    const struct kn_backend *backend;
+};
+
+#endif

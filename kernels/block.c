@@ -1,0 +1,129 @@
+/*
+ * block.c - where a weight's elements and a page's tokens lie, and how rows become a tile's byte
+ * image.  Shared by all backends and free of any of them: the loader packs on the host whatever the
+ * tier, tests read back with kn_weight_at.
+ *
+ * kn_pack_tile writes every byte of the tile, so memory that held something else needs no clearing
+ * first; padding is zero because a kernel multiplies it with whatever stands beside it.  Any number
+ * of threads may pack distinct tiles.
+ */
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/convert.h"
+#include "kernels/kernels.h"
+
+enum { CHUNK_BYTES = 16, CHUNKS_PER_ROW = KN_ATOM_ROW_BYTES / CHUNK_BYTES };
+
+size_t kn_dtype_bytes(enum kn_dtype dtype)
+{
+    CHECK((unsigned)dtype < KN_DTYPE_COUNT);
+    return dtype == KN_F32 ? 4 : 2;
+}
+
+const char *kn_dtype_name(enum kn_dtype dtype)
+{
+    static const char *const names[] = {
+        [KN_F32] = "float32", [KN_BF16] = "bfloat16", [KN_F16] = "float16"};
+    CHECK((unsigned)dtype < KN_DTYPE_COUNT);
+    return names[dtype];
+}
+
+/* Inputs in one 128-byte row of an atom. */
+static size_t atom_cols(enum kn_dtype dtype)
+{
+    return KN_ATOM_ROW_BYTES / kn_dtype_bytes(dtype);
+}
+
+void kn_weight_init(struct kn_weight *w, enum kn_dtype dtype, int32_t rows, int32_t cols)
+{
+    CHECK(rows > 0 && cols > 0);
+    *w = (struct kn_weight){
+        .dtype = dtype,
+        .rows = rows,
+        .cols = cols,
+        .tile_count = (int32_t)div_up((size_t)rows, KN_TILE_ROWS),
+        .blocks_per_tile = (int32_t)div_up((size_t)cols, 2 * atom_cols(dtype)),
+    };
+}
+
+size_t kn_weight_tile_bytes(const struct kn_weight *w)
+{
+    return (size_t)w->blocks_per_tile * KN_BLOCK_BYTES;
+}
+
+const void *kn_weight_tile(const struct kn_weight *w, int32_t tile)
+{
+    for (int tier = 0; tier < KN_TIER_MAX; tier++) {
+        const struct kn_span *span = &w->span[tier];
+        int32_t i = tile - span->tile_begin;
+        if (i >= 0 && i < span->tile_count)
+            return (const char *)span->base + (size_t)i * kn_weight_tile_bytes(w);
+    }
+    CHECK(!"the tile lies in one of the weight's spans");
+    return NULL;
+}
+
+/* One 16-byte chunk from `count` elements at src (fewer than a chunk holds at a row's end); the
+ * rest is zero. */
+static void pack_chunk(enum kn_dtype dtype, char *dst, enum kn_dtype src_dtype, const char *src,
+                       size_t count)
+{
+    size_t element = kn_dtype_bytes(dtype);
+    if (src_dtype == dtype) {
+        memcpy(dst, src, count * element);
+    } else {
+        for (size_t i = 0; i < count; i++) kn_store(dtype, dst, i, kn_load(src_dtype, src, i));
+    }
+    memset(dst + count * element, 0, CHUNK_BYTES - count * element);
+}
+
+static void pack_row(const struct kn_weight *w, char *tile, unsigned r, const char *src,
+                     enum kn_dtype src_dtype)
+{
+    size_t per_chunk = CHUNK_BYTES / kn_dtype_bytes(w->dtype);
+    size_t src_element = kn_dtype_bytes(src_dtype);
+    size_t chunk_count = (size_t)w->blocks_per_tile * 2 * CHUNKS_PER_ROW;
+    size_t cols = src ? (size_t)w->cols : 0;
+    for (size_t c = 0; c < chunk_count; c++) {
+        char *atom = tile + c / CHUNKS_PER_ROW * KN_ATOM_BYTES;
+        char *dst = atom + kn_atom_offset(r, (unsigned)(c % CHUNKS_PER_ROW) * CHUNK_BYTES);
+        size_t col = c * per_chunk;
+        size_t count = col < cols ? size_min(cols - col, per_chunk) : 0;
+        if (count == 0) memset(dst, 0, CHUNK_BYTES);
+        else pack_chunk(w->dtype, dst, src_dtype, src + col * src_element, count);
+    }
+}
+
+void kn_pack_tile(const struct kn_weight *w, void *dst, const void *const rows[KN_TILE_ROWS],
+                  enum kn_dtype src_dtype)
+{
+    for (unsigned r = 0; r < KN_TILE_ROWS; r++) pack_row(w, dst, r, rows[r], src_dtype);
+}
+
+float kn_weight_at(const struct kn_weight *w, int32_t row, int32_t col)
+{
+    CHECK(row >= 0 && row < w->rows && col >= 0 && col < w->cols);
+    const char *tile = kn_weight_tile(w, row / KN_TILE_ROWS);
+    size_t per_atom = atom_cols(w->dtype);
+    const char *atom = tile + (size_t)col / per_atom * KN_ATOM_BYTES;
+    size_t byte = (size_t)col % per_atom * kn_dtype_bytes(w->dtype);
+    size_t offset = kn_atom_offset((unsigned)row % KN_TILE_ROWS, (unsigned)byte);
+    return kn_load(w->dtype, atom + offset, 0);
+}
+
+size_t kn_kv_head_bytes(const struct kn_kv *kv)
+{
+    CHECK(kv->head_dim > 0);
+    return 2 * div_up((size_t)kv->head_dim, atom_cols(kv->dtype)) * KN_ATOM_BYTES;
+}
+
+size_t kn_kv_layer_bytes(const struct kn_kv *kv)
+{
+    return (size_t)kv->kv_heads * kn_kv_head_bytes(kv);
+}
+
+size_t kn_kv_page_bytes(const struct kn_kv *kv)
+{
+    return (size_t)kv->layer_count * kn_kv_layer_bytes(kv);
+}

@@ -1,0 +1,95 @@
+/*
+ * kernels.c - the functions of kernels.h: check what every backend relies on, then call the opened
+ * backend.  The checks are on the program (shapes that cannot be, heads that do not divide), so
+ * they stop at CHECK; what a model or a request may get wrong is refused long before, where the
+ * model is read and the request validated.
+ */
+#include "kernels/kernels.h"
+
+#include <stdint.h>
+
+#include "config/check.h"
+#include "kernels/backend.h"
+
+void kn_close(struct kn *kn)
+{
+    if (kn) kn->backend->close(kn);
+}
+
+const char *kn_name(const struct kn *kn)
+{
+    return kn->backend->name(kn);
+}
+
+enum status kn_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
+                     char *err)
+{
+    return kn->backend->alloc(kn, mem, device, bytes, out, err);
+}
+
+void kn_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
+{
+    if (ptr) kn->backend->free(kn, mem, ptr, bytes);
+}
+
+enum status kn_upload(struct kn *kn, void *dst, const void *src, size_t bytes)
+{
+    return kn->backend->upload(kn, dst, src, bytes);
+}
+
+enum status kn_sync(struct kn *kn, char *err)
+{
+    return kn->backend->sync(kn, err);
+}
+
+size_t kn_act_bytes(const struct kn *kn, size_t n)
+{
+    CHECK(n <= SIZE_MAX / kn->backend->act_element_bytes);
+    return n * kn->backend->act_element_bytes;
+}
+
+void kn_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a)
+{
+    CHECK(!a->pos_table || a->pos_table->cols == a->table->cols);
+    if (batch->token_count > 0) kn->backend->embed(kn, batch, a);
+}
+
+void kn_norm(struct kn *kn, const struct kn_norm_args *a)
+{
+    CHECK(a->cols > 0);
+    if (a->row_count > 0) kn->backend->norm(kn, a);
+}
+
+void kn_gemm(struct kn *kn, const struct kn_gemm_args *a)
+{
+    CHECK(a->epilogue != KN_EPI_SWIGLU || a->w->rows % 16 == 0);
+    if (a->row_count > 0) kn->backend->gemm(kn, a);
+}
+
+static void check_heads(const struct kn_kv *kv, int32_t q_heads, int32_t layer)
+{
+    CHECK(kv->head_dim > 0 && kv->head_dim <= KN_HEAD_DIM_MAX);
+    CHECK(kv->kv_heads > 0 && q_heads > 0 && q_heads % kv->kv_heads == 0);
+    CHECK(layer >= 0 && layer < kv->layer_count);
+}
+
+void kn_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a)
+{
+    check_heads(a->kv, a->q_heads, a->layer);
+    CHECK(!a->rope || a->kv->head_dim % 2 == 0);
+    if (batch->token_count > 0) kn->backend->qkv(kn, batch, a);
+}
+
+void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a)
+{
+    check_heads(a->kv, a->q_heads, a->layer);
+    CHECK(a->window >= 0);
+    if (batch->token_count > 0) kn->backend->attention(kn, batch, a);
+}
+
+void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
+               float *out)
+{
+    CHECK(cols > 0);
+    if (batch->row_count > 0) kn->backend->gather(kn, batch, cols, x, out);
+}

@@ -1,0 +1,210 @@
+/* metrics.c - see metrics.h. */
+#include "server/metrics.h"
+
+#include <string.h>
+
+#include "config/check.h"
+
+static const double latency_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1,
+                                        0.25,  0.5,    0.75,  1,    2.5,   5,    10,    20,
+                                        40,    80,     160,   640,  2560};
+static const double tokens_bounds[] = {1,   2,    5,    10,   20,    50,    100,   200,    500,
+                                       1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
+
+void srv_metrics_init(struct srv_metrics *m)
+{
+    *m = (struct srv_metrics){0};
+#define X(member, family, help, kind)                                     \
+    _Static_assert(ARRAY_COUNT(kind##_bounds) < SRV_BUCKETS_MAX, "room"); \
+    m->member.bounds = kind##_bounds;                                     \
+    m->member.bound_count = (int)ARRAY_COUNT(kind##_bounds);
+    SRV_HISTOGRAM_MAP(X)
+#undef X
+}
+
+void srv_histogram_observe(struct srv_histogram *h, double value)
+{
+    int i = 0;
+    while (i < h->bound_count && value > h->bounds[i]) i++;
+    h->bucket[i]++;
+    h->count++;
+    h->sum += value;
+}
+
+static void put_family(struct buf *out, const char *name, const char *type, const char *help)
+{
+    buf_printf(out, "# HELP dakd_%s %s\n# TYPE dakd_%s %s\n", name, help, name, type);
+}
+
+static void put_counter(struct buf *out, const char *name, const char *help, uint64_t value)
+{
+    put_family(out, name, "counter", help);
+    buf_printf(out, "dakd_%s %llu\n", name, (unsigned long long)value);
+}
+
+static void put_gauge(struct buf *out, const char *name, const char *help, double value)
+{
+    put_family(out, name, "gauge", help);
+    buf_printf(out, "dakd_%s %.17g\n", name, value);
+}
+
+/* A label's value: backslash, quote and line feed escaped. */
+static void put_label(struct buf *out, const char *text)
+{
+    buf_putc(out, '"');
+    for (; *text; text++) {
+        if (*text == '\n') buf_puts(out, "\\n");
+        else if (*text == '\\' || *text == '"') buf_printf(out, "\\%c", *text);
+        else buf_putc(out, *text);
+    }
+    buf_putc(out, '"');
+}
+
+static void put_histogram(struct buf *out, const char *name, const char *help,
+                          const struct srv_histogram *h)
+{
+    uint64_t sum = 0;
+    put_family(out, name, "histogram", help);
+    for (int i = 0; i < h->bound_count; i++) {
+        sum += h->bucket[i];
+        buf_printf(out, "dakd_%s_bucket{le=\"%g\"} %llu\n", name, h->bounds[i],
+                   (unsigned long long)sum);
+    }
+    buf_printf(out, "dakd_%s_bucket{le=\"+Inf\"} %llu\n", name, (unsigned long long)h->count);
+    buf_printf(out, "dakd_%s_sum %.17g\ndakd_%s_count %llu\n", name, h->sum, name,
+               (unsigned long long)h->count);
+}
+
+static void put_steps(struct buf *out, const struct eng_stats *e)
+{
+    static const char name[] = "iteration_tokens_total";
+    uint64_t sum = 0;
+    put_family(out, name, "histogram", "Tokens computed per engine step.");
+    for (int i = 0; i < ENG_STEP_BUCKETS; i++) {
+        sum += e->step_tokens_bucket[i];
+        if (i < ENG_STEP_BUCKETS - 1)
+            buf_printf(out, "dakd_%s_bucket{le=\"%d\"} %llu\n", name, (int)eng_step_bounds[i],
+                       (unsigned long long)sum);
+        else
+            buf_printf(out, "dakd_%s_bucket{le=\"+Inf\"} %llu\n", name, (unsigned long long)sum);
+    }
+    buf_printf(out, "dakd_%s_sum %llu\ndakd_%s_count %llu\n", name,
+               (unsigned long long)e->step_tokens_sum, name, (unsigned long long)sum);
+    put_counter(out, "engine_steps_total", "Engine steps computed.", e->step_count);
+    put_family(out, "engine_step_seconds_total", "counter", "Time spent in engine steps.");
+    buf_printf(out, "dakd_engine_step_seconds_total %.9f\n", (double)e->step_ns_sum * 1e-9);
+}
+
+static void put_engine(struct buf *out, const struct eng_stats *e)
+{
+    int64_t used = 0, total = 0;
+    for (int t = 0; t < KN_TIER_MAX; t++) {
+        used += e->sched.pages_used[t];
+        total += e->sched.pages_total[t];
+    }
+    put_gauge(out, "num_requests_running", "Sequences in the running batch.", e->sched.running);
+    put_gauge(out, "num_requests_waiting", "Sequences waiting to run.", e->sched.waiting);
+    put_gauge(out, "kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.",
+              total ? (double)used / (double)total : 0);
+    put_gauge(out, "engine_healthy", "1 while the engine serves, 0 after it failed.", !e->failed);
+    put_counter(out, "prompt_tokens_total", "Prompt tokens computed.", e->prompt_tokens);
+    put_counter(out, "generation_tokens_total", "Tokens generated.", e->generated_tokens);
+    put_counter(out, "recomputed_tokens_total", "Tokens computed again after a preemption.",
+                e->recomputed_tokens);
+    put_counter(out, "num_preemptions_total", "Sequences put back for lack of KV pages.",
+                e->sched.preempt_count);
+    put_steps(out, e);
+}
+
+static void put_own(struct buf *out, const struct srv_metrics *m)
+{
+    static const char *const ends[] = {"stop", "length", "abort", "error"};
+    put_family(out, "request_success_total", "counter", "Sequences ended, by reason.");
+    for (int i = 0; i < SRV_END_COUNT; i++)
+        buf_printf(out, "dakd_request_success_total{finished_reason=\"%s\"} %llu\n", ends[i],
+                   (unsigned long long)m->ended[i]);
+    put_counter(out, "requests_client_left_total", "Requests whose client left before the answer.",
+                m->client_left);
+    put_counter(out, "requests_rejected_total", "Requests refused because the server was full.",
+                m->rejected);
+#define X(member, family, help, kind) put_histogram(out, family, help, &m->member);
+    SRV_HISTOGRAM_MAP(X)
+#undef X
+}
+
+static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
+{
+    const struct eng_sched_stats *s = &v->engine->sched;
+    const struct {
+        const char *name, *help;
+    } families[] = {{"tier_weight_bytes", "Bytes of weights that lie in a memory tier."},
+                    {"tier_capacity_bytes", "Capacity of a memory tier."},
+                    {"tier_kv_pages", "KV pages a memory tier holds."},
+                    {"tier_kv_pages_used", "KV pages of a memory tier that are in use."}};
+    for (size_t f = 0; f < ARRAY_COUNT(families); f++) {
+        put_family(out, families[f].name, "gauge", families[f].help);
+        for (int t = 0; t < v->tier_count; t++) {
+            uint64_t values[] = {v->tiers[t].weight_bytes, v->tiers[t].capacity_bytes,
+                                 (uint64_t)s->pages_total[t], (uint64_t)s->pages_used[t]};
+            buf_printf(out, "dakd_%s{tier=", families[f].name);
+            put_label(out, v->tiers[t].name);
+            buf_printf(out, "} %llu\n", (unsigned long long)values[f]);
+        }
+    }
+    put_gauge(out, "kv_page_bytes", "Size of one KV page.", (double)v->kv_page_bytes);
+}
+
+static void put_routes(struct buf *out, const struct srv_http_stats *h,
+                       const struct srv_route *routes)
+{
+    static const char *const classes[SRV_CLASS_COUNT] = {"1xx", "2xx", "3xx", "4xx", "5xx", "499"};
+    put_family(out, "http_responses_total", "counter",
+               "Responses by route and class; 499 counts clients that left.");
+    for (size_t r = 0; r <= h->route_count; r++) {
+        for (int c = 0; c < SRV_CLASS_COUNT; c++) {
+            if (!h->routes[r].responses[c]) continue;
+            bool known = r < h->route_count;
+            buf_printf(out, "dakd_http_responses_total{method=\"%s\",route=",
+                       known ? routes[r].method : "");
+            put_label(out, known ? routes[r].path : "other");
+            buf_printf(out, ",code=\"%s\"} %llu\n", classes[c],
+                       (unsigned long long)h->routes[r].responses[c]);
+        }
+    }
+}
+
+static void put_http(struct buf *out, const struct srv_http_stats *h, const struct srv_route *routes)
+{
+    put_gauge(out, "http_connections", "Open connections.", (double)h->conn_open);
+    put_gauge(out, "http_requests_active", "Requests being answered.", (double)h->requests_active);
+    put_gauge(out, "http_body_bytes_held", "Bytes of request bodies in memory.",
+              (double)h->body_bytes_held);
+    put_gauge(out, "http_queue_bytes_peak", "Largest output queue a stream has had.",
+              (double)h->queue_bytes_peak);
+    put_counter(out, "http_connections_total", "Connections accepted.", h->conn_accepted);
+    put_counter(out, "http_connections_refused_total", "Connections over the limit.",
+                h->conn_refused);
+    put_counter(out, "http_connections_timed_out_total", "Connections closed for a slow request.",
+                h->conn_timed_out);
+    put_counter(out, "http_connections_stalled_total", "Connections closed for a reader at rest.",
+                h->conn_stalled);
+    put_counter(out, "http_received_bytes_total", "Bytes received.", h->bytes_in);
+    put_counter(out, "http_sent_bytes_total", "Bytes sent.", h->bytes_out);
+    put_routes(out, h, routes);
+}
+
+void srv_metrics_format(const struct srv_metrics_view *v, struct buf *out)
+{
+    put_family(out, "build_info", "gauge", "Version of the daemon and name of the model.");
+    buf_puts(out, "dakd_build_info{version=");
+    put_label(out, v->version);
+    buf_puts(out, ",commit=");
+    put_label(out, v->commit);
+    buf_puts(out, ",model_name=");
+    put_label(out, v->model_name);
+    buf_puts(out, "} 1\n");
+    put_engine(out, v->engine);
+    put_own(out, v->own);
+    put_tiers(out, v);
+    if (v->http) put_http(out, v->http, v->routes);
+}

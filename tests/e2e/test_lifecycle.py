@@ -1,0 +1,135 @@
+"""Starting and stopping: signals, drains, and command lines that must fail with a sentence."""
+
+import concurrent.futures
+import signal
+import socket
+import time
+
+import pytest
+
+from daemon import MODEL, Daemon, parse_events, run, text_of
+
+
+def model_limit(daemon):
+    return daemon.request("GET", "/v1/models")[1]["data"][0]["max_model_len"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_idle_stop(number):
+    daemon = Daemon()
+    assert daemon.stop(number) == 0
+
+
+def test_drain_finishes_a_stream_and_refuses_new_requests(start):
+    daemon = start("--max-num-batched-tokens", 16)
+    body = {"prompt": "dakd", "max_tokens": min(600, model_limit(daemon) - 16), "ignore_eos": True, "temperature": 0,
+            "stream": True}
+    streaming, idle = daemon.connect(), daemon.connect()
+    response = daemon.send(streaming, "POST", "/v1/completions", body)
+    first = response.read1(10)
+    daemon.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while True:  # the listening socket is closed
+        try:
+            probe = socket.create_connection(("127.0.0.1", daemon.port), timeout=5)
+        except ConnectionRefusedError:
+            break
+        probe.close()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    chunks = parse_events((first + response.read()).decode())
+    idle.close()
+    streaming.close()
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert text_of(chunks)
+    assert daemon.stop() == 0
+
+
+def test_impatient_drain_tells_its_clients(start):
+    """At the end of --shutdown-timeout a stream ends with an error its reader can see."""
+    daemon = start("--shutdown-timeout", 0.1, "--max-num-batched-tokens", 16, "--max-num-seqs", 1)
+    limit = model_limit(daemon)
+    body = {"prompt": "dakd", "max_tokens": limit - 16, "ignore_eos": True, "stream": True, "n": 8}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        connection = daemon.connect()
+        response = daemon.send(connection, "POST", "/v1/completions", body)
+        reading = pool.submit(response.read)
+        daemon.process.send_signal(signal.SIGTERM)
+        chunks = parse_events(reading.result().decode())
+        connection.close()
+    assert chunks[-1]["error"]["type"] == "unavailable_error"
+    assert daemon.stop() == 0
+
+
+def test_two_signals_end_at_once(start):
+    daemon = start("--shutdown-timeout", 600, "--max-num-batched-tokens", 16, "--max-num-seqs", 1)
+    body = {"prompt": "dakd", "max_tokens": model_limit(daemon) - 16, "ignore_eos": True, "stream": True, "n": 8}
+    connection = daemon.connect()
+    response = daemon.send(connection, "POST", "/v1/completions", body)
+    response.read1(1)
+    daemon.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert daemon.stop(signal.SIGTERM) == 0
+    connection.close()
+
+
+def test_port_in_use(dakd):
+    done = run("serve", MODEL, "--port", dakd.port)
+    assert done.returncode == 1
+    assert str(dakd.port) in done.stdout and "in use" in done.stdout
+
+
+@pytest.mark.parametrize("flags,word", [
+    (["--no-such-flag", "1"], "--no-such-flag"),
+    (["--port", "x"], "--port"),
+    (["--port", "70000"], "--port"),
+    (["--max-num-seqs", "0"], "--max-num-seqs"),
+    (["--max-num-seqs"], "--max-num-seqs"),
+    (["--offload", "2"], "--offload"),
+    (["--dtype", "int3"], "--dtype"),
+    (["--log-level", "loud"], "--log-level"),
+])
+def test_bad_flags(flags, word):
+    done = run("serve", MODEL, *flags)
+    assert done.returncode == 2 and word in done.stdout
+
+
+def test_bad_model_folders(tmp_path):
+    for folder in (tmp_path / "missing", tmp_path):
+        done = run("serve", folder, "--port", 0)
+        assert done.returncode == 1 and str(folder) in done.stdout
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    done = run("serve", tmp_path, "--port", 0)
+    assert done.returncode == 1 and str(tmp_path) in done.stdout
+
+
+def test_context_larger_than_the_model(start):
+    done = run("serve", MODEL, "--port", 0, "--max-model-len", 10**7)
+    assert done.returncode == 1 and "max-model-len" in done.stdout
+
+
+def test_help_and_version():
+    assert "--max-num-seqs" in run("serve", "--help").stdout
+    assert run("--version").stdout.startswith("dakd ")
+    assert run("--help").returncode == 0
+    assert run("no-such-command").returncode == 2
+
+
+def test_served_model_names(start):
+    daemon = start("--served-model-name", "one,two")
+    assert [m["id"] for m in daemon.request("GET", "/v1/models")[1]["data"]] == ["one", "two"]
+    assert daemon.completion(model="two", prompt="a", max_tokens=1)["model"] == "two"
+    assert daemon.completion(prompt="a", max_tokens=1)["model"] == "one"
+    assert daemon.request("POST", "/v1/completions", {"model": "demo-model", "prompt": "a"})[0] == 404
+
+
+def test_nothing_is_left_in_memory(start):
+    """Requests come and go; a sanitizer build reports what they leave behind when it exits."""
+    daemon = start()
+    for body in ({"prompt": "a", "max_tokens": 3}, {"prompt": "a", "temperature": 9}, {"prompt": "a", "n": 3, "max_tokens": 2},
+                 {"prompt": "a", "stop": ["b", "c"], "logit_bias": {"1": 2}, "max_tokens": 2}):
+        daemon.request("POST", "/v1/completions", body)
+    daemon.wait_idle()
+    assert daemon.stop() == 0
+    assert "ERROR: " not in daemon.log()

@@ -1,0 +1,322 @@
+/*
+ * unit_engine_sched.c - the scheduler's rules one by one, on plans small enough to write down.
+ * Random load is sim_engine_sched.c's.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "config/check.h"
+#include "engine/sched.h"
+
+#define SEQ_MAX 8
+#define PAGES_MAX 64
+
+struct bench {
+    struct eng_sched *sched;
+    struct eng_sched_seq seq[SEQ_MAX];
+    kn_page pages[SEQ_MAX][PAGES_MAX];
+    struct eng_plan plan;
+};
+
+static struct bench *open_bench(int32_t seqs_max, int32_t tokens, int32_t chunk, int32_t pages)
+{
+    struct bench *b = calloc(1, sizeof *b);
+    assert_non_null(b);
+    struct eng_sched_config config = {seqs_max, tokens, chunk, {pages / 2, pages - pages / 2}};
+    assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
+    for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
+    return b;
+}
+
+static void close_bench(struct bench *b)
+{
+    eng_sched_check(b->sched);
+    eng_sched_close(b->sched);
+    free(b);
+}
+
+static void add(struct bench *b, int i, int32_t tokens)
+{
+    b->seq[i].token_count = tokens;
+    eng_sched_add(b->sched, &b->seq[i]);
+    assert_int_equal(b->seq[i].state, ENG_SEQ_WAITING);
+}
+
+static void plan(struct bench *b)
+{
+    eng_sched_plan(b->sched, &b->plan);
+    eng_sched_check(b->sched);
+}
+
+/* Commits, and gives every sampled sequence its next token. */
+static void commit(struct bench *b)
+{
+    eng_sched_commit(b->sched, &b->plan);
+    eng_sched_check(b->sched);
+    for (int32_t i = 0; i < b->plan.item_count; i++)
+        if (b->plan.items[i].sample) b->plan.items[i].seq->token_count++;
+}
+
+static void step(struct bench *b)
+{
+    plan(b);
+    commit(b);
+}
+
+static void assert_item(struct bench *b, int32_t at, int i, int32_t begin, int32_t count,
+                        bool sample)
+{
+    assert_in_range(at, 0, b->plan.item_count - 1);
+    const struct eng_plan_item *item = &b->plan.items[at];
+    assert_ptr_equal(item->seq, &b->seq[i]);
+    assert_int_equal(item->token_begin, begin);
+    assert_int_equal(item->token_count, count);
+    assert_int_equal(item->sample, sample);
+}
+
+static void nothing_to_do_is_an_empty_plan(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(4, 16, 0, 8);
+    for (int i = 0; i < 3; i++) {
+        plan(b);
+        assert_int_equal(b->plan.item_count, 0);
+        assert_int_equal(b->plan.token_count, 0);
+    }
+    add(b, 0, 1);
+    plan(b);
+    assert_int_equal(b->plan.item_count, 1);
+    assert_item(b, 0, 0, 0, 1, true);
+    commit(b);
+    eng_sched_remove(b->sched, &b->seq[0]);
+    plan(b);
+    assert_int_equal(b->plan.item_count, 0);
+    close_bench(b);
+}
+
+static void a_prompt_is_cut_into_chunks_and_its_end_is_sampled(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(4, 100, 0, 8);
+    add(b, 0, 250);
+    plan(b);
+    assert_item(b, 0, 0, 0, 100, false);
+    assert_int_equal(b->seq[0].page_count, 2);
+    commit(b);
+    step(b);
+    plan(b);
+    assert_item(b, 0, 0, 200, 50, true);
+    assert_int_equal(b->plan.token_count, 50);
+    commit(b);
+    assert_int_equal(b->seq[0].page_count, 4);
+    plan(b);
+    assert_item(b, 0, 0, 250, 1, true);
+    commit(b);
+    assert_int_equal(b->seq[0].kv_count, 251);
+    close_bench(b);
+}
+
+static void decodes_come_first_then_prefills_then_admissions(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(4, 40, 30, 40);
+    add(b, 0, 100); /* 30, 30, 30, 10 */
+    add(b, 1, 8);
+    step(b);
+    assert_item(b, 0, 0, 0, 30, false);
+    assert_item(b, 1, 1, 0, 8, true);
+    add(b, 2, 90);
+    plan(b);
+    assert_int_equal(b->plan.item_count, 3);
+    assert_item(b, 0, 1, 8, 1, true); /* the younger, as it decodes */
+    assert_item(b, 1, 0, 30, 30, false);
+    assert_item(b, 2, 2, 0, 9, false);
+    assert_int_equal(b->plan.token_count, 40);
+    commit(b);
+    close_bench(b);
+}
+
+static void admission_stops_at_the_first_that_does_not_fit(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(8, 1024, 0, 10);
+    add(b, 0, 64);     /* alone: 1 page */
+    add(b, 1, 64 * 7); /* 7 pages and a reserve of 2 in the 9 left */
+    add(b, 2, 1);
+    step(b);
+    assert_int_equal(b->plan.item_count, 2);
+    assert_int_equal(b->seq[2].state, ENG_SEQ_WAITING); /* would need 1 and a reserve of 3, of 2 */
+    eng_sched_remove(b->sched, &b->seq[1]);
+    add(b, 3, 64 * 10);
+    add(b, 4, 1);
+    step(b);
+    assert_int_equal(b->seq[2].state, ENG_SEQ_RUNNING);
+    assert_int_equal(b->seq[3].state, ENG_SEQ_WAITING);
+    assert_int_equal(b->seq[4].state, ENG_SEQ_WAITING); /* though it would fit */
+    close_bench(b);
+}
+
+static void the_watermark_counts_what_prefills_still_need(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(8, 64, 32, 12);
+    add(b, 0, 64 * 8); /* has one page after the first step, and 7 to come */
+    add(b, 1, 64 * 2); /* 2 and a reserve of 2: 4 free, were 7 not promised */
+    add(b, 2, 1);
+    step(b);
+    assert_int_equal(b->plan.item_count, 2);
+    assert_int_equal(b->seq[1].state, ENG_SEQ_RUNNING);
+    eng_sched_remove(b->sched, &b->seq[1]);
+    add(b, 3, 64 * 2);
+    step(b);
+    assert_int_equal(b->seq[2].state, ENG_SEQ_RUNNING); /* 1 and 2 */
+    assert_int_equal(b->seq[3].state, ENG_SEQ_WAITING); /* 2 and 3, of 3 */
+    close_bench(b);
+}
+
+static void limits_of_sequences(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(2, 100, 0, 40);
+    for (int i = 0; i < 3; i++) add(b, i, 5);
+    step(b);
+    assert_int_equal(b->plan.item_count, 2);
+    close_bench(b);
+
+    b = open_bench(8, 3, 0, 40); /* the budget caps them too: each decodes in every step */
+    for (int i = 0; i < 5; i++) add(b, i, 1);
+    for (int i = 0; i < 10; i++) {
+        step(b);
+        assert_int_equal(b->plan.item_count, 3);
+        for (int j = 0; j < 3; j++) assert_item(b, j, j, i, 1, true);
+    }
+    close_bench(b);
+}
+
+/* Two sequences of 63 tokens in 4 pages: after 65 more each they want a third page each. */
+static void the_youngest_is_preempted_and_comes_back_first(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(8, 256, 0, 4);
+    struct eng_sched_stats stats;
+    add(b, 0, 63);
+    add(b, 1, 63);
+    add(b, 2, 63);
+    step(b);
+    assert_int_equal(b->plan.item_count, 2);
+    for (int i = 0; i < 65; i++) {
+        step(b);
+        assert_int_equal(b->plan.item_count, 2);
+    }
+    assert_int_equal(b->seq[0].kv_count, 128);
+    assert_int_equal(b->seq[1].page_count, 2);
+    plan(b);
+    assert_int_equal(b->plan.preempt_count, 1);
+    assert_int_equal(b->plan.item_count, 1);
+    assert_item(b, 0, 0, 128, 1, true);
+    commit(b);
+    assert_int_equal(b->seq[1].state, ENG_SEQ_WAITING);
+    assert_int_equal(b->seq[1].kv_count, 0);
+    assert_int_equal(b->seq[1].page_count, 0);
+    assert_int_equal(b->seq[1].preempt_count, 1);
+    assert_int_equal(b->seq[1].token_count, 129); /* what it generated is kept */
+    eng_sched_stats(b->sched, &stats);
+    assert_int_equal(stats.preempt_count, 1);
+    assert_int_equal(stats.running, 1);
+    assert_int_equal(stats.waiting, 2);
+    assert_int_equal(stats.pages_used[0] + stats.pages_used[1], 3);
+    eng_sched_remove(b->sched, &b->seq[0]);
+    plan(b);
+    assert_item(b, 0, 1, 0, 129, true); /* before the third, prompt and answer in one go */
+    assert_int_equal(b->plan.item_count, 1);
+    commit(b);
+    close_bench(b);
+}
+
+static void one_sequence_may_have_every_page(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(8, 50, 0, 3);
+    assert_int_equal(eng_sched_seq_tokens_max(b->sched), 192);
+    add(b, 0, 180);
+    add(b, 1, 192);
+    while (b->seq[0].token_count < 192) step(b);
+    plan(b);
+    assert_item(b, 0, 0, 191, 1, true);
+    commit(b);
+    assert_int_equal(b->seq[0].page_count, 3);
+    eng_sched_remove(b->sched, &b->seq[0]);
+    plan(b);
+    assert_item(b, 0, 1, 0, 50, false);
+    commit(b);
+    close_bench(b);
+}
+
+static void removal_in_every_state(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(8, 32, 0, 20);
+    struct eng_sched_stats stats;
+    eng_sched_remove(b->sched, &b->seq[0]); /* new */
+    for (int i = 0; i < 5; i++) add(b, i, 30);
+    step(b);
+    plan(b);
+    eng_sched_remove(b->sched, &b->seq[4]); /* waiting, while a plan without it is out */
+    commit(b);
+    eng_sched_remove(b->sched, &b->seq[1]); /* in the middle of its prompt */
+    eng_sched_remove(b->sched, &b->seq[1]);
+    eng_sched_remove(b->sched, &b->seq[0]); /* head */
+    eng_sched_check(b->sched);
+    eng_sched_remove(b->sched, &b->seq[3]);
+    step(b);
+    assert_int_equal(b->plan.item_count, 1);
+    assert_item(b, 0, 2, b->plan.items[0].token_begin, b->plan.items[0].token_count, true);
+    eng_sched_remove(b->sched, &b->seq[2]);
+    eng_sched_stats(b->sched, &stats);
+    assert_int_equal(stats.running + stats.waiting, 0);
+    assert_int_equal(stats.pages_used[0] + stats.pages_used[1], 0);
+    for (int i = 0; i < 5; i++) assert_int_equal(b->seq[i].state, ENG_SEQ_NEW);
+    add(b, 1, 7); /* a removed one may come again */
+    step(b);
+    assert_item(b, 0, 1, 0, 7, true);
+    close_bench(b);
+}
+
+static void tokens_max_counts_every_tier(void **state)
+{
+    (void)state;
+    struct eng_sched_config config = {.seqs_max = 1, .tokens_step_max = 1};
+    struct eng_sched *s;
+    config.page_count[3] = 1;
+    assert_int_equal(eng_sched_open(&config, &s), ST_OK);
+    assert_int_equal(eng_sched_seq_tokens_max(s), 64);
+    eng_sched_close(s);
+    config.page_count[1] = 2;
+    assert_int_equal(eng_sched_open(&config, &s), ST_OK);
+    assert_int_equal(eng_sched_seq_tokens_max(s), 192);
+    eng_sched_close(s);
+    eng_sched_close(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(nothing_to_do_is_an_empty_plan),
+        cmocka_unit_test(a_prompt_is_cut_into_chunks_and_its_end_is_sampled),
+        cmocka_unit_test(decodes_come_first_then_prefills_then_admissions),
+        cmocka_unit_test(admission_stops_at_the_first_that_does_not_fit),
+        cmocka_unit_test(the_watermark_counts_what_prefills_still_need),
+        cmocka_unit_test(limits_of_sequences),
+        cmocka_unit_test(the_youngest_is_preempted_and_comes_back_first),
+        cmocka_unit_test(one_sequence_may_have_every_page),
+        cmocka_unit_test(removal_in_every_state),
+        cmocka_unit_test(tokens_max_counts_every_tier),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -36,6 +36,10 @@
 
 #include "config/status.h"
 
+#ifdef __cplusplus /* host code of CUDA files */
+extern "C" {
+#endif
+
 enum kn_dtype { KN_F32, KN_BF16, KN_F16, KN_DTYPE_COUNT };
 
 #define KN_ATOM_ROWS 64
@@ -227,5 +231,9 @@ void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_a
 
 /* out[R,H] fp32 = x[rows]. */
 void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x, float *out);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -1,288 +1,546 @@
 /*
- * decode_gemm.cuh - out[T,N] = epilogue(x[T,K] . W[N,K]^T + bias) for steps of few tokens, bound by the bytes of W.
+ * decode_gemm.cuh - out[T,N] = epilogue(x[T,K] . W[N,K]^T + bias) for steps of up to 256 tokens.
  *
- * Floor: N*K*2 bytes over the bandwidth of the tier they lie in.  At T <= 64 the tensor cores need less time than the
- * bytes (a 16 KB block takes an SM 0.46 us at 35.7 GB/s and 128 x T x 64 multiply-adds), so everything here serves one aim: keep
- * every SM's ring of bulk copies full from the first microsecond to the last.
+ * Floor: N*K*2 bytes over the bandwidth of the tier they lie in.  An SM has 0.46 us for a 16 KB
+ * block at 4.7 TB/s; its tensor cores need that long at about 200 tokens.  So up to 128 tokens
+ * everything here serves one aim: keep every SM's ring of bulk copies full from the first
+ * microsecond to the last.
  *
- * CTA: four consumer warps, each with 16 of a tile's 64 rows, and one producer warp.  Weights are the M operand, tokens
- * the N operand (m16n8k16), so each weight byte is read once.  A ring stage holds one weight block (64 x 128) and the 128
- * inputs of all tokens that meet it; the producer fills the ring with weights before griddepcontrol.wait, because they
- * do not depend on the previous kernel, and adds the activations after it.
+ * Roles.  Warpgroups of consumers, then two warps with three lanes that work:
+ *     weights      fills the ring of weight blocks.  Weights do not depend on the previous kernel,
+ *                  so it starts before griddepcontrol.wait and never waits for it.
+ *     activations  fills a second ring with the inputs of all tokens, after the wait.
+ *     poller       watches remote blocks land: keeps the window and stamps round trips.
  *
- * Quanta.  A tile is cut along K into quanta of q blocks.  Each quantum's partial sums go to a workspace (it stays in
- * L2), and whichever warp finishes a tile's last quantum adds the partials in order of k and runs the epilogue for its 16
- * rows.  Warps count arrivals by themselves, so there is no CTA-wide barrier.  q depends on the shape and the token bucket alone;
- * hence the result is bitwise the same whoever computes which quantum: for every placement, window and run.
+ * Tiles.  Weights are the wgmma M operand (64 rows), tokens the N operand, so each weight byte is
+ * read once.  A CTA multiplies a group of RT row tiles with the same activations: their traffic is
+ * TB / (64 RT) of the weights', and an SM takes in about 45 GB/s from L2 against 36 GB/s of
+ * weights.
  *
- * Activations x are blocks too: [K/128][2 atoms][TB rows][128 bytes], swizzled as kn_atom_offset says with row = token.
+ * Quanta.  A group is cut along K into quanta of equal length.  Each quantum's partial sums go to a
+ * workspace (it stays in L2).  When a CTA has computed all its quanta it comes back to each, waits
+ * until all of its group's are there, and for its share of the group adds the partials in order of k
+ * and runs the epilogue: so the reduction is spread over all SMs.  A group that is one quantum goes
+ * from registers to the epilogue.
+ *
+ * Invariants
+ *  1. The length of a quantum depends on shape and bucket alone, hence the result is bitwise the
+ *     same whoever computes which quantum: for every placement, window and run.
+ *  2. Every CTA computes all its quanta before it waits for another's, and all CTAs are resident
+ *     together (the grid is at most what the SMs hold, and the next kernel cannot start before all
+ *     of this one's have), so the wait ends.
+ *  3. Remote quanta come first and are read by the first CTAs, tier after tier; the local ones are
+ *     dealt so that a CTA with remote work gets less of them.
+ *  4. At most window blocks of a remote tier are in flight per CTA: block n is issued when the
+ *     poller has seen block n - window land.
+ *  5. All CTAs of a launch read the same control block, or they would disagree on who does what.
+ *  6. Arrival counters are zero before and after every launch.
+ *
+ * Sources: CUTLASS's stream-K and swapped operands, Marlin's striped quanta; PTX ISA 9.0.
  */
 #ifndef DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
 #define DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
 
+#include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/kernels.h"
+
+/* A tier's tiles, and the groups that are read as its own: those with at least one of its tiles,
+ * for tier 0 those with no other. */
+struct cu_gemm_tier {
+    const uint8_t *base;
+    int32_t tile_begin, tile_end;
+    int32_t group_begin, group_count;
+};
 
 /* What a launch needs; passed by value. */
 struct cu_gemm {
-    const uint8_t *local;  /* tiles [0, local_tiles) */
-    const uint8_t *remote; /* tiles [local_tiles, tile_count) */
-    int32_t local_tiles, tile_count, blocks_per_tile;
-    int32_t quantum_blocks, quanta_per_tile;
+    cu_gemm_tier tier[KN_TIER_MAX];
+    int32_t tile_count, blocks_per_tile;
+    int32_t quantum_blocks, quanta_per_group;
     const uint8_t *x;
-    float *partial;   /* [tile_count][quanta_per_tile][4 warps][32 lanes][TB/8][4] */
-    uint32_t *arrive; /* [tile_count][4]; zero before and after every launch */
+    float4 *partial;  /* [group][quantum][RT tiles][4 warps][TB/8][32 lanes] */
+    uint32_t *arrive; /* [group] */
     const float *bias;
     void *out;
     int32_t rows, tokens; /* N, T */
-    int32_t remote_ctas, remote_blocks; /* window: CTAs that read the remote tier, blocks each keeps in flight */
+    kn_epilogue epilogue;
+    const kn_cu_window *windows;
+    kn_cu_traffic *traffic;
 };
 
-#define CU_GEMM_THREADS 160
-#define CU_GEMM_STAGES_MAX 8
+/* Constants of a bucket and group height. */
+template <int TOKENS, int TILES> struct cu_gemm_shape {
+    static constexpr int TB = TOKENS, RT = TILES;
+    static constexpr int WG = RT == 1 ? 1 : 2;        /* consumer warpgroups */
+    static constexpr int TPW = RT / WG;               /* tiles of a warpgroup */
+    static constexpr int WARPS = WG * 4;              /* consumer warps */
+    static constexpr int THREADS = (WARPS + 2) * 32;
+    /* With at most 64 accumulators a thread two CTAs share an SM: the next kernel fills its ring while
+     * this one drains.  Above, one CTA takes it all. */
+    static constexpr int RESIDENT = TPW * TB / 2 <= 64 ? 2 : 1;
+    static constexpr int SHARED = RESIDENT == 2 ? 113 * 1024 : 227 * 1024;
+    static constexpr int X_ATOMS = TB <= 64 ? 2 : 1; /* atoms of an activation slot */
+    static constexpr int X_BYTES = TB * 128 * X_ATOMS;
+    /* Activation slots for the blocks in flight, and one more; the rest is weights. */
+    static constexpr int X_SLOTS =
+        TB == 256 ? 4 : TB == 128 ? (RESIDENT == 2 ? 3 : 5) : TB == 64 ? 3 : 6 / RT + 1;
+    static constexpr int BARRIERS = 512;
+    static constexpr int W_FIT = (SHARED - BARRIERS - X_SLOTS * X_BYTES) / KN_BLOCK_BYTES;
+    /* A slot belongs to one warpgroup: one that skipped a phase of a barrier could not tell the next
+     * from the last. */
+    static constexpr int W_SLOTS = (W_FIT < 8 ? W_FIT : 8) / WG * WG;
+    static constexpr int SHARED_USED = W_SLOTS * KN_BLOCK_BYTES + X_SLOTS * X_BYTES + BARRIERS;
+    /* Warp fragments (16 rows x 8 tokens, one float4 a lane) of a group. */
+    static constexpr int FRAGMENTS = RT * 4 * (TB / 8);
+    static_assert(W_SLOTS >= RT, "a k-block of the group must fit");
+};
 
-/* Byte of element (token, k) of an activation buffer for the token bucket tb. */
-PTX_INLINE size_t cu_act_offset(int tb, int token, int k)
+template <class S> struct cu_gemm_ring {
+    uint8_t weights[S::W_SLOTS][KN_BLOCK_BYTES];
+    uint8_t x[S::X_SLOTS][S::X_BYTES];
+    uint64_t w_full[S::W_SLOTS], w_empty[S::W_SLOTS];
+    uint64_t x_full[S::X_SLOTS], x_empty[S::X_SLOTS];
+    uint32_t issue_clock[S::W_SLOTS];
+    uint32_t landed; /* remote blocks the poller has seen land */
+};
+
+/* --- who computes what --- */
+
+/* The quanta of one CTA, in its order: remote ones (of at most one tier), then local ones. */
+struct cu_work {
+    int32_t tier, window;                              /* of the remote quanta */
+    int32_t remote_begin, remote_step, remote_count;   /* quanta of that tier */
+    int32_t local_begin, local_count;                  /* consecutive quanta of tier 0 */
+    int32_t remote_blocks;                             /* blocks in the remote quanta, absent tiles too */
+};
+
+/* Local quanta before CTA c, when the CTAs [0, first[j + 1]) of tier j have weight share[j] and the
+ * rest share[0]. */
+PTX_INLINE int32_t cu_local_before(int32_t quanta, int32_t grid, const int32_t (&first)[KN_TIER_MAX + 1],
+                                   const float (&share)[KN_TIER_MAX], int32_t c)
 {
-    int block = k >> 7, atom = (k >> 6) & 1, byte = (k & 63) * 2;
-    return (size_t)block * tb * 256 + (size_t)atom * tb * 128 + (size_t)token * 128 +
-           (((byte >> 4) ^ (token & 7)) << 4) + (byte & 15);
+    if (c == grid) return quanta;
+    float before = 0.f, all = 0.f;
+#pragma unroll
+    for (int j = 1; j < KN_TIER_MAX; j++) {
+        before += share[j] * (float)(min(max(c, first[j]), first[j + 1]) - first[j]);
+        all += share[j] * (float)(first[j + 1] - first[j]);
+    }
+    before += share[0] * (float)max(c - first[KN_TIER_MAX], 0);
+    all += share[0] * (float)(grid - first[KN_TIER_MAX]);
+    return all > 0.f ? min((int32_t)(before / all * (float)quanta + 0.5f), quanta)
+                     : (int32_t)((int64_t)quanta * c / grid);
 }
 
-/* The blocks of one CTA in the order it takes them: its remote quanta, then its local ones. */
-struct cu_work {
-    int32_t remote_begin, remote_step, remote_count; /* quanta remote_begin + i * remote_step of the remote tiles */
-    int32_t local_begin, local_count;                /* consecutive quanta of the local tiles */
-};
-
-PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
+template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
 {
-    cu_work w;
-    int grid = gridDim.x, cta = blockIdx.x;
-    int local = g.local_tiles * g.quanta_per_tile;
-    int remote = (g.tile_count - g.local_tiles) * g.quanta_per_tile;
-    int readers = min(g.remote_ctas, grid);
-    w.remote_begin = cta;
-    w.remote_step = readers;
-    w.remote_count = cta < readers && remote > cta ? (remote - cta + readers - 1) / readers : 0;
-    w.local_begin = (int)((long long)local * cta / grid);
-    w.local_count = (int)((long long)local * (cta + 1) / grid) - w.local_begin;
+    const int32_t grid = gridDim.x, cta = blockIdx.x;
+    cu_work w = {};
+    const int32_t local = g.tier[0].group_count * g.quanta_per_group;
+    if (!g.windows) {
+        w.local_begin = (int32_t)((int64_t)local * cta / grid);
+        w.local_count = (int32_t)((int64_t)local * (cta + 1) / grid) - w.local_begin;
+        return w;
+    }
+    /* Readers of the remote tiers, side by side, and what each tier's part costs one of them. */
+    int32_t first[KN_TIER_MAX + 1] = {0, 0};
+    float load[KN_TIER_MAX] = {};
+#pragma unroll
+    for (int j = 1; j < KN_TIER_MAX; j++) {
+        const int32_t quanta = g.tier[j].group_count * g.quanta_per_group;
+        int32_t readers = 0;
+        if (quanta > 0) {
+            const kn_cu_window window = g.windows[j];
+            const int32_t wanted = max(window.ctas, 1), in_flight = max(window.blocks, 1);
+            readers = max(min(min(wanted, quanta), grid - first[j]), 1);
+            const int32_t begin = min(first[j], grid - 1);
+            load[j] = window.cost * (float)(quanta * g.quantum_blocks * S::RT) / (float)readers;
+            if (cta >= begin && cta < begin + readers) {
+                w.tier = j;
+                /* Fewer readers than wanted share the window of all. */
+                w.window = min(max(in_flight * wanted / readers, 1), S::W_SLOTS);
+                w.remote_begin = cta - begin;
+                w.remote_step = readers;
+                w.remote_count = (quanta - w.remote_begin + readers - 1) / readers;
+            }
+        }
+        first[j + 1] = min(first[j] + readers, grid);
+    }
+    for (int32_t i = 0; i < w.remote_count; i++) {
+        const int32_t index = (w.remote_begin + i * w.remote_step) % g.quanta_per_group;
+        w.remote_blocks +=
+            min(g.quantum_blocks, g.blocks_per_tile - index * g.quantum_blocks) * S::RT;
+    }
+    /* Level all CTAs: those whose remote load is above the level get no local work. */
+    float share[KN_TIER_MAX] = {};
+    bool over[KN_TIER_MAX] = {};
+    const float local_blocks = (float)(local * g.quantum_blocks * S::RT);
+#pragma unroll
+    for (int round = 1; round < KN_TIER_MAX; round++) {
+        float sum = local_blocks, ctas = (float)(grid - first[KN_TIER_MAX]);
+#pragma unroll
+        for (int j = 1; j < KN_TIER_MAX; j++)
+            if (!over[j]) {
+                sum += load[j] * (float)(first[j + 1] - first[j]);
+                ctas += (float)(first[j + 1] - first[j]);
+            }
+        share[0] = ctas > 0.f ? sum / ctas : 0.f;
+#pragma unroll
+        for (int j = 1; j < KN_TIER_MAX; j++) {
+            over[j] |= load[j] >= share[0];
+            share[j] = over[j] ? 0.f : share[0] - load[j];
+        }
+    }
+    w.local_begin = cu_local_before(local, grid, first, share, cta);
+    w.local_count = cu_local_before(local, grid, first, share, cta + 1) - w.local_begin;
     return w;
 }
 
-/* Quantum i of a CTA: its tile, its first block there, and how many blocks. */
 struct cu_quantum {
-    const uint8_t *weights;
-    int32_t tile, index, block_begin, block_count;
+    int32_t group, index, block_begin, block_count;
     bool remote;
 };
 
-PTX_INLINE cu_quantum cu_gemm_quantum(const cu_gemm &g, const cu_work &w, int i)
+PTX_INLINE cu_quantum cu_gemm_quantum(const cu_gemm &g, const cu_work &w, int32_t i)
 {
     cu_quantum q;
     q.remote = i < w.remote_count;
-    int id = q.remote ? w.remote_begin + i * w.remote_step : w.local_begin + i - w.remote_count;
-    int tile = id / g.quanta_per_tile;
-    q.index = id - tile * g.quanta_per_tile;
+    const int32_t id = q.remote ? w.remote_begin + i * w.remote_step : w.local_begin + i - w.remote_count;
+    const int32_t group = id / g.quanta_per_group;
+    q.group = group + g.tier[q.remote ? w.tier : 0].group_begin;
+    q.index = id - group * g.quanta_per_group;
     q.block_begin = q.index * g.quantum_blocks;
     q.block_count = min(g.quantum_blocks, g.blocks_per_tile - q.block_begin);
-    q.weights = (q.remote ? g.remote : g.local) + ((size_t)tile * g.blocks_per_tile + q.block_begin) * KN_BLOCK_BYTES;
-    q.tile = q.remote ? tile + g.local_tiles : tile;
     return q;
 }
 
-template <int TB, int STAGES> struct cu_gemm_shared {
-    static constexpr int STAGE_BYTES = KN_BLOCK_BYTES + TB * 256;
-    static constexpr int BYTES = STAGES * STAGE_BYTES + 1024;
-};
-
-/* Producer: one lane.  Weights of the first STAGES blocks before the wait, their activations after it. */
-template <int TB, int STAGES>
-PTX_INLINE void cu_gemm_produce(const cu_gemm &g, uint8_t *ring, uint64_t *full, uint64_t *empty)
+/* The tier of a tile, or -1 beyond the last. */
+PTX_INLINE int32_t cu_gemm_tile_tier(const cu_gemm &g, int32_t tile)
 {
-    constexpr int STAGE = cu_gemm_shared<TB, STAGES>::STAGE_BYTES;
-    const cu_work w = cu_gemm_work(g);
-    const int quanta = w.remote_count + w.local_count;
-    const uint64_t once = ptx_policy_evict_first();
-    int issued = 0, x_block[STAGES];
-    bool waited = false;
-    int remote_issued = 0;
+    int32_t tier = -1;
 #pragma unroll
-    for (int s = 0; s < STAGES; s++) x_block[s] = 0;
-    for (int i = 0; i < quanta; i++) {
+    for (int j = 0; j < KN_TIER_MAX; j++)
+        if (tile >= g.tier[j].tile_begin && tile < g.tier[j].tile_end) tier = j;
+    return tier;
+}
+
+/* --- producers --- */
+
+template <class S> PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
+{
+    const uint64_t once = ptx_policy_evict_first();
+    uint32_t local_issued = 0, remote_issued = 0;
+    int32_t n = 0;
+    for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_quantum q = cu_gemm_quantum(g, w, i);
-        for (int b = 0; b < q.block_count; b++, issued++) {
-            int s = issued % STAGES;
-            if (issued == STAGES && !waited) {
-                ptx_griddep_wait();
-                waited = true;
-                for (int k = 0; k < STAGES; k++)
-                    ptx_bulk_load(ring + k * STAGE + KN_BLOCK_BYTES, g.x + (size_t)x_block[k] * TB * 256, TB * 256,
-                                  &full[k]);
-            }
-            if (issued >= STAGES) ptx_mbarrier_wait(&empty[s], ((issued / STAGES) & 1) ^ 1);
-            if (q.remote) {
-                /* At most remote_blocks in flight: the one that many before must have landed.  Only its weights
-                 * count, but a stage lands as a whole; before the wait no stage lands, so the window is filled once. */
-                if (remote_issued >= g.remote_blocks) {
-                    if (!waited) {
-                        ptx_griddep_wait();
-                        waited = true;
-                        for (int k = 0; k < issued; k++)
-                            ptx_bulk_load(ring + k * STAGE + KN_BLOCK_BYTES, g.x + (size_t)x_block[k] * TB * 256,
-                                          TB * 256, &full[k]);
-                    }
-                    int old = issued - g.remote_blocks;
-                    ptx_mbarrier_wait(&full[old % STAGES], (old / STAGES) & 1);
+        const uint8_t *from[S::RT];
+        bool remote[S::RT];
+#pragma unroll
+        for (int t = 0; t < S::RT; t++) {
+            const int32_t tile = q.group * S::RT + t, tier = cu_gemm_tile_tier(g, tile);
+            const int32_t block = (tile - g.tier[max(tier, 0)].tile_begin) * g.blocks_per_tile + q.block_begin;
+            from[t] = tier < 0 ? nullptr : g.tier[tier].base + (size_t)block * KN_BLOCK_BYTES;
+            remote[t] = tier > 0;
+        }
+        const int32_t reach = q.remote ? w.window : S::W_SLOTS;
+        for (int32_t b = 0; b < q.block_count; b++) {
+#pragma unroll
+            for (int t = 0; t < S::RT; t++, n++) {
+                const int32_t slot = n % S::W_SLOTS;
+                if (n >= S::W_SLOTS) ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
+                const int32_t landed = min(n - reach + 1, w.remote_blocks);
+                if (landed > 0)
+                    PTX_SPIN_UNTIL((int32_t)ptx_load_acquire_shared(&ring.landed) >= landed);
+                if (!from[t]) { /* beyond the last tile: what it multiplies is never stored */
+                    ptx_mbarrier_arrive(&ring.w_full[slot]);
+                    continue;
                 }
-                remote_issued++;
+                if (remote[t]) ring.issue_clock[slot] = ptx_clock();
+                ptx_mbarrier_expect_tx(&ring.w_full[slot], KN_BLOCK_BYTES);
+                ptx_bulk_load_hint(ring.weights[slot], from[t], KN_BLOCK_BYTES, &ring.w_full[slot], once);
+                from[t] += KN_BLOCK_BYTES;
+                remote_issued += remote[t];
+                local_issued += !remote[t];
             }
-            uint8_t *stage = ring + s * STAGE;
-            ptx_mbarrier_expect_tx(&full[s], STAGE);
-            ptx_bulk_load_hint(stage, q.weights + (size_t)b * KN_BLOCK_BYTES, KN_BLOCK_BYTES, &full[s], once);
-            if (waited)
-                ptx_bulk_load(stage + KN_BLOCK_BYTES, g.x + (size_t)(q.block_begin + b) * TB * 256, TB * 256, &full[s]);
-            else
-                x_block[s] = q.block_begin + b;
         }
     }
-    if (!waited) {
-        ptx_griddep_wait();
-        for (int k = 0; k < issued; k++)
-            ptx_bulk_load(ring + k * STAGE + KN_BLOCK_BYTES, g.x + (size_t)x_block[k] * TB * 256, TB * 256, &full[k]);
+    if (g.traffic) {
+        if (local_issued) ptx_atomic_add_relaxed_u64(&g.traffic[0].blocks, local_issued);
+        if (remote_issued) ptx_atomic_add_relaxed_u64(&g.traffic[w.tier].blocks, remote_issued);
     }
 }
 
-/* Adds one stage to the accumulators of a warp's 16 rows. */
-template <int TB>
-PTX_INLINE void cu_gemm_stage(float (&acc)[TB / 8][4], uint32_t stage, int warp, int lane)
+template <class S>
+PTX_INLINE void cu_produce_activations(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
 {
-    const int row = warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7);
-#pragma unroll
-    for (int atom = 0; atom < 2; atom++) {
-        const uint32_t w_base = stage + atom * KN_ATOM_BYTES + row * 128;
-        const uint32_t x_base = stage + KN_BLOCK_BYTES + atom * TB * 128 + (lane & 7) * 128;
-        uint32_t a[4][4];
-#pragma unroll
-        for (int s = 0; s < 4; s++) ptx_ldmatrix_x4(a[s], w_base + (((2 * s + (lane >> 4)) ^ (lane & 7)) << 4));
-#pragma unroll
-        for (int n = 0; n < TB / 8; n++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                uint32_t b[4];
-                ptx_ldmatrix_x4(b, x_base + n * 1024 + (((4 * h + (lane >> 3)) ^ (lane & 7)) << 4));
-                ptx_mma_m16n8k16(acc[n], a[2 * h], b[0], b[1]);
-                ptx_mma_m16n8k16(acc[n], a[2 * h + 1], b[2], b[3]);
+    constexpr int SLOTS_PER_BLOCK = 2 / S::X_ATOMS;
+    const uint64_t often = ptx_policy_evict_last();
+    ptx_griddep_wait();
+    int32_t n = 0;
+    for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
+        const cu_quantum q = cu_gemm_quantum(g, w, i);
+        const uint8_t *from = g.x + (size_t)q.block_begin * S::TB * 256;
+        for (int32_t b = 0; b < q.block_count * SLOTS_PER_BLOCK; b++, n++, from += S::X_BYTES) {
+            const int32_t slot = n % S::X_SLOTS;
+            if (n >= S::X_SLOTS) ptx_mbarrier_wait(&ring.x_empty[slot], (n / S::X_SLOTS - 1) & 1);
+            ptx_mbarrier_expect_tx(&ring.x_full[slot], S::X_BYTES);
+            ptx_bulk_load_hint(ring.x[slot], from, S::X_BYTES, &ring.x_full[slot], often);
+        }
+    }
+}
+
+/* Sees each remote block land, in order, and says so to the weight producer. */
+template <class S> PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
+{
+    uint32_t trips = 0, trip_min = UINT32_MAX, trip_max = 0;
+    uint64_t clocks = 0;
+    int32_t n = 0;
+    for (int32_t i = 0; i < w.remote_count; i++) {
+        const cu_quantum q = cu_gemm_quantum(g, w, i);
+        for (int32_t b = 0; b < q.block_count; b++)
+            for (int t = 0; t < S::RT; t++, n++) {
+                const int32_t slot = n % S::W_SLOTS;
+                PTX_SPIN_UNTIL(ptx_mbarrier_test_wait(&ring.w_full[slot], (n / S::W_SLOTS) & 1));
+                const uint32_t now = ptx_clock();
+                if (cu_gemm_tile_tier(g, q.group * S::RT + t) > 0) {
+                    const uint32_t trip = now - *(volatile uint32_t *)&ring.issue_clock[slot];
+                    trips++;
+                    clocks += trip;
+                    trip_min = min(trip_min, trip);
+                    trip_max = max(trip_max, trip);
+                }
+                ptx_store_release_shared(&ring.landed, n + 1);
             }
     }
+    if (!g.traffic || !trips) return;
+    kn_cu_traffic *traffic = &g.traffic[w.tier];
+    ptx_atomic_add_relaxed_u64(&traffic->trips, trips);
+    ptx_atomic_add_relaxed_u64(&traffic->trip_clocks, clocks);
+    ptx_atomic_min_relaxed(&traffic->trip_min, trip_min);
+    ptx_atomic_max_relaxed(&traffic->trip_max, trip_max);
 }
 
-/* Rows r and r + 8 of the tile, tokens t and t + 1, as the fragment holds them. */
-template <int TB, kn_epilogue EPI>
-PTX_INLINE void cu_gemm_store(const cu_gemm &g, const float (&acc)[TB / 8][4], int tile, int warp, int lane)
+/* --- consumers --- */
+
+/* A warp fragment of the finished product: rows r and r + 8, tokens t and t + 1. */
+PTX_INLINE void cu_store_act(const cu_gemm &g, int tb, int t, int i, int stride, int limit, float v)
 {
-    const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8;
+    uint8_t *out = (uint8_t *)g.out;
+    if (t >= g.tokens) return;
+    *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, i)) = __float2bfloat16(v);
+    /* The last tile also clears what the next GEMM's last block reads beyond the columns. */
+    for (int k = i + stride; k < limit; k += stride)
+        *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, k)) = __float2bfloat16(0.f);
+}
+
+template <int TB> PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int lane, float4 v)
+{
+    const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
     const float b0 = g.bias && r0 < g.rows ? g.bias[r0] : 0.f, b1 = g.bias && r1 < g.rows ? g.bias[r1] : 0.f;
+    const float r0t[2] = {v.x + b0, v.y + b0}, r1t[2] = {v.z + b1, v.w + b1};
+    const bool last = tile == g.tile_count - 1;
+    if (tile >= g.tile_count) return;
+    if (g.epilogue == KN_EPI_SWIGLU) {
+        /* r0 is a gate row, r1 its up row (kn_glu_row). */
+        const int i = tile * 32 + warp * 8 + (lane >> 2), limit = last ? (g.tile_count * 32 + 127) & ~127 : 0;
 #pragma unroll
-    for (int n = 0; n < TB / 8; n++)
+        for (int j = 0; j < 2; j++)
+            cu_store_act(g, TB, t + j, i, 32, limit, r0t[j] / (1.f + __expf(-r0t[j])) * r1t[j]);
+    } else if (g.epilogue == KN_EPI_RELU) {
+        const int limit = last ? (g.tile_count * 64 + 127) & ~127 : 0;
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const int t = n * 8 + (lane & 3) * 2 + j;
-            const float v0 = acc[n][j] + b0, v1 = acc[n][2 + j] + b1;
-            if (EPI == KN_EPI_SWIGLU) {
-                /* r0 is a gate row, r1 its up row (kn_glu_row).  Padding tokens are written too: they stay finite. */
-                const int i = (tile * 64 + warp * 16) / 2 + (lane >> 2);
-                const float h = v0 / (1.f + __expf(-v0)) * v1;
-                *(__nv_bfloat16 *)((uint8_t *)g.out + cu_act_offset(TB, t, i)) = __float2bfloat16(h);
-            } else if (EPI == KN_EPI_RELU) {
-                uint8_t *out = (uint8_t *)g.out;
-                *(__nv_bfloat16 *)(out + cu_act_offset(TB, t, r0)) = __float2bfloat16(fmaxf(v0, 0.f));
-                *(__nv_bfloat16 *)(out + cu_act_offset(TB, t, r1)) = __float2bfloat16(fmaxf(v1, 0.f));
-            } else if (t < g.tokens) {
-                float *out = (float *)g.out + (size_t)t * g.rows;
-                if (r0 < g.rows) out[r0] = EPI == KN_EPI_ADD ? out[r0] + v0 : v0;
-                if (r1 < g.rows) out[r1] = EPI == KN_EPI_ADD ? out[r1] + v1 : v1;
-            }
+            cu_store_act(g, TB, t + j, r0, 64, limit, fmaxf(r0t[j], 0.f));
+            cu_store_act(g, TB, t + j, r1, 64, limit, fmaxf(r1t[j], 0.f));
         }
-}
-
-/* A warp hands in its partial of one quantum; the last of the tile adds all of them in order of k and stores. */
-template <int TB, kn_epilogue EPI>
-PTX_INLINE void cu_gemm_hand_in(const cu_gemm &g, float (&acc)[TB / 8][4], const cu_quantum &q, int warp, int lane)
-{
-    if (g.quanta_per_tile > 1) {
-        const size_t slot = (size_t)TB * 16; /* floats of one warp's partial */
-        float *tile = g.partial + (size_t)q.tile * g.quanta_per_tile * 4 * slot;
-        float *mine = tile + ((size_t)q.index * 4 + warp) * slot;
+    } else {
+        const bool add = g.epilogue == KN_EPI_ADD;
 #pragma unroll
-        for (int n = 0; n < TB / 8; n++)
-            __stcg((float4 *)mine + n * 32 + lane, make_float4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]));
-        __syncwarp();
-        uint32_t last = 0;
-        if (lane == 0) {
-            uint32_t *count = g.arrive + q.tile * 4 + warp;
-            last = ptx_atomic_add_acq_rel(count, 1) == (uint32_t)g.quanta_per_tile - 1;
-            if (last) *count = 0;
-        }
-        if (!__shfl_sync(0xffffffffu, last, 0)) return;
-        __syncwarp();
-#pragma unroll
-        for (int n = 0; n < TB / 8; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.f;
-#pragma unroll 4
-        for (int i = 0; i < g.quanta_per_tile; i++) {
-            const float *from = tile + ((size_t)i * 4 + warp) * slot;
-#pragma unroll
-            for (int n = 0; n < TB / 8; n++) {
-                const float4 v = __ldcg((const float4 *)from + n * 32 + lane);
-                acc[n][0] += v.x;
-                acc[n][1] += v.y;
-                acc[n][2] += v.z;
-                acc[n][3] += v.w;
-            }
+        for (int j = 0; j < 2; j++) {
+            if (t + j >= g.tokens) continue;
+            float *out = (float *)g.out + (size_t)(t + j) * g.rows;
+            if (r0 < g.rows) out[r0] = add ? out[r0] + r0t[j] : r0t[j];
+            if (r1 < g.rows) out[r1] = add ? out[r1] + r1t[j] : r1t[j];
         }
     }
-    cu_gemm_store<TB, EPI>(g, acc, q.tile, warp, lane);
 }
 
-template <int TB, int STAGES, kn_epilogue EPI>
-__global__ void __launch_bounds__(CU_GEMM_THREADS) sm90_bf16_decode_gemm(const __grid_constant__ cu_gemm g)
+/* Sums of one quantum for the tiles of a warpgroup; n and m count the slots used so far. */
+template <class S>
+PTX_INLINE void cu_multiply(float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ring, int32_t blocks, int32_t n,
+                            int32_t m, int wg, int lane)
 {
+    constexpr int X_PER_BLOCK = 2 / S::X_ATOMS;
+    for (int32_t b = 0; b < blocks; b++, n += S::RT, m += X_PER_BLOCK) {
+        int32_t w_slot[S::TPW], x_slot[X_PER_BLOCK];
+#pragma unroll
+        for (int i = 0; i < X_PER_BLOCK; i++) {
+            x_slot[i] = (m + i) % S::X_SLOTS;
+            ptx_mbarrier_wait(&ring.x_full[x_slot[i]], ((m + i) / S::X_SLOTS) & 1);
+        }
+#pragma unroll
+        for (int j = 0; j < S::TPW; j++) {
+            const int32_t tile = n + wg + j * S::WG;
+            w_slot[j] = tile % S::W_SLOTS;
+            ptx_mbarrier_wait(&ring.w_full[w_slot[j]], (tile / S::W_SLOTS) & 1);
+        }
+        ptx_wgmma_fence();
+#pragma unroll
+        for (int j = 0; j < S::TPW; j++)
+#pragma unroll
+            for (int atom = 0; atom < 2; atom++) {
+                const uint8_t *x = ring.x[x_slot[atom % X_PER_BLOCK]] + atom % S::X_ATOMS * S::TB * 128;
+                const uint64_t xd = ptx_wgmma_descriptor(ptx_shared(x));
+                const uint64_t wd = ptx_wgmma_descriptor(ptx_shared(ring.weights[w_slot[j]] + atom * KN_ATOM_BYTES));
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    ptx_wgmma<S::TB>(acc[j], wd + 2 * k, xd + 2 * k, b + atom + k > 0);
+            }
+        ptx_wgmma_commit();
+        ptx_wgmma_wait<0>();
+        if (lane == 0) {
+#pragma unroll
+            for (int j = 0; j < S::TPW; j++) ptx_mbarrier_arrive(&ring.w_empty[w_slot[j]]);
+#pragma unroll
+            for (int i = 0; i < X_PER_BLOCK; i++) ptx_mbarrier_arrive(&ring.x_empty[x_slot[i]]);
+        }
+    }
+}
+
+/* A warpgroup's partial sums of one quantum, to the workspace. */
+template <class S>
+PTX_INLINE void cu_hand_in(const cu_gemm &g, const float (&acc)[S::TPW][S::TB / 2], const cu_quantum &q, int wg,
+                           int warp, int lane)
+{
+    float4 *mine = g.partial + ((size_t)q.group * g.quanta_per_group + q.index) * S::FRAGMENTS * 32;
+#pragma unroll
+    for (int j = 0; j < S::TPW; j++)
+#pragma unroll
+        for (int n = 0; n < S::TB / 8; n++)
+            __stcg(mine + (((wg + j * S::WG) * 4 + warp) * (S::TB / 8) + n) * 32 + lane,
+                   make_float4(acc[j][4 * n], acc[j][4 * n + 1], acc[j][4 * n + 2], acc[j][4 * n + 3]));
+}
+
+/* Quanta [i, cu_run_end) of a CTA follow one another in one group: they are reduced together. */
+PTX_INLINE int32_t cu_run_end(const cu_gemm &g, const cu_work &w, int32_t i)
+{
+    const cu_quantum first = cu_gemm_quantum(g, w, i);
+    int32_t end = i + 1;
+    for (; end < w.remote_count + w.local_count; end++) {
+        const cu_quantum q = cu_gemm_quantum(g, w, end);
+        if (q.group != first.group || q.index != first.index + end - i) break;
+    }
+    return end;
+}
+
+/* The share [begin, end) quanta of a group have in its reduction, once all of its quanta are there. */
+template <class S>
+PTX_INLINE void cu_reduce(const cu_gemm &g, int32_t group, int32_t begin, int32_t end, int warp, int lane)
+{
+    const int32_t quanta = g.quanta_per_group, all = quanta * S::WARPS;
+    uint32_t *arrive = &g.arrive[group];
+    if (lane == 0) PTX_SPIN_UNTIL((int32_t)ptx_load_acquire(arrive) >= all);
+    __syncwarp();
+    const float4 *from = g.partial + (size_t)group * quanta * S::FRAGMENTS * 32 + lane;
+    const int32_t stop = end * S::FRAGMENTS / quanta;
+    for (int32_t f = begin * S::FRAGMENTS / quanta + warp; f < stop; f += S::WARPS) {
+        float4 sum = __ldcg(from + f * 32);
+#pragma unroll 8
+        for (int32_t i = 1; i < quanta; i++) {
+            const float4 v = __ldcg(from + ((size_t)i * S::FRAGMENTS + f) * 32);
+            sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+        }
+        constexpr int N = S::TB / 8;
+        cu_gemm_store<S::TB>(g, group * S::RT + f / (4 * N), f / N % 4, f % N, lane, sum);
+    }
+    __syncwarp();
+    if (lane == 0) {
+        const uint32_t mine = (uint32_t)(end - begin);
+        if (ptx_atomic_add_relaxed(arrive, mine) + mine == (uint32_t)(2 * all)) *arrive = 0;
+    }
+}
+
+/* After all its quanta a warp says so for all at once: one fence a launch. */
+template <class S>
+PTX_INLINE void cu_reduce_all(const cu_gemm &g, const cu_work &w, int warp, int lane)
+{
+    const int32_t quanta = w.remote_count + w.local_count;
+    __syncwarp();
+    if (lane == 0) {
+        __threadfence();
+        for (int32_t i = 0, end; i < quanta; i = end) {
+            end = cu_run_end(g, w, i);
+            ptx_atomic_add_relaxed(&g.arrive[cu_gemm_quantum(g, w, i).group], (uint32_t)(end - i));
+        }
+    }
+    for (int32_t i = 0, end; i < quanta; i = end) {
+        end = cu_run_end(g, w, i);
+        const cu_quantum q = cu_gemm_quantum(g, w, i);
+        cu_reduce<S>(g, q.group, q.index, q.index + end - i, warp, lane);
+    }
+}
+
+template <class S>
+PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring, int warp, int lane)
+{
+    /* The epilogue touches what the previous kernel wrote and read, so every consumer waits. */
+    ptx_griddep_wait();
+    const int wg = warp >> 2;
+    const int32_t quanta = w.remote_count + w.local_count;
+    int32_t n = 0, m = 0;
+    for (int32_t i = 0; i < quanta; i++) {
+        const cu_quantum q = cu_gemm_quantum(g, w, i);
+        float acc[S::TPW][S::TB / 2];
+        cu_multiply<S>(acc, ring, q.block_count, n, m, wg, lane);
+        n += q.block_count * S::RT;
+        m += q.block_count * (2 / S::X_ATOMS);
+        if (g.quanta_per_group > 1) {
+            cu_hand_in<S>(g, acc, q, wg, warp & 3, lane);
+            continue;
+        }
+#pragma unroll
+        for (int j = 0; j < S::TPW; j++)
+#pragma unroll
+            for (int c = 0; c < S::TB / 8; c++)
+                cu_gemm_store<S::TB>(
+                    g, q.group * S::RT + wg + j * S::WG, warp & 3, c, lane,
+                    make_float4(acc[j][4 * c], acc[j][4 * c + 1], acc[j][4 * c + 2], acc[j][4 * c + 3]));
+    }
+    if (g.quanta_per_group > 1) cu_reduce_all<S>(g, w, warp, lane);
+}
+
+template <int TB, int RT>
+__global__ void __launch_bounds__(cu_gemm_shape<TB, RT>::THREADS, cu_gemm_shape<TB, RT>::RESIDENT)
+    sm90_bf16_decode_gemm(const __grid_constant__ cu_gemm g)
+{
+    using S = cu_gemm_shape<TB, RT>;
     extern __shared__ __align__(1024) uint8_t shared[];
-    __shared__ uint64_t full[STAGES], empty[STAGES];
-    constexpr int STAGE = cu_gemm_shared<TB, STAGES>::STAGE_BYTES;
-    uint8_t *ring = (uint8_t *)(((uintptr_t)shared + 1023) & ~(uintptr_t)1023);
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    cu_gemm_ring<S> &ring = *(cu_gemm_ring<S> *)shared;
+    static_assert(sizeof(cu_gemm_ring<S>) <= S::SHARED_USED, "the ring outgrew its shared memory");
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
     ptx_griddep_launch();
     if (threadIdx.x == 0) {
-        for (int s = 0; s < STAGES; s++) {
-            ptx_mbarrier_init(&full[s], 1);
-            ptx_mbarrier_init(&empty[s], 4);
+        if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
+        for (int s = 0; s < S::W_SLOTS; s++) {
+            ptx_mbarrier_init(&ring.w_full[s], 1);
+            ptx_mbarrier_init(&ring.w_empty[s], 4);
         }
+        for (int s = 0; s < S::X_SLOTS; s++) {
+            ptx_mbarrier_init(&ring.x_full[s], 1);
+            ptx_mbarrier_init(&ring.x_empty[s], S::WARPS);
+        }
+        ring.landed = 0;
         ptx_fence_mbarrier_init();
     }
     __syncthreads();
-    if (warp == 4) {
-        if (lane == 0) cu_gemm_produce<TB, STAGES>(g, ring, full, empty);
-        return;
-    }
-    /* Consumers touch the previous kernel's output in the epilogue (the residual stream), so they wait too. */
-    ptx_griddep_wait();
-    const cu_work w = cu_gemm_work(g);
-    const int quanta = w.remote_count + w.local_count;
-    int taken = 0;
-    for (int i = 0; i < quanta; i++) {
-        const cu_quantum q = cu_gemm_quantum(g, w, i);
-        float acc[TB / 8][4];
-#pragma unroll
-        for (int n = 0; n < TB / 8; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.f;
-        for (int b = 0; b < q.block_count; b++, taken++) {
-            const int s = taken % STAGES;
-            ptx_mbarrier_wait(&full[s], (taken / STAGES) & 1);
-            cu_gemm_stage<TB>(acc, ptx_shared(ring + s * STAGE), warp, lane);
-            __syncwarp();
-            if (lane == 0) ptx_mbarrier_arrive(&empty[s]);
-        }
-        cu_gemm_hand_in<TB, EPI>(g, acc, q, warp, lane);
+    const cu_work w = cu_gemm_work<S>(g);
+    if (warp < S::WARPS) {
+        cu_consume<S>(g, w, ring, warp, lane);
+    } else if (warp == S::WARPS) {
+        if (lane == 0) cu_produce_weights<S>(g, w, ring);
+    } else {
+        if (lane == 0) cu_produce_activations<S>(g, w, ring);
+        if (lane == 1) cu_poll_remote<S>(g, w, ring);
     }
 }
 

@@ -1,0 +1,219 @@
+/*
+ * gemm.cu - the host side of the decode GEMM: which tiles a shape gets, and its launch.  The kernel
+ * and its reasons are in decode_gemm.cuh.
+ */
+#include <cuda_runtime.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cuda/decode_gemm.cuh"
+
+/* Counters of the workspace: one per group, before the partial sums. */
+#define ARRIVE_BYTES ((size_t)1 << 16)
+#define GROUPS_MAX ((int32_t)(ARRIVE_BYTES / sizeof(uint32_t)))
+
+typedef void (*cu_gemm_kernel)(cu_gemm);
+
+struct cu_gemm_variant {
+    int32_t bucket, group_tiles, threads, shared_bytes, resident;
+    cu_gemm_kernel kernel;
+};
+
+template <int TB, int RT> static constexpr cu_gemm_variant variant()
+{
+    using S = cu_gemm_shape<TB, RT>;
+    return {TB, RT, S::THREADS, S::SHARED_USED, S::RESIDENT, sm90_bf16_decode_gemm<TB, RT>};
+}
+
+static const cu_gemm_variant variants[] = {
+    variant<8, 1>(),  variant<8, 2>(),  variant<8, 4>(),   variant<16, 1>(),  variant<16, 2>(), variant<16, 4>(),
+    variant<32, 2>(), variant<32, 4>(), variant<64, 2>(),  variant<64, 4>(),  variant<128, 2>(),
+    variant<128, 4>(), variant<256, 2>(),
+};
+
+static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(variants); i++)
+        if (variants[i].bucket == bucket && variants[i].group_tiles == group_tiles) return &variants[i];
+    return NULL;
+}
+
+extern "C" bool kn_cu_gemm_has(int32_t bucket, int32_t group_tiles)
+{
+    return find_variant(bucket, group_tiles) != NULL;
+}
+
+static enum status cuda_failed(cudaError_t e, const char *what, char *err)
+{
+    return err_set(err, ST_DEVICE, "%s failed: %s", what, cudaGetErrorString(e));
+}
+
+extern "C" int32_t kn_cu_bucket(int32_t tokens)
+{
+    CHECK(tokens >= 1 && tokens <= KN_CU_TOKENS_MAX);
+    int32_t bucket = 8;
+    while (bucket < tokens) bucket *= 2;
+    return bucket;
+}
+
+extern "C" size_t kn_cu_act_bytes(int32_t bucket, int32_t cols)
+{
+    return div_up((size_t)cols, 128) * (size_t)bucket * 256;
+}
+
+extern "C" enum status kn_cu_gemm_init(char *err)
+{
+    int device, major = 0, minor = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (e != cudaSuccess) return cuda_failed(e, "asking the GPU for its compute capability", err);
+    if (major != 9 || minor != 0)
+        return err_set(err, ST_UNSUPPORTED, "the GPU has compute capability %d.%d; the CUDA kernels need 9.0 (Hopper)",
+                       major, minor);
+    for (size_t i = 0; i < ARRAY_COUNT(variants); i++) {
+        e = cudaFuncSetAttribute((const void *)variants[i].kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 variants[i].shared_bytes);
+        if (e != cudaSuccess) return cuda_failed(e, "reserving shared memory for the decode GEMM", err);
+    }
+    return ST_OK;
+}
+
+extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t cols, int32_t sm_count, struct kn_cu_gemm_plan *plan)
+{
+    int32_t tiles = (rows + 63) / 64, blocks = (cols + 127) / 128;
+    plan->group_count = (tiles + plan->group_tiles - 1) / plan->group_tiles;
+    plan->quanta_per_group = (blocks + plan->quantum_blocks - 1) / plan->quantum_blocks;
+    int64_t quanta = (int64_t)plan->group_count * plan->quanta_per_group;
+    plan->grid = quanta < sm_count ? (int32_t)quanta : sm_count;
+}
+
+extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
+                                struct kn_cu_gemm_plan *out)
+{
+    CHECK(rows > 0 && cols > 0 && sm_count > 0);
+    const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
+    double best = 0;
+    memset(out, 0, sizeof *out);
+    for (int32_t group_tiles = 1; group_tiles <= 4; group_tiles *= 2) {
+        if (!find_variant(bucket, group_tiles)) continue;
+        for (int32_t q = 1; q <= blocks; q++) {
+            struct kn_cu_gemm_plan p = {bucket, group_tiles, q, 0, 0, 0};
+            kn_cu_gemm_plan_derive(rows, cols, sm_count, &p);
+            /* Bytes the busiest SM takes in, at its 45 GB/s or its share of HBM. */
+            double quanta = (double)p.group_count * p.quanta_per_group;
+            double per_sm = (double)(((int64_t)quanta + p.grid - 1) / p.grid);
+            double weights = per_sm * q * group_tiles * KN_BLOCK_BYTES, x = per_sm * q * bucket * 256.0;
+            double partial = p.quanta_per_group > 1 ? per_sm * group_tiles * 64.0 * bucket * 4 : 0;
+            double ingest = (weights + x + 2 * partial) / 45e3, hbm = (weights + partial) / 35.7e3;
+            double us = (ingest > hbm ? ingest : hbm) + per_sm * 0.2 + (p.quanta_per_group > 1 ? 1.5 : 0);
+            if (out->bucket == 0 || us < best) {
+                best = us;
+                *out = p;
+            }
+        }
+    }
+    CHECK(out->bucket != 0 && out->group_count <= GROUPS_MAX);
+}
+
+extern "C" size_t kn_cu_gemm_workspace(const struct kn_cu_gemm_plan *plan)
+{
+    if (plan->quanta_per_group == 1) return ARRIVE_BYTES;
+    return ARRIVE_BYTES + (size_t)plan->group_count * (size_t)plan->quanta_per_group * (size_t)plan->group_tiles * 64 *
+                              (size_t)plan->bucket * sizeof(float);
+}
+
+/* Which groups are read as which tier's: a remote tier's are those with any of its tiles, less those
+ * an earlier remote tier has; the local tier's are the rest, and lie together because spans do. */
+static void assign_groups(const struct kn_weight *w, const struct kn_cu_gemm_plan *plan, cu_gemm *g)
+{
+    const int32_t rt = plan->group_tiles;
+    for (int j = 0; j < KN_TIER_MAX; j++) {
+        g->tier[j].base = (const uint8_t *)w->span[j].base;
+        g->tier[j].tile_begin = w->span[j].tile_begin;
+        g->tier[j].tile_end = w->span[j].tile_begin + w->span[j].tile_count;
+    }
+    for (int j = 1; j < KN_TIER_MAX; j++) {
+        cu_gemm_tier *t = &g->tier[j];
+        if (t->tile_begin == t->tile_end) continue;
+        int32_t begin = t->tile_begin / rt, end = (t->tile_end + rt - 1) / rt;
+        for (int i = 1; i < j; i++) {
+            const cu_gemm_tier *o = &g->tier[i];
+            if (o->group_count == 0) continue;
+            if (begin >= o->group_begin && begin < o->group_begin + o->group_count) begin = o->group_begin + o->group_count;
+            if (end > o->group_begin && end <= o->group_begin + o->group_count) end = o->group_begin;
+        }
+        t->group_begin = begin;
+        t->group_count = end > begin ? end - begin : 0;
+    }
+    int32_t begin = -1, count = 0;
+    for (int32_t group = 0; group < plan->group_count; group++) {
+        bool remote = false;
+        for (int j = 1; j < KN_TIER_MAX; j++)
+            remote |= group >= g->tier[j].group_begin && group < g->tier[j].group_begin + g->tier[j].group_count;
+        if (remote) continue;
+        if (begin < 0) begin = group;
+        CHECK(group == begin + count);
+        count++;
+    }
+    g->tier[0].group_begin = begin < 0 ? 0 : begin;
+    g->tier[0].group_count = count;
+}
+
+static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_gemm_args *a)
+{
+    const struct kn_weight *w = a->w;
+    int32_t tiles = 0, remote = 0;
+    for (int j = 0; j < KN_TIER_MAX; j++) {
+        tiles += w->span[j].tile_count;
+        if (j > 0) remote += w->span[j].tile_count;
+        CHECK(w->span[j].tile_count == 0 || (uintptr_t)w->span[j].base % KN_ALIGN == 0);
+    }
+    CHECK(tiles == w->tile_count);
+    CHECK(remote == 0 || a->windows);
+    CHECK(plan->bucket == kn_cu_bucket(a->tokens));
+    CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
+    CHECK((uintptr_t)a->in % KN_ALIGN == 0 && (uintptr_t)a->workspace % KN_ALIGN == 0);
+}
+
+extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan, const struct kn_cu_gemm_args *a,
+                                         void *stream, char *err)
+{
+    const struct kn_weight *w = a->w;
+    if (w->dtype != KN_BF16)
+        return err_set(err, ST_UNSUPPORTED, "%s weights are not supported on the GPU yet: convert the model to bfloat16",
+                       kn_dtype_name(w->dtype));
+    check_args(plan, a);
+    const cu_gemm_variant *v = find_variant(plan->bucket, plan->group_tiles);
+    CHECK(v);
+    cu_gemm g;
+    memset(&g, 0, sizeof g);
+    assign_groups(w, plan, &g);
+    g.tile_count = w->tile_count;
+    g.blocks_per_tile = w->blocks_per_tile;
+    g.quantum_blocks = plan->quantum_blocks;
+    g.quanta_per_group = plan->quanta_per_group;
+    g.x = (const uint8_t *)a->in;
+    g.arrive = (uint32_t *)a->workspace;
+    g.partial = (float4 *)((uint8_t *)a->workspace + ARRIVE_BYTES);
+    g.bias = a->bias;
+    g.out = a->out;
+    g.rows = w->rows;
+    g.tokens = a->tokens;
+    g.epilogue = a->epilogue;
+    g.windows = g.tier[0].group_count == plan->group_count ? NULL : a->windows;
+    g.traffic = a->traffic;
+
+    cudaLaunchAttribute dependent = {};
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3((unsigned)plan->grid);
+    c.blockDim = dim3((unsigned)v->threads);
+    c.dynamicSmemBytes = (size_t)v->shared_bytes;
+    c.stream = (cudaStream_t)stream;
+    c.attrs = &dependent;
+    c.numAttrs = a->dependent ? 1 : 0;
+    cudaError_t e = cudaLaunchKernelEx(&c, v->kernel, g);
+    return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a decode GEMM", err);
+}

@@ -60,7 +60,7 @@ TEST_SRC := $(wildcard tests/unit_*.c tests/sim_*.c tests/fuzz_*.c tests/fault_*
 TEST_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(TEST_SRC))
 TOOL_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/tool_*.c))
 
-.PHONY: all tests demo run test setup install clean cuda-note smoke gpu-test gpu-bench
+.PHONY: all tests demo run test setup install clean cuda-note smoke gpu gpu-test gpu-bench
 .DEFAULT_GOAL := all
 
 all: cuda-note $(OUT)/dakd
@@ -103,6 +103,32 @@ $(OBJ)/%.cu.o: %.cu Makefile
 $(OUT)/tests/%: $(OBJ)/tests/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LDLIBS)
+
+# Tests and benchmarks of the GPU are built here, with nvcc, and run by scripts/gpu.sh on a machine with
+# a GPU, where nothing need be installed: build/gpu holds the programs and the libraries they need.
+GPU_SRC := $(wildcard tests/gpu_*.c tests/gpu_*.cu)
+GPU_BIN := $(patsubst tests/%,$(OUT)/gpu/%,$(basename $(GPU_SRC)))
+
+gpu: $(OUT)/gpu/dakd $(GPU_BIN)
+	@mkdir -p $(OUT)/gpu/lib
+	@ldd $^ | awk '$$2 == "=>" { print $$3 }' | sort -u | \
+	  grep -Ev '/lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so' | xargs cp -Lt $(OUT)/gpu/lib
+	@echo '$(GIT_COMMIT)$(shell git diff --quiet HEAD 2>/dev/null || echo +)' > $(OUT)/gpu/commit
+
+gpu-test gpu-bench: gpu-%: gpu
+	scripts/gpu.sh $* $(OUT)/gpu
+
+$(OUT)/gpu/dakd: $(OUT)/dakd
+	@mkdir -p $(@D)
+	cp $< $@
+
+$(OUT)/gpu/%: $(OBJ)/tests/%.o $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+
+$(OUT)/gpu/%: $(OBJ)/tests/%.cu.o $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
 setup:
 	@scripts/setup.sh

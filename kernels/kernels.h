@@ -290,8 +290,4 @@ void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const 
 }
 #endif
 
-#ifdef __cplusplus
-}
-#endif
-
 #endif

@@ -1,11 +1,11 @@
 /*
  * gpu_backend.c - every operation of the CUDA backend against the CPU backend, on random data: odd
- * shapes, poisoned outputs and padding, weights and pages over HBM and pinned host memory, and bitwise
- * equality where placement alone differs.  Then memory and errors; last a fault on the device, after
- * which nothing works and everything must still end.
+ * shapes, poisoned outputs and padding, weights and pages over HBM and pinned host memory, and
+ * bitwise equality where placement alone differs.  Then memory and errors; last a fault on the
+ * device, after which nothing works and everything must still end.
  *
- * Bounds.  A product's sums are fp32 on both sides in different orders: they may differ by 1e-5 of the
- * sum of magnitudes.  What the GPU stores as bf16 is within 2^-8 of that.  Attention rounds
+ * Bounds.  A product's sums are fp32 on both sides in different orders: they may differ by 1e-5 of
+ * the sum of magnitudes.  What the GPU stores as bf16 is within 2^-8 of that.  Attention rounds
  * probabilities to bf16 as well.
  */
 #include "tests/gpu_common.h"
@@ -102,9 +102,9 @@ static void *gpu_product(const struct kn_weight *w, int32_t T, const void *in, c
 {
     size_t n = (size_t)T * (size_t)w->rows * sizeof(float);
     enum kn_mem mem = staged ? KN_MEM_STAGING : KN_MEM_LOCAL;
-    void *out = staged                     ? test_upload(gpu, mem, NULL, bytes)
-                : epilogue == KN_EPI_ADD   ? test_upload(gpu, mem, before, n)
-                                           : test_poisoned(gpu, mem, bytes);
+    void *out = staged                   ? test_upload(gpu, mem, NULL, bytes)
+                : epilogue == KN_EPI_ADD ? test_upload(gpu, mem, before, n)
+                                         : test_poisoned(gpu, mem, bytes);
     kn_gemm(gpu, &(struct kn_gemm_args){w, bias, T, in, epilogue, out});
     void *got = staged ? test_malloc(bytes) : test_download(gpu, out, bytes);
     if (staged) {
@@ -167,8 +167,8 @@ static void test_product_placement(int32_t N, int32_t K, int32_t T)
     for (int32_t split = 0; split < w.cpu.tile_count; split += 1 + split) {
         struct kn_weight mixed = w.gpu;
         mixed.span[0].tile_count = split;
-        mixed.span[1] = (struct kn_span){host + (size_t)split * w.tile_bytes, split,
-                                         w.cpu.tile_count - split};
+        mixed.span[1] =
+            (struct kn_span){host + (size_t)split * w.tile_bytes, split, w.cpu.tile_count - split};
         void *got = gpu_product(&mixed, T, gin, NULL, KN_EPI_F32, NULL, false, bytes);
         EXPECT(memcmp(got, first, bytes) == 0, "N %d K %d T %d split %d", N, K, T, split);
         free(got);
@@ -200,8 +200,7 @@ struct attention_rig {
 static void attention_open(struct attention_rig *r, const struct heads *h)
 {
     *r = (struct attention_rig){0};
-    struct kn_kv kv = {
-        .dtype = KN_BF16, .layer_count = 2, .kv_heads = h->kv, .head_dim = h->dim};
+    struct kn_kv kv = {.dtype = KN_BF16, .layer_count = 2, .kv_heads = h->kv, .head_dim = h->dim};
     r->pool_bytes = POOL_PAGES * kn_kv_page_bytes(&kv);
     r->image = test_malloc(r->pool_bytes);
     for (size_t i = 0; i < r->pool_bytes; i += 2) {
@@ -249,8 +248,8 @@ struct attention_step {
     struct kn_batch batch;
 };
 
-/* counts[i] new tokens of sequence i, which has begin[i] already; pages alternate between the pools,
- * or all lie in HBM. */
+/* counts[i] new tokens of sequence i, which has begin[i] already; pages alternate between the
+ * pools, or all lie in HBM. */
 static void attention_step(struct attention_step *s, const int32_t begin[SEQS],
                            const int32_t counts[SEQS], bool spread)
 {

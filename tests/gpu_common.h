@@ -1,6 +1,6 @@
 /*
- * gpu_common.h - what the tests of the CUDA backend share: checks that count, seeded randomness, and
- * data that both backends see.  No cmocka: these programs run on machines where nothing can be
+ * gpu_common.h - what the tests of the CUDA backend share: checks that count, seeded randomness,
+ * and data that both backends see.  No cmocka: these programs run on machines where nothing can be
  * installed.  Everything is static; each test is a program of its own that ends with
  * "N passed, N failed".
  */
@@ -126,7 +126,8 @@ static UNUSED void *test_download(struct kn *gpu, const void *p, size_t bytes)
     return host;
 }
 
-/* Byte of element (token, k) in an activation buffer of T tokens: chunks of 256, each in its bucket. */
+/* Byte of element (token, k) in an activation buffer of T tokens: chunks of 256, each in its
+ * bucket. */
 static UNUSED size_t test_act_at(int32_t T, int32_t cols, int32_t token, int32_t k)
 {
     int32_t begin = token / KN_CU_TOKENS_MAX * KN_CU_TOKENS_MAX, left = T - begin;
@@ -160,8 +161,8 @@ static UNUSED void *test_act_upload(struct kn *gpu, int32_t T, int32_t cols, con
     return p;
 }
 
-/* A bf16 weight for both backends: on the CPU in one piece, on the GPU tiles [0, split) in HBM and the
- * others in pinned host memory. */
+/* A bf16 weight for both backends: on the CPU in one piece, on the GPU tiles [0, split) in HBM and
+ * the others in pinned host memory. */
 struct test_weight {
     struct kn_weight cpu, gpu;
     void *arena, *local, *remote;

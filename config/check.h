@@ -7,7 +7,7 @@
 
 #include <stddef.h>
 
-_Noreturn void check_failed(const char *file, int line, const char *condition);
+__attribute__((noreturn)) void check_failed(const char *file, int line, const char *condition);
 
 #define CHECK(cond) ((cond) ? (void)0 : check_failed(__FILE__, __LINE__, #cond))
 

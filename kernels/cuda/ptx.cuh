@@ -147,4 +147,21 @@ PTX_INLINE void ptx_mma_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, u
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* --- attention: base-2 exponential (9.7.3.22), cycle counter (10.24) --- */
+
+/* 2^x, relative error 2^-22; subnormal results are zero, 2^-inf is 0. */
+PTX_INLINE float ptx_ex2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+/* Low half of this SM's cycle counter. */
+PTX_INLINE uint32_t ptx_clock()
+{
+    uint32_t t;
+    asm volatile("mov.u32 %0, %clock;" : "=r"(t)::"memory");
+    return t;
+}
+
 #endif

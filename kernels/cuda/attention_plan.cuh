@@ -20,7 +20,7 @@ enum {
     CU_ATT_STATIC = 4,      /* items a CTA takes without asking the ticket */
 };
 
-/* Words of cu_unit; a warp holds a unit in one register, word i in lane i. */
+/* Words of kn_cu_unit; a warp holds a unit in one register, word i in lane i. */
 enum {
     CU_UNIT_TOKEN,
     CU_UNIT_SLOT,        /* where its partial goes */
@@ -35,13 +35,13 @@ enum {
     CU_UNIT_WORDS = 12,
     CU_UNIT_HEAD = CU_UNIT_WORDS, /* lane of the item's kv-head */
 };
-struct cu_unit {
+struct kn_cu_unit {
     int32_t word[CU_UNIT_WORDS];
 };
 
-struct cu_plan_head {
+struct kn_cu_plan_head {
     int32_t unit_count[KN_TIER_MAX]; /* by the highest tier among a unit's pages */
-    struct cu_window window[KN_TIER_MAX];
+    struct kn_cu_window window[KN_TIER_MAX];
     uint32_t ticket[KN_TIER_MAX]; /* zero between launches */
     uint32_t done;
 };

@@ -20,13 +20,13 @@ extern "C" {
 enum { PLAN_THREADS = 1024, MEMORY_ALIGN = 256 };
 
 struct plan_params {
-    cu_plan_head *head;
-    cu_unit *units;
+    kn_cu_plan_head *head;
+    kn_cu_unit *units;
     int32_t *first_slot;
     const int32_t *positions, *token_seq;
     const kn_seq *seqs;
     const kn_page *pages;
-    const cu_window *windows;
+    const kn_cu_window *windows;
     int32_t token_begin, token_end;
     int32_t units_max, window, split_pages;
 };
@@ -58,7 +58,7 @@ PTX_INLINE int32_t plan_unit_pages(const plan_params &p, int32_t pages)
 }
 
 /* Fills unit `slot` but for its place in a list; returns its tier. */
-PTX_INLINE int plan_unit(const plan_params &p, int32_t slot, cu_unit *u)
+PTX_INLINE int plan_unit(const plan_params &p, int32_t slot, kn_cu_unit *u)
 {
     int low = p.token_begin, high = p.token_end; /* the last token whose first slot is <= slot */
     while (high - low > 1) {
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_cons
     int32_t listed[KN_TIER_MAX] = {};
     for (int first = 0; first < total; first += PLAN_THREADS) {
         const int slot = first + threadIdx.x;
-        cu_unit u;
+        kn_cu_unit u;
         int tier = -1;
         if (slot < total) tier = plan_unit(p, slot, &u);
 #pragma unroll
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_cons
 #pragma unroll
     for (int t = 0; t < KN_TIER_MAX; t++) {
         p.head->unit_count[t] = listed[t];
-        p.head->window[t] = p.windows ? p.windows[t] : cu_window{16, 1};
+        p.head->window[t] = p.windows ? p.windows[t] : kn_cu_window{16, 1, 0.f};
         p.head->ticket[t] = 0;
     }
     p.head->done = 0;
@@ -144,7 +144,7 @@ static enum status launched(cudaError_t e, const char *what, char *err)
     return err_set(err, ST_DEVICE, "launching %s failed: %s", what, cudaGetErrorString(e));
 }
 
-static int32_t units_max(const struct cu_attention_shape *s)
+static int32_t units_max(const struct kn_cu_attention_shape *s)
 {
     return CU_ATT_FAN * s->tokens_max + s->pages_max / 8;
 }
@@ -158,34 +158,34 @@ static uint8_t *carve(uint8_t **at, size_t bytes)
     return p;
 }
 
-extern "C" int32_t cu_attention_unit_count(int32_t pages)
+extern "C" int32_t kn_cu_attention_unit_count(int32_t pages)
 {
     const int32_t run = cu_att_unit_pages(pages);
     return (pages + run - 1) / run;
 }
 
-extern "C" size_t cu_attention_plan_bytes(const struct cu_attention *a)
+extern "C" size_t kn_cu_attention_plan_bytes(const struct kn_cu_attention *a)
 {
-    return padded(sizeof(cu_plan_head)) + padded(KN_TIER_MAX * sizeof(cu_unit) * a->units_max) +
+    return padded(sizeof(kn_cu_plan_head)) + padded(KN_TIER_MAX * sizeof(kn_cu_unit) * a->units_max) +
            padded(sizeof(int32_t) * (a->shape.tokens_max + 1));
 }
 
-extern "C" void cu_attention_plan_init(const struct cu_attention *a, struct cu_attention_plan *plan,
+extern "C" void kn_cu_attention_plan_init(const struct kn_cu_attention *a, struct kn_cu_attention_plan *plan,
                                        void *memory)
 {
     uint8_t *at = (uint8_t *)memory;
-    plan->head = (cu_plan_head *)carve(&at, sizeof(cu_plan_head));
-    plan->units = (cu_unit *)carve(&at, KN_TIER_MAX * sizeof(cu_unit) * a->units_max);
+    plan->head = (kn_cu_plan_head *)carve(&at, sizeof(kn_cu_plan_head));
+    plan->units = (kn_cu_unit *)carve(&at, KN_TIER_MAX * sizeof(kn_cu_unit) * a->units_max);
     plan->first_slot = (int32_t *)carve(&at, sizeof(int32_t) * (a->shape.tokens_max + 1));
 }
 
 /* Lays out from `base` and returns the end. */
-static uint8_t *lay_out(struct cu_attention *a, uint8_t *base)
+static uint8_t *lay_out(struct kn_cu_attention *a, uint8_t *base)
 {
-    const struct cu_attention_shape *s = &a->shape;
+    const struct kn_cu_attention_shape *s = &a->shape;
     const size_t units = a->units_max, group = s->q_heads / s->kv_heads;
     uint8_t *at = base;
-    cu_attention_plan_init(a, &a->plan, carve(&at, cu_attention_plan_bytes(a)));
+    kn_cu_attention_plan_init(a, &a->plan, carve(&at, kn_cu_attention_plan_bytes(a)));
     a->q = carve(&at, (size_t)s->tokens_max * s->kv_heads * cu_att_q_bytes(group, s->head_dim));
     a->partial = (float *)carve(&at, units * s->q_heads * s->head_dim * sizeof(float));
     a->partial_ml = (float *)carve(&at, units * s->q_heads * sizeof(float2));
@@ -195,7 +195,7 @@ static uint8_t *lay_out(struct cu_attention *a, uint8_t *base)
     return at;
 }
 
-extern "C" enum status cu_attention_bytes(const struct cu_attention_shape *s, size_t *bytes, char *err)
+extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape *s, size_t *bytes, char *err)
 {
     if (s->q_heads <= 0 || s->kv_heads <= 0 || s->q_heads % s->kv_heads || s->tokens_max <= 0 ||
         s->pages_max <= 0)
@@ -212,7 +212,7 @@ extern "C" enum status cu_attention_bytes(const struct cu_attention_shape *s, si
                        "%d query heads for a kv-head: the GPU kernels take at most %d; run this "
                        "model on the CPU backend",
                        s->q_heads / s->kv_heads, CU_ATT_GROUP_MAX);
-    struct cu_attention a = {};
+    struct kn_cu_attention a = {};
     a.shape = *s;
     a.units_max = units_max(s);
     *bytes = (size_t)(lay_out(&a, NULL) - (uint8_t *)NULL);
@@ -231,11 +231,11 @@ template <int ATOMS, int ROWS> static cudaError_t allow_shared()
                                 (int)shared_bytes<ATOMS, ROWS>());
 }
 
-extern "C" enum status cu_attention_init(struct cu_attention *a, const struct cu_attention_shape *s,
+extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a, const struct kn_cu_attention_shape *s,
                                          void *memory, char *err)
 {
     size_t bytes;
-    enum status st = cu_attention_bytes(s, &bytes, err);
+    enum status st = kn_cu_attention_bytes(s, &bytes, err);
     if (st) return st;
     memset(a, 0, sizeof *a);
     a->shape = *s;
@@ -256,9 +256,9 @@ extern "C" enum status cu_attention_init(struct cu_attention *a, const struct cu
 
 /* --- launchers --- */
 
-extern "C" enum status cu_attention_plan(const struct cu_attention *a,
-                                         const struct cu_attention_plan *plan,
-                                         const struct cu_plan_args *args, struct CUstream_st *stream,
+extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
+                                         const struct kn_cu_attention_plan *plan,
+                                         const struct kn_cu_plan_args *args, void *stream,
                                          char *err)
 {
     const struct kn_batch *b = args->batch;
@@ -276,13 +276,13 @@ extern "C" enum status cu_attention_plan(const struct cu_attention *a,
     p.units_max = a->units_max;
     p.window = args->window;
     p.split_pages = args->split_pages;
-    attention_plan<<<1, PLAN_THREADS, 0, stream>>>(p);
-    attention_plan_done<<<1, 32, 0, stream>>>();
+    attention_plan<<<1, PLAN_THREADS, 0, (cudaStream_t)stream>>>(p);
+    attention_plan_done<<<1, 32, 0, (cudaStream_t)stream>>>();
     return launched(cudaGetLastError(), "the attention plan", err);
 }
 
 template <int ATOMS, int ROWS>
-static cudaError_t launch(const struct cu_attention *a, const cu_att_params &p, cudaStream_t stream)
+static cudaError_t launch(const struct kn_cu_attention *a, const cu_att_params &p, void *stream)
 {
     cudaLaunchAttribute dependent = {};
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -291,19 +291,19 @@ static cudaError_t launch(const struct cu_attention *a, const cu_att_params &p, 
     config.gridDim = dim3(a->cta_count);
     config.blockDim = dim3(cu_att_shape<ATOMS, ROWS>::THREADS);
     config.dynamicSmemBytes = shared_bytes<ATOMS, ROWS>();
-    config.stream = stream;
+    config.stream = (cudaStream_t)stream;
     config.attrs = &dependent;
     config.numAttrs = 1;
     return cudaLaunchKernelEx(&config, sm90_bf16_decode_attention<ATOMS, ROWS>, p);
 }
 
-extern "C" enum status cu_decode_attention(const struct cu_attention *a,
-                                           const struct cu_attention_plan *plan,
+extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
+                                           const struct kn_cu_attention_plan *plan,
                                            const struct kn_batch *batch,
-                                           const struct cu_attention_args *args,
-                                           struct CUstream_st *stream, char *err)
+                                           const struct kn_cu_attention_args *args,
+                                           void *stream, char *err)
 {
-    const struct cu_attention_shape *s = &a->shape;
+    const struct kn_cu_attention_shape *s = &a->shape;
     const struct kn_kv *kv = args->kv;
     if (kv->dtype != KN_BF16)
         return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels read bfloat16",
@@ -324,7 +324,7 @@ extern "C" enum status cu_decode_attention(const struct cu_attention *a,
     p.group_count = a->group_count;
     p.root_count = a->root_count;
     p.out = (uint8_t *)args->out;
-    p.stats = args->stats;
+    p.traffic = args->traffic;
     p.units_max = a->units_max;
     p.token_rows = args->token_rows;
     p.q_heads = s->q_heads;

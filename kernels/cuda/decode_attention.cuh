@@ -52,8 +52,8 @@ enum {
 
 /* What a launch needs; passed by value. */
 struct cu_att_params {
-    const cu_unit *units;
-    cu_plan_head *head;
+    const kn_cu_unit *units;
+    kn_cu_plan_head *head;
     const kn_page *pages;
     const uint8_t *base[KN_TIER_MAX]; /* of this layer's heads */
     size_t page_bytes;
@@ -62,7 +62,7 @@ struct cu_att_params {
     float2 *partial_ml, *group_ml;
     uint32_t *group_count, *root_count;
     uint8_t *out;
-    cu_tier_stats *stats;
+    kn_cu_traffic *traffic;
     int32_t units_max, token_rows;
     int32_t q_heads, kv_heads, group, head_dim;
     float scale_log2;
@@ -120,7 +120,7 @@ struct cu_att_role {
 
 PTX_INLINE cu_att_role cu_att_role_of(const cu_att_params &p, int cta, int grid)
 {
-    const cu_plan_head *head = p.head;
+    const kn_cu_plan_head *head = p.head;
     cu_att_role role = {0, 0, 0, 0, 0, head->unit_count[0] * p.kv_heads};
     int taken = 0;
 #pragma unroll
@@ -291,10 +291,8 @@ PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS
 /* The last CTA to have taken its last item clears the tickets. */
 PTX_INLINE void cu_att_leave(const cu_att_params &p, uint64_t local_blocks)
 {
-    if (p.stats && local_blocks) {
-        atomicAdd((unsigned long long *)&p.stats[0].blocks, local_blocks);
-        atomicAdd((unsigned long long *)&p.stats[0].bytes, local_blocks * CU_ATT_STAGE_BYTES);
-    }
+    if (p.traffic && local_blocks)
+        atomicAdd((unsigned long long *)&p.traffic[0].blocks, local_blocks);
     if (ptx_atomic_add_acq_rel(&p.head->done, 1) != gridDim.x - 1) return;
     for (int t = 0; t < KN_TIER_MAX; t++) p.head->ticket[t] = 0;
     p.head->done = 0;
@@ -394,16 +392,16 @@ template <typename SHARED> PTX_INLINE void cu_att_poll(const cu_att_params &p, S
         }
         ptx_mbarrier_arrive(&sh.empty[at.stage]);
     }
-    if (!p.stats) return;
+    if (!p.traffic) return;
 #pragma unroll
     for (int t = 1; t < KN_TIER_MAX; t++) {
         if (!count[t]) continue;
-        cu_tier_stats *to = &p.stats[t];
+        kn_cu_traffic *to = &p.traffic[t];
         atomicAdd((unsigned long long *)&to->blocks, count[t]);
-        atomicAdd((unsigned long long *)&to->bytes, count[t] * CU_ATT_STAGE_BYTES);
-        atomicAdd((unsigned long long *)&to->round_trip_sum, sum[t]);
-        atomicMax((unsigned long long *)&to->round_trip_max, (unsigned long long)most[t]);
-        atomicMax((unsigned long long *)&to->round_trip_min_inverted, ~(unsigned long long)least[t]);
+        atomicAdd((unsigned long long *)&to->trips, count[t]);
+        atomicAdd((unsigned long long *)&to->trip_clocks, sum[t]);
+        atomicMin(&to->trip_min, least[t]);
+        atomicMax(&to->trip_max, most[t]);
     }
 }
 

@@ -151,11 +151,11 @@ __global__ void __launch_bounds__(QKV_WARPS * 32) sm90_qkv_finish(const __grid_c
         *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
 }
 
-extern "C" enum status cu_qkv_finish(const struct cu_attention *a, const struct kn_batch *batch,
-                                     const struct cu_qkv_args *args, struct CUstream_st *stream,
+extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a, const struct kn_batch *batch,
+                                     const struct kn_cu_qkv_args *args, void *stream,
                                      char *err)
 {
-    const struct cu_attention_shape *s = &a->shape;
+    const struct kn_cu_attention_shape *s = &a->shape;
     const struct kn_kv *kv = args->kv;
     if (kv->dtype != KN_BF16)
         return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels write bfloat16",
@@ -188,7 +188,7 @@ extern "C" enum status cu_qkv_finish(const struct cu_attention *a, const struct 
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((tasks + QKV_WARPS - 1) / QKV_WARPS);
     config.blockDim = dim3(QKV_WARPS * 32);
-    config.stream = stream;
+    config.stream = (cudaStream_t)stream;
     config.attrs = &dependent;
     config.numAttrs = 1;
     cudaError_t e = cudaLaunchKernelEx(&config, sm90_qkv_finish, p);

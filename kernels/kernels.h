@@ -255,8 +255,8 @@ MUST_USE enum status kn_gemm_reserve(struct kn *kn, const struct kn_weight *w, i
 
 /* Per head of qkv [T, (Hq + 2 Hkv) * D] (query heads, then key heads, then value heads): RMSNorm
  * with q_norm / k_norm where given, then rotary embedding in the half-split form (pairs d and d +
- * D/2) where rope is given; q is written back in place, k and v are appended to the layer's KV
- * pages in the KV's dtype. */
+ * D/2) where rope is given; k and v are appended to the layer's KV pages in the KV's dtype.  q stays
+ * in place or with the backend: the kn_attention of the same batch, buffer and layer comes next. */
 struct kn_qkv_args {
     kn_act *qkv;
     int32_t q_heads;
@@ -269,7 +269,7 @@ struct kn_qkv_args {
 void kn_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
 
 /* Causal grouped-query attention over the pages: out[T, Hq*D] = softmax(scale * q . K^T) . V.  q
- * lies in qkv as kn_qkv left it.  window > 0: a token at position p sees positions p - window + 1
+ * is what the kn_qkv before left.  window > 0: a token at position p sees positions p - window + 1
  * .. p only. */
 struct kn_attention_args {
     const kn_act *qkv;

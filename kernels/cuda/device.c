@@ -63,8 +63,7 @@ static enum status cuda_check_model(const struct kn *kn, enum kn_dtype weights, 
                        "the GPU keeps KV in bfloat16, not %s: give --kv-cache-dtype bfloat16, or "
                        "--device cpu",
                        kn_dtype_name(kv->dtype));
-    (void)q_heads;
-    return ST_OK;
+    return kn_cu_attend_check(q_heads, kv, err);
 }
 
 static void cuda_close(struct kn *kn)
@@ -73,6 +72,7 @@ static void cuda_close(struct kn *kn)
     /* After a failure every call below fails as well, and there is nothing left to free. */
     if (cudaSetDevice(cu->device) == cudaSuccess && cu->stream)
         (void)cudaStreamSynchronize(cu->stream);
+    kn_cu_attend_close(cu);
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
     if (cu->gemm_workspace) (void)cudaFree(cu->gemm_workspace);

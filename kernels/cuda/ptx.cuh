@@ -280,4 +280,14 @@ PTX_WGMMA(128, 64, 65, 66, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D
 PTX_WGMMA(256, 128, 129, 130, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4 ", " PTX_D5, PTX_O0, PTX_O1,
           PTX_O2, PTX_O3, PTX_O4, PTX_O5)
 
+/* --- base-2 exponential (9.7.3.22) --- */
+
+/* 2^x, relative error 2^-22; subnormal results are zero, 2^-inf is 0. */
+PTX_INLINE float ptx_ex2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #endif

@@ -17,7 +17,6 @@
 #include <string.h>
 
 #include "config/check.h"
-#include "kernels/cuda/plain.h"
 #include "kernels/cuda/small.h"
 #include "kernels/cuda/state.h"
 
@@ -29,7 +28,7 @@ static void stage_free(struct kn_cu_stage *s)
 {
     if (s->host) (void)cudaFreeHost(s->host);
     if (s->device) (void)cudaFree(s->device);
-    *s = (struct kn_cu_stage){0};
+    *s = (struct kn_cu_stage){.serial = s->serial};
 }
 
 static bool stage_alloc(struct kn_cu *cu, size_t bytes)
@@ -117,8 +116,7 @@ static bool stage_rows(struct kn_cu *cu, const struct kn_batch *b)
     return send(cu, begin, at);
 }
 
-/* The batch with its arrays on the device; NULL after a failure. */
-static const struct kn_batch *stage_batch(struct kn_cu *cu, const struct kn_batch *b)
+const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b)
 {
     struct kn_cu_stage *s = &cu->stage;
     if (s->has_batch && same_batch(&s->seen, b)) return &s->batch;
@@ -138,11 +136,12 @@ static const struct kn_batch *stage_batch(struct kn_cu *cu, const struct kn_batc
     s->batch.pages = put(s, &at, b->pages, page_bytes);
     s->batch.rows = put(s, &at, b->rows, row_bytes);
     s->has_batch = true;
+    s->serial++;
     s->has_rows = row_bytes > 0;
     return send(cu, begin, at) ? &s->batch : NULL;
 }
 
-static bool begin(struct kn_cu *cu)
+bool kn_cu_begin(struct kn_cu *cu)
 {
     cu->busy = true;
     return kn_cu_enter(cu);
@@ -163,7 +162,7 @@ void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_em
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    const struct kn_batch *b = begin(cu) ? stage_batch(cu, batch) : NULL;
+    const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
     if (b) kn_cu_st(cu, kn_cu_embed_launch(b, a, cu->stream, err), err);
 }
 
@@ -171,7 +170,7 @@ void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    if (begin(cu)) kn_cu_st(cu, kn_cu_norm_launch(a, cu->stream, err), err);
+    if (kn_cu_begin(cu)) kn_cu_st(cu, kn_cu_norm_launch(a, cu->stream, err), err);
 }
 
 void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
@@ -179,7 +178,7 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    if (begin(cu) && stage_rows(cu, batch))
+    if (kn_cu_begin(cu) && stage_rows(cu, batch))
         kn_cu_st(cu, kn_cu_gather_launch(&cu->stage.batch, cols, x, out, cu->stream, err), err);
 }
 
@@ -243,8 +242,7 @@ static struct kn_cu_window first_window(const struct kn_cu_region *r)
     return (struct kn_cu_window){132, 4, 1}; /* local memory that stands for a tier */
 }
 
-/* The control block must say how each tier is read before a kernel reads it. */
-static bool need_window(struct kn_cu *cu, int tier, const void *base)
+bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
 {
     if (cu->has_window[tier]) return true;
     cu->window[tier] = first_window(kn_cu_region_of(cu, base));
@@ -292,9 +290,9 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
 void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    if (!begin(cu)) return;
+    if (!kn_cu_begin(cu)) return;
     for (int t = 1; t < KN_TIER_MAX; t++)
-        if (a->w->span[t].tile_count > 0 && !need_window(cu, t, a->w->span[t].base)) return;
+        if (a->w->span[t].tile_count > 0 && !kn_cu_need_window(cu, t, a->w->span[t].base)) return;
     const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
     bool staged = r && r->mem == KN_MEM_STAGING;
     char *out = staged ? r->twin + ((char *)a->out - r->base) : a->out;
@@ -305,22 +303,4 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
     CHECK((char *)a->out + bytes <= r->base + r->bytes);
     kn_cu_ok(cu, cudaMemcpyAsync(a->out, out, bytes, cudaMemcpyDeviceToHost, cu->stream),
              "to copy results");
-}
-
-/* --- attention --- */
-
-void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    char err[ERR_CAP];
-    const struct kn_batch *b = begin(cu) ? stage_batch(cu, batch) : NULL;
-    if (b) kn_cu_st(cu, kn_cu_plain_qkv_launch(b, a, cu->stream, err), err);
-}
-
-void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    char err[ERR_CAP];
-    const struct kn_batch *b = begin(cu) ? stage_batch(cu, batch) : NULL;
-    if (b) kn_cu_st(cu, kn_cu_plain_attention_launch(b, a, cu->stream, err), err);
 }

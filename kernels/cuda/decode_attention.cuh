@@ -1,0 +1,856 @@
+/*
+ * decode_attention.cuh - one token's attention over its sequence's KV pages, for many tokens.
+ *
+ * Floor: the bytes of K and V over the bandwidth of the tier they lie in.  At 4.7 TB/s an SM takes
+ * a 64-token page of one 128-wide head (32 KB) every 0.92 us, some 1,560 cycles.  Four warps need
+ * about half of that: each reads 8 KB of the page by ldmatrix, multiplies 32 times with mma.sync and
+ * exponentiates 4 or 8 scores a thread.  So tensor-core peak is no concern and wgmma would gain
+ * nothing; what matters is that the ring of bulk copies is full from the first microsecond to the
+ * last.  Everything here serves that.
+ *
+ * CTA (one per SM):
+ *     producer warp    takes items from the work list and keeps STAGES 16 KB copies in flight.  The
+ *                      next items' tickets, units and page tables are read while this one's pages
+ *                      are issued, one load ahead of the other, so that no latency empties the ring.
+ *                      Pages that this step does not write are fetched before griddepcontrol.wait.
+ *     consumer warps   warp w takes tokens 16w..16w+15 of every page, with a softmax and an
+ *                      accumulator of its own: no barrier within a unit.  The group's query heads
+ *                      are the 16 rows of the MMA (8 or fewer heads leave the upper half idle); the
+ *                      scores' accumulator layout is the A operand of P.V, so P never leaves its
+ *                      registers.  At head dimension 256 two teams of four share a page: both compute
+ *                      all scores, each half the output.  At a unit's end the team merges its four
+ *                      accumulators through shared memory and stores the unit's partial.
+ *     combiner warps   count a partial in; who completes a group of 16 units merges them, who
+ *                      completes a token's groups merges those and writes the result.  They stand
+ *                      apart because a release and an atomic take a microsecond under load.
+ *     poller warp      where the CTA reads a remote tier: stamps landings, and does nothing else.
+ *
+ * Invariants
+ *  1. A unit's partial depends on q and the keys the token sees: keys outside [key_begin, key_end)
+ *     get score -inf, and their V is cleared bit by bit, so NaN in unwritten memory stays there.
+ *  2. Merges run left to right over warps, units, groups, whoever performs them.
+ *  3. All counters are zero before and after a launch.  The plan and pages older than the step are
+ *     the only memory read before griddepcontrol.wait.
+ *  4. Every CTA takes its first items by rank and the rest by ticket, so results need no ticket
+ *     order and a CTA that reads slow memory is simply given fewer local items.
+ *
+ * P is rounded to bf16 for P.V and the sum of weights is of the rounded values, so the weights are
+ * exactly normalised: |error| <= 2^-9 * (sum p|v| / sum p + |out|) before the result's own rounding.
+ *
+ * After FlashDecoding and FlashMLA; the ring and its remote window after DAK.
+ */
+#ifndef DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH
+#define DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH
+
+#include "kernels/cuda/attention_plan.cuh"
+
+enum {
+    CU_ATT_STAGES = 6,
+    CU_ATT_STAGE_BYTES = KN_BLOCK_BYTES,
+    CU_ATT_FINISHED = 2, /* units between the consumers and the combiners */
+};
+
+/* What a launch needs; passed by value. */
+struct cu_att_params {
+    const kn_cu_unit *units;
+    kn_cu_plan_head *head;
+    const kn_page *pages;
+    const uint8_t *base[KN_TIER_MAX]; /* of this layer's heads */
+    size_t page_bytes;
+    const uint8_t *q;
+    float *partial;
+    float2 *partial_ml, *group_ml;
+    uint32_t *group_count, *root_count;
+    uint8_t *out;
+    kn_cu_traffic *traffic;
+    int32_t units_max, token_rows;
+    int32_t q_heads, kv_heads, group, head_dim;
+    float scale_log2;
+};
+
+template <int ATOMS, int ROWS> struct cu_att_shape {
+    static constexpr int PAGE_STAGES = ATOMS;   /* 16 KB stages of one head's page: K and V */
+    static constexpr int TEAMS = ATOMS == 4 ? 2 : 1;
+    static constexpr int CONSUMERS = 4 * TEAMS; /* warps */
+    static constexpr int COMBINERS = TEAMS == 1 ? 4 : 2;
+    static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
+    static constexpr int REGISTERS = TEAMS == 2 ? 168 : ROWS == 8 ? 144 : 168; /* room for the next kernel */
+    static constexpr int TILES = ATOMS == 1 ? 8 : 16; /* 8-wide output tiles of a warp */
+    static constexpr int STEPS = ATOMS * 4;           /* 16-wide steps over the head dimension */
+    static constexpr int Q_BYTES = ROWS * ATOMS * 128;
+    static constexpr int Q_SLOTS = (CU_ATT_STAGES + PAGE_STAGES - 1) / PAGE_STAGES;
+    static constexpr int HALVES = ROWS / 8;
+};
+
+enum { CU_ATT_FIRST = 1, CU_ATT_LAST = 2, CU_ATT_END = 4 };
+
+/* What a stage holds; written by the producer before the stage's barrier. */
+struct __align__(16) cu_att_stage {
+    int32_t token, slot, first_slot, split_count;
+    int32_t head, page, key_begin, key_end; /* keys relative to the page */
+    int32_t flags, tier;
+    uint32_t issued; /* cycle */
+    int32_t unused;
+};
+
+struct cu_att_finished {
+    int32_t token, slot, first_slot, split_count, head;
+    bool end;
+};
+
+template <int ATOMS, int ROWS> struct __align__(1024) cu_att_shared {
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    uint8_t ring[CU_ATT_STAGES][CU_ATT_STAGE_BYTES];
+    uint8_t q[shape::Q_SLOTS][shape::Q_BYTES];
+    float2 piece[shape::TEAMS][4][3][2][32]; /* [owner][other warp][tile][lane] */
+    float2 ml[shape::TEAMS][4][ROWS];        /* [warp][row] */
+    cu_att_stage stage[CU_ATT_STAGES];
+    cu_att_finished finished[CU_ATT_FINISHED];
+    uint64_t full[CU_ATT_STAGES], empty[CU_ATT_STAGES];
+    uint64_t finished_full[CU_ATT_FINISHED], finished_empty[CU_ATT_FINISHED];
+    uint32_t combine_last;
+};
+
+/* A CTA's part: the remote tier it reads first (0: none), and its rank among the readers. */
+struct cu_att_role {
+    int32_t tier, rank, peers;
+    int32_t local_peers;             /* CTAs that start with local items */
+    int32_t tier_items, local_items; /* of all CTAs together */
+};
+
+PTX_INLINE cu_att_role cu_att_role_of(const cu_att_params &p, int cta, int grid)
+{
+    const kn_cu_plan_head *head = p.head;
+    cu_att_role role = {0, 0, 0, 0, 0, head->unit_count[0] * p.kv_heads};
+    int taken = 0;
+#pragma unroll
+    for (int t = 1; t < KN_TIER_MAX; t++) {
+        const int readers = head->unit_count[t] ? max(1, min(head->window[t].ctas, grid / 4)) : 0;
+        if (cta >= taken && cta < taken + readers) {
+            role.tier = t;
+            role.rank = cta - taken;
+            role.peers = readers;
+            role.tier_items = head->unit_count[t] * p.kv_heads;
+        }
+        taken += readers;
+    }
+    role.local_peers = grid - taken;
+    if (role.tier == 0) {
+        role.rank = cta - taken;
+        role.peers = role.local_peers;
+    }
+    return role;
+}
+
+/* A place in the ring: stage, parity of its full barrier, and how many went before. */
+struct cu_att_cursor {
+    int32_t stage = 0, used = 0;
+    uint32_t parity = 0;
+};
+PTX_INLINE void cu_att_next(cu_att_cursor *c)
+{
+    c->used++;
+    if (++c->stage == CU_ATT_STAGES) {
+        c->stage = 0;
+        c->parity ^= 1;
+    }
+}
+
+/* --- producer --- */
+
+/* The order in which a CTA takes items: four by rank, then by ticket; its remote tier, then local. */
+struct cu_att_source {
+    cu_att_role role;
+    int32_t tier, rank, peers, taken;
+};
+/* A claim: lane 0 holds the item's index in its tier's list once the atomic returns. */
+struct cu_att_claim {
+    int32_t tier, index;
+};
+
+PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, int lane)
+{
+    cu_att_claim c = {s->tier, 0};
+    if (s->taken < CU_ATT_STATIC) {
+        c.index = s->rank + s->taken++ * s->peers;
+    } else if (lane == 0) {
+        c.index = CU_ATT_STATIC * s->peers + (int)ptx_atomic_add_relaxed(&p.head->ticket[s->tier], 1);
+    }
+    return c;
+}
+
+PTX_INLINE int32_t cu_att_field(int32_t unit, int field)
+{
+    return __shfl_sync(0xffffffffu, unit, field);
+}
+
+/* Begins to load a claimed item; false when there is none left. */
+PTX_INLINE bool cu_att_load_unit(const cu_att_params &p, cu_att_source *s, cu_att_claim c, int lane,
+                                 int32_t *unit)
+{
+    int index = __shfl_sync(0xffffffffu, c.index, 0);
+    if (index >= (c.tier ? s->role.tier_items : s->role.local_items)) {
+        if (c.tier == 0) return false;
+        if (s->tier != 0) { /* the remote list is used up: help with the local one */
+            s->tier = 0;
+            s->peers = s->role.local_peers;
+            s->taken = CU_ATT_STATIC;
+        }
+        c = cu_att_take(p, s, lane);
+        index = __shfl_sync(0xffffffffu, c.index, 0);
+        if (index >= s->role.local_items) return false;
+    }
+    const int entry = index / p.kv_heads, kv_head = index - entry * p.kv_heads;
+    const int32_t *word = p.units[(size_t)c.tier * p.units_max + entry].word;
+    *unit = lane < CU_UNIT_WORDS ? __ldg(word + lane) : kv_head;
+    return true;
+}
+
+/* Lane i: entry i of the unit's part of the page table. */
+PTX_INLINE kn_page cu_att_load_pages(const cu_att_params &p, int32_t unit, int lane)
+{
+    const int begin = cu_att_field(unit, CU_UNIT_PAGE_BEGIN), end = cu_att_field(unit, CU_UNIT_PAGE_END);
+    const int table = cu_att_field(unit, CU_UNIT_TABLE);
+    return begin + lane < end ? __ldg(p.pages + table + begin + lane) : 0;
+}
+
+/* Producer's state that only its lane 0 uses. */
+struct cu_att_issuer {
+    cu_att_cursor at;
+    uint32_t remote_history = 0; /* bit i: the stage issued i + 1 ago is remote */
+    int32_t q_slot = 0;
+    uint64_t local_blocks = 0;
+};
+
+/* Waits until fewer than `blocks` remote copies of this CTA are in flight. */
+template <typename SHARED>
+PTX_INLINE void cu_att_window_wait(SHARED &sh, const cu_att_issuer &is, int blocks)
+{
+    uint32_t recent = is.remote_history & ((1u << (CU_ATT_STAGES - 1)) - 1);
+    for (int i = 1; i < blocks && recent; i++) recent &= recent - 1;
+    if (!recent) return;
+    const int use = is.at.used - __ffs(recent);
+    ptx_mbarrier_wait(&sh.full[use % CU_ATT_STAGES], (use / CU_ATT_STAGES) & 1);
+}
+
+template <typename SHAPE>
+PTX_INLINE const uint8_t *cu_att_q(const cu_att_params &p, int token, int head)
+{
+    return p.q + ((size_t)token * p.kv_heads + head) * SHAPE::Q_BYTES;
+}
+
+/* Issues one page of one head: its stages, and with a unit's first page the query tile. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_issue_page(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                                  cu_att_issuer &is, const cu_att_stage &what, kn_page entry,
+                                  bool waited, uint64_t policy)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    const int tier = cu_page_tier(entry);
+    const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
+                          (size_t)what.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
+    const bool first = what.flags & CU_ATT_FIRST;
+    for (int i = 0; i < shape::PAGE_STAGES; i++) {
+        const int s = is.at.stage;
+        if (is.at.used >= CU_ATT_STAGES) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
+        if (tier) cu_att_window_wait(sh, is, max(1, p.head->window[tier].blocks));
+        else is.local_blocks++;
+        is.remote_history = is.remote_history << 1 | (tier != 0);
+        sh.stage[s] = what;
+        sh.stage[s].tier = tier;
+        sh.stage[s].issued = ptx_clock();
+        const bool with_q = first && i == 0;
+        ptx_mbarrier_expect_tx(&sh.full[s], CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
+        ptx_bulk_load_hint(sh.ring[s], from + i * CU_ATT_STAGE_BYTES, CU_ATT_STAGE_BYTES,
+                           &sh.full[s], policy);
+        if (with_q && waited)
+            ptx_bulk_load(sh.q[is.q_slot], cu_att_q<shape>(p, what.token, what.head),
+                          shape::Q_BYTES, &sh.full[s]);
+        cu_att_next(&is.at);
+    }
+    if (++is.q_slot == shape::Q_SLOTS) is.q_slot = 0;
+}
+
+/* The previous kernel is complete: brings the query tiles of the pages issued before. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                                     const cu_att_issuer &is, int lane)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    ptx_griddep_wait();
+    ptx_fence_proxy_async_global();
+    if (lane != 0) return;
+    for (int s = 0; s < is.at.used; s += shape::PAGE_STAGES) {
+        if (!(sh.stage[s].flags & CU_ATT_FIRST)) continue;
+        ptx_bulk_load(sh.q[s / shape::PAGE_STAGES],
+                      cu_att_q<shape>(p, sh.stage[s].token, sh.stage[s].head), shape::Q_BYTES,
+                      &sh.full[s]);
+    }
+}
+
+/* The last CTA to have taken its last item clears the tickets. */
+PTX_INLINE void cu_att_leave(const cu_att_params &p, uint64_t local_blocks)
+{
+    if (p.traffic && local_blocks)
+        atomicAdd((unsigned long long *)&p.traffic[0].blocks, local_blocks);
+    if (ptx_atomic_add_acq_rel(&p.head->done, 1) != gridDim.x - 1) return;
+    for (int t = 0; t < KN_TIER_MAX; t++) p.head->ticket[t] = 0;
+    p.head->done = 0;
+}
+
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                               const cu_att_role &role, int lane)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    const uint64_t policy = ptx_policy_evict_first();
+    cu_att_source source = {role, role.tier, role.rank, role.peers, 0};
+    cu_att_issuer is;
+    bool waited = role.tier != 0;
+    if (waited) cu_att_wait_previous(p, sh, is, lane);
+
+    int32_t unit = 0, next_unit = 0;
+    bool more = cu_att_load_unit(p, &source, cu_att_take(p, &source, lane), lane, &unit);
+    bool next = cu_att_load_unit(p, &source, cu_att_take(p, &source, lane), lane, &next_unit);
+    cu_att_claim third = cu_att_take(p, &source, lane), fourth = cu_att_take(p, &source, lane);
+    kn_page entries = more ? cu_att_load_pages(p, unit, lane) : 0;
+    while (more) {
+        const kn_page next_entries = next ? cu_att_load_pages(p, next_unit, lane) : 0;
+        int32_t third_unit = 0;
+        const bool third_there = cu_att_load_unit(p, &source, third, lane, &third_unit);
+
+        cu_att_stage what;
+        what.token = cu_att_field(unit, CU_UNIT_TOKEN);
+        what.slot = cu_att_field(unit, CU_UNIT_SLOT);
+        what.first_slot = cu_att_field(unit, CU_UNIT_FIRST_SLOT);
+        what.split_count = cu_att_field(unit, CU_UNIT_SPLIT_COUNT);
+        what.head = cu_att_field(unit, CU_UNIT_HEAD);
+        what.unused = 0;
+        const int key_begin = cu_att_field(unit, CU_UNIT_KEY_BEGIN);
+        const int key_end = cu_att_field(unit, CU_UNIT_KEY_END);
+        const int begin = cu_att_field(unit, CU_UNIT_PAGE_BEGIN);
+        const int end = cu_att_field(unit, CU_UNIT_PAGE_END);
+        const int old_pages = cu_att_field(unit, CU_UNIT_OLD_PAGES);
+        for (int page = begin; page < end; page++) {
+            const kn_page entry = __shfl_sync(0xffffffffu, entries, page - begin);
+            const int used = __shfl_sync(0xffffffffu, is.at.used, 0);
+            if (!waited && (page >= old_pages || used + shape::PAGE_STAGES > CU_ATT_STAGES)) {
+                cu_att_wait_previous(p, sh, is, lane);
+                waited = true;
+            }
+            if (lane == 0) {
+                what.page = page;
+                what.key_begin = key_begin - page * KN_PAGE_TOKENS;
+                what.key_end = key_end - page * KN_PAGE_TOKENS;
+                what.flags = (page == begin ? CU_ATT_FIRST : 0) | (page == end - 1 ? CU_ATT_LAST : 0);
+                cu_att_issue_page(p, sh, is, what, entry, waited, policy);
+            }
+            __syncwarp();
+        }
+        if (!waited) {
+            cu_att_wait_previous(p, sh, is, lane);
+            waited = true;
+        }
+        unit = next_unit;
+        more = next;
+        entries = next_entries;
+        next_unit = third_unit;
+        next = third_there;
+        third = fourth;
+        fourth = cu_att_take(p, &source, lane);
+    }
+    if (!waited) cu_att_wait_previous(p, sh, is, lane);
+    if (lane != 0) return;
+    const int s = is.at.stage;
+    if (is.at.used >= CU_ATT_STAGES) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
+    sh.stage[s].flags = CU_ATT_END;
+    ptx_mbarrier_arrive(&sh.full[s]);
+    cu_att_leave(p, is.local_blocks);
+}
+
+/* --- poller --- */
+
+template <typename SHARED> PTX_INLINE void cu_att_poll(const cu_att_params &p, SHARED &sh)
+{
+    uint64_t sum[KN_TIER_MAX] = {}, count[KN_TIER_MAX] = {};
+    uint32_t least[KN_TIER_MAX], most[KN_TIER_MAX] = {};
+#pragma unroll
+    for (int t = 0; t < KN_TIER_MAX; t++) least[t] = UINT32_MAX;
+    for (cu_att_cursor at;; cu_att_next(&at)) {
+        while (!ptx_mbarrier_test_wait(&sh.full[at.stage], at.parity)) {}
+        const uint32_t now = ptx_clock();
+        const cu_att_stage &stage = sh.stage[at.stage];
+        if (stage.flags & CU_ATT_END) break;
+        const uint32_t trip = now - stage.issued;
+#pragma unroll
+        for (int t = 1; t < KN_TIER_MAX; t++) {
+            if (stage.tier != t) continue;
+            sum[t] += trip;
+            count[t]++;
+            least[t] = min(least[t], trip);
+            most[t] = max(most[t], trip);
+        }
+        ptx_mbarrier_arrive(&sh.empty[at.stage]);
+    }
+    if (!p.traffic) return;
+#pragma unroll
+    for (int t = 1; t < KN_TIER_MAX; t++) {
+        if (!count[t]) continue;
+        kn_cu_traffic *to = &p.traffic[t];
+        atomicAdd((unsigned long long *)&to->blocks, count[t]);
+        atomicAdd((unsigned long long *)&to->trips, count[t]);
+        atomicAdd((unsigned long long *)&to->trip_clocks, sum[t]);
+        atomicMin(&to->trip_min, least[t]);
+        atomicMax(&to->trip_max, most[t]);
+    }
+}
+
+/* --- consumers --- */
+
+/* A warp's share of a unit: rows as the mma's accumulators hold them, row lane / 4 and that + 8. */
+template <int ATOMS, int ROWS> struct cu_att_state {
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    uint32_t q[shape::STEPS][2 * shape::HALVES];
+    float out[shape::TILES][4];
+    float max[shape::HALVES]; /* of scale * score, log2 domain */
+    float sum[shape::HALVES]; /* this thread's part */
+};
+
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_begin(cu_att_state<ATOMS, ROWS> &st, const uint8_t *q, int lane)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+#pragma unroll
+    for (int k = 0; k < shape::STEPS; k++) {
+        if (ROWS == 8) {
+            const uint2 r = *(const uint2 *)(q + k * 256 + lane * 8);
+            st.q[k][0] = r.x;
+            st.q[k][1] = r.y;
+        } else {
+            const uint4 r = *(const uint4 *)(q + k * 512 + lane * 16);
+            st.q[k][0] = r.x;
+            st.q[k][1] = r.y;
+            st.q[k][2 * shape::HALVES - 2] = r.z;
+            st.q[k][2 * shape::HALVES - 1] = r.w;
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < shape::TILES; n++)
+        st.out[n][0] = st.out[n][1] = st.out[n][2] = st.out[n][3] = 0.f;
+#pragma unroll
+    for (int h = 0; h < shape::HALVES; h++) {
+        st.max[h] = -INFINITY;
+        st.sum[h] = 0.f;
+    }
+}
+
+/* score[tile of 8 tokens] += q . k over `STEPS` steps from `step` on; K atoms begin at `atoms`.
+ * Even and odd steps add up apart, for two chains of dependent instructions in place of one. */
+template <int ATOMS, int ROWS, int FIRST_STEP, int STEP_COUNT>
+PTX_INLINE void cu_att_score(const cu_att_state<ATOMS, ROWS> &st, float (&score)[2][2][4],
+                             uint32_t atoms, int row, int chunk_half)
+{
+#pragma unroll
+    for (int i = 0; i < STEP_COUNT; i++) {
+        const int step = FIRST_STEP + i;
+        const uint32_t chunk = ((i & 3) * 2 + chunk_half) ^ (row & 7);
+        uint32_t k[4], a[4];
+        ptx_ldmatrix_x4(k, atoms + (i >> 2) * KN_ATOM_BYTES + row * 128 + (chunk << 4));
+        a[0] = st.q[step][0];
+        a[1] = ROWS == 8 ? 0 : st.q[step][1];
+        a[2] = ROWS == 8 ? st.q[step][1] : st.q[step][(ROWS / 8) * 2 - 2];
+        a[3] = ROWS == 8 ? 0 : st.q[step][(ROWS / 8) * 2 - 1];
+        ptx_mma_m16n8k16(score[i & 1][0], a, k[0], k[1]);
+        ptx_mma_m16n8k16(score[i & 1][1], a, k[2], k[3]);
+    }
+}
+
+/* Keys outside [begin, end) of the page: score -inf, and a zero in the mask of V. */
+PTX_INLINE void cu_att_mask(float (&score)[2][4], uint32_t (&mask)[2], int first, int begin, int end)
+{
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int key = first + n * 8 + j;
+            if (key >= begin && key < end) continue;
+            score[n][j] = score[n][2 + j] = -INFINITY;
+            mask[n] &= j ? 0x0000ffffu : 0xffff0000u;
+        }
+}
+
+PTX_INLINE float cu_att_widen(uint32_t pair, int high)
+{
+    return __uint_as_float(high ? pair & 0xffff0000u : pair << 16);
+}
+
+/* Scores to weights, as the A operand of P.V; rescales what the warp has so far. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_soften(cu_att_state<ATOMS, ROWS> &st, const float (&score)[2][4],
+                              float scale_log2, uint32_t (&weight)[4])
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    float rescale[shape::HALVES];
+    bool same = true;
+    weight[1] = weight[3] = 0;
+#pragma unroll
+    for (int h = 0; h < shape::HALVES; h++) {
+        float most = fmaxf(fmaxf(score[0][2 * h], score[0][2 * h + 1]),
+                           fmaxf(score[1][2 * h], score[1][2 * h + 1]));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        const float max = fmaxf(st.max[h], most * scale_log2);
+        const float shift = max == -INFINITY ? 0.f : max;
+        rescale[h] = ptx_ex2(st.max[h] - shift);
+        same = same && rescale[h] == 1.f;
+        st.max[h] = max;
+        float sum = 0.f;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            const float w0 = ptx_ex2(fmaf(score[n][2 * h], scale_log2, -shift));
+            const float w1 = ptx_ex2(fmaf(score[n][2 * h + 1], scale_log2, -shift));
+            const __nv_bfloat162 pair = __floats2bfloat162_rn(w0, w1);
+            const uint32_t bits = *(const uint32_t *)&pair;
+            weight[2 * n + h] = bits;
+            sum += cu_att_widen(bits, 0) + cu_att_widen(bits, 1);
+        }
+        st.sum[h] = fmaf(st.sum[h], rescale[h], sum);
+    }
+    if (__all_sync(0xffffffffu, same)) return; /* times one: the same bits */
+#pragma unroll
+    for (int n = 0; n < shape::TILES; n++)
+#pragma unroll
+        for (int h = 0; h < shape::HALVES; h++) {
+            st.out[n][2 * h] *= rescale[h];
+            st.out[n][2 * h + 1] *= rescale[h];
+        }
+}
+
+/* out += weights . V over the warp's 16 tokens; the team's V atoms begin at `atoms`. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_values(cu_att_state<ATOMS, ROWS> &st, const uint32_t (&weight)[4],
+                              const uint32_t (&mask)[2], uint32_t atoms, int row, int chunk_half)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+#pragma unroll
+    for (int d = 0; d < shape::TILES / 2; d++) {
+        const uint32_t chunk = ((d & 3) * 2 + chunk_half) ^ (row & 7);
+        uint32_t v[4];
+        ptx_ldmatrix_x4_trans(v, atoms + (d >> 2) * KN_ATOM_BYTES + row * 128 + (chunk << 4));
+        ptx_mma_m16n8k16(st.out[2 * d], weight, v[0] & mask[0], v[1] & mask[1]);
+        ptx_mma_m16n8k16(st.out[2 * d + 1], weight, v[2] & mask[0], v[3] & mask[1]);
+    }
+}
+
+/* One warp lets go of a stage. */
+template <typename SHARED> PTX_INLINE void cu_att_release(SHARED &sh, cu_att_cursor *at, int lane)
+{
+    __syncwarp();
+    if (lane == 0) ptx_mbarrier_arrive(&sh.empty[at->stage]);
+    cu_att_next(at);
+}
+
+template <int TEAMS> PTX_INLINE void cu_att_team_sync(int team)
+{
+    if (TEAMS == 1 || team == 0) ptx_bar_sync(1, 128);
+    else ptx_bar_sync(2, 128);
+}
+
+/* The four warps of a team merge their accumulators; warp w stores tiles 2w, 2w + 1 of every eight.
+ * Each sends the tiles it does not store, unscaled, and weighs what it receives. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_merge_team(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                                  cu_att_state<ATOMS, ROWS> &st, int slot, int head, int team, int w,
+                                  int lane)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    float factor[shape::HALVES][4];
+#pragma unroll
+    for (int h = 0; h < shape::HALVES; h++) {
+        st.sum[h] += __shfl_xor_sync(0xffffffffu, st.sum[h], 1);
+        st.sum[h] += __shfl_xor_sync(0xffffffffu, st.sum[h], 2);
+    }
+#pragma unroll
+    for (int pass = 0; pass < shape::TILES / 8 * shape::HALVES; pass++) {
+        const int h = pass % shape::HALVES, tile0 = pass / shape::HALVES * 8;
+        const int row = h * 8 + (lane >> 2);
+        float2 own[2];
+        cu_att_team_sync<shape::TEAMS>(team); /* what the last pass sent has been read */
+        if (tile0 == 0 && (lane & 3) == 0)
+            sh.ml[team][w][row] = make_float2(st.max[h], st.sum[h]);
+#pragma unroll
+        for (int owner = 0; owner < 4; owner++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float *from = st.out[tile0 + owner * 2 + i] + 2 * h;
+                if (owner == w) own[i] = make_float2(from[0], from[1]);
+                else sh.piece[team][owner][w - (w > owner)][i][lane] = make_float2(from[0], from[1]);
+            }
+        cu_att_team_sync<shape::TEAMS>(team);
+        const size_t at = ((size_t)slot * p.kv_heads + head) * p.group + row;
+        if (tile0 == 0) {
+            float2 ml[4];
+            float most = -INFINITY, sum = 0.f;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                ml[i] = sh.ml[team][i][row];
+                most = fmaxf(most, ml[i].x);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                factor[h][i] = ptx_ex2(ml[i].x - most);
+                sum = fmaf(factor[h][i], ml[i].y, sum);
+            }
+            if (w == 0 && team == 0 && (lane & 3) == 0 && row < p.group)
+                __stcg(p.partial_ml + at, make_float2(most, sum));
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float2 sum = make_float2(0.f, 0.f);
+#pragma unroll
+            for (int from = 0; from < 4; from++) {
+                float2 x = own[i];
+                if (from != w) x = sh.piece[team][w][from - (from > w)][i][lane];
+                sum.x = fmaf(factor[h][from], x.x, sum.x);
+                sum.y = fmaf(factor[h][from], x.y, sum.y);
+            }
+            const int d = team * 128 + (tile0 + w * 2 + i) * 8 + (lane & 3) * 2;
+            if (row < p.group && d < p.head_dim)
+                __stcg((float2 *)(p.partial + at * p.head_dim + d), sum);
+        }
+    }
+}
+
+/* Tells the combiners that the unit's partial is in memory. */
+template <typename SHARED>
+PTX_INLINE void cu_att_hand_over(SHARED &sh, const cu_att_finished &unit, int *count, int warp,
+                                 int lane)
+{
+    const int slot = *count % CU_ATT_FINISHED;
+    __syncwarp();
+    if (lane == 0) {
+        if (warp == 0) {
+            if (*count >= CU_ATT_FINISHED)
+                ptx_mbarrier_wait(&sh.finished_empty[slot], (*count / CU_ATT_FINISHED & 1) ^ 1);
+            sh.finished[slot] = unit;
+        }
+        ptx_mbarrier_arrive(&sh.finished_full[slot]);
+    }
+    __syncwarp();
+    ++*count;
+}
+
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int warp,
+                               int lane)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    const int team = warp >> 2, w = warp & 3;
+    /* ldmatrix rows: for K the second pair of matrices is tokens + 8, for V dims + 8. */
+    const int k_row = w * 16 + (lane >> 4) * 8 + (lane & 7), k_half = (lane >> 3) & 1;
+    const int v_row = w * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), v_half = lane >> 4;
+    cu_att_state<ATOMS, ROWS> st;
+    cu_att_cursor at;
+    int q_slot = 0, finished = 0;
+    for (;;) {
+        ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+        const cu_att_stage what = sh.stage[at.stage];
+        if (what.flags & CU_ATT_END) break;
+        if (what.flags & CU_ATT_FIRST) cu_att_begin(st, sh.q[q_slot], lane);
+        if (++q_slot == shape::Q_SLOTS) q_slot = 0;
+
+        float parts[2][2][4] = {};
+        uint32_t ring = ptx_shared(sh.ring[at.stage]);
+        if (ATOMS == 1) {
+            cu_att_score<ATOMS, ROWS, 0, 4>(st, parts, ring, k_row, k_half);
+        } else {
+            cu_att_score<ATOMS, ROWS, 0, 8>(st, parts, ring, k_row, k_half);
+            cu_att_release(sh, &at, lane);
+            if (ATOMS == 4) {
+                ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+                ring = ptx_shared(sh.ring[at.stage]);
+                cu_att_score<ATOMS, ROWS, shape::STEPS - 8, 8>(st, parts, ring, k_row, k_half);
+                cu_att_release(sh, &at, lane);
+            }
+        }
+        float score[2][4];
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) score[n][j] = parts[0][n][j] + parts[1][n][j];
+        uint32_t mask[2] = {~0u, ~0u}, weight[4];
+        if (what.key_begin > 0 || what.key_end < KN_PAGE_TOKENS)
+            cu_att_mask(score, mask, w * 16 + (lane & 3) * 2, what.key_begin, what.key_end);
+        cu_att_soften(st, score, p.scale_log2, weight);
+
+        if (ATOMS == 1) {
+            cu_att_values(st, weight, mask, ring + KN_ATOM_BYTES, v_row, v_half);
+            cu_att_release(sh, &at, lane);
+        } else {
+#pragma unroll
+            for (int t = 0; t < shape::TEAMS; t++) {
+                ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+                if (t == team)
+                    cu_att_values(st, weight, mask, ptx_shared(sh.ring[at.stage]), v_row, v_half);
+                cu_att_release(sh, &at, lane);
+            }
+        }
+        if (what.flags & CU_ATT_LAST) {
+            cu_att_merge_team(p, sh, st, what.slot, what.head, team, w, lane);
+            const cu_att_finished unit = {what.token,       what.slot, what.first_slot,
+                                          what.split_count, what.head, false};
+            cu_att_hand_over(sh, unit, &finished, warp, lane);
+        }
+    }
+    const cu_att_finished end = {0, 0, 0, 0, 0, true};
+    cu_att_hand_over(sh, end, &finished, warp, lane);
+}
+
+/* --- combiners --- */
+
+/* Merges `count` partials, every `stride` slots from `slot` on, left to right.  A group's outcome
+ * replaces the output of its first slot, each element by the thread that read it, and has a maximum
+ * and sum of its own (group_ml); the root's is divided by the sum and written out. */
+template <bool ROOT, int THREADS>
+PTX_INLINE void cu_att_merge(const cu_att_params &p, const cu_att_finished &u,
+                             const float2 *all_ml, int slot, int stride, int count, int thread)
+{
+    constexpr int BATCH = 8;
+    const int quads = p.head_dim / 4;
+    const size_t step = (size_t)stride * p.q_heads;
+    const size_t row0 = (size_t)slot * p.q_heads + u.head * p.group;
+    for (int e = thread; e < p.group * quads; e += THREADS) {
+        const int row = e / quads, quad = e - row * quads;
+        const float *from = p.partial + (row0 + row) * p.head_dim + quad * 4;
+        float2 ml[CU_ATT_FAN];
+        float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
+        float most = -INFINITY, sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < CU_ATT_FAN; i++) {
+            ml[i] = make_float2(-INFINITY, 0.f);
+            if (i < count) ml[i] = __ldcg(all_ml + row0 + i * step + row);
+        }
+#pragma unroll
+        for (int i = 0; i < CU_ATT_FAN; i++) most = fmaxf(most, ml[i].x);
+#pragma unroll
+        for (int begin = 0; begin < CU_ATT_FAN; begin += BATCH) { /* so many loads in flight */
+            float4 x[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                x[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+                if (begin + i < count)
+                    x[i] = __ldcg((const float4 *)(from + (begin + i) * step * p.head_dim));
+            }
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                const float factor = ptx_ex2(ml[begin + i].x - most);
+                sum = fmaf(factor, ml[begin + i].y, sum);
+                out.x = fmaf(factor, x[i].x, out.x);
+                out.y = fmaf(factor, x[i].y, out.y);
+                out.z = fmaf(factor, x[i].z, out.z);
+                out.w = fmaf(factor, x[i].w, out.w);
+            }
+        }
+        if (ROOT) {
+            const float inverse = 1.f / sum;
+            const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
+            const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
+            const int k = (u.head * p.group + row) * p.head_dim + quad * 4;
+            *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, u.token, k)) =
+                make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
+        } else {
+            __stcg((float4 *)(p.partial + (row0 + row) * p.head_dim) + quad, out);
+            if (quad == 0) __stcg(p.group_ml + row0 + row, make_float2(most, sum));
+        }
+    }
+}
+
+/* Inputs beyond Hq * D of the activation's last block are zero. */
+PTX_INLINE void cu_att_clear_tail(const cu_att_params &p, int token, int thread, int threads)
+{
+    const int begin = p.q_heads * p.head_dim, end = (begin + 127) / 128 * 128;
+    for (int k = begin + thread * 4; k < end; k += threads * 4)
+        *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, token, k)) = make_uint2(0, 0);
+}
+
+/* Counts an arrival; true for all combiners where it was the last, which also clears the count. */
+template <int THREADS, typename SHARED>
+PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int expected, int thread)
+{
+    ptx_bar_sync(3, THREADS);
+    if (thread == 0) {
+        const bool last = ptx_atomic_add_acq_rel(count, 1) == (uint32_t)expected - 1;
+        if (last) *count = 0;
+        sh.combine_last = last;
+    }
+    ptx_bar_sync(3, THREADS);
+    return sh.combine_last;
+}
+
+template <int THREADS, typename SHARED>
+PTX_INLINE void cu_att_combine(const cu_att_params &p, SHARED &sh, int thread)
+{
+    for (int n = 0;; n++) {
+        const int slot = n % CU_ATT_FINISHED;
+        ptx_mbarrier_wait(&sh.finished_full[slot], n / CU_ATT_FINISHED & 1);
+        const cu_att_finished u = sh.finished[slot];
+        if (u.end) break;
+        __syncwarp();
+        if ((thread & 31) == 0) ptx_mbarrier_arrive(&sh.finished_empty[slot]);
+        const float2 *ml = p.partial_ml;
+        int stride = 1, count = u.split_count;
+        if (count > CU_ATT_FAN) {
+            const int group = (u.slot - u.first_slot) / CU_ATT_FAN * CU_ATT_FAN;
+            const int first = u.first_slot + group, size = min(CU_ATT_FAN, count - group);
+            if (!cu_att_arrive<THREADS>(sh, p.group_count + (size_t)first * p.kv_heads + u.head, size, thread))
+                continue;
+            cu_att_merge<false, THREADS>(p, u, ml, first, 1, size, thread);
+            ml = p.group_ml;
+            stride = CU_ATT_FAN;
+            count = (count + CU_ATT_FAN - 1) / CU_ATT_FAN;
+        }
+        if (!cu_att_arrive<THREADS>(sh, p.root_count + (size_t)u.first_slot * p.kv_heads + u.head, count, thread))
+            continue;
+        cu_att_merge<true, THREADS>(p, u, ml, u.first_slot, stride, count, thread);
+        if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, thread, THREADS);
+    }
+}
+
+/* --- the kernel --- */
+
+template <int ATOMS, int ROWS>
+__global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
+    __maxnreg__((cu_att_shape<ATOMS, ROWS>::REGISTERS))
+    sm90_bf16_decode_attention(const __grid_constant__ cu_att_params p)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    extern __shared__ __align__(1024) uint8_t shared[];
+    cu_att_shared<ATOMS, ROWS> &sh =
+        *(cu_att_shared<ATOMS, ROWS> *)(((uintptr_t)shared + 1023) & ~(uintptr_t)1023);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    ptx_griddep_launch();
+    const cu_att_role role = cu_att_role_of(p, blockIdx.x, gridDim.x);
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < CU_ATT_STAGES; s++) {
+            ptx_mbarrier_init(&sh.full[s], 1);
+            ptx_mbarrier_init(&sh.empty[s], shape::CONSUMERS + (role.tier != 0));
+        }
+        for (int s = 0; s < CU_ATT_FINISHED; s++) {
+            ptx_mbarrier_init(&sh.finished_full[s], shape::CONSUMERS);
+            ptx_mbarrier_init(&sh.finished_empty[s], shape::COMBINERS);
+        }
+        ptx_fence_mbarrier_init();
+    }
+    __syncthreads();
+    if (warp < shape::CONSUMERS) {
+        cu_att_consume<ATOMS, ROWS>(p, sh, warp, lane);
+    } else if (warp == shape::CONSUMERS) {
+        cu_att_produce<ATOMS, ROWS>(p, sh, role, lane);
+    } else if (warp == shape::CONSUMERS + 1) {
+        if (role.tier != 0 && lane == 0) cu_att_poll(p, sh);
+    } else {
+        cu_att_combine<32 * shape::COMBINERS>(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2));
+    }
+}
+
+#endif

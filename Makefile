@@ -22,6 +22,9 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 
 CC      ?= gcc
+# V=1 shows the commands.
+Q       := $(if $(V),,@)
+say      = $(if $(V),:,echo '  $(1)  $(2)')
 LLHTTP  ?= /usr/share/llhttp
 LLHTTP_INCLUDE ?= /usr/share/include/llhttp
 
@@ -58,7 +61,7 @@ TEST_SRC := $(wildcard tests/unit_*.c tests/sim_*.c tests/fuzz_*.c tests/fault_*
 TEST_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(TEST_SRC))
 TOOL_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/tool_*.c))
 
-.PHONY: all tests demo run test setup install clean cuda-note smoke gpu-test gpu-bench
+.PHONY: all tests demo run test setup install clean cuda-note
 .DEFAULT_GOAL := all
 
 all: cuda-note $(OUT)/dakd
@@ -69,15 +72,18 @@ cuda-note:
 tests: cuda-note $(OUT)/dakd $(TEST_BIN) $(TOOL_BIN)
 
 $(OUT)/dakd: $(OBJ)/server/main.o $(LIB)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	@$(call say,AR,$@)
+	$(Q)ar rcs $@ $^
 
 $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+	@$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 
 # The commit is known to one file, rebuilt when it changes.
 $(OBJ)/config/version.o: CPPFLAGS_ALL += -DDAKD_VERSION='"$(VERSION)"' -DDAKD_COMMIT='"$(GIT_COMMIT)"'
@@ -92,25 +98,28 @@ $(OBJ)/kernels/%.o: CFLAGS_ALL += $(if $(DEBUG)$(SAN),,-O3)
 
 $(OBJ)/llhttp/%.o: $(LLHTTP)/%.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) -std=c17 -O2 -g $(if $(SAN),-fsanitize=$(SAN)) -w -c -o $@ $<
+	@$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS_ALL) -std=c17 -O2 -g $(if $(SAN),-fsanitize=$(SAN)) -w -c -o $@ $<
 
 $(OBJ)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
+	@$(call say,NVCC,$<)
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
 
 $(OUT)/tests/%: $(OBJ)/tests/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LDLIBS)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LDLIBS)
 
 setup:
 	@scripts/setup.sh
 
 demo: setup
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@scripts/demo.sh $(OUT)/dakd
 
 run: setup
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	$(OUT)/dakd serve config/demo-model
 
 test: setup

@@ -329,11 +329,13 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
     kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, &planned);
     for (int i = first; i < b->op_count && count < 20; i += stride) count += b->ops[i].rows == op->rows;
     for (int tiles = 1; tiles <= 4; tiles *= 2) {
-        if (!kn_cu_gemm_has(planned.bucket, tiles)) continue;
-        for (int parts = 1, last = 0; parts <= 16; parts++) {
+        const int resident = kn_cu_gemm_resident(planned.bucket, tiles);
+        for (int parts = 1, last = 0; parts <= 16 * resident; parts++) {
             struct kn_cu_gemm_plan p = planned;
             p.group_tiles = tiles;
-            p.quantum_blocks = (blocks + parts - 1) / parts;
+            p.ctas_per_sm = parts <= 16 ? 1 : 2;
+            const int pieces = (parts - 1) % 16 + 1;
+            p.quantum_blocks = (blocks + pieces - 1) / pieces;
             if (p.quantum_blocks == last) continue;
             last = p.quantum_blocks;
             kn_cu_gemm_plan_derive(op->rows, op->cols, b->sm_count, &p);
@@ -342,7 +344,8 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
             for (int i = first, n = 0; n < count; i += stride, n++)
                 bench_launch(b, &b->ops[i], tokens, &p, NULL, 0);
             double us = time_graph(b, capture_end(b), 3) / count * 1e3;
-            if (p.group_tiles == planned.group_tiles && p.quantum_blocks == planned.quantum_blocks)
+            if (p.group_tiles == planned.group_tiles && p.quantum_blocks == planned.quantum_blocks &&
+                p.ctas_per_sm == planned.ctas_per_sm)
                 planned_us = us;
             for (int k = 0; k < 3; k++)
                 if (us < best_us[k]) {
@@ -354,10 +357,11 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
         }
     }
     double floor_us = b->floor_ms * 1e3 * (double)op_bytes(op) / (double)b->bytes;
-    printf("T %3d %6dx%5d floor %5.1f us; planned %dx%d %5.1f; best", tokens, op->rows, op->cols,
-           floor_us, planned.group_tiles, planned.quantum_blocks, planned_us);
+    printf("T %3d %6dx%5d floor %5.1f us; planned %dx%dx%d %5.1f; best", tokens, op->rows, op->cols,
+           floor_us, planned.group_tiles, planned.quantum_blocks, planned.ctas_per_sm, planned_us);
     for (int k = 0; k < 3; k++)
-        printf("  %dx%d %.1f", best[k].group_tiles, best[k].quantum_blocks, best_us[k]);
+        printf("  %dx%dx%d %.1f", best[k].group_tiles, best[k].quantum_blocks, best[k].ctas_per_sm,
+               best_us[k]);
     printf("\n");
     fflush(stdout);
 }

@@ -59,6 +59,7 @@ struct kn_cu_gemm_plan {
     int32_t bucket;         /* TB */
     int32_t group_tiles;    /* row tiles a CTA multiplies with the same activations: 1, 2 or 4 */
     int32_t quantum_blocks; /* blocks of K a CTA takes at a time */
+    int32_t ctas_per_sm;    /* 1, or 2 where two fit */
     int32_t group_count, quanta_per_group;
     int32_t grid;
 };
@@ -82,9 +83,9 @@ MUST_USE enum status kn_cu_gemm_init(char *err);
 /* Tile choice: depends on shape, bucket and SM count alone, never on placement or window. */
 void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
                      struct kn_cu_gemm_plan *out);
-/* Whether a kernel exists for a bucket and group height. */
-bool kn_cu_gemm_has(int32_t bucket, int32_t group_tiles);
-/* Fills in what follows from bucket, group_tiles and quantum_blocks. */
+/* How many CTAs of a bucket and group height an SM holds; 0 where there is no such kernel. */
+int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles);
+/* Fills in what follows from bucket, group_tiles, quantum_blocks and ctas_per_sm. */
 void kn_cu_gemm_plan_derive(int32_t rows, int32_t cols, int32_t sm_count,
                             struct kn_cu_gemm_plan *plan);
 size_t kn_cu_gemm_workspace(const struct kn_cu_gemm_plan *plan);

@@ -6,7 +6,7 @@
  * everything here serves one aim: keep every SM's ring of bulk copies full from the first
  * microsecond to the last.
  *
- * Roles.  Warpgroups of consumers, then two warps with three lanes that work:
+ * Roles.  Warpgroups of consumers, then three lanes of their own warps:
  *     weights      fills the ring of weight blocks.  Weights do not depend on the previous kernel,
  *                  so it starts before griddepcontrol.wait and never waits for it.
  *     activations  fills a second ring with the inputs of all tokens, after the wait.
@@ -74,21 +74,21 @@ template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int WG = RT == 1 ? 1 : 2;        /* consumer warpgroups */
     static constexpr int TPW = RT / WG;               /* tiles of a warpgroup */
     static constexpr int WARPS = WG * 4;              /* consumer warps */
-    static constexpr int THREADS = (WARPS + 2) * 32;
-    /* With at most 64 accumulators a thread two CTAs share an SM: the next kernel fills its ring while
+    static constexpr int THREADS = (WARPS + 3) * 32;
+    /* With at most 32 accumulators a thread two CTAs share an SM: the next kernel fills its ring while
      * this one drains.  Above, one CTA takes it all. */
-    static constexpr int RESIDENT = TPW * TB / 2 <= 64 ? 2 : 1;
+    static constexpr int RESIDENT = TPW * TB / 2 <= 32 ? 2 : 1;
     static constexpr int SHARED = RESIDENT == 2 ? 113 * 1024 : 227 * 1024;
     static constexpr int X_ATOMS = TB <= 64 ? 2 : 1; /* atoms of an activation slot */
     static constexpr int X_BYTES = TB * 128 * X_ATOMS;
     /* Activation slots for the blocks in flight, and one more; the rest is weights. */
     static constexpr int X_SLOTS =
-        TB == 256 ? 4 : TB == 128 ? (RESIDENT == 2 ? 3 : 5) : TB == 64 ? 3 : 6 / RT + 1;
+        TB == 256 ? 4 : TB == 128 ? 5 : TB == 64 ? 3 : 6 / RT + 1;
     static constexpr int BARRIERS = 512;
     static constexpr int W_FIT = (SHARED - BARRIERS - X_SLOTS * X_BYTES) / KN_BLOCK_BYTES;
     /* A slot belongs to one warpgroup: one that skipped a phase of a barrier could not tell the next
      * from the last. */
-    static constexpr int W_SLOTS = (W_FIT < 8 ? W_FIT : 8) / WG * WG;
+    static constexpr int W_SLOTS = (W_FIT < 10 ? W_FIT : 10) / WG * WG;
     static constexpr int SHARED_USED = W_SLOTS * KN_BLOCK_BYTES + X_SLOTS * X_BYTES + BARRIERS;
     /* Warp fragments (16 rows x 8 tokens, one float4 a lane) of a group. */
     static constexpr int FRAGMENTS = RT * 4 * (TB / 8);
@@ -114,22 +114,19 @@ struct cu_work {
     int32_t remote_blocks;                             /* blocks in the remote quanta, absent tiles too */
 };
 
-/* Local quanta before CTA c, when the CTAs [0, first[j + 1]) of tier j have weight share[j] and the
- * rest share[0]. */
+/* Local quanta before CTA c, when the CTAs [first[j], first[j + 1]) of tier j have weight share[j] and
+ * the rest share[0].  In integers: a CTA's end must be its neighbour's begin. */
 PTX_INLINE int32_t cu_local_before(int32_t quanta, int32_t grid, const int32_t (&first)[KN_TIER_MAX + 1],
-                                   const float (&share)[KN_TIER_MAX], int32_t c)
+                                   const int64_t (&share)[KN_TIER_MAX], int32_t c)
 {
-    if (c == grid) return quanta;
-    float before = 0.f, all = 0.f;
+    int64_t before = share[0] * max(c - first[KN_TIER_MAX], 0);
+    int64_t all = share[0] * (grid - first[KN_TIER_MAX]);
 #pragma unroll
     for (int j = 1; j < KN_TIER_MAX; j++) {
-        before += share[j] * (float)(min(max(c, first[j]), first[j + 1]) - first[j]);
-        all += share[j] * (float)(first[j + 1] - first[j]);
+        before += share[j] * (min(max(c, first[j]), first[j + 1]) - first[j]);
+        all += share[j] * (first[j + 1] - first[j]);
     }
-    before += share[0] * (float)max(c - first[KN_TIER_MAX], 0);
-    all += share[0] * (float)(grid - first[KN_TIER_MAX]);
-    return all > 0.f ? min((int32_t)(before / all * (float)quanta + 0.5f), quanta)
-                     : (int32_t)((int64_t)quanta * c / grid);
+    return all > 0 ? (int32_t)((quanta * before + all / 2) / all) : (int32_t)((int64_t)quanta * c / grid);
 }
 
 template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
@@ -172,7 +169,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
             min(g.quantum_blocks, g.blocks_per_tile - index * g.quantum_blocks) * S::RT;
     }
     /* Level all CTAs: those whose remote load is above the level get no local work. */
-    float share[KN_TIER_MAX] = {};
+    int64_t share[KN_TIER_MAX] = {};
     bool over[KN_TIER_MAX] = {};
     const float local_blocks = (float)(local * g.quantum_blocks * S::RT);
 #pragma unroll
@@ -184,11 +181,12 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
                 sum += load[j] * (float)(first[j + 1] - first[j]);
                 ctas += (float)(first[j + 1] - first[j]);
             }
-        share[0] = ctas > 0.f ? sum / ctas : 0.f;
+        const float level = ctas > 0.f ? sum / ctas : 0.f;
+        share[0] = (int64_t)(level * 256.f);
 #pragma unroll
         for (int j = 1; j < KN_TIER_MAX; j++) {
-            over[j] |= load[j] >= share[0];
-            share[j] = over[j] ? 0.f : share[0] - load[j];
+            over[j] |= load[j] >= level;
+            share[j] = over[j] ? 0 : (int64_t)((level - load[j]) * 256.f);
         }
     }
     w.local_begin = cu_local_before(local, grid, first, share, cta);
@@ -421,28 +419,12 @@ PTX_INLINE void cu_hand_in(const cu_gemm &g, const float (&acc)[S::TPW][S::TB / 
                    make_float4(acc[j][4 * n], acc[j][4 * n + 1], acc[j][4 * n + 2], acc[j][4 * n + 3]));
 }
 
-/* Quanta [i, cu_run_end) of a CTA follow one another in one group: they are reduced together. */
-PTX_INLINE int32_t cu_run_end(const cu_gemm &g, const cu_work &w, int32_t i)
-{
-    const cu_quantum first = cu_gemm_quantum(g, w, i);
-    int32_t end = i + 1;
-    for (; end < w.remote_count + w.local_count; end++) {
-        const cu_quantum q = cu_gemm_quantum(g, w, end);
-        if (q.group != first.group || q.index != first.index + end - i) break;
-    }
-    return end;
-}
-
-/* The share [begin, end) quanta of a group have in its reduction, once all of its quanta are there. */
+/* The share that quanta [begin, end) of a group have in its reduction. */
 template <class S>
 PTX_INLINE void cu_reduce(const cu_gemm &g, int32_t group, int32_t begin, int32_t end, int warp, int lane)
 {
-    const int32_t quanta = g.quanta_per_group, all = quanta * S::WARPS;
-    uint32_t *arrive = &g.arrive[group];
-    if (lane == 0) PTX_SPIN_UNTIL((int32_t)ptx_load_acquire(arrive) >= all);
-    __syncwarp();
+    const int32_t quanta = g.quanta_per_group, stop = end * S::FRAGMENTS / quanta;
     const float4 *from = g.partial + (size_t)group * quanta * S::FRAGMENTS * 32 + lane;
-    const int32_t stop = end * S::FRAGMENTS / quanta;
     for (int32_t f = begin * S::FRAGMENTS / quanta + warp; f < stop; f += S::WARPS) {
         float4 sum = __ldcg(from + f * 32);
 #pragma unroll 8
@@ -453,30 +435,35 @@ PTX_INLINE void cu_reduce(const cu_gemm &g, int32_t group, int32_t begin, int32_
         constexpr int N = S::TB / 8;
         cu_gemm_store<S::TB>(g, group * S::RT + f / (4 * N), f / N % 4, f % N, lane, sum);
     }
-    __syncwarp();
-    if (lane == 0) {
-        const uint32_t mine = (uint32_t)(end - begin);
-        if (ptx_atomic_add_relaxed(arrive, mine) + mine == (uint32_t)(2 * all)) *arrive = 0;
-    }
 }
 
-/* After all its quanta a warp says so for all at once: one fence a launch. */
+/* After all its quanta a warp says so for all at once, one lane a quantum, waits for everybody
+ * else's, and does its share of the reductions.  A counter goes from 0 to `all` as quanta arrive and
+ * on to twice that as warps stop watching it; the last of these clears it. */
 template <class S>
 PTX_INLINE void cu_reduce_all(const cu_gemm &g, const cu_work &w, int warp, int lane)
 {
-    const int32_t quanta = w.remote_count + w.local_count;
+    const int32_t count = w.remote_count + w.local_count;
+    const uint32_t all = (uint32_t)(g.quanta_per_group * S::WARPS);
     __syncwarp();
-    if (lane == 0) {
-        __threadfence();
-        for (int32_t i = 0, end; i < quanta; i = end) {
-            end = cu_run_end(g, w, i);
-            ptx_atomic_add_relaxed(&g.arrive[cu_gemm_quantum(g, w, i).group], (uint32_t)(end - i));
-        }
+    __threadfence();
+    for (int32_t i = lane; i < count; i += 32)
+        ptx_atomic_add_relaxed(&g.arrive[cu_gemm_quantum(g, w, i).group], 1);
+    for (int32_t i = lane; i < count; i += 32) {
+        uint32_t *arrive = &g.arrive[cu_gemm_quantum(g, w, i).group];
+        PTX_SPIN_UNTIL(ptx_load_acquire(arrive) >= all);
+        if (ptx_atomic_add_relaxed(arrive, 1) == 2 * all - 1) *arrive = 0;
     }
-    for (int32_t i = 0, end; i < quanta; i = end) {
-        end = cu_run_end(g, w, i);
+    __syncwarp();
+    /* Quanta that follow one another in a group are reduced together. */
+    for (int32_t i = 0; i < count;) {
         const cu_quantum q = cu_gemm_quantum(g, w, i);
-        cu_reduce<S>(g, q.group, q.index, q.index + end - i, warp, lane);
+        int32_t end = q.index + 1;
+        for (i++; i < count; i++, end++) {
+            const cu_quantum next = cu_gemm_quantum(g, w, i);
+            if (next.group != q.group || next.index != end) break;
+        }
+        cu_reduce<S>(g, q.group, q.index, end, warp, lane);
     }
 }
 
@@ -536,11 +523,10 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB, RT>::THREADS, cu_gemm_shape<
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         cu_consume<S>(g, w, ring, warp, lane);
-    } else if (warp == S::WARPS) {
-        if (lane == 0) cu_produce_weights<S>(g, w, ring);
-    } else {
-        if (lane == 0) cu_produce_activations<S>(g, w, ring);
-        if (lane == 1) cu_poll_remote<S>(g, w, ring);
+    } else if (lane == 0) {
+        if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring);
+        if (warp == S::WARPS + 1) cu_produce_activations<S>(g, w, ring);
+        if (warp == S::WARPS + 2) cu_poll_remote<S>(g, w, ring);
     }
 }
 

@@ -38,9 +38,10 @@ static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles)
     return NULL;
 }
 
-extern "C" bool kn_cu_gemm_has(int32_t bucket, int32_t group_tiles)
+extern "C" int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles)
 {
-    return find_variant(bucket, group_tiles) != NULL;
+    const cu_gemm_variant *v = find_variant(bucket, group_tiles);
+    return v ? v->resident : 0;
 }
 
 static enum status cuda_failed(cudaError_t e, const char *what, char *err)
@@ -85,7 +86,8 @@ extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t cols, int32_t sm_co
     plan->group_count = (tiles + plan->group_tiles - 1) / plan->group_tiles;
     plan->quanta_per_group = (blocks + plan->quantum_blocks - 1) / plan->quantum_blocks;
     int64_t quanta = (int64_t)plan->group_count * plan->quanta_per_group;
-    plan->grid = quanta < sm_count ? (int32_t)quanta : sm_count;
+    int32_t ctas = sm_count * plan->ctas_per_sm;
+    plan->grid = quanta < ctas ? (int32_t)quanta : ctas;
 }
 
 extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
@@ -98,7 +100,7 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
     for (int32_t group_tiles = 1; group_tiles <= 4; group_tiles *= 2) {
         if (!find_variant(bucket, group_tiles)) continue;
         for (int32_t q = 1; q <= blocks; q++) {
-            struct kn_cu_gemm_plan p = {bucket, group_tiles, q, 0, 0, 0};
+            struct kn_cu_gemm_plan p = {bucket, group_tiles, q, 1, 0, 0, 0};
             kn_cu_gemm_plan_derive(rows, cols, sm_count, &p);
             /* Bytes the busiest SM takes in, at its 45 GB/s or its share of HBM. */
             double quanta = (double)p.group_count * p.quanta_per_group;
@@ -106,7 +108,7 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
             double weights = per_sm * q * group_tiles * KN_BLOCK_BYTES, x = per_sm * q * bucket * 256.0;
             double partial = p.quanta_per_group > 1 ? per_sm * group_tiles * 64.0 * bucket * 4 : 0;
             double ingest = (weights + x + 2 * partial) / 45e3, hbm = (weights + partial) / 35.7e3;
-            double us = (ingest > hbm ? ingest : hbm) + per_sm * 0.2 + (p.quanta_per_group > 1 ? 1.5 : 0);
+            double us = (ingest > hbm ? ingest : hbm) + per_sm * 0.2 + (p.quanta_per_group > 1 ? 4 : 0);
             if (out->bucket == 0 || us < best) {
                 best = us;
                 *out = p;

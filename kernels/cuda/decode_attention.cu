@@ -219,16 +219,27 @@ extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape 
     return ST_OK;
 }
 
-template <int ATOMS, int ROWS> static size_t shared_bytes()
+enum {
+    SHARED_ALIGN = 1024,
+    SHARED_MAX = 227 * 1024,
+    SHARED_HALF = 113 * 1024, /* leaves an SM room for the next kernel's CTA */
+};
+
+/* Ring stages: six keep HBM busy; five do where that lets the next kernel in. */
+template <int ATOMS, int ROWS> static int ring_stages(int group)
 {
-    return sizeof(cu_att_shared<ATOMS, ROWS>) + 1024;
+    for (int stages = CU_ATT_STAGES_MAX; stages >= 5; stages--)
+        if (cu_att_shared_bytes<ATOMS, ROWS>(stages, group) + SHARED_ALIGN <= SHARED_HALF)
+            return stages;
+    return CU_ATT_STAGES_MAX;
 }
 
 template <int ATOMS, int ROWS> static cudaError_t allow_shared()
 {
+    static_assert(cu_att_shared_bytes<ATOMS, ROWS>(CU_ATT_STAGES_MAX, ROWS) + SHARED_ALIGN <=
+                  SHARED_MAX);
     return cudaFuncSetAttribute(sm90_bf16_decode_attention<ATOMS, ROWS>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)shared_bytes<ATOMS, ROWS>());
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
 }
 
 extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a, const struct kn_cu_attention_shape *s,
@@ -282,15 +293,17 @@ extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
 }
 
 template <int ATOMS, int ROWS>
-static cudaError_t launch(const struct kn_cu_attention *a, const cu_att_params &p, void *stream)
+static cudaError_t launch(const struct kn_cu_attention *a, cu_att_params &p, void *stream)
 {
+    p.stages = ring_stages<ATOMS, ROWS>(p.group);
     cudaLaunchAttribute dependent = {};
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     dependent.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(a->cta_count);
     config.blockDim = dim3(cu_att_shape<ATOMS, ROWS>::THREADS);
-    config.dynamicSmemBytes = shared_bytes<ATOMS, ROWS>();
+    config.dynamicSmemBytes =
+        cu_att_shared_bytes<ATOMS, ROWS>(p.stages, p.group) + SHARED_ALIGN;
     config.stream = (cudaStream_t)stream;
     config.attrs = &dependent;
     config.numAttrs = 1;

@@ -63,6 +63,7 @@ struct cu_att_params {
     uint8_t *out;
     kn_cu_traffic *traffic;
     int32_t units_max, token_rows, stages;
+    uint32_t kv_heads_inverse; /* ceil(2^32 / Hkv), 0 for one */
     int32_t q_heads, kv_heads, group, head_dim;
     float scale_log2;
 };
@@ -84,13 +85,16 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
 
 enum { CU_ATT_FIRST = 1, CU_ATT_LAST = 2, CU_ATT_END = 4 };
 
-/* What a stage holds; written by the producer before the stage's barrier. */
-struct __align__(16) cu_att_stage {
-    int32_t token, slot, first_slot, split_count;
-    int32_t head, page, key_begin, key_end; /* keys relative to the page */
-    int32_t flags, tier;
-    uint32_t issued; /* cycle */
-    int32_t unused;
+/* What a page's first stage holds; written by the producer before the stage's barrier. */
+struct __align__(16) cu_att_page {
+    int32_t key_begin, key_end; /* keys the token sees, relative to the page */
+    int32_t flags, head;
+    int32_t token, slot, first_slot, split_count; /* of a unit's first and last page */
+};
+/* Every stage's tier and cycle of issue; kept where the CTA reads a remote tier. */
+struct cu_att_trip {
+    int32_t tier;
+    uint32_t issued;
 };
 
 struct __align__(16) cu_att_finished {
@@ -102,7 +106,8 @@ template <int ATOMS, int ROWS> struct cu_att_shared {
     using shape = cu_att_shape<ATOMS, ROWS>;
     uint8_t q[shape::Q_SLOTS][shape::Q_BYTES];
     float2 ml[4][ROWS]; /* of the finished unit: [warp of a team][row] */
-    cu_att_stage stage[CU_ATT_STAGES_MAX];
+    cu_att_page page[CU_ATT_STAGES_MAX];
+    cu_att_trip trip[CU_ATT_STAGES_MAX];
     cu_att_finished finished;
     uint32_t combine_last;
     uint64_t full[CU_ATT_STAGES_MAX], empty[CU_ATT_STAGES_MAX];
@@ -193,18 +198,22 @@ PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, in
     return c;
 }
 
-PTX_INLINE int32_t cu_att_field(int32_t unit, int field)
-{
-    return __shfl_sync(0xffffffffu, unit, field);
-}
+struct cu_att_item {
+    int4 a; /* the unit's token, slot, first_slot, split_count */
+    int4 b; /* page_begin, page_end, key_begin, key_end */
+    int4 c; /* table, old_pages */
+    int32_t head;
+    bool there;
+};
 
-/* Begins to load a claimed item; false when there is none left. */
-PTX_INLINE bool cu_att_load_unit(const cu_att_params &p, cu_att_source *s, cu_att_claim c, int lane,
-                                 int32_t *unit)
+/* Begins to load a claimed item; not `there` when none is left. */
+PTX_INLINE cu_att_item cu_att_load_item(const cu_att_params &p, cu_att_source *s, cu_att_claim c,
+                                        int lane)
 {
+    cu_att_item item = {};
     int index = __shfl_sync(0xffffffffu, c.index, 0);
     if (index >= (c.tier ? s->role.tier_items : s->role.local_items)) {
-        if (c.tier == 0) return false;
+        if (c.tier == 0) return item;
         if (s->tier != 0) { /* the remote list is used up: help with the local one */
             s->tier = 0;
             s->peers = s->role.local_peers;
@@ -212,28 +221,30 @@ PTX_INLINE bool cu_att_load_unit(const cu_att_params &p, cu_att_source *s, cu_at
         }
         c = cu_att_take(p, s, lane);
         index = __shfl_sync(0xffffffffu, c.index, 0);
-        if (index >= s->role.local_items) return false;
+        if (index >= s->role.local_items) return item;
     }
-    const int entry = index / p.kv_heads, kv_head = index - entry * p.kv_heads;
-    const int32_t *word = p.units[(size_t)c.tier * p.units_max + entry].word;
-    *unit = lane < CU_UNIT_WORDS ? __ldg(word + lane) : kv_head;
-    return true;
+    const int entry = p.kv_heads_inverse ? __umulhi(index, p.kv_heads_inverse) : index;
+    const int4 *words = (const int4 *)(p.units + (size_t)c.tier * p.units_max + entry);
+    item.a = __ldg(words);
+    item.b = __ldg(words + 1);
+    item.c = __ldg(words + 2);
+    item.head = index - entry * p.kv_heads;
+    item.there = true;
+    return item;
 }
 
-/* Lane i: entry i of the unit's part of the page table. */
-PTX_INLINE kn_page cu_att_load_pages(const cu_att_params &p, int32_t unit, int lane)
+/* Lane i: entry i of the item's part of the page table. */
+PTX_INLINE kn_page cu_att_load_entry(const cu_att_params &p, const cu_att_item &item, int lane)
 {
-    const int begin = cu_att_field(unit, CU_UNIT_PAGE_BEGIN), end = cu_att_field(unit, CU_UNIT_PAGE_END);
-    const int table = cu_att_field(unit, CU_UNIT_TABLE);
-    return begin + lane < end ? __ldg(p.pages + table + begin + lane) : 0;
+    return item.there && item.b.x + lane < item.b.y ? __ldg(p.pages + item.c.x + item.b.x + lane) : 0;
 }
 
-/* Producer's state that only its lane 0 uses. */
+/* The producer's state, the same in all lanes. */
 struct cu_att_issuer {
     cu_att_cursor at;
     uint32_t remote_history = 0; /* bit i: the stage issued i + 1 ago is remote */
     int32_t q_slot = 0;
-    uint64_t local_blocks = 0;
+    bool waited = false; /* for the previous kernel */
 };
 
 /* Waits until fewer than `blocks` remote copies of this CTA are in flight. */
@@ -253,169 +264,148 @@ PTX_INLINE const uint8_t *cu_att_q(const cu_att_params &p, int token, int head)
     return p.q + ((size_t)token * p.kv_heads + head) * SHAPE::Q_BYTES;
 }
 
-/* Issues one page of one head: its stages, and with a unit's first page the query tile. */
-template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_issue_page(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                  cu_att_issuer &is, const cu_att_stage &what, kn_page entry,
-                                  bool waited, uint64_t policy)
-{
-    using shape = cu_att_shape<ATOMS, ROWS>;
-    const int tier = cu_page_tier(entry);
-    const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
-                          (size_t)what.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
-    const bool first = what.flags & CU_ATT_FIRST;
-    for (int i = 0; i < shape::PAGE_STAGES; i++) {
-        const int s = is.at.stage;
-        if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
-        if (tier) cu_att_window_wait(sh, is, max(1, p.head->window[tier].blocks), p.stages);
-        else is.local_blocks++;
-        is.remote_history = is.remote_history << 1 | (tier != 0);
-        sh.stage[s] = what;
-        sh.stage[s].tier = tier;
-        sh.stage[s].issued = ptx_clock();
-        const bool with_q = first && i == 0;
-        ptx_mbarrier_expect_tx(&sh.full[s], CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
-        ptx_bulk_load_hint(cu_att_ring(sh, p.stages, s), from + i * CU_ATT_STAGE_BYTES,
-                           CU_ATT_STAGE_BYTES, &sh.full[s], policy);
-        if (with_q && waited)
-            ptx_bulk_load(sh.q[is.q_slot], cu_att_q<shape>(p, what.token, what.head),
-                          shape::Q_BYTES, &sh.full[s]);
-        cu_att_next(&is.at, p.stages);
-    }
-    if (++is.q_slot == shape::Q_SLOTS) is.q_slot = 0;
-}
-
 /* The previous kernel is complete: brings the query tiles of the pages issued before. */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                     const cu_att_issuer &is, int lane)
+                                     cu_att_issuer &is, int lane)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
+    is.waited = true;
     ptx_griddep_wait();
     ptx_fence_proxy_async_global();
-    if (lane != 0) return;
-    for (int s = 0; s < is.at.used; s += shape::PAGE_STAGES) {
-        if (!(sh.stage[s].flags & CU_ATT_FIRST)) continue;
-        ptx_bulk_load(sh.q[s / shape::PAGE_STAGES],
-                      cu_att_q<shape>(p, sh.stage[s].token, sh.stage[s].head), shape::Q_BYTES,
-                      &sh.full[s]);
+    const int s = lane * shape::PAGE_STAGES;
+    if (s < is.at.used && (sh.page[s].flags & CU_ATT_FIRST))
+        ptx_bulk_load(sh.q[lane], cu_att_q<shape>(p, sh.page[s].token, sh.page[s].head),
+                      shape::Q_BYTES, &sh.full[s]);
+    __syncwarp();
+}
+
+/* Issues an item's pages, lane i the i-th: its address and description are computed at once for
+ * all of them, and what is left per stage is a wait, a store, the barrier's count and the copy. */
+template <int ATOMS, int ROWS, bool REMOTE>
+PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                             cu_att_issuer &is, const cu_att_item &item, kn_page entry, int lane,
+                             uint64_t policy)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    const int begin = item.b.x, count = item.b.y - begin, first_key = (begin + lane) * KN_PAGE_TOKENS;
+    const int tier = cu_page_tier(entry), old_count = item.c.y - begin;
+    const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
+                          (size_t)item.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
+    const int flags = (lane == 0 ? CU_ATT_FIRST : 0) | (lane == count - 1 ? CU_ATT_LAST : 0);
+    const int4 page = make_int4(item.b.z - first_key, item.b.w - first_key, flags, item.head);
+    const uint8_t *q = cu_att_q<shape>(p, item.a.x, item.head);
+    for (int i = 0; i < count; i++) {
+        if (!is.waited && (i >= old_count || is.at.used + shape::PAGE_STAGES > p.stages))
+            cu_att_wait_previous(p, sh, is, lane);
+        const int page_tier = REMOTE ? __shfl_sync(0xffffffffu, tier, i) : 0;
+#pragma unroll
+        for (int j = 0; j < shape::PAGE_STAGES; j++) {
+            const int s = is.at.stage;
+            if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
+            if (REMOTE && page_tier)
+                cu_att_window_wait(sh, is, max(1, p.head->window[page_tier].blocks), p.stages);
+            if (lane == i) {
+                if (j == 0) {
+                    *(int4 *)&sh.page[s].key_begin = page;
+                    if (flags) *(int4 *)&sh.page[s].token = item.a;
+                }
+                if (REMOTE) sh.trip[s] = {tier, ptx_clock()};
+                const bool with_q = j == 0 && (flags & CU_ATT_FIRST);
+                ptx_mbarrier_expect_tx(&sh.full[s],
+                                       CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
+                ptx_bulk_load_hint(cu_att_ring(sh, p.stages, s), from + j * CU_ATT_STAGE_BYTES,
+                                   CU_ATT_STAGE_BYTES, &sh.full[s], policy);
+                if (with_q && is.waited)
+                    ptx_bulk_load(sh.q[is.q_slot], q, shape::Q_BYTES, &sh.full[s]);
+            }
+            if (REMOTE) is.remote_history = is.remote_history << 1 | (page_tier != 0);
+            cu_att_next(&is.at, p.stages);
+        }
+        if (++is.q_slot == shape::Q_SLOTS) is.q_slot = 0;
+        __syncwarp();
     }
 }
 
 /* The last CTA to have taken its last item clears the tickets. */
-PTX_INLINE void cu_att_leave(const cu_att_params &p, uint64_t local_blocks)
+PTX_INLINE void cu_att_leave(const cu_att_params &p, uint64_t blocks)
 {
-    if (p.traffic && local_blocks)
-        atomicAdd((unsigned long long *)&p.traffic[0].blocks, local_blocks);
+    if (p.traffic && blocks) atomicAdd((unsigned long long *)&p.traffic[0].blocks, blocks);
     if (ptx_atomic_add_acq_rel(&p.head->done, 1) != gridDim.x - 1) return;
     for (int t = 0; t < KN_TIER_MAX; t++) p.head->ticket[t] = 0;
     p.head->done = 0;
 }
 
-template <int ATOMS, int ROWS>
+template <int ATOMS, int ROWS, bool REMOTE>
 PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
                                const cu_att_role &role, int lane)
 {
-    using shape = cu_att_shape<ATOMS, ROWS>;
     const uint64_t policy = ptx_policy_evict_first();
     cu_att_source source = {role, role.tier, role.rank, role.peers, 0};
     cu_att_issuer is;
-    bool waited = role.tier != 0;
-    if (waited) cu_att_wait_previous(p, sh, is, lane);
+    uint64_t remote_blocks = 0;
+    if (REMOTE) cu_att_wait_previous(p, sh, is, lane);
 
-    int32_t unit = 0, next_unit = 0;
-    bool more = cu_att_load_unit(p, &source, cu_att_take(p, &source, lane), lane, &unit);
-    bool next = cu_att_load_unit(p, &source, cu_att_take(p, &source, lane), lane, &next_unit);
+    cu_att_item item = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
+    cu_att_item next = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
     cu_att_claim third = cu_att_take(p, &source, lane), fourth = cu_att_take(p, &source, lane);
-    kn_page entries = more ? cu_att_load_pages(p, unit, lane) : 0;
-    while (more) {
-        const kn_page next_entries = next ? cu_att_load_pages(p, next_unit, lane) : 0;
-        int32_t third_unit = 0;
-        const bool third_there = cu_att_load_unit(p, &source, third, lane, &third_unit);
-
-        cu_att_stage what;
-        what.token = cu_att_field(unit, CU_UNIT_TOKEN);
-        what.slot = cu_att_field(unit, CU_UNIT_SLOT);
-        what.first_slot = cu_att_field(unit, CU_UNIT_FIRST_SLOT);
-        what.split_count = cu_att_field(unit, CU_UNIT_SPLIT_COUNT);
-        what.head = cu_att_field(unit, CU_UNIT_HEAD);
-        what.unused = 0;
-        const int key_begin = cu_att_field(unit, CU_UNIT_KEY_BEGIN);
-        const int key_end = cu_att_field(unit, CU_UNIT_KEY_END);
-        const int begin = cu_att_field(unit, CU_UNIT_PAGE_BEGIN);
-        const int end = cu_att_field(unit, CU_UNIT_PAGE_END);
-        const int old_pages = cu_att_field(unit, CU_UNIT_OLD_PAGES);
-        for (int page = begin; page < end; page++) {
-            const kn_page entry = __shfl_sync(0xffffffffu, entries, page - begin);
-            const int used = __shfl_sync(0xffffffffu, is.at.used, 0);
-            if (!waited && (page >= old_pages || used + shape::PAGE_STAGES > p.stages)) {
-                cu_att_wait_previous(p, sh, is, lane);
-                waited = true;
-            }
-            if (lane == 0) {
-                what.page = page;
-                what.key_begin = key_begin - page * KN_PAGE_TOKENS;
-                what.key_end = key_end - page * KN_PAGE_TOKENS;
-                what.flags = (page == begin ? CU_ATT_FIRST : 0) | (page == end - 1 ? CU_ATT_LAST : 0);
-                cu_att_issue_page(p, sh, is, what, entry, waited, policy);
-            }
-            __syncwarp();
-        }
-        if (!waited) {
-            cu_att_wait_previous(p, sh, is, lane);
-            waited = true;
-        }
-        unit = next_unit;
-        more = next;
-        entries = next_entries;
-        next_unit = third_unit;
-        next = third_there;
+    kn_page entry = cu_att_load_entry(p, item, lane);
+    while (item.there) {
+        const kn_page next_entry = cu_att_load_entry(p, next, lane);
+        const cu_att_item after = cu_att_load_item(p, &source, third, lane);
+        if (REMOTE)
+            remote_blocks += cu_att_shape<ATOMS, ROWS>::PAGE_STAGES *
+                             __popc(__ballot_sync(0xffffffffu, cu_page_tier(entry) != 0));
+        cu_att_issue<ATOMS, ROWS, REMOTE>(p, sh, is, item, entry, lane, policy);
+        if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
         third = fourth;
         fourth = cu_att_take(p, &source, lane);
+        item = next;
+        entry = next_entry;
+        next = after;
     }
-    if (!waited) cu_att_wait_previous(p, sh, is, lane);
+    if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
     if (lane != 0) return;
     const int s = is.at.stage;
     if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
-    sh.stage[s].flags = CU_ATT_END;
+    sh.page[s].flags = CU_ATT_END;
+    sh.trip[s].tier = -1;
     ptx_mbarrier_arrive(&sh.full[s]);
-    cu_att_leave(p, is.local_blocks);
+    cu_att_leave(p, is.at.used - remote_blocks);
 }
 
 /* --- poller --- */
 
 template <typename SHARED> PTX_INLINE void cu_att_poll(const cu_att_params &p, SHARED &sh)
 {
-    uint64_t sum[KN_TIER_MAX] = {}, count[KN_TIER_MAX] = {};
-    uint32_t least[KN_TIER_MAX], most[KN_TIER_MAX] = {};
-#pragma unroll
-    for (int t = 0; t < KN_TIER_MAX; t++) least[t] = UINT32_MAX;
+    int tier = 0; /* the tier of what has been summed up, given out when it changes */
+    uint64_t sum = 0, count = 0;
+    uint32_t least = UINT32_MAX, most = 0;
     for (cu_att_cursor at;; cu_att_next(&at, p.stages)) {
         while (!ptx_mbarrier_test_wait(&sh.full[at.stage], at.parity)) {}
         const uint32_t now = ptx_clock();
-        const cu_att_stage &stage = sh.stage[at.stage];
-        if (stage.flags & CU_ATT_END) break;
-        const uint32_t trip = now - stage.issued;
-#pragma unroll
-        for (int t = 1; t < KN_TIER_MAX; t++) {
-            if (stage.tier != t) continue;
-            sum[t] += trip;
-            count[t]++;
-            least[t] = min(least[t], trip);
-            most[t] = max(most[t], trip);
+        const cu_att_trip trip = sh.trip[at.stage];
+        if (trip.tier && trip.tier != tier) {
+            if (p.traffic && count) {
+                kn_cu_traffic *to = &p.traffic[tier];
+                atomicAdd((unsigned long long *)&to->blocks, count);
+                atomicAdd((unsigned long long *)&to->trips, count);
+                atomicAdd((unsigned long long *)&to->trip_clocks, sum);
+                atomicMin(&to->trip_min, least);
+                atomicMax(&to->trip_max, most);
+            }
+            if (trip.tier < 0) break;
+            tier = trip.tier;
+            sum = count = most = 0;
+            least = UINT32_MAX;
+        }
+        if (trip.tier) {
+            sum += now - trip.issued;
+            count++;
+            least = min(least, now - trip.issued);
+            most = max(most, now - trip.issued);
         }
         ptx_mbarrier_arrive(&sh.empty[at.stage]);
-    }
-    if (!p.traffic) return;
-#pragma unroll
-    for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (!count[t]) continue;
-        kn_cu_traffic *to = &p.traffic[t];
-        atomicAdd((unsigned long long *)&to->blocks, count[t]);
-        atomicAdd((unsigned long long *)&to->trips, count[t]);
-        atomicAdd((unsigned long long *)&to->trip_clocks, sum[t]);
-        atomicMin(&to->trip_min, least[t]);
-        atomicMax(&to->trip_max, most[t]);
     }
 }
 
@@ -613,17 +603,17 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     int q_slot = 0, finished = 0;
     for (;;) {
         ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
-        const cu_att_stage what = sh.stage[at.stage];
-        if (what.flags & CU_ATT_END) break;
-        if (what.flags & CU_ATT_FIRST) cu_att_begin(st, sh.q[q_slot], lane);
+        const cu_att_page &page = sh.page[at.stage];
+        const int key_begin = page.key_begin, key_end = page.key_end, flags = page.flags;
+        if (flags & CU_ATT_END) break;
+        if (flags & CU_ATT_FIRST) cu_att_begin(st, sh.q[q_slot], lane);
         if (++q_slot == shape::Q_SLOTS) q_slot = 0;
 
-        const int key_begin = what.key_begin, key_end = what.key_end;
-        const bool last = what.flags & CU_ATT_LAST;
+        const bool last = flags & CU_ATT_LAST;
         if (last && warp == 0) {
             if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
             if (lane == 0)
-                sh.finished = {what.token, what.slot, what.first_slot, what.split_count, what.head, 0};
+                sh.finished = {page.token, page.slot, page.first_slot, page.split_count, page.head, 0};
         }
 
         float parts[2][2][4] = {};
@@ -642,7 +632,7 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         } else {
             cu_att_release(sh, &at, p.stages, lane);
             ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
-            if (team == 1) { /* its half of V is the next stage */
+            if (shape::TEAMS == 2 && team == 1) { /* its half of V is the next stage */
                 cu_att_release(sh, &at, p.stages, lane);
                 ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
             }
@@ -844,10 +834,9 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     sm90_bf16_decode_attention(const __grid_constant__ cu_att_params p)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    extern __shared__ __align__(1024) uint8_t shared[];
-    uint8_t *ring = (uint8_t *)(((uintptr_t)shared + 1023) & ~(uintptr_t)1023);
+    extern __shared__ __align__(1024) uint8_t shared[]; /* no swizzle unit reads it: 16 would do */
     cu_att_shared<ATOMS, ROWS> &sh =
-        *(cu_att_shared<ATOMS, ROWS> *)(ring + p.stages * CU_ATT_STAGE_BYTES);
+        *(cu_att_shared<ATOMS, ROWS> *)(shared + p.stages * CU_ATT_STAGE_BYTES);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     ptx_griddep_launch();
     const cu_att_role role = cu_att_role_of(p, blockIdx.x, gridDim.x);
@@ -864,7 +853,8 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     if (warp < shape::CONSUMERS) {
         cu_att_consume<ATOMS, ROWS>(p, sh, warp, lane);
     } else if (warp == shape::CONSUMERS) {
-        cu_att_produce<ATOMS, ROWS>(p, sh, role, lane);
+        if (role.tier == 0) cu_att_produce<ATOMS, ROWS, false>(p, sh, role, lane);
+        else cu_att_produce<ATOMS, ROWS, true>(p, sh, role, lane);
     } else if (warp == shape::CONSUMERS + 1) {
         if (role.tier != 0 && lane == 0) cu_att_poll(p, sh);
     } else {

@@ -20,23 +20,15 @@ enum {
     CU_ATT_STATIC = 4,      /* items a CTA takes without asking the ticket */
 };
 
-/* Words of kn_cu_unit; a warp holds a unit in one register, word i in lane i. */
-enum {
-    CU_UNIT_TOKEN,
-    CU_UNIT_SLOT,        /* where its partial goes */
-    CU_UNIT_FIRST_SLOT,  /* slot of the token's first unit */
-    CU_UNIT_SPLIT_COUNT, /* units of the token */
-    CU_UNIT_PAGE_BEGIN,  /* pages of the sequence, absolute */
-    CU_UNIT_PAGE_END,
-    CU_UNIT_KEY_BEGIN, /* positions the token sees, absolute */
-    CU_UNIT_KEY_END,
-    CU_UNIT_TABLE,     /* the sequence's page table in batch.pages */
-    CU_UNIT_OLD_PAGES, /* its pages that this step does not write */
-    CU_UNIT_WORDS = 12,
-    CU_UNIT_HEAD = CU_UNIT_WORDS, /* lane of the item's kv-head */
-};
-struct kn_cu_unit {
-    int32_t word[CU_UNIT_WORDS];
+struct __align__(16) kn_cu_unit {
+    int32_t token;
+    int32_t slot;                     /* where its partial goes */
+    int32_t first_slot, split_count;  /* of all units of the token */
+    int32_t page_begin, page_end;     /* pages of the sequence, absolute */
+    int32_t key_begin, key_end;       /* positions the token sees, absolute */
+    int32_t table;                    /* the sequence's page table in batch.pages */
+    int32_t old_pages;                /* its pages that this step does not write */
+    int32_t unused[2];
 };
 
 struct kn_cu_plan_head {

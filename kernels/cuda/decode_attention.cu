@@ -71,19 +71,19 @@ PTX_INLINE int plan_unit(const plan_params &p, int32_t slot, kn_cu_unit *u)
     int32_t key_begin, begin, end;
     cu_att_visible(position, p.window, &key_begin, &begin, &end);
     const int32_t run = plan_unit_pages(p, end - begin), split = slot - p.first_slot[low];
-    u->word[CU_UNIT_TOKEN] = low;
-    u->word[CU_UNIT_SLOT] = slot;
-    u->word[CU_UNIT_FIRST_SLOT] = p.first_slot[low];
-    u->word[CU_UNIT_SPLIT_COUNT] = (end - begin + run - 1) / run;
-    u->word[CU_UNIT_PAGE_BEGIN] = begin + split * run;
-    u->word[CU_UNIT_PAGE_END] = min(begin + (split + 1) * run, end);
-    u->word[CU_UNIT_KEY_BEGIN] = key_begin;
-    u->word[CU_UNIT_KEY_END] = position + 1;
-    u->word[CU_UNIT_TABLE] = seq.page_begin;
-    u->word[CU_UNIT_OLD_PAGES] = (seq.kv_count - seq.token_count) / KN_PAGE_TOKENS;
-    u->word[10] = u->word[11] = 0;
+    u->token = low;
+    u->slot = slot;
+    u->first_slot = p.first_slot[low];
+    u->split_count = (end - begin + run - 1) / run;
+    u->page_begin = begin + split * run;
+    u->page_end = min(begin + (split + 1) * run, end);
+    u->key_begin = key_begin;
+    u->key_end = position + 1;
+    u->table = seq.page_begin;
+    u->old_pages = (seq.kv_count - seq.token_count) / KN_PAGE_TOKENS;
+    u->unused[0] = u->unused[1] = 0;
     unsigned tier = 0;
-    for (int page = u->word[CU_UNIT_PAGE_BEGIN]; page < u->word[CU_UNIT_PAGE_END]; page++)
+    for (int page = u->page_begin; page < u->page_end; page++)
         tier = max(tier, cu_page_tier(p.pages[seq.page_begin + page]));
     return (int)tier;
 }
@@ -219,16 +219,26 @@ extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape 
     return ST_OK;
 }
 
-template <int ATOMS, int ROWS> static size_t shared_bytes()
+enum {
+    SHARED_MAX = 227 * 1024,
+    SHARED_HALF = 113 * 1024, /* leaves an SM room for the next kernel's CTA */
+};
+
+/* Ring stages: six keep HBM busy; five do where that lets the next kernel in. */
+template <int ATOMS, int ROWS> static int ring_stages(int group)
 {
-    return sizeof(cu_att_shared<ATOMS, ROWS>) + 1024;
+    for (int stages = CU_ATT_STAGES_MAX; stages >= 5; stages--)
+        if (cu_att_shared_bytes<ATOMS, ROWS>(stages, group) <= SHARED_HALF)
+            return stages;
+    return CU_ATT_STAGES_MAX;
 }
 
 template <int ATOMS, int ROWS> static cudaError_t allow_shared()
 {
+    static_assert(cu_att_shared_bytes<ATOMS, ROWS>(CU_ATT_STAGES_MAX, ROWS) <=
+                  SHARED_MAX);
     return cudaFuncSetAttribute(sm90_bf16_decode_attention<ATOMS, ROWS>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)shared_bytes<ATOMS, ROWS>());
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
 }
 
 extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a, const struct kn_cu_attention_shape *s,
@@ -282,15 +292,17 @@ extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
 }
 
 template <int ATOMS, int ROWS>
-static cudaError_t launch(const struct kn_cu_attention *a, const cu_att_params &p, void *stream)
+static cudaError_t launch(const struct kn_cu_attention *a, cu_att_params &p, void *stream)
 {
+    p.stages = ring_stages<ATOMS, ROWS>(p.group);
     cudaLaunchAttribute dependent = {};
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     dependent.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(a->cta_count);
     config.blockDim = dim3(cu_att_shape<ATOMS, ROWS>::THREADS);
-    config.dynamicSmemBytes = shared_bytes<ATOMS, ROWS>();
+    config.dynamicSmemBytes =
+        cu_att_shared_bytes<ATOMS, ROWS>(p.stages, p.group);
     config.stream = (cudaStream_t)stream;
     config.attrs = &dependent;
     config.numAttrs = 1;
@@ -329,6 +341,7 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
     p.token_rows = args->token_rows;
     p.q_heads = s->q_heads;
     p.kv_heads = s->kv_heads;
+    p.kv_heads_inverse = s->kv_heads == 1 ? 0 : (uint32_t)((1ull << 32) / s->kv_heads + 1);
     p.group = s->q_heads / s->kv_heads;
     p.head_dim = s->head_dim;
     p.scale_log2 = args->scale * 1.44269504088896340736f;

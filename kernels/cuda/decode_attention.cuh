@@ -45,9 +45,8 @@
 #include "kernels/cuda/attention_plan.cuh"
 
 enum {
-    CU_ATT_STAGES = 6,
+    CU_ATT_STAGES_MAX = 6,
     CU_ATT_STAGE_BYTES = KN_BLOCK_BYTES,
-    CU_ATT_FINISHED = 2, /* units between the consumers and the combiners */
 };
 
 /* What a launch needs; passed by value. */
@@ -63,7 +62,8 @@ struct cu_att_params {
     uint32_t *group_count, *root_count;
     uint8_t *out;
     kn_cu_traffic *traffic;
-    int32_t units_max, token_rows;
+    int32_t units_max, token_rows, stages;
+    uint32_t kv_heads_inverse; /* ceil(2^32 / Hkv), 0 for one */
     int32_t q_heads, kv_heads, group, head_dim;
     float scale_log2;
 };
@@ -74,42 +74,61 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int CONSUMERS = 4 * TEAMS; /* warps */
     static constexpr int COMBINERS = TEAMS == 1 ? 4 : 2;
     static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
-    static constexpr int REGISTERS = TEAMS == 2 ? 168 : ROWS == 8 ? 144 : 168; /* room for the next kernel */
+    static constexpr int REGISTERS = TEAMS == 1 && ROWS == 8 ? 144 : 168; /* 144: room for the next kernel */
     static constexpr int TILES = ATOMS == 1 ? 8 : 16; /* 8-wide output tiles of a warp */
     static constexpr int STEPS = ATOMS * 4;           /* 16-wide steps over the head dimension */
     static constexpr int Q_BYTES = ROWS * ATOMS * 128;
-    static constexpr int Q_SLOTS = (CU_ATT_STAGES + PAGE_STAGES - 1) / PAGE_STAGES;
+    static constexpr int Q_SLOTS = (CU_ATT_STAGES_MAX + PAGE_STAGES - 1) / PAGE_STAGES;
+    static constexpr int DUMP_ROW = TILES * 8 + 8; /* floats; the 8 keep rows in distinct banks */
     static constexpr int HALVES = ROWS / 8;
 };
 
 enum { CU_ATT_FIRST = 1, CU_ATT_LAST = 2, CU_ATT_END = 4 };
 
-/* What a stage holds; written by the producer before the stage's barrier. */
-struct __align__(16) cu_att_stage {
-    int32_t token, slot, first_slot, split_count;
-    int32_t head, page, key_begin, key_end; /* keys relative to the page */
-    int32_t flags, tier;
-    uint32_t issued; /* cycle */
-    int32_t unused;
+/* What a page's first stage holds; written by the producer before the stage's barrier. */
+struct __align__(16) cu_att_page {
+    int32_t key_begin, key_end; /* keys the token sees, relative to the page */
+    int32_t flags, head;
+    int32_t token, slot, first_slot, split_count; /* of a unit's first and last page */
+};
+/* Every stage's tier and cycle of issue; kept where the CTA reads a remote tier. */
+struct cu_att_trip {
+    int32_t tier;
+    uint32_t issued;
 };
 
-struct cu_att_finished {
-    int32_t token, slot, first_slot, split_count, head;
-    bool end;
+struct __align__(16) cu_att_finished {
+    int32_t token, slot, first_slot, split_count, head, end;
 };
 
-template <int ATOMS, int ROWS> struct __align__(1024) cu_att_shared {
+/* Shared memory but for the ring (`stages` * 16 KB, first) and the dump (last). */
+template <int ATOMS, int ROWS> struct cu_att_shared {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    uint8_t ring[CU_ATT_STAGES][CU_ATT_STAGE_BYTES];
     uint8_t q[shape::Q_SLOTS][shape::Q_BYTES];
-    float2 piece[shape::TEAMS][4][3][2][32]; /* [owner][other warp][tile][lane] */
-    float2 ml[shape::TEAMS][4][ROWS];        /* [warp][row] */
-    cu_att_stage stage[CU_ATT_STAGES];
-    cu_att_finished finished[CU_ATT_FINISHED];
-    uint64_t full[CU_ATT_STAGES], empty[CU_ATT_STAGES];
-    uint64_t finished_full[CU_ATT_FINISHED], finished_empty[CU_ATT_FINISHED];
+    float2 ml[4][ROWS]; /* of the finished unit: [warp of a team][row] */
+    cu_att_page page[CU_ATT_STAGES_MAX];
+    cu_att_trip trip[CU_ATT_STAGES_MAX];
+    cu_att_finished finished;
     uint32_t combine_last;
+    uint64_t full[CU_ATT_STAGES_MAX], empty[CU_ATT_STAGES_MAX];
+    uint64_t finished_full, finished_empty;
 };
+/* Ring stage s. */
+template <typename SHARED> PTX_INLINE uint8_t *cu_att_ring(SHARED &sh, int stages, int s)
+{
+    return (uint8_t *)&sh - (stages - s) * CU_ATT_STAGE_BYTES;
+}
+/* The finished unit's accumulators, [warp][group][DUMP_ROW]. */
+template <typename SHARED> PTX_INLINE float *cu_att_dump(SHARED &sh)
+{
+    return (float *)((uint8_t *)&sh + (sizeof sh + 15) / 16 * 16);
+}
+template <int ATOMS, int ROWS> constexpr int cu_att_shared_bytes(int stages, int group)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    return stages * CU_ATT_STAGE_BYTES + (int)((sizeof(cu_att_shared<ATOMS, ROWS>) + 15) / 16 * 16) +
+           shape::CONSUMERS * group * shape::DUMP_ROW * 4;
+}
 
 /* A CTA's part: the remote tier it reads first (0: none), and its rank among the readers. */
 struct cu_att_role {
@@ -147,10 +166,10 @@ struct cu_att_cursor {
     int32_t stage = 0, used = 0;
     uint32_t parity = 0;
 };
-PTX_INLINE void cu_att_next(cu_att_cursor *c)
+PTX_INLINE void cu_att_next(cu_att_cursor *c, int stages)
 {
     c->used++;
-    if (++c->stage == CU_ATT_STAGES) {
+    if (++c->stage == stages) {
         c->stage = 0;
         c->parity ^= 1;
     }
@@ -179,18 +198,22 @@ PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, in
     return c;
 }
 
-PTX_INLINE int32_t cu_att_field(int32_t unit, int field)
-{
-    return __shfl_sync(0xffffffffu, unit, field);
-}
+struct cu_att_item {
+    int4 a; /* the unit's token, slot, first_slot, split_count */
+    int4 b; /* page_begin, page_end, key_begin, key_end */
+    int4 c; /* table, old_pages */
+    int32_t head;
+    bool there;
+};
 
-/* Begins to load a claimed item; false when there is none left. */
-PTX_INLINE bool cu_att_load_unit(const cu_att_params &p, cu_att_source *s, cu_att_claim c, int lane,
-                                 int32_t *unit)
+/* Begins to load a claimed item; not `there` when none is left. */
+PTX_INLINE cu_att_item cu_att_load_item(const cu_att_params &p, cu_att_source *s, cu_att_claim c,
+                                        int lane)
 {
+    cu_att_item item = {};
     int index = __shfl_sync(0xffffffffu, c.index, 0);
     if (index >= (c.tier ? s->role.tier_items : s->role.local_items)) {
-        if (c.tier == 0) return false;
+        if (c.tier == 0) return item;
         if (s->tier != 0) { /* the remote list is used up: help with the local one */
             s->tier = 0;
             s->peers = s->role.local_peers;
@@ -198,39 +221,41 @@ PTX_INLINE bool cu_att_load_unit(const cu_att_params &p, cu_att_source *s, cu_at
         }
         c = cu_att_take(p, s, lane);
         index = __shfl_sync(0xffffffffu, c.index, 0);
-        if (index >= s->role.local_items) return false;
+        if (index >= s->role.local_items) return item;
     }
-    const int entry = index / p.kv_heads, kv_head = index - entry * p.kv_heads;
-    const int32_t *word = p.units[(size_t)c.tier * p.units_max + entry].word;
-    *unit = lane < CU_UNIT_WORDS ? __ldg(word + lane) : kv_head;
-    return true;
+    const int entry = p.kv_heads_inverse ? __umulhi(index, p.kv_heads_inverse) : index;
+    const int4 *words = (const int4 *)(p.units + (size_t)c.tier * p.units_max + entry);
+    item.a = __ldg(words);
+    item.b = __ldg(words + 1);
+    item.c = __ldg(words + 2);
+    item.head = index - entry * p.kv_heads;
+    item.there = true;
+    return item;
 }
 
-/* Lane i: entry i of the unit's part of the page table. */
-PTX_INLINE kn_page cu_att_load_pages(const cu_att_params &p, int32_t unit, int lane)
+/* Lane i: entry i of the item's part of the page table. */
+PTX_INLINE kn_page cu_att_load_entry(const cu_att_params &p, const cu_att_item &item, int lane)
 {
-    const int begin = cu_att_field(unit, CU_UNIT_PAGE_BEGIN), end = cu_att_field(unit, CU_UNIT_PAGE_END);
-    const int table = cu_att_field(unit, CU_UNIT_TABLE);
-    return begin + lane < end ? __ldg(p.pages + table + begin + lane) : 0;
+    return item.there && item.b.x + lane < item.b.y ? __ldg(p.pages + item.c.x + item.b.x + lane) : 0;
 }
 
-/* Producer's state that only its lane 0 uses. */
+/* The producer's state, the same in all lanes. */
 struct cu_att_issuer {
     cu_att_cursor at;
     uint32_t remote_history = 0; /* bit i: the stage issued i + 1 ago is remote */
     int32_t q_slot = 0;
-    uint64_t local_blocks = 0;
+    bool waited = false; /* for the previous kernel */
 };
 
 /* Waits until fewer than `blocks` remote copies of this CTA are in flight. */
 template <typename SHARED>
-PTX_INLINE void cu_att_window_wait(SHARED &sh, const cu_att_issuer &is, int blocks)
+PTX_INLINE void cu_att_window_wait(SHARED &sh, const cu_att_issuer &is, int blocks, int stages)
 {
-    uint32_t recent = is.remote_history & ((1u << (CU_ATT_STAGES - 1)) - 1);
+    uint32_t recent = is.remote_history & ((1u << (stages - 1)) - 1);
     for (int i = 1; i < blocks && recent; i++) recent &= recent - 1;
     if (!recent) return;
     const int use = is.at.used - __ffs(recent);
-    ptx_mbarrier_wait(&sh.full[use % CU_ATT_STAGES], (use / CU_ATT_STAGES) & 1);
+    ptx_mbarrier_wait(&sh.full[use % stages], (use / stages) & 1);
 }
 
 template <typename SHAPE>
@@ -239,169 +264,148 @@ PTX_INLINE const uint8_t *cu_att_q(const cu_att_params &p, int token, int head)
     return p.q + ((size_t)token * p.kv_heads + head) * SHAPE::Q_BYTES;
 }
 
-/* Issues one page of one head: its stages, and with a unit's first page the query tile. */
-template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_issue_page(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                  cu_att_issuer &is, const cu_att_stage &what, kn_page entry,
-                                  bool waited, uint64_t policy)
-{
-    using shape = cu_att_shape<ATOMS, ROWS>;
-    const int tier = cu_page_tier(entry);
-    const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
-                          (size_t)what.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
-    const bool first = what.flags & CU_ATT_FIRST;
-    for (int i = 0; i < shape::PAGE_STAGES; i++) {
-        const int s = is.at.stage;
-        if (is.at.used >= CU_ATT_STAGES) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
-        if (tier) cu_att_window_wait(sh, is, max(1, p.head->window[tier].blocks));
-        else is.local_blocks++;
-        is.remote_history = is.remote_history << 1 | (tier != 0);
-        sh.stage[s] = what;
-        sh.stage[s].tier = tier;
-        sh.stage[s].issued = ptx_clock();
-        const bool with_q = first && i == 0;
-        ptx_mbarrier_expect_tx(&sh.full[s], CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
-        ptx_bulk_load_hint(sh.ring[s], from + i * CU_ATT_STAGE_BYTES, CU_ATT_STAGE_BYTES,
-                           &sh.full[s], policy);
-        if (with_q && waited)
-            ptx_bulk_load(sh.q[is.q_slot], cu_att_q<shape>(p, what.token, what.head),
-                          shape::Q_BYTES, &sh.full[s]);
-        cu_att_next(&is.at);
-    }
-    if (++is.q_slot == shape::Q_SLOTS) is.q_slot = 0;
-}
-
 /* The previous kernel is complete: brings the query tiles of the pages issued before. */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                     const cu_att_issuer &is, int lane)
+                                     cu_att_issuer &is, int lane)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
+    is.waited = true;
     ptx_griddep_wait();
     ptx_fence_proxy_async_global();
-    if (lane != 0) return;
-    for (int s = 0; s < is.at.used; s += shape::PAGE_STAGES) {
-        if (!(sh.stage[s].flags & CU_ATT_FIRST)) continue;
-        ptx_bulk_load(sh.q[s / shape::PAGE_STAGES],
-                      cu_att_q<shape>(p, sh.stage[s].token, sh.stage[s].head), shape::Q_BYTES,
-                      &sh.full[s]);
+    const int s = lane * shape::PAGE_STAGES;
+    if (s < is.at.used && (sh.page[s].flags & CU_ATT_FIRST))
+        ptx_bulk_load(sh.q[lane], cu_att_q<shape>(p, sh.page[s].token, sh.page[s].head),
+                      shape::Q_BYTES, &sh.full[s]);
+    __syncwarp();
+}
+
+/* Issues an item's pages, lane i the i-th: its address and description are computed at once for
+ * all of them, and what is left per stage is a wait, a store, the barrier's count and the copy. */
+template <int ATOMS, int ROWS, bool REMOTE>
+PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                             cu_att_issuer &is, const cu_att_item &item, kn_page entry, int lane,
+                             uint64_t policy)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    const int begin = item.b.x, count = item.b.y - begin, first_key = (begin + lane) * KN_PAGE_TOKENS;
+    const int tier = cu_page_tier(entry), old_count = item.c.y - begin;
+    const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
+                          (size_t)item.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
+    const int flags = (lane == 0 ? CU_ATT_FIRST : 0) | (lane == count - 1 ? CU_ATT_LAST : 0);
+    const int4 page = make_int4(item.b.z - first_key, item.b.w - first_key, flags, item.head);
+    const uint8_t *q = cu_att_q<shape>(p, item.a.x, item.head);
+    for (int i = 0; i < count; i++) {
+        if (!is.waited && (i >= old_count || is.at.used + shape::PAGE_STAGES > p.stages))
+            cu_att_wait_previous(p, sh, is, lane);
+        const int page_tier = REMOTE ? __shfl_sync(0xffffffffu, tier, i) : 0;
+#pragma unroll
+        for (int j = 0; j < shape::PAGE_STAGES; j++) {
+            const int s = is.at.stage;
+            if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
+            if (REMOTE && page_tier)
+                cu_att_window_wait(sh, is, max(1, p.head->window[page_tier].blocks), p.stages);
+            if (lane == i) {
+                if (j == 0) {
+                    *(int4 *)&sh.page[s].key_begin = page;
+                    if (flags) *(int4 *)&sh.page[s].token = item.a;
+                }
+                if (REMOTE) sh.trip[s] = {tier, ptx_clock()};
+                const bool with_q = j == 0 && (flags & CU_ATT_FIRST);
+                ptx_mbarrier_expect_tx(&sh.full[s],
+                                       CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
+                ptx_bulk_load_hint(cu_att_ring(sh, p.stages, s), from + j * CU_ATT_STAGE_BYTES,
+                                   CU_ATT_STAGE_BYTES, &sh.full[s], policy);
+                if (with_q && is.waited)
+                    ptx_bulk_load(sh.q[is.q_slot], q, shape::Q_BYTES, &sh.full[s]);
+            }
+            if (REMOTE) is.remote_history = is.remote_history << 1 | (page_tier != 0);
+            cu_att_next(&is.at, p.stages);
+        }
+        if (++is.q_slot == shape::Q_SLOTS) is.q_slot = 0;
+        __syncwarp();
     }
 }
 
 /* The last CTA to have taken its last item clears the tickets. */
-PTX_INLINE void cu_att_leave(const cu_att_params &p, uint64_t local_blocks)
+PTX_INLINE void cu_att_leave(const cu_att_params &p, uint64_t blocks)
 {
-    if (p.traffic && local_blocks)
-        atomicAdd((unsigned long long *)&p.traffic[0].blocks, local_blocks);
+    if (p.traffic && blocks) atomicAdd((unsigned long long *)&p.traffic[0].blocks, blocks);
     if (ptx_atomic_add_acq_rel(&p.head->done, 1) != gridDim.x - 1) return;
     for (int t = 0; t < KN_TIER_MAX; t++) p.head->ticket[t] = 0;
     p.head->done = 0;
 }
 
-template <int ATOMS, int ROWS>
+template <int ATOMS, int ROWS, bool REMOTE>
 PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
                                const cu_att_role &role, int lane)
 {
-    using shape = cu_att_shape<ATOMS, ROWS>;
     const uint64_t policy = ptx_policy_evict_first();
     cu_att_source source = {role, role.tier, role.rank, role.peers, 0};
     cu_att_issuer is;
-    bool waited = role.tier != 0;
-    if (waited) cu_att_wait_previous(p, sh, is, lane);
+    uint64_t remote_blocks = 0;
+    if (REMOTE) cu_att_wait_previous(p, sh, is, lane);
 
-    int32_t unit = 0, next_unit = 0;
-    bool more = cu_att_load_unit(p, &source, cu_att_take(p, &source, lane), lane, &unit);
-    bool next = cu_att_load_unit(p, &source, cu_att_take(p, &source, lane), lane, &next_unit);
+    cu_att_item item = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
+    cu_att_item next = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
     cu_att_claim third = cu_att_take(p, &source, lane), fourth = cu_att_take(p, &source, lane);
-    kn_page entries = more ? cu_att_load_pages(p, unit, lane) : 0;
-    while (more) {
-        const kn_page next_entries = next ? cu_att_load_pages(p, next_unit, lane) : 0;
-        int32_t third_unit = 0;
-        const bool third_there = cu_att_load_unit(p, &source, third, lane, &third_unit);
-
-        cu_att_stage what;
-        what.token = cu_att_field(unit, CU_UNIT_TOKEN);
-        what.slot = cu_att_field(unit, CU_UNIT_SLOT);
-        what.first_slot = cu_att_field(unit, CU_UNIT_FIRST_SLOT);
-        what.split_count = cu_att_field(unit, CU_UNIT_SPLIT_COUNT);
-        what.head = cu_att_field(unit, CU_UNIT_HEAD);
-        what.unused = 0;
-        const int key_begin = cu_att_field(unit, CU_UNIT_KEY_BEGIN);
-        const int key_end = cu_att_field(unit, CU_UNIT_KEY_END);
-        const int begin = cu_att_field(unit, CU_UNIT_PAGE_BEGIN);
-        const int end = cu_att_field(unit, CU_UNIT_PAGE_END);
-        const int old_pages = cu_att_field(unit, CU_UNIT_OLD_PAGES);
-        for (int page = begin; page < end; page++) {
-            const kn_page entry = __shfl_sync(0xffffffffu, entries, page - begin);
-            const int used = __shfl_sync(0xffffffffu, is.at.used, 0);
-            if (!waited && (page >= old_pages || used + shape::PAGE_STAGES > CU_ATT_STAGES)) {
-                cu_att_wait_previous(p, sh, is, lane);
-                waited = true;
-            }
-            if (lane == 0) {
-                what.page = page;
-                what.key_begin = key_begin - page * KN_PAGE_TOKENS;
-                what.key_end = key_end - page * KN_PAGE_TOKENS;
-                what.flags = (page == begin ? CU_ATT_FIRST : 0) | (page == end - 1 ? CU_ATT_LAST : 0);
-                cu_att_issue_page(p, sh, is, what, entry, waited, policy);
-            }
-            __syncwarp();
-        }
-        if (!waited) {
-            cu_att_wait_previous(p, sh, is, lane);
-            waited = true;
-        }
-        unit = next_unit;
-        more = next;
-        entries = next_entries;
-        next_unit = third_unit;
-        next = third_there;
+    kn_page entry = cu_att_load_entry(p, item, lane);
+    while (item.there) {
+        const kn_page next_entry = cu_att_load_entry(p, next, lane);
+        const cu_att_item after = cu_att_load_item(p, &source, third, lane);
+        if (REMOTE)
+            remote_blocks += cu_att_shape<ATOMS, ROWS>::PAGE_STAGES *
+                             __popc(__ballot_sync(0xffffffffu, cu_page_tier(entry) != 0));
+        cu_att_issue<ATOMS, ROWS, REMOTE>(p, sh, is, item, entry, lane, policy);
+        if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
         third = fourth;
         fourth = cu_att_take(p, &source, lane);
+        item = next;
+        entry = next_entry;
+        next = after;
     }
-    if (!waited) cu_att_wait_previous(p, sh, is, lane);
+    if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
     if (lane != 0) return;
     const int s = is.at.stage;
-    if (is.at.used >= CU_ATT_STAGES) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
-    sh.stage[s].flags = CU_ATT_END;
+    if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
+    sh.page[s].flags = CU_ATT_END;
+    sh.trip[s].tier = -1;
     ptx_mbarrier_arrive(&sh.full[s]);
-    cu_att_leave(p, is.local_blocks);
+    cu_att_leave(p, is.at.used - remote_blocks);
 }
 
 /* --- poller --- */
 
 template <typename SHARED> PTX_INLINE void cu_att_poll(const cu_att_params &p, SHARED &sh)
 {
-    uint64_t sum[KN_TIER_MAX] = {}, count[KN_TIER_MAX] = {};
-    uint32_t least[KN_TIER_MAX], most[KN_TIER_MAX] = {};
-#pragma unroll
-    for (int t = 0; t < KN_TIER_MAX; t++) least[t] = UINT32_MAX;
-    for (cu_att_cursor at;; cu_att_next(&at)) {
+    int tier = 0; /* the tier of what has been summed up, given out when it changes */
+    uint64_t sum = 0, count = 0;
+    uint32_t least = UINT32_MAX, most = 0;
+    for (cu_att_cursor at;; cu_att_next(&at, p.stages)) {
         while (!ptx_mbarrier_test_wait(&sh.full[at.stage], at.parity)) {}
         const uint32_t now = ptx_clock();
-        const cu_att_stage &stage = sh.stage[at.stage];
-        if (stage.flags & CU_ATT_END) break;
-        const uint32_t trip = now - stage.issued;
-#pragma unroll
-        for (int t = 1; t < KN_TIER_MAX; t++) {
-            if (stage.tier != t) continue;
-            sum[t] += trip;
-            count[t]++;
-            least[t] = min(least[t], trip);
-            most[t] = max(most[t], trip);
+        const cu_att_trip trip = sh.trip[at.stage];
+        if (trip.tier && trip.tier != tier) {
+            if (p.traffic && count) {
+                kn_cu_traffic *to = &p.traffic[tier];
+                atomicAdd((unsigned long long *)&to->blocks, count);
+                atomicAdd((unsigned long long *)&to->trips, count);
+                atomicAdd((unsigned long long *)&to->trip_clocks, sum);
+                atomicMin(&to->trip_min, least);
+                atomicMax(&to->trip_max, most);
+            }
+            if (trip.tier < 0) break;
+            tier = trip.tier;
+            sum = count = most = 0;
+            least = UINT32_MAX;
+        }
+        if (trip.tier) {
+            sum += now - trip.issued;
+            count++;
+            least = min(least, now - trip.issued);
+            most = max(most, now - trip.issued);
         }
         ptx_mbarrier_arrive(&sh.empty[at.stage]);
-    }
-    if (!p.traffic) return;
-#pragma unroll
-    for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (!count[t]) continue;
-        kn_cu_traffic *to = &p.traffic[t];
-        atomicAdd((unsigned long long *)&to->blocks, count[t]);
-        atomicAdd((unsigned long long *)&to->trips, count[t]);
-        atomicAdd((unsigned long long *)&to->trip_clocks, sum[t]);
-        atomicMin(&to->trip_min, least[t]);
-        atomicMax(&to->trip_max, most[t]);
     }
 }
 
@@ -444,24 +448,26 @@ PTX_INLINE void cu_att_begin(cu_att_state<ATOMS, ROWS> &st, const uint8_t *q, in
     }
 }
 
-/* score[tile of 8 tokens] += q . k over `STEPS` steps from `step` on; K atoms begin at `atoms`.
- * Even and odd steps add up apart, for two chains of dependent instructions in place of one. */
+/* score[tile of 8 tokens] += q . k over STEP_COUNT steps; their K atoms begin at `atoms`.  All K is
+ * read before the first product, and even and odd steps add up apart, for two chains of dependent
+ * instructions in place of one. */
 template <int ATOMS, int ROWS, int FIRST_STEP, int STEP_COUNT>
 PTX_INLINE void cu_att_score(const cu_att_state<ATOMS, ROWS> &st, float (&score)[2][2][4],
                              uint32_t atoms, int row, int chunk_half)
 {
+    uint32_t k[STEP_COUNT][4];
 #pragma unroll
     for (int i = 0; i < STEP_COUNT; i++) {
-        const int step = FIRST_STEP + i;
         const uint32_t chunk = ((i & 3) * 2 + chunk_half) ^ (row & 7);
-        uint32_t k[4], a[4];
-        ptx_ldmatrix_x4(k, atoms + (i >> 2) * KN_ATOM_BYTES + row * 128 + (chunk << 4));
-        a[0] = st.q[step][0];
-        a[1] = ROWS == 8 ? 0 : st.q[step][1];
-        a[2] = ROWS == 8 ? st.q[step][1] : st.q[step][(ROWS / 8) * 2 - 2];
-        a[3] = ROWS == 8 ? 0 : st.q[step][(ROWS / 8) * 2 - 1];
-        ptx_mma_m16n8k16(score[i & 1][0], a, k[0], k[1]);
-        ptx_mma_m16n8k16(score[i & 1][1], a, k[2], k[3]);
+        ptx_ldmatrix_x4(k[i], atoms + (i >> 2) * KN_ATOM_BYTES + row * 128 + (chunk << 4));
+    }
+#pragma unroll
+    for (int i = 0; i < STEP_COUNT; i++) {
+        const uint32_t *q = st.q[FIRST_STEP + i];
+        const uint32_t a[4] = {q[0], ROWS == 8 ? 0 : q[1], ROWS == 8 ? q[1] : q[ROWS / 8],
+                               ROWS == 8 ? 0 : q[ROWS / 4 - 1]};
+        ptx_mma_m16n8k16(score[i & 1][0], a, k[i][0], k[i][1]);
+        ptx_mma_m16n8k16(score[i & 1][1], a, k[i][2], k[i][3]);
     }
 }
 
@@ -526,118 +532,60 @@ PTX_INLINE void cu_att_soften(cu_att_state<ATOMS, ROWS> &st, const float (&score
         }
 }
 
-/* out += weights . V over the warp's 16 tokens; the team's V atoms begin at `atoms`. */
-template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_values(cu_att_state<ATOMS, ROWS> &st, const uint32_t (&weight)[4],
-                              const uint32_t (&mask)[2], uint32_t atoms, int row, int chunk_half)
+/* Reads four 16-wide pieces of the warp's 16 tokens of V from piece FIRST on. */
+template <int FIRST>
+PTX_INLINE void cu_att_read_values(uint32_t (&v)[4][4], uint32_t atoms, int row, int chunk_half)
 {
-    using shape = cu_att_shape<ATOMS, ROWS>;
 #pragma unroll
-    for (int d = 0; d < shape::TILES / 2; d++) {
-        const uint32_t chunk = ((d & 3) * 2 + chunk_half) ^ (row & 7);
-        uint32_t v[4];
-        ptx_ldmatrix_x4_trans(v, atoms + (d >> 2) * KN_ATOM_BYTES + row * 128 + (chunk << 4));
-        ptx_mma_m16n8k16(st.out[2 * d], weight, v[0] & mask[0], v[1] & mask[1]);
-        ptx_mma_m16n8k16(st.out[2 * d + 1], weight, v[2] & mask[0], v[3] & mask[1]);
+    for (int d = 0; d < 4; d++) {
+        const uint32_t chunk = (d * 2 + chunk_half) ^ (row & 7);
+        ptx_ldmatrix_x4_trans(v[d], atoms + FIRST / 4 * KN_ATOM_BYTES + row * 128 + (chunk << 4));
+    }
+}
+
+/* out += weights . V for these pieces. */
+template <int FIRST, int TILES>
+PTX_INLINE void cu_att_add_values(float (&out)[TILES][4], const uint32_t (&weight)[4],
+                                  const uint32_t (&mask)[2], const uint32_t (&v)[4][4])
+{
+#pragma unroll
+    for (int d = 0; d < 4; d++) {
+        float(&low)[4] = out[(2 * (FIRST + d)) % TILES], (&high)[4] = out[(2 * (FIRST + d) + 1) % TILES];
+        ptx_mma_m16n8k16(low, weight, v[d][0] & mask[0], v[d][1] & mask[1]);
+        ptx_mma_m16n8k16(high, weight, v[d][2] & mask[0], v[d][3] & mask[1]);
     }
 }
 
 /* One warp lets go of a stage. */
-template <typename SHARED> PTX_INLINE void cu_att_release(SHARED &sh, cu_att_cursor *at, int lane)
+template <typename SHARED>
+PTX_INLINE void cu_att_release(SHARED &sh, cu_att_cursor *at, int stages, int lane)
 {
     __syncwarp();
     if (lane == 0) ptx_mbarrier_arrive(&sh.empty[at->stage]);
-    cu_att_next(at);
+    cu_att_next(at, stages);
 }
 
-template <int TEAMS> PTX_INLINE void cu_att_team_sync(int team)
-{
-    if (TEAMS == 1 || team == 0) ptx_bar_sync(1, 128);
-    else ptx_bar_sync(2, 128);
-}
-
-/* The four warps of a team merge their accumulators; warp w stores tiles 2w, 2w + 1 of every eight.
- * Each sends the tiles it does not store, unscaled, and weighs what it receives. */
+/* Leaves the warp's accumulators to the combiners, who merge the four warps of a team. */
 template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_merge_team(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                  cu_att_state<ATOMS, ROWS> &st, int slot, int head, int team, int w,
-                                  int lane)
+PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                                 cu_att_state<ATOMS, ROWS> &st, int count, int warp, int lane)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    float factor[shape::HALVES][4];
+    if (count) ptx_mbarrier_wait(&sh.finished_empty, (count & 1) ^ 1); /* the unit before is merged */
 #pragma unroll
     for (int h = 0; h < shape::HALVES; h++) {
+        const int row = h * 8 + (lane >> 2);
         st.sum[h] += __shfl_xor_sync(0xffffffffu, st.sum[h], 1);
         st.sum[h] += __shfl_xor_sync(0xffffffffu, st.sum[h], 2);
-    }
+        if (row >= p.group) continue;
+        if (warp < 4 && (lane & 3) == 0) sh.ml[warp][row] = make_float2(st.max[h], st.sum[h]);
+        float *to = cu_att_dump(sh) + (warp * p.group + row) * shape::DUMP_ROW + (lane & 3) * 2;
 #pragma unroll
-    for (int pass = 0; pass < shape::TILES / 8 * shape::HALVES; pass++) {
-        const int h = pass % shape::HALVES, tile0 = pass / shape::HALVES * 8;
-        const int row = h * 8 + (lane >> 2);
-        float2 own[2];
-        cu_att_team_sync<shape::TEAMS>(team); /* what the last pass sent has been read */
-        if (tile0 == 0 && (lane & 3) == 0)
-            sh.ml[team][w][row] = make_float2(st.max[h], st.sum[h]);
-#pragma unroll
-        for (int owner = 0; owner < 4; owner++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const float *from = st.out[tile0 + owner * 2 + i] + 2 * h;
-                if (owner == w) own[i] = make_float2(from[0], from[1]);
-                else sh.piece[team][owner][w - (w > owner)][i][lane] = make_float2(from[0], from[1]);
-            }
-        cu_att_team_sync<shape::TEAMS>(team);
-        const size_t at = ((size_t)slot * p.kv_heads + head) * p.group + row;
-        if (tile0 == 0) {
-            float2 ml[4];
-            float most = -INFINITY, sum = 0.f;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                ml[i] = sh.ml[team][i][row];
-                most = fmaxf(most, ml[i].x);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                factor[h][i] = ptx_ex2(ml[i].x - most);
-                sum = fmaf(factor[h][i], ml[i].y, sum);
-            }
-            if (w == 0 && team == 0 && (lane & 3) == 0 && row < p.group)
-                __stcg(p.partial_ml + at, make_float2(most, sum));
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            float2 sum = make_float2(0.f, 0.f);
-#pragma unroll
-            for (int from = 0; from < 4; from++) {
-                float2 x = own[i];
-                if (from != w) x = sh.piece[team][w][from - (from > w)][i][lane];
-                sum.x = fmaf(factor[h][from], x.x, sum.x);
-                sum.y = fmaf(factor[h][from], x.y, sum.y);
-            }
-            const int d = team * 128 + (tile0 + w * 2 + i) * 8 + (lane & 3) * 2;
-            if (row < p.group && d < p.head_dim)
-                __stcg((float2 *)(p.partial + at * p.head_dim + d), sum);
-        }
-    }
-}
-
-/* Tells the combiners that the unit's partial is in memory. */
-template <typename SHARED>
-PTX_INLINE void cu_att_hand_over(SHARED &sh, const cu_att_finished &unit, int *count, int warp,
-                                 int lane)
-{
-    const int slot = *count % CU_ATT_FINISHED;
-    __syncwarp();
-    if (lane == 0) {
-        if (warp == 0) {
-            if (*count >= CU_ATT_FINISHED)
-                ptx_mbarrier_wait(&sh.finished_empty[slot], (*count / CU_ATT_FINISHED & 1) ^ 1);
-            sh.finished[slot] = unit;
-        }
-        ptx_mbarrier_arrive(&sh.finished_full[slot]);
+        for (int n = 0; n < shape::TILES; n++)
+            *(float2 *)(to + n * 8) = make_float2(st.out[n][2 * h], st.out[n][2 * h + 1]);
     }
     __syncwarp();
-    ++*count;
+    if (lane == 0) ptx_mbarrier_arrive(&sh.finished_full);
 }
 
 template <int ATOMS, int ROWS>
@@ -649,64 +597,128 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     /* ldmatrix rows: for K the second pair of matrices is tokens + 8, for V dims + 8. */
     const int k_row = w * 16 + (lane >> 4) * 8 + (lane & 7), k_half = (lane >> 3) & 1;
     const int v_row = w * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), v_half = lane >> 4;
+    const uint32_t ring = ptx_shared(cu_att_ring(sh, p.stages, 0));
     cu_att_state<ATOMS, ROWS> st;
     cu_att_cursor at;
     int q_slot = 0, finished = 0;
     for (;;) {
         ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
-        const cu_att_stage what = sh.stage[at.stage];
-        if (what.flags & CU_ATT_END) break;
-        if (what.flags & CU_ATT_FIRST) cu_att_begin(st, sh.q[q_slot], lane);
+        const cu_att_page &page = sh.page[at.stage];
+        const int key_begin = page.key_begin, key_end = page.key_end, flags = page.flags;
+        if (flags & CU_ATT_END) break;
+        if (flags & CU_ATT_FIRST) cu_att_begin(st, sh.q[q_slot], lane);
         if (++q_slot == shape::Q_SLOTS) q_slot = 0;
 
-        float parts[2][2][4] = {};
-        uint32_t ring = ptx_shared(sh.ring[at.stage]);
-        if (ATOMS == 1) {
-            cu_att_score<ATOMS, ROWS, 0, 4>(st, parts, ring, k_row, k_half);
-        } else {
-            cu_att_score<ATOMS, ROWS, 0, 8>(st, parts, ring, k_row, k_half);
-            cu_att_release(sh, &at, lane);
-            if (ATOMS == 4) {
-                ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
-                ring = ptx_shared(sh.ring[at.stage]);
-                cu_att_score<ATOMS, ROWS, shape::STEPS - 8, 8>(st, parts, ring, k_row, k_half);
-                cu_att_release(sh, &at, lane);
-            }
+        const bool last = flags & CU_ATT_LAST;
+        if (last && warp == 0) {
+            if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
+            if (lane == 0)
+                sh.finished = {page.token, page.slot, page.first_slot, page.split_count, page.head, 0};
         }
+
+        float parts[2][2][4] = {};
+        uint32_t v[4][4];
+        uint32_t stage = ring + at.stage * CU_ATT_STAGE_BYTES;
+        if (ATOMS == 4) {
+            cu_att_score<ATOMS, ROWS, 0, 8>(st, parts, stage, k_row, k_half);
+            cu_att_release(sh, &at, p.stages, lane);
+            ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+            stage = ring + at.stage * CU_ATT_STAGE_BYTES;
+        }
+        cu_att_score<ATOMS, ROWS, ATOMS == 4 ? shape::STEPS - 8 : 0, ATOMS == 1 ? 4 : 8>(
+            st, parts, stage, k_row, k_half);
+        if (ATOMS == 1) {
+            stage += KN_ATOM_BYTES;
+        } else {
+            cu_att_release(sh, &at, p.stages, lane);
+            ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+            if (shape::TEAMS == 2 && team == 1) { /* its half of V is the next stage */
+                cu_att_release(sh, &at, p.stages, lane);
+                ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+            }
+            stage = ring + at.stage * CU_ATT_STAGE_BYTES;
+        }
+        cu_att_read_values<0>(v, stage, v_row, v_half);
         float score[2][4];
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++) score[n][j] = parts[0][n][j] + parts[1][n][j];
         uint32_t mask[2] = {~0u, ~0u}, weight[4];
-        if (what.key_begin > 0 || what.key_end < KN_PAGE_TOKENS)
-            cu_att_mask(score, mask, w * 16 + (lane & 3) * 2, what.key_begin, what.key_end);
+        if (key_begin > 0 || key_end < KN_PAGE_TOKENS)
+            cu_att_mask(score, mask, w * 16 + (lane & 3) * 2, key_begin, key_end);
         cu_att_soften(st, score, p.scale_log2, weight);
-
-        if (ATOMS == 1) {
-            cu_att_values(st, weight, mask, ring + KN_ATOM_BYTES, v_row, v_half);
-            cu_att_release(sh, &at, lane);
-        } else {
-#pragma unroll
-            for (int t = 0; t < shape::TEAMS; t++) {
-                ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
-                if (t == team)
-                    cu_att_values(st, weight, mask, ptx_shared(sh.ring[at.stage]), v_row, v_half);
-                cu_att_release(sh, &at, lane);
-            }
+        cu_att_add_values<0>(st.out, weight, mask, v);
+        if (ATOMS > 1) {
+            cu_att_read_values<4>(v, stage, v_row, v_half);
+            cu_att_add_values<4>(st.out, weight, mask, v);
         }
-        if (what.flags & CU_ATT_LAST) {
-            cu_att_merge_team(p, sh, st, what.slot, what.head, team, w, lane);
-            const cu_att_finished unit = {what.token,       what.slot, what.first_slot,
-                                          what.split_count, what.head, false};
-            cu_att_hand_over(sh, unit, &finished, warp, lane);
+        cu_att_release(sh, &at, p.stages, lane);
+        if (shape::TEAMS == 2 && team == 0) { /* the other half of V */
+            ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+            cu_att_release(sh, &at, p.stages, lane);
         }
+        if (last) cu_att_hand_over(p, sh, st, finished++, warp, lane);
     }
-    const cu_att_finished end = {0, 0, 0, 0, 0, true};
-    cu_att_hand_over(sh, end, &finished, warp, lane);
+    if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
+    if (warp == 0 && lane == 0) sh.finished.end = 1;
+    __syncwarp();
+    if (lane == 0) ptx_mbarrier_arrive(&sh.finished_full);
 }
 
 /* --- combiners --- */
+
+/* Four elements of the result. */
+PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u, int row, int quad,
+                             float4 out, float sum)
+{
+    const float inverse = 1.f / sum;
+    const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
+    const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
+    const int k = (u.head * p.group + row) * p.head_dim + quad * 4;
+    *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, u.token, k)) =
+        make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
+}
+
+/* Merges what the four warps of a team have left of a unit: its partial, or the result where the
+ * token has no other unit. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_merge_warps(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                                   const cu_att_finished &u, int thread)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    const int quads = p.head_dim / 4;
+    const size_t row0 = (size_t)u.slot * p.q_heads + u.head * p.group;
+    for (int e = thread; e < p.group * quads; e += shape::COMBINERS * 32) {
+        const int row = e / quads, quad = e - row * quads;
+        const int team = quad / (shape::TILES * 2), in_team = quad - team * shape::TILES * 2;
+        float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
+        float2 ml[4];
+        float most = -INFINITY, sum = 0.f;
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            ml[w] = sh.ml[w][row];
+            most = fmaxf(most, ml[w].x);
+        }
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            const float *from = cu_att_dump(sh) + ((team * 4 + w) * p.group + row) * shape::DUMP_ROW;
+            const float4 x = *(const float4 *)(from + in_team * 4);
+            const float factor = ptx_ex2(ml[w].x - most);
+            sum = fmaf(factor, ml[w].y, sum);
+            out.x = fmaf(factor, x.x, out.x);
+            out.y = fmaf(factor, x.y, out.y);
+            out.z = fmaf(factor, x.z, out.z);
+            out.w = fmaf(factor, x.w, out.w);
+        }
+        if (u.split_count == 1) {
+            cu_att_write(p, u, row, quad, out, sum);
+        } else {
+            __stcg((float4 *)(p.partial + (row0 + row) * p.head_dim) + quad, out);
+            if (quad == 0) __stcg(p.partial_ml + row0 + row, make_float2(most, sum));
+        }
+    }
+}
 
 /* Merges `count` partials, every `stride` slots from `slot` on, left to right.  A group's outcome
  * replaces the output of its first slot, each element by the thread that read it, and has a maximum
@@ -752,12 +764,7 @@ PTX_INLINE void cu_att_merge(const cu_att_params &p, const cu_att_finished &u,
             }
         }
         if (ROOT) {
-            const float inverse = 1.f / sum;
-            const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
-            const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
-            const int k = (u.head * p.group + row) * p.head_dim + quad * 4;
-            *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, u.token, k)) =
-                make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
+            cu_att_write(p, u, row, quad, out, sum);
         } else {
             __stcg((float4 *)(p.partial + (row0 + row) * p.head_dim) + quad, out);
             if (quad == 0) __stcg(p.group_ml + row0 + row, make_float2(most, sum));
@@ -787,31 +794,34 @@ PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int expected, int thr
     return sh.combine_last;
 }
 
-template <int THREADS, typename SHARED>
-PTX_INLINE void cu_att_combine(const cu_att_params &p, SHARED &sh, int thread)
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
 {
+    constexpr int THREADS = 32 * cu_att_shape<ATOMS, ROWS>::COMBINERS;
     for (int n = 0;; n++) {
-        const int slot = n % CU_ATT_FINISHED;
-        ptx_mbarrier_wait(&sh.finished_full[slot], n / CU_ATT_FINISHED & 1);
-        const cu_att_finished u = sh.finished[slot];
+        ptx_mbarrier_wait(&sh.finished_full, n & 1);
+        const cu_att_finished u = sh.finished;
         if (u.end) break;
+        cu_att_merge_warps(p, sh, u, thread);
         __syncwarp();
-        if ((thread & 31) == 0) ptx_mbarrier_arrive(&sh.finished_empty[slot]);
+        if ((thread & 31) == 0) ptx_mbarrier_arrive(&sh.finished_empty);
         const float2 *ml = p.partial_ml;
         int stride = 1, count = u.split_count;
         if (count > CU_ATT_FAN) {
             const int group = (u.slot - u.first_slot) / CU_ATT_FAN * CU_ATT_FAN;
             const int first = u.first_slot + group, size = min(CU_ATT_FAN, count - group);
-            if (!cu_att_arrive<THREADS>(sh, p.group_count + (size_t)first * p.kv_heads + u.head, size, thread))
-                continue;
+            uint32_t *arrivals = p.group_count + (size_t)first * p.kv_heads + u.head;
+            if (!cu_att_arrive<THREADS>(sh, arrivals, size, thread)) continue;
             cu_att_merge<false, THREADS>(p, u, ml, first, 1, size, thread);
             ml = p.group_ml;
             stride = CU_ATT_FAN;
             count = (count + CU_ATT_FAN - 1) / CU_ATT_FAN;
         }
-        if (!cu_att_arrive<THREADS>(sh, p.root_count + (size_t)u.first_slot * p.kv_heads + u.head, count, thread))
-            continue;
-        cu_att_merge<true, THREADS>(p, u, ml, u.first_slot, stride, count, thread);
+        if (count > 1) {
+            uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
+            if (!cu_att_arrive<THREADS>(sh, arrivals, count, thread)) continue;
+            cu_att_merge<true, THREADS>(p, u, ml, u.first_slot, stride, count, thread);
+        }
         if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, thread, THREADS);
     }
 }
@@ -824,32 +834,31 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     sm90_bf16_decode_attention(const __grid_constant__ cu_att_params p)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    extern __shared__ __align__(1024) uint8_t shared[];
+    extern __shared__ __align__(1024) uint8_t shared[]; /* no swizzle unit reads it: 16 would do */
     cu_att_shared<ATOMS, ROWS> &sh =
-        *(cu_att_shared<ATOMS, ROWS> *)(((uintptr_t)shared + 1023) & ~(uintptr_t)1023);
+        *(cu_att_shared<ATOMS, ROWS> *)(shared + p.stages * CU_ATT_STAGE_BYTES);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     ptx_griddep_launch();
     const cu_att_role role = cu_att_role_of(p, blockIdx.x, gridDim.x);
     if (threadIdx.x == 0) {
-        for (int s = 0; s < CU_ATT_STAGES; s++) {
+        for (int s = 0; s < p.stages; s++) {
             ptx_mbarrier_init(&sh.full[s], 1);
             ptx_mbarrier_init(&sh.empty[s], shape::CONSUMERS + (role.tier != 0));
         }
-        for (int s = 0; s < CU_ATT_FINISHED; s++) {
-            ptx_mbarrier_init(&sh.finished_full[s], shape::CONSUMERS);
-            ptx_mbarrier_init(&sh.finished_empty[s], shape::COMBINERS);
-        }
+        ptx_mbarrier_init(&sh.finished_full, shape::CONSUMERS);
+        ptx_mbarrier_init(&sh.finished_empty, shape::COMBINERS);
         ptx_fence_mbarrier_init();
     }
     __syncthreads();
     if (warp < shape::CONSUMERS) {
         cu_att_consume<ATOMS, ROWS>(p, sh, warp, lane);
     } else if (warp == shape::CONSUMERS) {
-        cu_att_produce<ATOMS, ROWS>(p, sh, role, lane);
+        if (role.tier == 0) cu_att_produce<ATOMS, ROWS, false>(p, sh, role, lane);
+        else cu_att_produce<ATOMS, ROWS, true>(p, sh, role, lane);
     } else if (warp == shape::CONSUMERS + 1) {
         if (role.tier != 0 && lane == 0) cu_att_poll(p, sh);
     } else {
-        cu_att_combine<32 * shape::COMBINERS>(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2));
+        cu_att_combine(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2));
     }
 }
 

@@ -87,12 +87,6 @@ void kn_gemm(struct kn *kn, const struct kn_gemm_args *a)
     if (a->row_count > 0) kn->backend->gemm(kn, a);
 }
 
-enum status kn_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max, char *err)
-{
-    CHECK(rows_max > 0);
-    return kn->backend->gemm_reserve(kn, w, rows_max, err);
-}
-
 static void check_heads(const struct kn_kv *kv, int32_t q_heads, int32_t layer)
 {
     CHECK(kv->head_dim > 0 && kv->head_dim <= KN_HEAD_DIM_MAX);

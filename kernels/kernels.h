@@ -248,10 +248,6 @@ struct kn_gemm_args {
     void *out;
 };
 void kn_gemm(struct kn *kn, const struct kn_gemm_args *a);
-/* Makes room for the working memory of products of w with up to rows_max rows, so that none is
- * allocated while serving. */
-MUST_USE enum status kn_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                                     char *err);
 
 /* Per head of qkv [T, (Hq + 2 Hkv) * D] (query heads, then key heads, then value heads): RMSNorm
  * with q_norm / k_norm where given, then rotary embedding in the half-split form (pairs d and d +

@@ -75,7 +75,6 @@ static void cuda_close(struct kn *kn)
     kn_cu_attend_close(cu);
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
-    if (cu->gemm_workspace) (void)cudaFree(cu->gemm_workspace);
     if (cu->device_window) (void)cudaFree(cu->device_window);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
     if (cu->stream) (void)cudaStreamDestroy(cu->stream);
@@ -95,7 +94,6 @@ static const struct kn_backend backend = {
     .embed = kn_cu_embed,
     .norm = kn_cu_norm,
     .gemm = kn_cu_gemm,
-    .gemm_reserve = kn_cu_gemm_reserve,
     .qkv = kn_cu_qkv,
     .attention = kn_cu_attention,
     .gather = kn_cu_gather,

@@ -85,8 +85,6 @@ struct kn_cu {
     struct kn_cu_attend attend;
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
-    char *gemm_workspace; /* owned; grows while models are opened */
-    size_t gemm_workspace_bytes;
     struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
     bool has_window[KN_TIER_MAX];
 };
@@ -127,8 +125,6 @@ size_t kn_cu_buffer_bytes(const struct kn *kn, int32_t rows, int32_t cols);
 void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
 void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a);
 void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a);
-enum status kn_cu_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                               char *err);
 /* Before an operation: chooses the device; false after a failure. */
 bool kn_cu_begin(struct kn_cu *cu);
 /* The batch with its arrays on the device; NULL after a failure. */

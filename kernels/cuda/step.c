@@ -201,38 +201,6 @@ static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_w
     return &p->plan;
 }
 
-/* The workspace's counters are zero between products, so one serves all shapes. */
-static bool grow_workspace(struct kn_cu *cu, size_t bytes)
-{
-    if (bytes <= cu->gemm_workspace_bytes) return true;
-    if (!kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step")) return false;
-    if (cu->gemm_workspace) (void)cudaFree(cu->gemm_workspace);
-    cu->gemm_workspace = NULL;
-    cu->gemm_workspace_bytes = 0;
-    bytes = round_up(bytes, (size_t)2 << 20); /* multiples of 2 MB come aligned to 2 MB */
-    if (!kn_cu_ok(cu, cudaMalloc((void **)&cu->gemm_workspace, bytes),
-                  "to allocate the workspace of products") ||
-        !kn_cu_ok(cu, cudaMemsetAsync(cu->gemm_workspace, 0, bytes, cu->stream),
-                  "to clear the workspace of products"))
-        return false;
-    CHECK((uintptr_t)cu->gemm_workspace % KN_ALIGN == 0);
-    cu->gemm_workspace_bytes = bytes;
-    return true;
-}
-
-enum status kn_cu_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                               char *err)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    size_t bytes = 0;
-    for (int32_t tokens = 1; tokens <= KN_CU_TOKENS_MAX; tokens *= 2) {
-        bytes = size_max(bytes, kn_cu_gemm_workspace(plan_of(cu, w, tokens)));
-        if (tokens >= rows_max) break;
-    }
-    if (kn_cu_enter(cu) && grow_workspace(cu, bytes)) return ST_OK;
-    return err_set(err, ST_DEVICE, "%s", cu->failure);
-}
-
 /* How a remote tier is read until a controller says otherwise: what just fills the link, as
  * measured on an H200 (256 KB in flight over PCIe 5, 1 MB over NVLink). */
 static struct kn_cu_window first_window(const struct kn_cu_region *r)
@@ -272,7 +240,6 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
     int32_t left = a->row_count - row;
     int32_t count = left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
     const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, count);
-    if (!grow_workspace(cu, kn_cu_gemm_workspace(plan))) return false;
     struct kn_cu_gemm_args args = {
         .w = a->w,
         .bias = a->bias,
@@ -280,7 +247,6 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
         .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
         .epilogue = a->epilogue,
         .out = out_at(a, out, row),
-        .workspace = cu->gemm_workspace,
         .windows = cu->device_window,
         .dependent = true,
     };

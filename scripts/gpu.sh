@@ -88,6 +88,11 @@ all() {
         for program in "$dir"/gpu_*; do run "$program"; done
         serve
         serve --remote host:1GiB --offload 0.5
+        if [ "$(ls -d /dev/nvidia[0-9]* | wc -l)" -gt 1 ]; then
+            serve --remote peer:1:1GiB --offload 0.5
+        else
+            echo "one GPU: no tier in a peer's memory was tested"
+        fi
         ;;
     bench)
         for program in "$dir"/gpu_*; do

@@ -70,7 +70,7 @@ struct cu_gemm {
 /* Constants of a bucket and group height. */
 template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int TB = TOKENS, RT = TILES;
-    static constexpr int WG = TB <= 32 || RT == 1 ? 1 : 2; /* consumer warpgroups */
+    static constexpr int WG = TB <= 16 || RT == 1 ? 1 : 2; /* consumer warpgroups */
     static constexpr int TPW = RT / WG;               /* tiles of a warpgroup */
     static constexpr int WARPS = WG * 4;              /* consumer warps */
     static constexpr int THREADS = (WARPS + 3) * 32;
@@ -82,7 +82,7 @@ template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int X_BYTES = TB * 128 * X_ATOMS;
     /* The exchange holds the partial sums of a piece of the group from all ranks: warp fragments of
      * 16 rows x 8 tokens, one float4 a lane. */
-    static constexpr int PIECES = RT * TB > 256 || TB == 32 ? 2 : 1;
+    static constexpr int PIECES = RT * TB > 256 ? 4 : TB == 32 ? 2 : 1;
     static constexpr int PIECE_N = TB / 8 / PIECES; /* fragments of a warp, tile and piece */
     static constexpr int FRAGMENTS = RT * 4 * PIECE_N;
     static constexpr int EXCHANGE_BYTES = FRAGMENTS * 512;
@@ -410,34 +410,42 @@ PTX_INLINE void cu_exchange_write(const cu_gemm &g, const float (&acc)[S::TPW][S
         for (int n = 0; n < S::PIECE_N; n++) {
             const int32_t f = ((wg + j * S::WG) * 4 + warp) * S::PIECE_N + n, owner = f / owned;
             const float *d = &acc[j][4 * (piece * S::PIECE_N + n)];
-            ptx_cluster_store(
-                ptx_mapa(ptx_shared(&ring.exchange[(f - owner * owned) * g.cluster + rank][lane]), owner),
-                make_float4(d[0], d[1], d[2], d[3]));
+            ptx_store_async(ptx_mapa(ptx_shared(&ring.exchange[(f - owner * owned) * g.cluster + rank][lane]), owner),
+                            make_float4(d[0], d[1], d[2], d[3]), ptx_mapa(ptx_shared(&ring.exchange_full), owner));
         }
-    __syncwarp();
-    if (lane < g.cluster) ptx_cluster_mbarrier_arrive(ptx_mapa(ptx_shared(&ring.exchange_full), lane));
 }
 
-/* Adds up the fragments this CTA owns of a piece, in order of k, and stores them. */
+/* Adds up the fragments this CTA owns of a piece, in order of k, and stores them.  The buffer is free
+ * again before the stores: a release after them would wait until they reach L2. */
 template <class S>
 PTX_INLINE void cu_exchange_reduce(const cu_gemm &g, cu_gemm_ring<S> &ring, int32_t group, int piece, int32_t e,
                                    int32_t rank, int warp, int lane)
 {
+    constexpr int OWNED_MAX = (S::FRAGMENTS / 2 + S::WARPS - 1) / S::WARPS; /* of a warp */
     const int32_t owned = S::FRAGMENTS / g.cluster;
     const int32_t live = (g.blocks_per_tile + g.rank_blocks - 1) / g.rank_blocks;
+    if (warp == 0 && lane == 0) ptx_mbarrier_expect_tx(&ring.exchange_full, owned * live * 512);
     PTX_SPIN_UNTIL(ptx_cluster_mbarrier_try_wait(&ring.exchange_full, e & 1));
-    for (int32_t i = warp; i < owned; i += S::WARPS) {
-        float4 sum = ring.exchange[i * g.cluster][lane];
+    float4 sum[OWNED_MAX];
+#pragma unroll
+    for (int k = 0; k < OWNED_MAX; k++) {
+        const int32_t i = warp + k * S::WARPS;
+        if (i >= owned) break;
+        sum[k] = ring.exchange[i * g.cluster][lane];
         for (int32_t r = 1; r < live; r++) {
             const float4 v = ring.exchange[i * g.cluster + r][lane];
-            sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+            sum[k] = make_float4(sum[k].x + v.x, sum[k].y + v.y, sum[k].z + v.z, sum[k].w + v.w);
         }
-        const int32_t f = rank * owned + i, tile = f / (4 * S::PIECE_N);
-        cu_gemm_store<S::TB>(g, group * S::RT + tile, f / S::PIECE_N % 4, piece * S::PIECE_N + f % S::PIECE_N, lane,
-                             sum);
     }
     __syncwarp();
     if (lane < g.cluster) ptx_cluster_mbarrier_arrive(ptx_mapa(ptx_shared(&ring.exchange_empty), lane));
+#pragma unroll
+    for (int k = 0; k < OWNED_MAX; k++) {
+        const int32_t i = warp + k * S::WARPS, f = rank * owned + i, tile = f / (4 * S::PIECE_N);
+        if (i >= owned) break;
+        cu_gemm_store<S::TB>(g, group * S::RT + tile, f / S::PIECE_N % 4, piece * S::PIECE_N + f % S::PIECE_N, lane,
+                             sum[k]);
+    }
 }
 
 template <class S>
@@ -498,7 +506,7 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB, RT>::THREADS, cu_gemm_shape<
             ptx_mbarrier_init(&ring.x_full[s], 1);
             ptx_mbarrier_init(&ring.x_empty[s], S::WARPS);
         }
-        ptx_mbarrier_init(&ring.exchange_full, S::WARPS * ((g.blocks_per_tile + g.rank_blocks - 1) / g.rank_blocks));
+        ptx_mbarrier_init(&ring.exchange_full, 1);
         ptx_mbarrier_init(&ring.exchange_empty, S::WARPS * g.cluster);
         ring.landed = 0;
         ptx_fence_mbarrier_init();

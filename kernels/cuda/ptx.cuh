@@ -193,10 +193,12 @@ PTX_INLINE uint32_t ptx_mapa(uint32_t shared_address, uint32_t rank)
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address), "r"(rank));
     return address;
 }
-PTX_INLINE void ptx_cluster_store(uint32_t cluster_address, float4 v)
+/* Stores 16 bytes asynchronously and counts them at a barrier of the same CTA: no fence is needed. */
+PTX_INLINE void ptx_store_async(uint32_t cluster_address, float4 v, uint32_t cluster_bar)
 {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(cluster_address), "f"(v.x), "f"(v.y),
-                 "f"(v.z), "f"(v.w)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                     cluster_address),
+                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(cluster_bar)
                  : "memory");
 }
 PTX_INLINE void ptx_cluster_mbarrier_arrive(uint32_t cluster_address)

@@ -143,7 +143,7 @@ static int bench()
         const double floor_us = bench_graph(stream, 9) * 1e3 / c.layers;
         printf("%3d x %6d: %7.1f MB, %.1f us at the probe's rate, streamed in one launch %.1f us\n", c.sequences,
                c.length, bytes / 1e6, bytes / peak / 1e3, floor_us);
-        for (int split : {1, 2, 4, 8, 16}) {
+        for (int split : {0, 1, 2, 4, 8, 16}) {
             const int pages = (c.length + 63) / 64;
             if (split && (pages + split - 1) / split > 256) continue;
             if (split > pages) continue;

@@ -81,7 +81,7 @@ struct kn_cu_plan_args {
     int32_t window;
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] device memory, read once per step; NULL
                                            if all is local */
-    int32_t split_pages;             /* 0: the rule; else pages per unit, for measuring */
+    int32_t split_pages;             /* 0: the rule; else pages per unit (a power of two), for measuring */
 };
 MUST_USE enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
                                        const struct kn_cu_attention_plan *plan,

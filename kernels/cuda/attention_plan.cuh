@@ -2,10 +2,13 @@
  * attention_plan.cuh - what the kernels around attention share: how a token's pages are cut into
  * units, the work list, and where a query row's elements lie.
  *
- * A unit is one token and a run of consecutive pages of its sequence; units times kv-heads are the
- * items dealt to CTAs.  How long the runs are depends on the number of pages the token sees and on
- * nothing else, and units are combined in order, sixteen at a time (a group), then the groups:
- * hence a token's result is the same for every neighbour, placement and window.
+ * A unit is one token and a run of consecutive pages of its sequence.  How many pages depends on the
+ * number of pages the token sees and on nothing else; units are merged in order, sixteen at a time
+ * (a group), then the groups.  Hence a token's result is the same for every neighbour, placement and
+ * window.  What is dealt to CTAs are runs of units within a group, times kv-heads: long runs where
+ * there is much work (one arrival to count, none where the run is the whole group), single units
+ * towards the end and where pages are remote.  That choice may depend on the batch, for it changes
+ * who computes a unit and not what comes of it.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
@@ -15,20 +18,22 @@
 
 enum {
     CU_ATT_FAN = 16,        /* units of a group, and groups of a token */
-    CU_ATT_UNIT_PAGES = 32, /* most pages of a unit: one page-table entry per lane */
+    CU_ATT_RUN_PAGES = 32,  /* most pages of an item: one page-table entry per lane */
     CU_ATT_GROUP_MAX = 16,  /* query heads of a kv-head: rows of an mma */
     CU_ATT_STATIC = 4,      /* items a CTA takes without asking the ticket */
 };
 
+/* An item of the work list: a run of units. */
 struct __align__(16) kn_cu_unit {
     int32_t token;
-    int32_t slot;                     /* where its partial goes */
-    int32_t first_slot, split_count;  /* of all units of the token */
-    int32_t page_begin, page_end;     /* pages of the sequence, absolute */
-    int32_t key_begin, key_end;       /* positions the token sees, absolute */
-    int32_t table;                    /* the sequence's page table in batch.pages */
-    int32_t old_pages;                /* its pages that this step does not write */
-    int32_t unused[2];
+    int32_t slot;                    /* where the first unit's partial goes; the others follow */
+    int32_t first_slot, split_count; /* of all units of the token */
+    int32_t page_begin, page_end;    /* pages of the sequence, absolute; 32 at most */
+    int32_t key_begin, key_end;      /* positions the token sees, absolute */
+    int32_t table;                   /* the sequence's page table in batch.pages */
+    int32_t old_pages;               /* its pages that this step does not write */
+    int32_t unit_shift;              /* log2 of pages of a unit */
+    int32_t unused;
 };
 
 struct kn_cu_plan_head {
@@ -38,15 +43,12 @@ struct kn_cu_plan_head {
     uint32_t done;
 };
 
-/* Pages of a unit of a token that sees `pages` pages. */
-__host__ __device__ inline int32_t cu_att_unit_pages(int32_t pages)
+/* log2 of the pages of a unit of a token that sees `pages` pages. */
+__host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
 {
-    if (pages <= 16) return 1;
-    if (pages <= 32) return 2;
-    if (pages <= 64) return 4;
-    int32_t unit = 8;
-    while (pages > unit * CU_ATT_FAN * CU_ATT_FAN) unit *= 2;
-    return unit;
+    int32_t shift = pages <= 32 ? 1 : pages <= 64 ? 2 : 3;
+    while (pages > CU_ATT_FAN * CU_ATT_FAN << shift) shift++;
+    return shift;
 }
 
 /* Rows of a query tile: the group padded to half an mma or a whole one. */

@@ -28,7 +28,8 @@ struct plan_params {
     const kn_page *pages;
     const kn_cu_window *windows;
     int32_t token_begin, token_end;
-    int32_t units_max, window, split_pages;
+    int32_t units_max, window, split_shift;
+    int32_t kv_heads, cta_count;
 };
 
 /* Exclusive sum over the CTA of each thread's value; *total: of all.  `warp_sum` has 32 entries. */
@@ -52,13 +53,27 @@ PTX_INLINE int32_t plan_scan(int32_t value, int32_t *warp_sum, int32_t *total)
     return before + sum - value;
 }
 
-PTX_INLINE int32_t plan_unit_pages(const plan_params &p, int32_t pages)
+PTX_INLINE int32_t plan_unit_shift(const plan_params &p, int32_t pages)
 {
-    return p.split_pages ? p.split_pages : cu_att_unit_pages(pages);
+    return p.split_shift >= 0 ? p.split_shift : cu_att_unit_shift(pages);
 }
 
-/* Fills unit `slot` but for its place in a list; returns its tier. */
-PTX_INLINE int plan_unit(const plan_params &p, int32_t slot, kn_cu_unit *u)
+/* Units of a run: as many as make a quarter of a CTA's share at first, few towards the end. */
+PTX_INLINE int32_t plan_run_units(const plan_params &p, int32_t shift, int32_t group_slot,
+                                  int32_t slots, int64_t pages)
+{
+    const int64_t share = pages * p.kv_heads / (4 * p.cta_count);
+    const int32_t most = (int32_t)min(share, (int64_t)CU_ATT_RUN_PAGES);
+    int32_t units = CU_ATT_FAN;
+    while (units > 1 && units << shift > most) units /= 2;
+    if (group_slot >= slots / 10 * 9) return 1;
+    return group_slot >= slots / 10 * 7 ? max(1, units / 4) : units;
+}
+
+/* The run of units that begins at `slot`, tier[i] the highest tier of unit i's pages; 0 units where
+ * none begins there. */
+PTX_INLINE int32_t plan_run(const plan_params &p, int32_t slot, int32_t slots, int64_t pages,
+                            kn_cu_unit *u, uint32_t *tiers)
 {
     int low = p.token_begin, high = p.token_end; /* the last token whose first slot is <= slot */
     while (high - low > 1) {
@@ -66,60 +81,93 @@ PTX_INLINE int plan_unit(const plan_params &p, int32_t slot, kn_cu_unit *u)
         if (p.first_slot[mid] <= slot) low = mid;
         else high = mid;
     }
-    const kn_seq seq = p.seqs[p.token_seq[low]];
-    const int32_t position = p.positions[low];
+    const int32_t position = p.positions[low], first = p.first_slot[low], split = slot - first;
     int32_t key_begin, begin, end;
     cu_att_visible(position, p.window, &key_begin, &begin, &end);
-    const int32_t run = plan_unit_pages(p, end - begin), split = slot - p.first_slot[low];
+    const int32_t shift = plan_unit_shift(p, end - begin);
+    const int32_t count = (end - begin - 1 >> shift) + 1;
+    const int32_t run =
+        plan_run_units(p, shift, first + split / CU_ATT_FAN * CU_ATT_FAN, slots, pages);
+    if (split % run) return 0;
+    const kn_seq seq = p.seqs[p.token_seq[low]];
     u->token = low;
     u->slot = slot;
-    u->first_slot = p.first_slot[low];
-    u->split_count = (end - begin + run - 1) / run;
-    u->page_begin = begin + split * run;
-    u->page_end = min(begin + (split + 1) * run, end);
+    u->first_slot = first;
+    u->split_count = count;
+    u->page_begin = begin + (split << shift);
+    u->page_end = min(begin + (split + run << shift), end);
     u->key_begin = key_begin;
     u->key_end = position + 1;
     u->table = seq.page_begin;
     u->old_pages = (seq.kv_count - seq.token_count) / KN_PAGE_TOKENS;
-    u->unused[0] = u->unused[1] = 0;
-    unsigned tier = 0;
-    for (int page = u->page_begin; page < u->page_end; page++)
-        tier = max(tier, cu_page_tier(p.pages[seq.page_begin + page]));
-    return (int)tier;
+    u->unit_shift = shift;
+    u->unused = 0;
+    *tiers = 0; /* two bits a unit */
+    for (int page = u->page_begin; page < u->page_end; page++) {
+        const int at = (page - u->page_begin >> shift) * 2;
+        const uint32_t tier = cu_page_tier(p.pages[seq.page_begin + page]) & 3;
+        if (tier > (*tiers >> at & 3)) *tiers = (*tiers & ~(3u << at)) | tier << at;
+    }
+    return min(run, count - split);
+}
+
+/* Lists a run, whole where it is local, else unit by unit. */
+PTX_INLINE void plan_list(const plan_params &p, kn_cu_unit u, int32_t units, uint32_t tiers, int tier,
+                          int32_t at)
+{
+    kn_cu_unit *list = p.units + (size_t)tier * p.units_max;
+    if (!tiers) {
+        list[at] = u;
+        return;
+    }
+    const int32_t begin = u.page_begin, end = u.page_end, slot = u.slot;
+    for (int i = 0; i < units; i++) {
+        if ((tiers >> 2 * i & 3) != (uint32_t)tier) continue;
+        u.slot = slot + i;
+        u.page_begin = begin + (i << u.unit_shift);
+        u.page_end = min(begin + (i + 1 << u.unit_shift), end);
+        list[at++] = u;
+    }
 }
 
 __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_constant__ plan_params p)
 {
     __shared__ int32_t warp_sum[PLAN_THREADS / 32];
-    int32_t total = 0;
+    int32_t slots = 0, sum;
+    int64_t pages = 0;
     for (int first = p.token_begin; first < p.token_end; first += PLAN_THREADS) {
         const int t = first + threadIdx.x;
-        int32_t count = 0, sum;
+        int32_t count = 0, seen = 0;
         if (t < p.token_end && p.token_seq[t] >= 0) {
             int32_t key_begin, begin, end;
             cu_att_visible(p.positions[t], p.window, &key_begin, &begin, &end);
-            const int32_t run = plan_unit_pages(p, end - begin);
-            count = (end - begin + run - 1) / run;
-            if (count > CU_ATT_FAN * CU_ATT_FAN || run > CU_ATT_UNIT_PAGES) __trap();
+            seen = end - begin;
+            const int32_t shift = plan_unit_shift(p, seen);
+            count = (seen - 1 >> shift) + 1;
+            if (count > CU_ATT_FAN * CU_ATT_FAN || 1 << shift > CU_ATT_RUN_PAGES) __trap();
         }
         const int32_t before = plan_scan(count, warp_sum, &sum);
-        if (t < p.token_end) p.first_slot[t] = total + before;
-        total += sum;
+        if (t < p.token_end) p.first_slot[t] = slots + before;
+        slots += sum;
+        plan_scan(seen, warp_sum, &sum);
+        pages += sum;
     }
-    if (total > p.units_max) __trap(); /* the caller sized the workspace for less */
+    if (slots > p.units_max) __trap(); /* the caller sized the workspace for less */
     __syncthreads();
     int32_t listed[KN_TIER_MAX] = {};
-    for (int first = 0; first < total; first += PLAN_THREADS) {
+    for (int first = 0; first < slots; first += PLAN_THREADS) {
         const int slot = first + threadIdx.x;
         kn_cu_unit u;
-        int tier = -1;
-        if (slot < total) tier = plan_unit(p, slot, &u);
+        uint32_t tiers = 0;
+        const int32_t units = slot < slots ? plan_run(p, slot, slots, pages, &u, &tiers) : 0;
 #pragma unroll
         for (int t = 0; t < KN_TIER_MAX; t++) {
-            int32_t sum;
-            if (!__syncthreads_or(tier == t)) continue;
-            const int32_t before = plan_scan(tier == t, warp_sum, &sum);
-            if (tier == t) p.units[(size_t)t * p.units_max + listed[t] + before] = u;
+            int32_t items = units && !tiers && t == 0;
+            if (tiers)
+                for (int i = 0; i < units; i++) items += (tiers >> 2 * i & 3) == (uint32_t)t;
+            if (!__syncthreads_or(items)) continue;
+            const int32_t before = plan_scan(items, warp_sum, &sum);
+            if (items) plan_list(p, u, units, tiers, t, listed[t] + before);
             listed[t] += sum;
         }
     }
@@ -160,8 +208,7 @@ static uint8_t *carve(uint8_t **at, size_t bytes)
 
 extern "C" int32_t kn_cu_attention_unit_count(int32_t pages)
 {
-    const int32_t run = cu_att_unit_pages(pages);
-    return (pages + run - 1) / run;
+    return ((pages - 1) >> cu_att_unit_shift(pages)) + 1;
 }
 
 extern "C" size_t kn_cu_attention_plan_bytes(const struct kn_cu_attention *a)
@@ -285,7 +332,10 @@ extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
     p.token_end = b->token_count;
     p.units_max = a->units_max;
     p.window = args->window;
-    p.split_pages = args->split_pages;
+    p.split_shift = -1;
+    for (int32_t pages = args->split_pages; pages; pages /= 2) p.split_shift++;
+    p.kv_heads = a->shape.kv_heads;
+    p.cta_count = a->cta_count;
     attention_plan<<<1, PLAN_THREADS, 0, (cudaStream_t)stream>>>(p);
     attention_plan_done<<<1, 32, 0, (cudaStream_t)stream>>>();
     return launched(cudaGetLastError(), "the attention plan", err);

@@ -83,13 +83,22 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int HALVES = ROWS / 8;
 };
 
-enum { CU_ATT_FIRST = 1, CU_ATT_LAST = 2, CU_ATT_END = 4 };
+/* Of a page: it begins an item, begins a unit, ends a unit, ends an item; or the ring's end.  The
+ * item's number of units is in the bits from CU_ATT_UNITS_AT on. */
+enum {
+    CU_ATT_ITEM = 1,
+    CU_ATT_FIRST = 2,
+    CU_ATT_LAST = 4,
+    CU_ATT_ITEM_LAST = 8,
+    CU_ATT_END = 16,
+    CU_ATT_UNITS_AT = 8,
+};
 
 /* What a page's first stage holds; written by the producer before the stage's barrier. */
 struct __align__(16) cu_att_page {
     int32_t key_begin, key_end; /* keys the token sees, relative to the page */
     int32_t flags, head;
-    int32_t token, slot, first_slot, split_count; /* of a unit's first and last page */
+    int32_t token, slot, first_slot, split_count; /* of an item's first and a unit's last page */
 };
 /* Every stage's tier and cycle of issue; kept where the CTA reads a remote tier. */
 struct cu_att_trip {
@@ -98,7 +107,9 @@ struct cu_att_trip {
 };
 
 struct __align__(16) cu_att_finished {
-    int32_t token, slot, first_slot, split_count, head, end;
+    int32_t token, slot, first_slot, split_count, head;
+    int32_t units; /* where it ends an item, the item's; else 0 */
+    int32_t end;
 };
 
 /* Shared memory but for the ring (`stages` * 16 KB, first) and the dump (last). */
@@ -201,7 +212,7 @@ PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, in
 struct cu_att_item {
     int4 a; /* the unit's token, slot, first_slot, split_count */
     int4 b; /* page_begin, page_end, key_begin, key_end */
-    int4 c; /* table, old_pages */
+    int4 c; /* table, old_pages, unit_shift */
     int32_t head;
     bool there;
 };
@@ -274,7 +285,7 @@ PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS
     ptx_griddep_wait();
     ptx_fence_proxy_async_global();
     const int s = lane * shape::PAGE_STAGES;
-    if (s < is.at.used && (sh.page[s].flags & CU_ATT_FIRST))
+    if (s < is.at.used && (sh.page[s].flags & CU_ATT_ITEM))
         ptx_bulk_load(sh.q[lane], cu_att_q<shape>(p, sh.page[s].token, sh.page[s].head),
                       shape::Q_BYTES, &sh.full[s]);
     __syncwarp();
@@ -292,7 +303,12 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
     const int tier = cu_page_tier(entry), old_count = item.c.y - begin;
     const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
                           (size_t)item.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
-    const int flags = (lane == 0 ? CU_ATT_FIRST : 0) | (lane == count - 1 ? CU_ATT_LAST : 0);
+    const int shift = item.c.z, unit_last = (1 << shift) - 1;
+    const int flags = (lane == 0 ? CU_ATT_ITEM : 0) | (lane & unit_last ? 0 : CU_ATT_FIRST) |
+                      (lane == count - 1 ? CU_ATT_LAST | CU_ATT_ITEM_LAST : 0) |
+                      ((lane & unit_last) == unit_last ? CU_ATT_LAST : 0) |
+                      ((count - 1 >> shift) + 1) << CU_ATT_UNITS_AT;
+    const int4 unit = make_int4(item.a.x, item.a.y + (lane >> shift), item.a.z, item.a.w);
     const int4 page = make_int4(item.b.z - first_key, item.b.w - first_key, flags, item.head);
     const uint8_t *q = cu_att_q<shape>(p, item.a.x, item.head);
     for (int i = 0; i < count; i++) {
@@ -308,10 +324,10 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
             if (lane == i) {
                 if (j == 0) {
                     *(int4 *)&sh.page[s].key_begin = page;
-                    if (flags) *(int4 *)&sh.page[s].token = item.a;
+                    if (flags & (CU_ATT_ITEM | CU_ATT_LAST)) *(int4 *)&sh.page[s].token = unit;
                 }
                 if (REMOTE) sh.trip[s] = {tier, ptx_clock()};
-                const bool with_q = j == 0 && (flags & CU_ATT_FIRST);
+                const bool with_q = j == 0 && (flags & CU_ATT_ITEM);
                 ptx_mbarrier_expect_tx(&sh.full[s],
                                        CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
                 ptx_bulk_load_hint(cu_att_ring(sh, p.stages, s), from + j * CU_ATT_STAGE_BYTES,
@@ -421,7 +437,7 @@ template <int ATOMS, int ROWS> struct cu_att_state {
 };
 
 template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_begin(cu_att_state<ATOMS, ROWS> &st, const uint8_t *q, int lane)
+PTX_INLINE void cu_att_read_q(cu_att_state<ATOMS, ROWS> &st, const uint8_t *q, int lane)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
 #pragma unroll
@@ -438,6 +454,11 @@ PTX_INLINE void cu_att_begin(cu_att_state<ATOMS, ROWS> &st, const uint8_t *q, in
             st.q[k][2 * shape::HALVES - 1] = r.w;
         }
     }
+}
+
+template <int ATOMS, int ROWS> PTX_INLINE void cu_att_begin(cu_att_state<ATOMS, ROWS> &st)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
 #pragma unroll
     for (int n = 0; n < shape::TILES; n++)
         st.out[n][0] = st.out[n][1] = st.out[n][2] = st.out[n][3] = 0.f;
@@ -584,8 +605,7 @@ PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, RO
         for (int n = 0; n < shape::TILES; n++)
             *(float2 *)(to + n * 8) = make_float2(st.out[n][2 * h], st.out[n][2 * h + 1]);
     }
-    __syncwarp();
-    if (lane == 0) ptx_mbarrier_arrive(&sh.finished_full);
+    ptx_mbarrier_arrive(&sh.finished_full);
 }
 
 template <int ATOMS, int ROWS>
@@ -606,14 +626,16 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         const cu_att_page &page = sh.page[at.stage];
         const int key_begin = page.key_begin, key_end = page.key_end, flags = page.flags;
         if (flags & CU_ATT_END) break;
-        if (flags & CU_ATT_FIRST) cu_att_begin(st, sh.q[q_slot], lane);
+        if (flags & CU_ATT_ITEM) cu_att_read_q(st, sh.q[q_slot], lane);
+        if (flags & CU_ATT_FIRST) cu_att_begin(st);
         if (++q_slot == shape::Q_SLOTS) q_slot = 0;
 
         const bool last = flags & CU_ATT_LAST;
         if (last && warp == 0) {
             if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
             if (lane == 0)
-                sh.finished = {page.token, page.slot, page.first_slot, page.split_count, page.head, 0};
+                sh.finished = {page.token, page.slot, page.first_slot, page.split_count, page.head,
+                               flags & CU_ATT_ITEM_LAST ? flags >> CU_ATT_UNITS_AT : 0, 0};
         }
 
         float parts[2][2][4] = {};
@@ -662,8 +684,7 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     }
     if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
     if (warp == 0 && lane == 0) sh.finished.end = 1;
-    __syncwarp();
-    if (lane == 0) ptx_mbarrier_arrive(&sh.finished_full);
+    ptx_mbarrier_arrive(&sh.finished_full);
 }
 
 /* --- combiners --- */
@@ -780,13 +801,15 @@ PTX_INLINE void cu_att_clear_tail(const cu_att_params &p, int token, int thread,
         *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, token, k)) = make_uint2(0, 0);
 }
 
-/* Counts an arrival; true for all combiners where it was the last, which also clears the count. */
+/* Counts `units` in; true for all combiners where they were the last, which also clears the count.
+ * Where the item is all that is expected there is nothing to count. */
 template <int THREADS, typename SHARED>
-PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int expected, int thread)
+PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int units, int expected, int thread)
 {
     ptx_bar_sync(3, THREADS);
+    if (units == expected) return true;
     if (thread == 0) {
-        const bool last = ptx_atomic_add_acq_rel(count, 1) == (uint32_t)expected - 1;
+        const bool last = ptx_atomic_add_acq_rel(count, units) == (uint32_t)(expected - units);
         if (last) *count = 0;
         sh.combine_last = last;
     }
@@ -803,23 +826,24 @@ PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         const cu_att_finished u = sh.finished;
         if (u.end) break;
         cu_att_merge_warps(p, sh, u, thread);
-        __syncwarp();
-        if ((thread & 31) == 0) ptx_mbarrier_arrive(&sh.finished_empty);
+        ptx_mbarrier_arrive(&sh.finished_empty);
+        if (!u.units) continue;
         const float2 *ml = p.partial_ml;
-        int stride = 1, count = u.split_count;
+        int stride = 1, count = u.split_count, units = u.units;
         if (count > CU_ATT_FAN) {
             const int group = (u.slot - u.first_slot) / CU_ATT_FAN * CU_ATT_FAN;
             const int first = u.first_slot + group, size = min(CU_ATT_FAN, count - group);
             uint32_t *arrivals = p.group_count + (size_t)first * p.kv_heads + u.head;
-            if (!cu_att_arrive<THREADS>(sh, arrivals, size, thread)) continue;
+            if (!cu_att_arrive<THREADS>(sh, arrivals, units, size, thread)) continue;
             cu_att_merge<false, THREADS>(p, u, ml, first, 1, size, thread);
             ml = p.group_ml;
             stride = CU_ATT_FAN;
             count = (count + CU_ATT_FAN - 1) / CU_ATT_FAN;
+            units = 1;
         }
-        if (count > 1) {
+        if (u.split_count > 1) {
             uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
-            if (!cu_att_arrive<THREADS>(sh, arrivals, count, thread)) continue;
+            if (!cu_att_arrive<THREADS>(sh, arrivals, units, count, thread)) continue;
             cu_att_merge<true, THREADS>(p, u, ml, u.first_slot, stride, count, thread);
         }
         if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, thread, THREADS);
@@ -845,8 +869,8 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
             ptx_mbarrier_init(&sh.full[s], 1);
             ptx_mbarrier_init(&sh.empty[s], shape::CONSUMERS + (role.tier != 0));
         }
-        ptx_mbarrier_init(&sh.finished_full, shape::CONSUMERS);
-        ptx_mbarrier_init(&sh.finished_empty, shape::COMBINERS);
+        ptx_mbarrier_init(&sh.finished_full, 32 * shape::CONSUMERS);
+        ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);
         ptx_fence_mbarrier_init();
     }
     __syncthreads();

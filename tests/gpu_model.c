@@ -14,7 +14,7 @@
 
 #include "config/file.h"
 #include "config/json.h"
-#include "engine/model.h"
+#include "engine/model_state.h"
 #include "tests/gpu_common.h"
 
 #define FIXTURES "tests/fixtures/models/"
@@ -321,6 +321,85 @@ static void bench_decode(struct eng_model *model, const struct kn_kv *kv, float 
            BENCH_CONTEXT, 1e3 * step, 1e3 * issue / REPEAT, bytes / step / 1e12);
 }
 
+/* One layer's share of one kind of operation. */
+enum kind { NORM, QKV, FINISH, ATTENTION, O, UP, DOWN, HEAD, KIND_COUNT };
+static const char *const kind_names[] = {"norms", "qkv", "finish qkv", "attention",
+                                         "o",     "up",  "down",       "head"};
+
+static void product(const struct kn_weight *w, enum kn_epilogue epilogue, int32_t T, void *in,
+                    void *out)
+{
+    kn_gemm(gpu, &(struct kn_gemm_args){
+                     .w = w, .row_count = T, .in = in, .epilogue = epilogue, .out = out});
+}
+
+static void bench_one(struct eng_model *m, const struct kn_batch *b, const struct kn_kv *kv,
+                      enum kind kind, int32_t layer, float *logits)
+{
+    const struct eng_layer *l = &m->weights.layers[layer];
+    void *const *buffer = m->buffer;
+    int32_t T = b->token_count;
+    struct kn_norm_args norm = {.kind = m->shape.norm,
+                                .eps = m->shape.norm_eps,
+                                .row_count = T,
+                                .cols = m->shape.info.hidden,
+                                .x = buffer[ENG_BUFFER_X],
+                                .weight = l->attn_norm,
+                                .y = buffer[ENG_BUFFER_H]};
+    struct kn_qkv_args finish = {.qkv = buffer[ENG_BUFFER_QKV],
+                                 .q_heads = m->shape.info.q_heads,
+                                 .rope = buffer[ENG_BUFFER_ROPE],
+                                 .kv = kv,
+                                 .layer = layer};
+    struct kn_attention_args attention = {.qkv = buffer[ENG_BUFFER_QKV],
+                                          .q_heads = m->shape.info.q_heads,
+                                          .scale = m->attention_scale,
+                                          .kv = kv,
+                                          .layer = layer,
+                                          .out = buffer[ENG_BUFFER_ATTN]};
+    void *h = buffer[ENG_BUFFER_H], *x = buffer[ENG_BUFFER_X], *mlp = buffer[ENG_BUFFER_MLP];
+    switch (kind) {
+    case NORM: kn_norm(gpu, &norm), kn_norm(gpu, &norm); break;
+    case QKV: product(&l->qkv, KN_EPI_STORE, T, h, buffer[ENG_BUFFER_QKV]); break;
+    case FINISH: kn_qkv(gpu, b, &finish); break;
+    case ATTENTION: /* its queries are those of the same layer's finish, which is timed alone too */
+        kn_qkv(gpu, b, &finish);
+        kn_attention(gpu, b, &attention);
+        break;
+    case O: product(&l->o, KN_EPI_ADD, T, buffer[ENG_BUFFER_ATTN], x); break;
+    case UP: product(&l->up, KN_EPI_SWIGLU, T, h, mlp); break;
+    case DOWN: product(&l->down, KN_EPI_ADD, T, mlp, x); break;
+    case HEAD:
+        if (layer == 0) product(&m->weights.head, KN_EPI_F32, T, h, logits);
+        break;
+    case KIND_COUNT: break;
+    }
+}
+
+/* What each kind of operation takes of a step, run alone over all layers: their sum is more than a
+ * step, in which one operation's weights arrive while the one before it ends. */
+static void bench_kinds(struct eng_model *m, const struct kn_kv *kv, float *logits, int32_t S)
+{
+    enum { REPEAT = 5 };
+    struct kn_batch b;
+    double finish = 0;
+    bench_batch(&b, S);
+    printf("  each kind alone, %d x %d:", S, BENCH_CONTEXT);
+    for (int kind = 0; kind < KIND_COUNT; kind++) {
+        double start = 0;
+        for (int i = -1; i < REPEAT; i++) {
+            if (i == 0) start = seconds();
+            for (int32_t layer = 0; layer < m->shape.info.layer_count; layer++)
+                bench_one(m, &b, kv, (enum kind)kind, layer, logits);
+            test_sync(gpu);
+        }
+        double ms = 1e3 * (seconds() - start) / REPEAT;
+        if (kind == FINISH) finish = ms;
+        if (kind == ATTENTION) ms -= finish;
+        printf(" %s %.3f%s", kind_names[kind], ms, kind == KIND_COUNT - 1 ? " ms\n" : ",");
+    }
+}
+
 static void bench(double offload, const char *tier)
 {
     struct eng_model_options opt = {.load_format = ENG_LOAD_DUMMY,
@@ -349,7 +428,10 @@ static void bench(double offload, const char *tier)
     size_t rows = BENCH_SEQS * (size_t)info.vocab * sizeof(float);
     test_must(kn_alloc(gpu, KN_MEM_LOCAL, 0, pool, &kv.base[0], err), err);
     test_must(kn_alloc(gpu, KN_MEM_STAGING, 0, rows, (void **)&logits, err), err);
-    for (int32_t S = 1; S <= BENCH_SEQS; S *= 8) bench_decode(model, &kv, logits, S);
+    for (int32_t S = 1; S <= BENCH_SEQS; S *= 8) {
+        bench_decode(model, &kv, logits, S);
+        if (offload == 0) bench_kinds(model, &kv, logits, S);
+    }
     kn_free(gpu, KN_MEM_STAGING, logits, rows);
     kn_free(gpu, KN_MEM_LOCAL, kv.base[0], pool);
     eng_model_close(model);

@@ -49,6 +49,8 @@ static void test_defaults(void **state)
     assert_int_equal(o.max_num_seqs, 64);
     assert_true(o.shutdown_timeout == 30.0);
     assert_int_equal(o.max_body_bytes, 32u << 20);
+    assert_string_equal(o.device, "auto");
+    assert_true(o.gpu_memory_utilization == 0.0); /* not given */
 }
 
 static void test_precedence(void **state)
@@ -96,6 +98,8 @@ static void test_bad_flags(void **state)
         {"m", "-x"},
         {"m", "n"},
         {"m", "--offload", "1.1"},
+        {"m", "--device", "tpu"},
+        {"m", "--gpu-memory-utilization", "1.01"},
         {"m", "--offload", "nan"},
         {"m", "--offload", "inf"},
         {"m", "--dtype", "float"},

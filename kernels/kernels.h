@@ -251,8 +251,9 @@ void kn_gemm(struct kn *kn, const struct kn_gemm_args *a);
 
 /* Per head of qkv [T, (Hq + 2 Hkv) * D] (query heads, then key heads, then value heads): RMSNorm
  * with q_norm / k_norm where given, then rotary embedding in the half-split form (pairs d and d +
- * D/2) where rope is given; k and v are appended to the layer's KV pages in the KV's dtype.  q stays
- * in place or with the backend: the kn_attention of the same batch, buffer and layer comes next. */
+ * D/2) where rope is given; k and v are appended to the layer's KV pages in the KV's dtype.  q
+ * stays in place or with the backend: kn_attention of the same batch, buffer and layer comes
+ * next. */
 struct kn_qkv_args {
     kn_act *qkv;
     int32_t q_heads;

@@ -109,6 +109,11 @@ def test_context_larger_than_the_model(start):
     assert done.returncode == 1 and "max-model-len" in done.stdout
 
 
+def test_gpu_memory_is_not_the_cpus():
+    done = run("serve", MODEL, "--port", 0, "--device", "cpu", "--gpu-memory-utilization", 0.5)
+    assert done.returncode == 1 and "--gpu-memory-utilization" in done.stdout
+
+
 def test_help_and_version():
     assert "--max-num-seqs" in run("serve", "--help").stdout
     assert run("--version").stdout.startswith("dakd ")

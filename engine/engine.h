@@ -54,6 +54,7 @@ struct eng_event {
     struct eng_request *request;
     enum eng_finish finish; /* of FINISHED */
     int32_t index;          /* PROMPT: position; TOKEN: index in the answer */
+    uint64_t step;          /* of TOKEN: serial number of the step that gave it */
     /* Of PROMPT, TOKEN, and FINISHED by STOP.  The first PROMPT token has logprob NAN. */
     struct eng_sample sample;
 };
@@ -103,6 +104,10 @@ struct eng_stats {
     struct eng_sched_stats sched;
     uint64_t step_count, prompt_tokens, generated_tokens, recomputed_tokens;
     uint64_t step_ns_sum;
+    /* Time the machine was busy, from the issue of a step's operations to kn_sync, and the engine's
+     * own time between (planning, batches, sampling, events), up to the last step's samples;
+     * idle waits are in neither. */
+    uint64_t device_ns_sum, host_ns_sum;
     uint64_t step_tokens_sum;
     uint64_t step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
     uint64_t queue_ns_sum, queue_count;            /* submission to first step */

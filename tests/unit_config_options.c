@@ -31,7 +31,7 @@ static enum status read_options(struct options *o, const char *const *args, cons
     int argc = 0;
     while (args[argc]) argc++;
     err[0] = '\0';
-    return options_read(o, argc, (char *const *)args, 0, (char *const *)env, err);
+    return options_read(o, OPTIONS_SERVE, argc, (char *const *)args, 0, (char *const *)env, err);
 }
 
 #define ARGS(...) ((const char *const[]){__VA_ARGS__, NULL})
@@ -143,11 +143,40 @@ static void test_bad_files_and_environment(void **state)
     assert_non_null(strstr(err, "DAKD_PROT"));
 }
 
+/* Each command has its flags and those of all; files and the environment may hold any. */
+static void test_commands(void **state)
+{
+    (void)state;
+    struct options o;
+    char err[ERR_CAP];
+    char *const bench[] = {"m", "--batch", "4", "--seed", "7", "--json=f"};
+    assert_int_equal(options_read(&o, OPTIONS_BENCH, 6, bench, 0, NULL, err), ST_OK);
+    assert_int_equal(o.batch, 4);
+    assert_int_equal(o.input_len, 0);
+    assert_int_equal(o.seed, 7);
+    assert_int_equal(o.max_num_batched_tokens, 512);
+    assert_string_equal(o.json, "f");
+    assert_int_equal(options_read(&o, OPTIONS_SERVE, 6, bench, 0, NULL, err), ST_INVALID);
+    assert_string_equal(err, "--batch is not a flag of dakd serve; see dakd serve --help");
+    char *const serve[] = {"m", "--port", "1"};
+    assert_int_equal(options_read(&o, OPTIONS_BENCH, 3, serve, 0, NULL, err), ST_INVALID);
+    assert_string_equal(err, "--port is not a flag of dakd bench; see dakd bench --help");
+    char *const env[] = {"DAKD_PORT=9", "DAKD_BATCH=3", NULL};
+    assert_int_equal(options_read(&o, OPTIONS_BENCH, 1, bench, 0, env, err), ST_OK);
+    assert_int_equal(o.port, 9);
+    assert_int_equal(o.batch, 3);
+    char *const bad[] = {"DAKD_PORT=x", NULL};
+    assert_int_equal(options_read(&o, OPTIONS_BENCH, 1, bench, 0, bad, err), ST_INVALID);
+    assert_int_equal(options_read(&o, OPTIONS_BENCH, 0, bench, 0, NULL, err), ST_INVALID);
+    assert_non_null(strstr(err, "dakd bench MODEL_DIR"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),  cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_bad_flags), cmocka_unit_test(test_bad_files_and_environment),
+        cmocka_unit_test(test_commands),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -145,27 +145,35 @@ static void finish_all(struct eng_engine *e, enum eng_finish why)
 
 /* --- submission ------------------------------------------------------------------------------- */
 
-enum status eng_submit(struct eng_engine *e, struct eng_request *r)
+enum status eng_submit_all(struct eng_engine *e, struct eng_request *requests, int32_t count)
 {
-    CHECK(r->prompt_count >= 1 && r->sampling.max_tokens >= 1);
-    CHECK(r->prompt_count + r->sampling.max_tokens <= e->limits.model_len_max);
     enum status st = ST_OK;
+    for (int32_t i = 0; i < count; i++) {
+        const struct eng_request *r = &requests[i];
+        CHECK(r->prompt_count >= 1 && r->sampling.max_tokens >= 1);
+        CHECK(r->prompt_count + r->sampling.max_tokens <= e->limits.model_len_max);
+    }
     pthread_mutex_lock(&e->lock);
-    if (e->stats.failed || e->stop) {
-        st = ST_DEVICE;
-    } else if (e->unfinished == e->config.queue_max) {
-        st = ST_FULL;
-    } else {
-        r->submit_ns = clock_now_ns();
+    if (e->stats.failed || e->stop) st = ST_DEVICE;
+    else if (count > e->config.queue_max - e->unfinished) st = ST_FULL;
+    uint64_t now = clock_now_ns();
+    for (int32_t i = 0; i < count && !st; i++) {
+        struct eng_request *r = &requests[i];
+        r->submit_ns = now;
         r->next = NULL;
         if (e->queue_tail) e->queue_tail->next = r;
         else e->queue_head = r;
         e->queue_tail = r;
         e->unfinished++;
-        pthread_cond_signal(&e->work);
     }
+    if (!st) pthread_cond_signal(&e->work);
     pthread_mutex_unlock(&e->lock);
     return st;
+}
+
+enum status eng_submit(struct eng_engine *e, struct eng_request *r)
+{
+    return eng_submit_all(e, r, 1);
 }
 
 void eng_cancel(struct eng_engine *e, struct eng_request *r)

@@ -93,6 +93,9 @@ void eng_limits(const struct eng_engine *e, struct eng_limits *out);
 
 /* Loop thread.  ST_FULL where queue_max requests are unfinished; ST_DEVICE after a failure. */
 MUST_USE enum status eng_submit(struct eng_engine *e, struct eng_request *r);
+/* Loop thread.  An array of requests at once: no step comes between them.  All or none. */
+MUST_USE enum status eng_submit_all(struct eng_engine *e, struct eng_request *requests,
+                                    int32_t count);
 /* Loop thread.  The request ends before the next step; its FINISHED event still comes. */
 void eng_cancel(struct eng_engine *e, struct eng_request *r);
 /* Loop thread.  False where there is no event. */

@@ -383,7 +383,7 @@ static void test_stream_read(void **state)
 {
     (void)state;
     static const size_t sizes[] = {KN_ALIGN, 256 << 10, (256 << 10) + KN_ALIGN, (5 << 20) / 3 * 3};
-    for (size_t i = 0; i < ARRAY_COUNT(sizes); i++) {
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         struct kn *kn = test_open(1 + (int)i, NULL);
         size_t bytes = sizes[i] / KN_ALIGN * KN_ALIGN, words = bytes / sizeof(uint64_t);
         uint64_t *fill = malloc(bytes), want = 0;

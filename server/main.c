@@ -29,6 +29,7 @@
 #include "config/options.h"
 #include "config/version.h"
 #include "server/api.h"
+#include "server/bench.h"
 #include "server/http.h"
 #include "server/notify.h"
 #include "server/startup.h"
@@ -346,21 +347,12 @@ static int print_version(void)
     return 0;
 }
 
-static int serve(int argc, char **argv, char **env)
+static int serve(const struct options *o)
 {
     static struct daemon d; /* large, and one */
     char err[ERR_CAP] = "";
+    d.options = *o;
     d.notify.fd = -1;
-    if (options_read(&d.options, argc, argv, 2, env, err)) {
-        fprintf(stderr, "dakd: %s\n", err);
-        return 2;
-    }
-    if (d.options.help) {
-        options_print_help();
-        return 0;
-    }
-    if (d.options.version) return print_version();
-    log_init((enum log_level)log_level_parse(d.options.log_level), d.options.journal);
     signal(SIGPIPE, SIG_IGN);
     CHECK(uv_loop_init(&d.loop) == 0);
     if (start(&d, err)) {
@@ -374,9 +366,27 @@ static int serve(int argc, char **argv, char **env)
     return d.exit_status;
 }
 
+static int run(enum options_command command, int argc, char **argv, char **env)
+{
+    static struct options o;
+    char err[ERR_CAP] = "";
+    if (options_read(&o, command, argc, argv, 2, env, err)) {
+        fprintf(stderr, "dakd: %s\n", err);
+        return 2;
+    }
+    if (o.help) {
+        options_print_help(command);
+        return 0;
+    }
+    if (o.version) return print_version();
+    log_init((enum log_level)log_level_parse(o.log_level), o.journal);
+    return command == OPTIONS_BENCH ? srv_bench(&o) : serve(&o);
+}
+
 static void print_usage(FILE *out)
 {
     fputs("usage: dakd serve MODEL_DIR [flags]   serve a model (dakd serve --help)\n"
+          "       dakd bench MODEL_DIR [flags]   measure one (dakd bench --help)\n"
           "       dakd --version | --help\n",
           out);
 }
@@ -384,7 +394,8 @@ static void print_usage(FILE *out)
 int main(int argc, char **argv, char **env)
 {
     const char *command = argc > 1 ? argv[1] : "";
-    if (strcmp(command, "serve") == 0) return serve(argc, argv, env);
+    if (strcmp(command, "serve") == 0) return run(OPTIONS_SERVE, argc, argv, env);
+    if (strcmp(command, "bench") == 0) return run(OPTIONS_BENCH, argc, argv, env);
     if (strcmp(command, "--version") == 0) return print_version();
     if (strcmp(command, "--help") == 0 || strcmp(command, "-h") == 0) {
         print_usage(stdout);

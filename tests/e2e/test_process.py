@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from daemon import DAKD, MODEL, ROOT, START_LIMIT_S, environment
+from daemon import DAKD, MODEL, REQUEST_LIMIT_S, ROOT, START_LIMIT_S, environment
 
 
 def launch(folder, *flags, shell_head="", shell_tail="", env=None):
@@ -96,3 +96,15 @@ def test_systemd_is_told(tmp_path):
         inbox.settimeout(1)
         while not messages[-1].startswith("STOPPING=1"):
             messages.append(inbox.recv(4096).decode())
+
+
+@pytest.mark.parametrize("flags,model,skipped", [
+    ((), MODEL, 0), (("--load-format", "dummy"), ROOT / "tests" / "fixtures" / "models" / "llama-gqa", 2)])
+def test_smoke_script(start, flags, model, skipped):
+    """Of a model that speaks token ids only, the script skips what such a model cannot do, and nothing else."""
+    daemon = start(*flags, model=model)
+    done = subprocess.run([ROOT / "scripts" / "smoke.sh", daemon.url], capture_output=True, text=True,
+                          timeout=REQUEST_LIMIT_S)
+    assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout
+    lines = [line.split()[0] for line in done.stdout.splitlines()[:-1]]
+    assert len(lines) == 12 and lines.count("skip") == skipped

@@ -98,15 +98,15 @@ static enum status measure(struct kn *kn, const void *ptr, uint64_t bytes,
                            const struct off_probe_config *config, double *bytes_per_s, char *err)
 {
     uint64_t ns[OFF_PROBE_ROUNDS_MAX] = {0}, repeats = 1, took;
-    enum status st;
-    for (;;) { /* also warms up */
-        if ((st = read_times(kn, ptr, bytes, repeats, &took, err))) return st;
+    enum status st = read_times(kn, ptr, bytes, 1, &took, err); /* warms up */
+    while (!st && !(st = read_times(kn, ptr, bytes, repeats, &took, err))) {
         uint64_t next = off_probe_repeats(repeats, took, config->round_ns_min);
         if (next == repeats) break;
         repeats = next;
     }
-    for (int i = 0; i < config->round_count; i++)
-        if ((st = read_times(kn, ptr, bytes, repeats, &ns[i], err))) return st;
+    for (int i = 0; i < config->round_count && !st; i++)
+        st = read_times(kn, ptr, bytes, repeats, &ns[i], err);
+    if (st) return st;
     *bytes_per_s = off_probe_rate(bytes * repeats, ns, config->round_count);
     return ST_OK;
 }

@@ -4,9 +4,13 @@
  *     flags -> machine (startup.c) -> probe tiers -> warm up -> measure -> figures -> print, --json
  *
  * The machine is the daemon's own: scheduler, sampler, events, the engine's thread.  Only HTTP and
- * text are left out.  All sequences are submitted at once; the calling thread polls their tokens
- * and notes when each was there.  KV pages are allotted for all of them, so that nothing is ever
- * preempted.  A short run comes first, so that the measured one pays for no first touch.
+ * text are left out.  All sequences are submitted at once, and KV pages are allotted for all of
+ * them, so that nothing is ever preempted.  A short run comes first, so that the measured one pays
+ * for no first touch.
+ *
+ * Time is taken where the engine wakes its caller, once a step and on the engine's thread: tokens
+ * are there then, and a caller that is scheduled late does not disturb the figures.  The calling
+ * thread only takes the events off the ring.
  *
  * Floor: the bytes a steady step must read (engine/traffic.h, at the mean context of the steady
  * steps) over the bandwidth of their tier, probed before the run on the same machine; tiers are
@@ -18,6 +22,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <semaphore.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +36,11 @@
 #define WARM_INPUT 64
 #define WARM_OUTPUT 4
 
+/* The engine's counters when a step was over, and when that was. */
+struct mark {
+    uint64_t ns, device_ns, host_ns;
+};
+
 struct bench {
     struct options options; /* as given, with what a benchmark decides itself */
     struct srv_machine machine;
@@ -40,9 +50,15 @@ struct bench {
     int32_t *tokens;                /* [B, N + M], owned */
     uint64_t *submit_ns;            /* [B], owned */
     struct srv_bench_token *record; /* [B,M], owned */
+    /* Marks of all steps since the engine was opened, written by its thread once `marking`; those
+     * below `marked` may be read. */
+    struct mark *marks; /* [mark_max], owned */
+    uint64_t mark_max;
+    _Atomic bool marking;
+    _Atomic uint64_t marked;
     /* Of the run under way. */
-    int32_t begun, unfinished;
-    struct eng_stats all_begun, first_finished; /* about where steady steps begin and end */
+    uint64_t step_last; /* that gave a token */
+    int32_t unfinished;
 };
 
 /* --- flags ------------------------------------------------------------------------------------ */
@@ -100,9 +116,20 @@ static enum status decide(struct bench *b, char *err)
 
 /* --- a run ------------------------------------------------------------------------------------ */
 
+/* The engine's thread, after every step, and when nothing is to be done. */
 static void on_wake(void *user)
 {
     struct bench *b = user;
+    if (atomic_load(&b->marking)) {
+        struct eng_stats t;
+        uint64_t now = clock_now_ns(), marked = atomic_load(&b->marked);
+        eng_stats(b->machine.engine, &t);
+        if (t.step_count > marked) { /* else woken amid a step, or idle */
+            CHECK(marked < b->mark_max);
+            b->marks[marked] = (struct mark){now, t.device_ns_sum, t.host_ns_sum};
+            atomic_store(&b->marked, marked + 1);
+        }
+    }
     CHECK(sem_post(&b->wake) == 0);
 }
 
@@ -119,7 +146,7 @@ static enum status submit_all(struct bench *b, int32_t input_len, int32_t output
     uint64_t state = b->options.seed;
     struct eng_limits limits;
     eng_limits(b->machine.engine, &limits);
-    b->begun = 0;
+    b->step_last = 0;
     b->unfinished = b->batch;
     for (int32_t s = 0; s < b->batch; s++) {
         struct eng_request *r = &b->requests[s];
@@ -138,32 +165,37 @@ static enum status submit_all(struct bench *b, int32_t input_len, int32_t output
     return eng_submit_all(b->machine.engine, b->requests, b->batch);
 }
 
-static enum status on_event(struct bench *b, const struct eng_event *event, uint64_t now, char *err)
+static enum status on_event(struct bench *b, const struct eng_event *event, char *err)
 {
     size_t sequence = (size_t)(event->request - b->requests);
     if (event->kind == ENG_EVENT_TOKEN) {
-        b->record[sequence * (size_t)b->output_len + (size_t)event->index] =
-            (struct srv_bench_token){.step = event->step, .ns = now};
-        if (event->index == 0 && ++b->begun == b->batch)
-            eng_stats(b->machine.engine, &b->all_begun);
+        b->record[sequence * (size_t)b->output_len + (size_t)event->index].step = event->step;
+        if (event->step > b->step_last) b->step_last = event->step;
         return ST_OK;
     }
-    if (b->unfinished-- == b->batch) eng_stats(b->machine.engine, &b->first_finished);
+    b->unfinished--;
     if (event->finish == ENG_FINISH_LENGTH) return ST_OK;
     struct eng_stats stats;
     eng_stats(b->machine.engine, &stats);
     return err_set(err, ST_DEVICE, "the engine failed: %.400s", stats.failure);
 }
 
+/* One run, to the last step's mark. */
 static enum status run(struct bench *b, int32_t input_len, int32_t output_len, char *err)
 {
     struct eng_event event;
     enum status st = submit_all(b, input_len, output_len);
     if (st) return err_set(err, st, "the engine takes no work: %s", status_text(st));
-    for (int32_t s = 0; s < b->batch; s++) b->submit_ns[s] = b->requests[s].submit_ns;
-    while (b->unfinished > 0 && !st) {
-        if (eng_poll(b->machine.engine, &event)) st = on_event(b, &event, clock_now_ns(), err);
+    while (!st && (b->unfinished > 0 || atomic_load(&b->marked) <= b->step_last)) {
+        if (eng_poll(b->machine.engine, &event)) st = on_event(b, &event, err);
         else if (sem_wait(&b->wake)) continue; /* a signal came between */
+    }
+    for (int32_t s = 0; s < b->batch && !st; s++) {
+        b->submit_ns[s] = b->requests[s].submit_ns;
+        for (int32_t i = 0; i < output_len; i++) {
+            struct srv_bench_token *t = &b->record[(size_t)s * (size_t)b->output_len + (size_t)i];
+            t->ns = b->marks[t->step].ns;
+        }
     }
     return st;
 }
@@ -175,7 +207,9 @@ static enum status alloc_runs(struct bench *b, char *err)
     b->tokens = calloc(batch * length, sizeof *b->tokens);
     b->submit_ns = calloc(batch, sizeof *b->submit_ns);
     b->record = calloc(batch * (size_t)b->output_len, sizeof *b->record);
-    if (b->requests && b->tokens && b->submit_ns && b->record) return ST_OK;
+    b->mark_max = 2 * batch * length; /* two runs, at least a token in a step */
+    b->marks = calloc(b->mark_max, sizeof *b->marks);
+    if (b->requests && b->tokens && b->submit_ns && b->record && b->marks) return ST_OK;
     return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", b->batch);
 }
 
@@ -193,21 +227,23 @@ static enum status check_pages(const struct bench *b, char *err)
                    need, b->machine.page_count, need * kn_kv_page_bytes(&b->machine.kv));
 }
 
-/* The engine's own time of a step, from its counters about the steady steps. */
-static enum status step_times(const struct bench *b, struct srv_bench_result *r, char *err)
+/* No sequence was interrupted. */
+static enum status check_whole(const struct bench *b, char *err)
 {
-    const struct eng_stats *from = &b->all_begun, *to = &b->first_finished;
-    uint64_t steps = to->step_count - from->step_count;
-    if (to->sched.preempt_count)
-        return err_set(err, ST_LIMIT, "sequences were preempted: their times mean nothing");
-    if (2 * steps < (uint64_t)r->stats.steady_step_count)
-        return err_set(err, ST_LIMIT,
-                       "the measuring thread was held up: it saw %" PRIu64 " of %" PRId64
-                       " steps pass; run it on a machine that is idle",
-                       steps, r->stats.steady_step_count);
-    r->host_s = (double)(to->host_ns_sum - from->host_ns_sum) / (double)steps / 1e9;
-    r->device_s = (double)(to->device_ns_sum - from->device_ns_sum) / (double)steps / 1e9;
-    return ST_OK;
+    struct eng_stats t;
+    eng_stats(b->machine.engine, &t);
+    if (!t.sched.preempt_count) return ST_OK;
+    return err_set(err, ST_LIMIT,
+                   "sequences were preempted for want of KV pages: their times mean nothing");
+}
+
+/* The engine's own time of a step, and the machine's: means of the steady steps. */
+static void find_times(const struct bench *b, struct srv_bench_result *r)
+{
+    uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
+    const struct mark *from = &b->marks[begin], *to = &b->marks[begin + count];
+    r->host_s = (double)(to->host_ns - from->host_ns) / (double)count / 1e9;
+    r->device_s = (double)(to->device_ns - from->device_ns) / (double)count / 1e9;
 }
 
 static void find_floor(const struct bench *b, struct srv_bench_result *r)
@@ -240,9 +276,10 @@ static enum status measure(struct bench *b, struct srv_bench_result *r, char *er
     if ((st = run(b, warm_input, WARM_OUTPUT, err))) return st;
     log_info("bench", "%d sequences of %d prompt and %d answer tokens", b->batch, b->input_len,
              b->output_len);
-    if ((st = run(b, b->input_len, b->output_len, err)) ||
-        (st = srv_bench_stats(&record, &r->stats, err)) || (st = step_times(b, r, err)))
+    if ((st = run(b, b->input_len, b->output_len, err)) || (st = check_whole(b, err)) ||
+        (st = srv_bench_stats(&record, &r->stats, err)))
         return st;
+    find_times(b, r);
     find_floor(b, r);
     return ST_OK;
 }
@@ -261,6 +298,7 @@ static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
     if ((st = decide(b, err)) || (st = alloc_runs(b, err)) ||
         (st = srv_startup(&b->options, &hooks, &b->machine, err)))
         return st;
+    atomic_store(&b->marking, true);
     if ((st = check_pages(b, err))) return st;
     return measure(b, r, err);
 }
@@ -288,6 +326,7 @@ int srv_bench(const struct options *o)
     free(b.tokens);
     free(b.submit_ns);
     free(b.record);
+    free(b.marks);
     if (!st) return 0;
     log_error("bench", "%s", err);
     return 1;

@@ -114,6 +114,7 @@ static enum status steady_stats(const struct srv_bench_record *r, double *values
     }
     srv_bench_summarise(values, count, &summary);
     out->steady_step_count = count;
+    out->steady_begin_step = begin;
     out->steady_tpot_s = summary.median;
     out->decode_tokens_per_s = (double)r->batch * (double)count / seconds(window_begin, before);
     /* A step that gives a sequence its token i (from 0) has a context of N + i tokens. */

@@ -16,7 +16,7 @@
 /* Fewer steady steps than this make no TPOT. */
 #define SRV_BENCH_STEADY_MIN 8
 
-/* One token, as polled: which step gave it, and when it was there. */
+/* One token: which step gave it, and when it was over. */
 struct srv_bench_token {
     uint64_t step, ns;
 };
@@ -34,6 +34,7 @@ struct srv_bench_summary {
 struct srv_bench_stats {
     /* Of the steady steps. */
     int64_t steady_step_count;
+    uint64_t steady_begin_step;   /* the step before the first of them */
     double steady_context_tokens; /* of a sequence, the step's token included; mean */
     double steady_tpot_s;         /* median of the steps' durations */
     double decode_tokens_per_s;

@@ -79,8 +79,9 @@ static void test_floor(void **state)
 struct fake {
     struct kn kn;
     uint64_t reads, syncs, allocated, fills;
-    uint64_t delay_ns; /* of the next sync, for each reading since the last */
-    size_t bytes;      /* of the allocation */
+    uint64_t round[64]; /* readings before each sync */
+    uint64_t delay_ns;  /* of the next sync, for each reading since the last */
+    size_t bytes;       /* of the allocation */
     enum kn_mem mem;
     int device;
     void *ptr;
@@ -136,7 +137,8 @@ static enum status fake_sync(struct kn *kn, char *err)
         return err_set(err, ST_DEVICE, "it broke");
     while (clock_now_ns() < until) continue;
     f->delay_ns = 0;
-    f->syncs++;
+    f->round[f->syncs++ % 64] = f->reads;
+    f->reads = 0;
     return ST_OK;
 }
 
@@ -147,7 +149,8 @@ static void fake_stream_read(struct kn *kn, const void *ptr, size_t bytes)
     const uint32_t *words = ptr;
     assert_ptr_equal(ptr, f->ptr);
     assert_int_equal(bytes, f->bytes);
-    if (f->reads++ == 0)
+    f->reads++;
+    if (f->syncs == 0)
         for (size_t i = 0; i < bytes / sizeof *words; i++)
             if (words[i] == 0) fail_msg("word %zu was not filled", i);
     f->delay_ns += 10000;
@@ -185,8 +188,13 @@ static void test_read(void **state)
     assert_int_equal(f.bytes, MIB / 2);
     assert_int_equal(f.fills, MIB / 2);
     assert_int_equal(f.allocated, 0);
-    /* A round is many readings and one wait. */
-    assert_true(f.syncs >= 4 && f.reads >= 3 * 15 + 1);
+    /* Once to warm up; trials of more and more readings with one wait each; three alike rounds. */
+    assert_in_range(f.syncs, 5, 64);
+    assert_int_equal(f.round[0], 1);
+    assert_int_equal(f.round[1], 1);
+    for (uint64_t i = 2; i < f.syncs - 3; i++) assert_true(f.round[i] > f.round[i - 1]);
+    for (uint64_t i = f.syncs - 3; i < f.syncs; i++)
+        assert_int_equal(f.round[i], f.round[f.syncs - 4]);
     /* No reading takes less than 10 us: at most 52.4 GB/s. */
     assert_true(rate > 0 && rate <= (double)(MIB / 2) / 10e-6);
     struct off_bandwidth b;

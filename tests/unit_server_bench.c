@@ -60,6 +60,7 @@ static void test_staggered(void **state)
     assert_int_equal(srv_bench_stats(&r, &s, err), ST_OK);
     /* Steps 103 to 111: after the second's first token, up to the first's last. */
     assert_int_equal(s.steady_step_count, 9);
+    assert_int_equal(s.steady_begin_step, 102);
     close_to(s.steady_tpot_s, 0.010);
     close_to(s.decode_tokens_per_s, 2 * 9 / 0.120);
     /* Contexts of the first run from 53 to 61, of the second from 51 to 59. */

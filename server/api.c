@@ -257,7 +257,7 @@ void srv_api_fault(struct srv_exchange *x, const struct srv_fault *fault)
     buf_init(&body, 16 << 10);
     srv_fault_format(fault, &body);
     if (buf_status(&body))
-        srv_x_error(x, fault->status, fault->type, param, fault->code, "%s", fault->message);
+        srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The server has no memory left.");
     else srv_x_reply(x, fault->status, "application/json", body.data, body.len);
     buf_deinit(&body);
 }

@@ -48,11 +48,13 @@ NVCC    := $(shell command -v nvcc 2>/dev/null)
 CU_SRC  := $(wildcard kernels/cuda/*.cu)
 ifneq ($(NVCC),)
 ifneq ($(CU_SRC),)
-CUDA_LIBDIR := $(dir $(NVCC))../lib64
-CPPFLAGS_ALL += -DDAKD_CUDA=1
+CUDA_HOME := $(dir $(NVCC))..
+CUDA_LIBDIR := $(CUDA_HOME)/lib64
+CPPFLAGS_ALL += -DDAKD_CUDA=1 -isystem $(CUDA_HOME)/include
 NVCCFLAGS := -std=c++17 -O3 -I. -gencode=arch=compute_90a,code=sm_90a -Xcompiler -Wall,-Wextra \
            -Werror all-warnings -lineinfo $(if $(DEBUG),-DDAKD_DEBUG)
-LIB_OBJ += $(patsubst %.cu,$(OBJ)/%.cu.o,$(CU_SRC))
+LIB_OBJ += $(patsubst %.cu,$(OBJ)/%.cu.o,$(CU_SRC)) \
+           $(patsubst %.c,$(OBJ)/%.o,$(wildcard kernels/cuda/*.c))
 LDLIBS  += -L$(CUDA_LIBDIR) -lcudart_static -lstdc++ -ldl -lrt
 endif
 endif
@@ -61,7 +63,7 @@ TEST_SRC := $(wildcard tests/unit_*.c tests/sim_*.c tests/fuzz_*.c tests/fault_*
 TEST_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(TEST_SRC))
 TOOL_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/tool_*.c))
 
-.PHONY: all tests demo run test setup install clean cuda-note
+.PHONY: all tests demo run test setup install clean cuda-note gpu gpu-test gpu-bench
 .DEFAULT_GOAL := all
 
 all: cuda-note $(OUT)/dakd
@@ -110,6 +112,39 @@ $(OUT)/tests/%: $(OBJ)/tests/%.o $(LIB)
 	@mkdir -p $(@D)
 	@$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LDLIBS)
+
+# Tests and benchmarks of the GPU are built here, with nvcc, and run by scripts/gpu.sh on a machine
+# with a GPU, where nothing need be installed: build/gpu holds the programs and the libraries they need.
+GPU_SRC := $(wildcard tests/gpu_*.c tests/gpu_*.cu)
+GPU_BIN := $(patsubst tests/%,$(OUT)/gpu/%,$(basename $(GPU_SRC)))
+
+ifeq ($(NVCC),)
+gpu:
+	@echo "nvcc not found: the GPU's tests and benchmarks cannot be built" >&2; exit 1
+else
+gpu: $(OUT)/gpu/dakd $(GPU_BIN)
+	@mkdir -p $(OUT)/gpu/lib
+	@ldd $^ | awk '$$2 == "=>" { print $$3 }' | sort -u | \
+	  grep -Ev '/lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so' | xargs cp -Lt $(OUT)/gpu/lib
+	@echo '$(GIT_COMMIT)$(shell git diff --quiet HEAD 2>/dev/null || echo +)' > $(OUT)/gpu/commit
+endif
+
+gpu-test gpu-bench: gpu-%: gpu
+	@scripts/gpu.sh $* $(OUT)/gpu
+
+$(OUT)/gpu/dakd: $(OUT)/dakd
+	@mkdir -p $(@D)
+	@cp $< $@
+
+$(OUT)/gpu/%: $(OBJ)/tests/%.o $(LIB)
+	@mkdir -p $(@D)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+
+$(OUT)/gpu/%: $(OBJ)/tests/%.cu.o $(LIB)
+	@mkdir -p $(@D)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
 setup:
 	@scripts/setup.sh

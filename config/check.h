@@ -8,7 +8,11 @@
 
 #include <stddef.h>
 
+#ifdef __cplusplus /* host code of CUDA files */
+extern "C" [[noreturn]] void check_failed(const char *file, int line, const char *condition);
+#else
 _Noreturn void check_failed(const char *file, int line, const char *condition);
+#endif
 
 #define CHECK(cond) ((cond) ? (void)0 : check_failed(__FILE__, __LINE__, #cond))
 

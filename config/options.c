@@ -61,9 +61,12 @@ static const struct option table[] = {
     {"max-waiting", INT, SERVE(max_waiting), 0, 65536, "1024", NULL,
      "sequences that may wait; one more is answered 503"},
     {"kv-cache-memory-bytes", BYTES, AT(kv_cache_memory_bytes), 0, 1e15, "0", NULL,
-     "of the KV cache; 0: what --max-num-seqs sequences of --max-model-len need, up to 1GiB or one "
-     "sequence"},
-    {"device", CHOICE, AT(device), 0, 0, "auto", "auto|cpu", "what computes"},
+     "of the KV cache; 0: what --max-num-seqs sequences of --max-model-len need, up to what "
+     "--gpu-memory-utilization leaves, or on the CPU up to 1GiB or one sequence"},
+    {"device", CHOICE, AT(device), 0, 0, "auto", "auto|cpu|cuda",
+     "what computes; auto: the GPU where there is a supported one"},
+    {"gpu-memory-utilization", REAL, AT(gpu_memory_utilization), 0, 1, "0", NULL,
+     "share of the GPU's memory that may be in use; 0: 0.9"},
     {"threads", INT, AT(threads), 0, 1024, "0", NULL,
      "of the CPU backend; 0: every core it may use"},
     {"remote", TEXT, AT(remote), 0, 0, "", NULL,

@@ -34,10 +34,12 @@ struct options {
     int64_t max_num_seqs;
     int64_t max_num_batched_tokens;
     int64_t max_waiting;
-    uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need, at most
-                                     * 1 GiB or one such sequence */
+    uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need; at most
+                                     * what gpu_memory_utilization leaves, or on the CPU 1 GiB or
+                                     * one such sequence */
     /* Machine. */
-    char device[8]; /* auto, cpu */
+    char device[8];                /* auto, cpu, cuda */
+    double gpu_memory_utilization; /* 0: not given */
     int64_t threads;
     char remote[OPT_STRING_CAP];
     double offload;

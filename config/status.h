@@ -35,11 +35,19 @@ enum status {
 /* Capacity of every error sentence, terminator included. */
 #define ERR_CAP 512
 
+#ifdef __cplusplus /* host code of CUDA files */
+extern "C" {
+#endif
+
 const char *status_text(enum status st);
 
 /* Formats the sentence into err (may be NULL) and returns st, so a failure reads
  * `return err_set(err, ST_INVALID, "...", ...)`.  Truncates at a UTF-8 character boundary. */
 enum status err_set(char *err, enum status st, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

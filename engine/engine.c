@@ -278,7 +278,10 @@ static void build_batch(struct eng_engine *e, const struct eng_plan *plan, struc
                                .token_seq = s->token_seq,
                                .seq_count = plan->item_count,
                                .seqs = s->seqs,
-                               .pages = s->pages};
+                               .pages = s->pages,
+                               .rows = s->rows,
+                               .row_count = s->row_count < e->config.rows_max ? s->row_count
+                                                                              : e->config.rows_max};
 }
 
 static void send_prompt_token(struct eng_engine *e, struct eng_request *r, int32_t position,
@@ -528,7 +531,7 @@ static enum status alloc_step(struct eng_engine *e, char *err)
     for (int32_t i = 0; i < e->config.queue_max; i++)
         e->free_slots[e->free_count++] = e->config.queue_max - 1 - i;
     e->logits_bytes = (size_t)e->config.rows_max * (size_t)e->limits.vocab * sizeof(float);
-    return kn_alloc(e->kn, KN_MEM_LOCAL, 0, e->logits_bytes, (void **)&s->logits, err);
+    return kn_alloc(e->kn, KN_MEM_STAGING, 0, e->logits_bytes, (void **)&s->logits, err);
 }
 
 /* Computes one token into page 0, so that the first request does not pay for first touches. */
@@ -640,7 +643,7 @@ void eng_close(struct eng_engine *e)
         pthread_join(e->thread, NULL);
     }
     struct step *s = &e->step;
-    if (s->logits) kn_free(e->kn, KN_MEM_LOCAL, s->logits, e->logits_bytes);
+    if (s->logits) kn_free(e->kn, KN_MEM_STAGING, s->logits, e->logits_bytes);
     void *owned[] = {s->tokens,     s->positions,   s->token_seq,  s->seqs,    s->pages,
                      s->rows,       s->row_item,    s->row_target, s->samples, e->live,
                      e->free_slots, e->page_tables, e->ring};

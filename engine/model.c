@@ -74,10 +74,10 @@ static enum status alloc_buffers(struct eng_model *m, char *err)
     int32_t mlp = (int32_t)round_up((size_t)i->intermediate, 8);
     size_t *bytes = m->buffer_bytes;
     bytes[ENG_BUFFER_X] = elements(T, i->hidden) * sizeof(float);
-    bytes[ENG_BUFFER_H] = kn_act_bytes(m->kn, elements(T > R ? T : R, i->hidden));
-    bytes[ENG_BUFFER_QKV] = kn_act_bytes(m->kn, elements(T, qkv));
-    bytes[ENG_BUFFER_ATTN] = kn_act_bytes(m->kn, elements(T, i->q_heads * i->head_dim));
-    bytes[ENG_BUFFER_MLP] = kn_act_bytes(m->kn, elements(T, mlp));
+    bytes[ENG_BUFFER_H] = kn_act_bytes(m->kn, T > R ? T : R, i->hidden);
+    bytes[ENG_BUFFER_QKV] = kn_act_bytes(m->kn, T, qkv);
+    bytes[ENG_BUFFER_ATTN] = kn_act_bytes(m->kn, T, i->q_heads * i->head_dim);
+    bytes[ENG_BUFFER_MLP] = kn_act_bytes(m->kn, T, mlp);
     bytes[ENG_BUFFER_ROWS] = elements(R, i->hidden) * sizeof(float);
     if (m->shape.has & ENG_HAS_ROPE)
         bytes[ENG_BUFFER_ROPE] = elements(m->model_len_max, i->head_dim) * sizeof(float);
@@ -114,12 +114,15 @@ enum status eng_model_open(struct kn *kn, struct off_tiers *tiers, const char *d
                            const struct eng_model_options *opt, struct eng_model **out, char *err)
 {
     enum status st;
+    struct kn_kv kv;
     *out = NULL;
     struct eng_model *m = calloc(1, sizeof *m);
     if (!m) return err_set(err, ST_NOMEM, "no memory for a model");
     m->kn = kn;
     if ((st = read_shape(dir, opt, &m->shape, err))) goto fail;
     if ((st = check_options(opt, &m->shape, err))) goto fail;
+    eng_model_kv(m, &kv);
+    if ((st = kn_check_model(kn, m->shape.info.dtype, m->shape.info.q_heads, &kv, err))) goto fail;
     m->tokens_max = opt->tokens_max;
     m->rows_max = opt->rows_max;
     m->model_len_max = opt->model_len_max ? opt->model_len_max : m->shape.info.context_max;

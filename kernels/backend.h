@@ -15,9 +15,12 @@
 #define KN_HEAD_DIM_MAX 512
 
 struct kn_backend {
-    size_t act_element_bytes;
+    size_t (*act_bytes)(const struct kn *kn, int32_t rows, int32_t cols);
     void (*close)(struct kn *kn);
     const char *(*name)(const struct kn *kn);
+    enum status (*check_model)(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
+                               const struct kn_kv *kv, char *err);
+    enum status (*memory)(struct kn *kn, uint64_t *total, uint64_t *available, char *err);
     enum status (*alloc)(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
                          char *err);
     void (*free)(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);

@@ -11,6 +11,16 @@
 #include "config/check.h"
 #include "kernels/backend.h"
 
+#ifndef DAKD_CUDA
+enum status kn_open_cuda(int device, struct kn **out, char *err)
+{
+    *out = NULL;
+    return err_set(err, ST_UNSUPPORTED,
+                   "GPU %d cannot be used: this dakd was built without CUDA (nvcc was not found)",
+                   device);
+}
+#endif
+
 void kn_close(struct kn *kn)
 {
     if (kn) kn->backend->close(kn);
@@ -19,6 +29,17 @@ void kn_close(struct kn *kn)
 const char *kn_name(const struct kn *kn)
 {
     return kn->backend->name(kn);
+}
+
+enum status kn_check_model(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
+                           const struct kn_kv *kv, char *err)
+{
+    return kn->backend->check_model(kn, weights, q_heads, kv, err);
+}
+
+enum status kn_memory(struct kn *kn, uint64_t *total, uint64_t *available, char *err)
+{
+    return kn->backend->memory(kn, total, available, err);
 }
 
 enum status kn_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
@@ -42,10 +63,10 @@ enum status kn_sync(struct kn *kn, char *err)
     return kn->backend->sync(kn, err);
 }
 
-size_t kn_act_bytes(const struct kn *kn, size_t n)
+size_t kn_act_bytes(const struct kn *kn, int32_t rows, int32_t cols)
 {
-    CHECK(n <= SIZE_MAX / kn->backend->act_element_bytes);
-    return n * kn->backend->act_element_bytes;
+    CHECK(rows > 0 && cols > 0);
+    return kn->backend->act_bytes(kn, rows, cols);
 }
 
 void kn_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a)

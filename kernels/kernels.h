@@ -26,12 +26,13 @@
  *
  * Invariants every backend keeps, and tests hold it to:
  *  1. fp32 accumulation everywhere.
- *  2. What a token's row comes to depends on that row's inputs alone: not on T, on its neighbours,
- *     on where tiles or pages lie, or on the number of threads.  How a reduction is split depends
- *     on the shape alone.  Hence results are bitwise equal for every batch, chunking of the prompt
- *     and placement.
- *  3. Operations of one kn are issued by one thread, in order; their pointers must stay valid until
- *     kn_sync.
+ *  2. What a token's row comes to depends on that row's inputs alone: not on its neighbours, on
+ *     where tiles or pages lie, on the number of threads, or on the run.  How a reduction is split
+ *     depends on the shape, and on CUDA on the token bucket of the step too (kernels/cuda/cuda.h).
+ *     Hence results are bitwise equal for every placement and every run of a batch; on the CPU also
+ *     for every batch and every chunking of the prompt.
+ *  3. Operations of one kn are issued by one thread, in order; what their pointers show must stay
+ *     as it is until kn_sync.
  */
 #ifndef DAKD_KERNELS_KERNELS_H
 #define DAKD_KERNELS_KERNELS_H
@@ -41,6 +42,10 @@
 #include <stdint.h>
 
 #include "config/status.h"
+
+#ifdef __cplusplus /* host code of CUDA files */
+extern "C" {
+#endif
 
 enum kn_dtype { KN_F32, KN_BF16, KN_F16, KN_DTYPE_COUNT };
 
@@ -157,30 +162,49 @@ struct kn_batch {
 
 /* --- the backend ------------------------------------------------------------------------------ */
 
-enum kn_mem { KN_MEM_LOCAL /* HBM, or plain memory on the CPU */, KN_MEM_HOST, KN_MEM_PEER };
+enum kn_mem {
+    KN_MEM_LOCAL,   /* HBM, or plain memory on the CPU */
+    KN_MEM_HOST,    /* host memory that kernels read over the GPU's link */
+    KN_MEM_PEER,    /* another GPU's memory, read over the link between the two */
+    KN_MEM_STAGING, /* host memory for results: the out of KN_EPI_F32 may lie here and nothing else;
+                     * the host reads it once kn_sync returned */
+};
 
 struct kn; /* one opened backend */
 
 /* The CPU backend.  thread_count 0 means all cores the process may use. */
 MUST_USE enum status kn_open_cpu(int thread_count, struct kn **out, char *err);
+/* The CUDA backend on GPU `device`.  ST_UNSUPPORTED where there is nothing to open: a build without
+ * CUDA, no GPU, a driver too old, a GPU that is not sm_90.  ST_DEVICE where there is one and it
+ * fails. */
+MUST_USE enum status kn_open_cuda(int device, struct kn **out, char *err);
 void kn_close(struct kn *kn);
 const char *kn_name(const struct kn *kn); /* "cpu (avx2, 2 threads)" */
+
+/* Whether the backend has kernels for such weights and such a KV cache (base[] is not read), with
+ * q_heads query heads; ST_UNSUPPORTED says what it has none for, and what to change. */
+MUST_USE enum status kn_check_model(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
+                                    const struct kn_kv *kv, char *err);
+/* The bytes of KN_MEM_LOCAL there are, and those nobody uses. */
+MUST_USE enum status kn_memory(struct kn *kn, uint64_t *total, uint64_t *available, char *err);
 
 /* Memory a tier or an activation buffer is made of: KN_ALIGN-aligned, zeroed.  ST_NOMEM names the
  * bytes asked for. */
 MUST_USE enum status kn_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
                               char *err);
 void kn_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
-/* Copies from host memory into memory of kn_alloc; done when it returns. */
+/* Copies from host memory into memory of kn_alloc.  src may be reused when it returns; operations
+ * issued later see the copy.  Any thread, one at a time.  What fails late is reported by kn_sync.
+ */
 MUST_USE enum status kn_upload(struct kn *kn, void *dst, const void *src, size_t bytes);
-/* Waits for everything issued; ST_DEVICE where any of it failed. */
+/* Waits for everything issued; ST_DEVICE where any of it failed, and ever after. */
 MUST_USE enum status kn_sync(struct kn *kn, char *err);
 
 /* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes
- * between operations, in the backend's own element type (CPU: fp32).  kn_act_bytes gives the bytes
- * of n elements. */
+ * between operations, in the backend's own element type and order (CPU: fp32, row after row; CUDA:
+ * kernels/cuda/cuda.h).  kn_act_bytes is what [T,cols] needs for every T up to rows. */
 typedef void kn_act;
-size_t kn_act_bytes(const struct kn *kn, size_t n);
+size_t kn_act_bytes(const struct kn *kn, int32_t rows, int32_t cols);
 
 /* --- operations ------------------------------------------------------------------------------- */
 
@@ -227,8 +251,8 @@ void kn_gemm(struct kn *kn, const struct kn_gemm_args *a);
 
 /* Per head of qkv [T, (Hq + 2 Hkv) * D] (query heads, then key heads, then value heads): RMSNorm
  * with q_norm / k_norm where given, then rotary embedding in the half-split form (pairs d and d +
- * D/2) where rope is given; q is written back in place, k and v are appended to the layer's KV
- * pages in the KV's dtype. */
+ * D/2) where rope is given; k and v are appended to the layer's KV pages in the KV's dtype.  q stays
+ * in place or with the backend: the kn_attention of the same batch, buffer and layer comes next. */
 struct kn_qkv_args {
     kn_act *qkv;
     int32_t q_heads;
@@ -241,7 +265,7 @@ struct kn_qkv_args {
 void kn_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
 
 /* Causal grouped-query attention over the pages: out[T, Hq*D] = softmax(scale * q . K^T) . V.  q
- * lies in qkv as kn_qkv left it.  window > 0: a token at position p sees positions p - window + 1
+ * is what the kn_qkv before left.  window > 0: a token at position p sees positions p - window + 1
  * .. p only. */
 struct kn_attention_args {
     const kn_act *qkv;
@@ -262,5 +286,9 @@ void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* out[R,H] fp32 = x[rows]. */
 void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                float *out);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

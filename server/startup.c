@@ -11,6 +11,11 @@
 /* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more.
  */
 #define KV_DEFAULT_BYTES (1ull << 30)
+#define GPU_UTILIZATION_DEFAULT 0.9
+/* What rounding to whole row tiles, norms and biases may add to the local share of the weights. */
+#define TIER_SLACK_BYTES (64ull << 20)
+/* Workspaces of the GPU's kernels. */
+#define STEP_WORK_BYTES (512ull << 20)
 /* Rows of logits computed at a time; prompts that are scored take several rounds. */
 #define LOGIT_ROWS_MIN 64
 #define EVENT_RING 4096
@@ -27,19 +32,6 @@ static void on_load(void *user, uint64_t done, uint64_t total)
     if (percent <= l->percent) return;
     l->percent = percent;
     if (l->hooks->progress) l->hooks->progress(l->hooks->progress_user, percent);
-}
-
-/* What the kernel says could be had without swapping; 0 where it does not say. */
-static uint64_t memory_available(void)
-{
-    char line[128];
-    uint64_t kib = 0;
-    FILE *f = fopen("/proc/meminfo", "re");
-    if (!f) return 0;
-    while (fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &kib) == 1) break;
-    fclose(f);
-    return kib * 1024;
 }
 
 static enum status choose_dtype(const char *name, enum kn_dtype automatic, enum kn_dtype *out)
@@ -85,17 +77,108 @@ static enum status choose_model_len(const struct options *o, const struct eng_mo
     return ST_OK;
 }
 
-/* Pages of the KV pool: as told, or as many as the running sequences can use within the default. */
+/* What the machine has, and who gets how much of it. */
+struct budget {
+    bool gpu;
+    uint64_t total, available; /* bytes of local memory; 0 where the system does not say */
+    uint64_t usable;           /* for weights, KV and a step */
+    uint64_t weights;          /* that stay local */
+    uint64_t step;             /* what a step works on, beside the tiers */
+    uint64_t kv;               /* left for KV */
+};
+
+/* auto takes the GPU where there is a supported one.  One that is there and fails is an error: the
+ * CPU would serve, but a hundred times slower than whoever set up this machine expects. */
+static enum status open_backend(const struct options *o, struct budget *b, struct kn **kn,
+                                char *err)
+{
+    char why[ERR_CAP] = "";
+    enum status st = ST_UNSUPPORTED;
+    if (strcmp(o->device, "cpu")) st = kn_open_cuda(0, kn, why);
+    if (st && strcmp(o->device, "cuda") == 0) return err_set(err, st, "--device cuda: %.400s", why);
+    if (st && st != ST_UNSUPPORTED)
+        return err_set(err, st, "%.400s; --device cpu does without it", why);
+    b->gpu = st == ST_OK;
+    if (!b->gpu && o->gpu_memory_utilization > 0)
+        return err_set(err, ST_INVALID,
+                       "--gpu-memory-utilization %g was given, and the CPU computes%s%.400s: leave "
+                       "it out, and size the "
+                       "KV cache by --kv-cache-memory-bytes",
+                       o->gpu_memory_utilization, why[0] ? ": " : "", why);
+    if (b->gpu && o->threads > 0)
+        log_warn("startup", "--threads %" PRId64 " is of the CPU backend, and the GPU computes",
+                 o->threads);
+    if (!b->gpu && (st = kn_open_cpu((int)o->threads, kn, err))) return st;
+    log_info("startup", "backend: %s%s%s", kn_name(*kn), why[0] ? "; no GPU: " : "", why);
+    return ST_OK;
+}
+
+/* What a step works on, generously: fp32 for everything, padding, and the workspaces of the GPU's
+ * kernels. */
+static uint64_t step_bytes(const struct eng_model_options *mo, const struct eng_model_info *info,
+                           int32_t model_len)
+{
+    uint64_t qkv = (uint64_t)(info->q_heads + 2 * info->kv_heads) * (uint64_t)info->head_dim;
+    uint64_t row = 2 * (uint64_t)info->hidden + qkv +
+                   (uint64_t)info->q_heads * (uint64_t)info->head_dim +
+                   (uint64_t)info->intermediate + 4 * 128;
+    uint64_t tokens = (uint64_t)mo->tokens_max + 8, rows = (uint64_t)mo->rows_max;
+    return 4 * (tokens * row + rows * (uint64_t)(info->hidden + info->vocab) +
+                (uint64_t)model_len * (uint64_t)info->head_dim) +
+           STEP_WORK_BYTES;
+}
+
+static enum status make_budget(const struct options *o, const struct eng_model_options *mo,
+                               const struct eng_model_info *info, int32_t model_len, struct kn *kn,
+                               struct budget *b, char *err)
+{
+    double share =
+        o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : GPU_UTILIZATION_DEFAULT;
+    enum status st = kn_memory(kn, &b->total, &b->available, err);
+    if (st && b->gpu) return st;
+    if (st) b->total = b->available = 0; /* a system without /proc: try, and see */
+    b->usable = b->available;
+    if (b->gpu) {
+        uint64_t allowed = (uint64_t)(share * (double)b->total), others = b->total - b->available;
+        b->usable = allowed > others ? allowed - others : 0;
+        b->step = step_bytes(mo, info, model_len);
+    }
+    /* Shares are met to within a tile or two. */
+    b->weights = (uint64_t)((1 - o->offload) * (double)info->weight_bytes) + TIER_SLACK_BYTES;
+    if (b->weights > info->weight_bytes + TIER_SLACK_BYTES)
+        b->weights = info->weight_bytes + TIER_SLACK_BYTES;
+    uint64_t fixed = b->weights + b->step;
+    b->kv = b->usable > fixed ? b->usable - fixed : 0;
+    if (!b->gpu || b->kv > 0) return ST_OK;
+    return err_set(err, ST_LIMIT,
+                   "the model needs %.2f GiB of GPU memory for weights and %.2f GiB to work in, "
+                   "and %.2f GiB of %.2f may "
+                   "be used: raise --gpu-memory-utilization (%g), or move weights out with "
+                   "--remote and --offload",
+                   (double)b->weights / GIB, (double)b->step / GIB, (double)b->usable / GIB,
+                   (double)b->total / GIB, share);
+}
+
+/* Pages of the KV pool: as told, or as many as the running sequences can use within what is left,
+ * on the CPU within the default. */
 static enum status choose_pages(const struct options *o, const struct kn_kv *kv, int32_t model_len,
-                                int32_t *out, char *err)
+                                const struct budget *b, int32_t *out, char *err)
 {
     uint64_t page = kn_kv_page_bytes(kv);
     uint64_t per_seq = div_up((size_t)model_len, KN_PAGE_TOKENS);
     uint64_t wanted = (per_seq + 1) * (uint64_t)o->max_num_seqs; /* one each in reserve: sched.c */
     uint64_t count = o->kv_cache_memory_bytes / page;
     if (!o->kv_cache_memory_bytes)
-        count = size_min(wanted, size_max(KV_DEFAULT_BYTES / page, per_seq));
+        count = b->gpu ? b->kv / page : size_max(KV_DEFAULT_BYTES / page, per_seq);
     if (count > wanted) count = wanted;
+    if (count < per_seq && !o->kv_cache_memory_bytes)
+        return err_set(err, ST_LIMIT,
+                       "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and %.2f "
+                       "GiB of GPU memory are "
+                       "left beside the weights: lower --max-model-len, raise "
+                       "--gpu-memory-utilization, or move weights "
+                       "out with --remote and --offload",
+                       model_len, (double)(per_seq * page) / GIB, (double)b->kv / GIB);
     if (count < per_seq)
         return err_set(err, ST_LIMIT,
                        "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and "
@@ -111,7 +194,8 @@ static enum status choose_pages(const struct options *o, const struct kn_kv *kv,
 /* Local memory for the share that stays, norms and all, and the KV pool; refused before anything is
  * read. */
 static enum status open_tiers(const struct options *o, const struct eng_model_info *info,
-                              uint64_t kv_bytes, struct srv_machine *m, char *err)
+                              uint64_t kv_bytes, const struct budget *b, struct srv_machine *m,
+                              char *err)
 {
     struct off_remote remote;
     enum status st = off_remote_parse(o->remote, &remote, err);
@@ -119,16 +203,27 @@ static enum status open_tiers(const struct options *o, const struct eng_model_in
     if (o->offload > 0 && remote.count == 0)
         return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE",
                        o->offload);
-    /* Rounding to whole row tiles and alignment of each tensor stay well under a sixteenth. */
-    uint64_t local = info->weight_bytes + info->weight_bytes / 16 + kv_bytes + (64u << 20);
-    uint64_t need = info->weight_bytes + kv_bytes, have = memory_available();
-    if (have && need > have)
+    if (b->gpu && kv_bytes > b->kv)
+        return err_set(err, ST_LIMIT,
+                       "the model needs %.2f GiB of GPU memory for weights, %.2f GiB for KV and "
+                       "%.2f GiB to work in, and "
+                       "%.2f GiB may be used: lower --kv-cache-memory-bytes, raise "
+                       "--gpu-memory-utilization, or move "
+                       "weights out with --remote and --offload",
+                       (double)b->weights / GIB, (double)kv_bytes / GIB, (double)b->step / GIB,
+                       (double)b->usable / GIB);
+    if (b->gpu) return off_tiers_open(m->kn, b->weights + kv_bytes, &remote, &m->tiers, err);
+    /* All tiers are one memory here, which is taken when it is written: a tier may be larger than
+     * what it gets. */
+    uint64_t need = info->weight_bytes + kv_bytes;
+    uint64_t local = info->weight_bytes + TIER_SLACK_BYTES + kv_bytes;
+    if (b->available && need > b->available)
         return err_set(err, ST_LIMIT,
                        "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are "
                        "available: lower "
                        "--kv-cache-memory-bytes or --max-model-len, or serve a smaller model",
                        (double)info->weight_bytes / GIB, (double)kv_bytes / GIB,
-                       (double)have / GIB);
+                       (double)b->available / GIB);
     return off_tiers_open(m->kn, local, &remote, &m->tiers, err);
 }
 
@@ -186,17 +281,19 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     struct eng_model_info info;
     struct loading loading = {.hooks = hooks, .percent = -1};
     struct eng_model_options mo = model_options(o, &loading);
+    struct budget budget = {0};
     *m = (struct srv_machine){0};
-    if ((st = kn_open_cpu((int)o->threads, &m->kn, err))) return st;
-    log_info("startup", "backend: %s", kn_name(m->kn));
+    if ((st = open_backend(o, &budget, &m->kn, err))) return st;
     if ((st = eng_model_read_info(o->model_dir, &mo, &info, err)) ||
         (st = choose_model_len(o, &info, &m->model_len_max, err)) ||
         (st = shape_kv(o, &info, &m->kv, err)) ||
-        (st = choose_pages(o, &m->kv, m->model_len_max, &m->page_count, err)))
+        (st = kn_check_model(m->kn, info.dtype, info.q_heads, &m->kv, err)) ||
+        (st = make_budget(o, &mo, &info, m->model_len_max, m->kn, &budget, err)) ||
+        (st = choose_pages(o, &m->kv, m->model_len_max, &budget, &m->page_count, err)))
         goto fail;
     mo.model_len_max = m->model_len_max;
     uint64_t kv_bytes = (uint64_t)m->page_count * kn_kv_page_bytes(&m->kv);
-    if ((st = open_tiers(o, &info, kv_bytes, m, err)) ||
+    if ((st = open_tiers(o, &info, kv_bytes, &budget, m, err)) ||
         (st = off_tier_alloc(m->tiers, 0, kv_bytes, "the KV cache", &m->kv.base[0], err)) ||
         (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)))
         goto fail;

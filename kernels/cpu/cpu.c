@@ -8,6 +8,7 @@
  */
 #include "kernels/cpu/cpu.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,6 +72,40 @@ static enum status cpu_sync(struct kn *kn, char *err)
     return ST_OK;
 }
 
+static size_t cpu_act_bytes(const struct kn *kn, int32_t rows, int32_t cols)
+{
+    (void)kn;
+    return (size_t)rows * (size_t)cols * sizeof(float);
+}
+
+static enum status cpu_check_model(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
+                                   const struct kn_kv *kv, char *err)
+{
+    (void)kn, (void)weights, (void)q_heads;
+    if (kv->head_dim <= KN_HEAD_DIM_MAX) return ST_OK;
+    return err_set(err, ST_UNSUPPORTED, "heads of %d elements are not supported, %d at most",
+                   kv->head_dim, KN_HEAD_DIM_MAX);
+}
+
+/* What the kernel says could be had without swapping. */
+static enum status cpu_memory(struct kn *kn, uint64_t *total, uint64_t *available, char *err)
+{
+    (void)kn;
+    char line[128];
+    uint64_t total_kib = 0, available_kib = 0;
+    FILE *f = fopen("/proc/meminfo", "re");
+    if (!f) return err_set(err, ST_IO, "/proc/meminfo cannot be read");
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemTotal: %" SCNu64 " kB", &total_kib) != 1 &&
+            sscanf(line, "MemAvailable: %" SCNu64 " kB", &available_kib) == 1)
+            break;
+    fclose(f);
+    *total = total_kib * 1024;
+    *available = available_kib * 1024;
+    if (total_kib && available_kib) return ST_OK;
+    return err_set(err, ST_IO, "/proc/meminfo does not say how much memory there is");
+}
+
 static const char *cpu_name(const struct kn *kn)
 {
     return ((const struct kn_cpu *)kn)->name;
@@ -96,9 +131,11 @@ static const struct kn_cpu_isa *best_isa(void)
 }
 
 static const struct kn_backend backend = {
-    .act_element_bytes = sizeof(float),
+    .act_bytes = cpu_act_bytes,
     .close = cpu_close,
     .name = cpu_name,
+    .check_model = cpu_check_model,
+    .memory = cpu_memory,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .upload = cpu_upload,

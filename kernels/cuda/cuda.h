@@ -1,0 +1,99 @@
+/*
+ * cuda.h - what kernels/cuda offers to C: the launchers of its kernels and what they share with the
+ * host.  Streams are passed as void * (a cudaStream_t), so that no CUDA header is needed here.
+ *
+ * Activations.  Everything a GEMM reads is bf16 in the same swizzled image as weights, with tokens
+ * as rows: [ceil(K/128) blocks][2 atoms][TB tokens][128 bytes], where TB is the token bucket of the
+ * step (kn_cu_bucket) and byte b of token t in an atom lies at kn_atom_offset(t, b).  One block of
+ * 128 inputs is TB * 256 contiguous bytes: one bulk copy.  Inputs beyond K are zero; rows of tokens
+ * beyond T may hold anything (they meet no other token's sums).
+ */
+#ifndef DAKD_KERNELS_CUDA_CUDA_H
+#define DAKD_KERNELS_CUDA_CUDA_H
+
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifdef __CUDACC__
+#define KN_CU_BOTH __host__ __device__
+#else
+#define KN_CU_BOTH
+#endif
+
+#define KN_CU_TOKENS_MAX 256 /* tokens of one decode GEMM */
+
+/* The token bucket of T tokens, 1..256: 8, 16, 32, 64, 128 or 256. */
+int32_t kn_cu_bucket(int32_t tokens);
+/* Bytes of an activation buffer of cols inputs for a bucket. */
+size_t kn_cu_act_bytes(int32_t bucket, int32_t cols);
+/* Byte of element (token, k) in it. */
+KN_CU_BOTH static inline size_t kn_cu_act_offset(int32_t bucket, int32_t token, int32_t k)
+{
+    size_t atom = (size_t)(k >> 6);
+    unsigned byte = (unsigned)(k & 63) * 2;
+    return (atom * (size_t)bucket + (size_t)token) * KN_ATOM_ROW_BYTES +
+           (((byte >> 4) ^ ((unsigned)token & 7)) << 4) + (byte & 15);
+}
+
+/* How a remote tier is read: an array of KN_TIER_MAX of these in device memory, by tier, is the
+ * control block every kernel reads when it starts.  It may change only between launches that do not
+ * overlap: a plain copy in stream order, before a kernel that is not launched dependently. */
+struct kn_cu_window {
+    int32_t ctas;   /* how many CTAs read the tier; 0 is taken as 1 */
+    int32_t blocks; /* how many blocks each keeps in flight; 0 is taken as 1 */
+    float cost;     /* local blocks a CTA could stream in the time it takes one of these */
+};
+
+/* What the kernels read from a tier, in device memory; added to, never reset by kernels. */
+struct kn_cu_traffic {
+    uint64_t blocks;               /* 16 KB each */
+    uint64_t trips, trip_clocks;   /* round trips seen, and the sum of them in SM clocks */
+    uint32_t trip_min, trip_max;   /* trip_min starts at UINT32_MAX */
+};
+
+/* The shape of one GEMM's launch. */
+struct kn_cu_gemm_plan {
+    int32_t bucket;      /* TB */
+    int32_t group_tiles; /* row tiles a CTA multiplies with the same activations: 1, 2 or 4 */
+    int32_t cluster;     /* CTAs that share a group, each with a part of K: 1, 2, 4 or 8 */
+    int32_t ctas_per_sm; /* 1, or 2 where two fit */
+    int32_t group_count;
+    int32_t grid;
+};
+
+struct kn_cu_gemm_args {
+    const struct kn_weight *w; /* bf16; span[0] is local memory, the others are remote */
+    const float *bias;         /* [N] fp32 or NULL */
+    int32_t tokens;            /* T, 1..256 */
+    const void *in;            /* activations [T,K] in the bucket of T */
+    enum kn_epilogue epilogue; /* STORE and F32: fp32 [T,N] row-major; ADD: the same, +=; RELU and
+                                  SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */
+    void *out;
+    const struct kn_cu_window *windows;  /* [KN_TIER_MAX] on the device; NULL if all is local */
+    struct kn_cu_traffic *traffic;       /* [KN_TIER_MAX] on the device, or NULL */
+    bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
+};
+
+/* Once per process and device, before any launch.  ST_UNSUPPORTED where the GPU is not sm_90. */
+MUST_USE enum status kn_cu_gemm_init(char *err);
+/* Tile choice: depends on shape, bucket and SM count alone, never on placement or window. */
+void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
+                     struct kn_cu_gemm_plan *out);
+/* How many CTAs of a bucket and group height an SM holds; 0 where there is no such kernel. */
+int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles);
+/* The largest cluster they may have; 0 where there is no such kernel. */
+int32_t kn_cu_gemm_cluster_max(int32_t bucket, int32_t group_tiles);
+/* Fills in what follows from bucket, group_tiles, cluster and ctas_per_sm. */
+void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn_cu_gemm_plan *plan);
+/* ST_UNSUPPORTED for weights that are not bf16; ST_DEVICE with CUDA's sentence. */
+MUST_USE enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
+                                       const struct kn_cu_gemm_args *args, void *stream, char *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

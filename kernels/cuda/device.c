@@ -1,0 +1,174 @@
+/*
+ * device.c - opening the CUDA backend, its errors, and what it can compute.
+ *
+ * cudart is linked statically and looks for the driver when it is first called, so this code is in
+ * every binary built with nvcc and runs where there is no GPU: it then finds none and says so.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cuda/small.h"
+#include "kernels/cuda/state.h"
+
+bool kn_cu_ok(struct kn_cu *cu, cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess) return true;
+    if (!cu->failure[0])
+        err_set(cu->failure, ST_DEVICE, "GPU %d failed %s: %s (%s)", cu->device, what,
+                cudaGetErrorName(e), cudaGetErrorString(e));
+    if (cudaGetLastError()) { /* clears what is kept in `failure` */
+    }
+    return false;
+}
+
+bool kn_cu_st(struct kn_cu *cu, enum status st, const char *err)
+{
+    if (st && !cu->failure[0]) err_set(cu->failure, ST_DEVICE, "GPU %d: %.400s", cu->device, err);
+    return st == ST_OK;
+}
+
+bool kn_cu_enter(struct kn_cu *cu)
+{
+    return !cu->failure[0] && kn_cu_ok(cu, cudaSetDevice(cu->device), "being chosen");
+}
+
+enum status kn_cu_sync(struct kn *kn, char *err)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    if (kn_cu_enter(cu)) kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step");
+    if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
+    cu->busy = false;
+    kn_cu_stage_reset(cu);
+    return ST_OK;
+}
+
+static const char *cuda_name(const struct kn *kn)
+{
+    return ((const struct kn_cu *)kn)->name;
+}
+
+static enum status cuda_check_model(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
+                                    const struct kn_kv *kv, char *err)
+{
+    (void)kn;
+    if (weights != KN_BF16)
+        return err_set(err, ST_UNSUPPORTED,
+                       "the GPU computes with bfloat16 weights, not %s: give --dtype bfloat16, or "
+                       "--device cpu",
+                       kn_dtype_name(weights));
+    if (kv->dtype != KN_BF16)
+        return err_set(err, ST_UNSUPPORTED,
+                       "the GPU keeps KV in bfloat16, not %s: give --kv-cache-dtype bfloat16, or "
+                       "--device cpu",
+                       kn_dtype_name(kv->dtype));
+    return kn_cu_attend_check(q_heads, kv, err);
+}
+
+static void cuda_close(struct kn *kn)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    /* After a failure every call below fails as well, and there is nothing left to free. */
+    if (cudaSetDevice(cu->device) == cudaSuccess && cu->stream)
+        (void)cudaStreamSynchronize(cu->stream);
+    kn_cu_attend_close(cu);
+    kn_cu_stage_close(cu);
+    kn_cu_upload_close(cu);
+    if (cu->device_window) (void)cudaFree(cu->device_window);
+    if (cu->stream_sum) (void)cudaFree(cu->stream_sum);
+    while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
+    if (cu->stream) (void)cudaStreamDestroy(cu->stream);
+    free(cu);
+}
+
+static const struct kn_backend backend = {
+    .act_bytes = kn_cu_buffer_bytes,
+    .close = cuda_close,
+    .name = cuda_name,
+    .check_model = cuda_check_model,
+    .memory = kn_cu_memory,
+    .alloc = kn_cu_alloc,
+    .free = kn_cu_free,
+    .upload = kn_cu_upload,
+    .sync = kn_cu_sync,
+    .embed = kn_cu_embed,
+    .norm = kn_cu_norm,
+    .gemm = kn_cu_gemm,
+    .qkv = kn_cu_qkv,
+    .attention = kn_cu_attention,
+    .gather = kn_cu_gather,
+    .stream_read = kn_cu_stream_read,
+};
+
+/* Finds the GPU; nothing is opened yet. */
+static enum status find_gpu(int device, struct cudaDeviceProp *prop, char *err)
+{
+    int count = 0, driver = 0;
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e == cudaErrorNoDevice || (e == cudaSuccess && count == 0))
+        return err_set(err, ST_UNSUPPORTED, "this machine has no NVIDIA GPU");
+    if (e == cudaErrorInsufficientDriver) {
+        if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+            return err_set(err, ST_UNSUPPORTED, "this machine has no NVIDIA driver");
+        return err_set(err, ST_UNSUPPORTED,
+                       "the NVIDIA driver is made for CUDA %d.%d and dakd needs %d.%d: update it",
+                       driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+                       CUDART_VERSION % 1000 / 10);
+    }
+    if (e != cudaSuccess)
+        return err_set(err, ST_DEVICE, "the NVIDIA driver does not answer: %s (%s)",
+                       cudaGetErrorName(e), cudaGetErrorString(e));
+    if (device < 0 || device >= count)
+        return err_set(err, ST_UNSUPPORTED, "there is no GPU %d: this machine has %d", device,
+                       count);
+    e = cudaGetDeviceProperties(prop, device);
+    if (e != cudaSuccess)
+        return err_set(err, ST_DEVICE, "GPU %d does not answer: %s (%s)", device,
+                       cudaGetErrorName(e), cudaGetErrorString(e));
+    if (prop->major != 9 || prop->minor != 0)
+        return err_set(err, ST_UNSUPPORTED,
+                       "GPU %d (%s) has compute capability %d.%d, and dakd's kernels are for 9.0 "
+                       "(Hopper) alone",
+                       device, prop->name, prop->major, prop->minor);
+    return ST_OK;
+}
+
+static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop, char *err)
+{
+    int driver = 0;
+    enum status st;
+    cu->sm_count = prop->multiProcessorCount;
+    if (kn_cu_ok(cu, cudaDriverGetVersion(&driver), "to say which driver it has") &&
+        kn_cu_ok(cu, cudaSetDevice(cu->device), "to open") &&
+        kn_cu_ok(cu, cudaStreamCreateWithFlags(&cu->stream, cudaStreamNonBlocking),
+                 "to make a stream") &&
+        kn_cu_ok(cu, cudaMalloc((void **)&cu->device_window, sizeof cu->window),
+                 "to allocate memory") &&
+        kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_sum, sizeof *cu->stream_sum),
+                 "to allocate memory") &&
+        kn_cu_ok(cu, cudaMemset(cu->stream_sum, 0, sizeof *cu->stream_sum), "to clear memory"))
+        snprintf(cu->name, sizeof cu->name,
+                 "cuda (GPU %d, %.60s, %d SMs, %.1f GiB, driver for %d.%d)", cu->device, prop->name,
+                 cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,
+                 driver % 1000 / 10);
+    if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
+    if ((st = kn_cu_upload_open(cu, err)) || (st = kn_cu_stage_open(cu, err))) return st;
+    return kn_cu_gemm_init(err);
+}
+
+enum status kn_open_cuda(int device, struct kn **out, char *err)
+{
+    struct cudaDeviceProp prop;
+    *out = NULL;
+    enum status st = find_gpu(device, &prop, err);
+    if (st) return st;
+    struct kn_cu *cu = calloc(1, sizeof *cu);
+    if (!cu) return err_set(err, ST_NOMEM, "no memory for the CUDA backend");
+    cu->kn.backend = &backend;
+    cu->device = device;
+    st = open_gpu(cu, &prop, err);
+    if (st) cuda_close(&cu->kn);
+    else *out = &cu->kn;
+    return st;
+}

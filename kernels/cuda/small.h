@@ -1,0 +1,30 @@
+/*
+ * small.h - the launchers of small.cu: the operations that are neither a product nor attention.
+ *
+ * The batch's arrays are device memory here.  stream is a cudaStream_t.  Every launch may start
+ * before the stream's previous kernel ends (programmatic dependent launch); the kernels wait for it
+ * before they touch memory.  ST_DEVICE with CUDA's sentence where a launch fails.
+ */
+#ifndef DAKD_KERNELS_CUDA_SMALL_H
+#define DAKD_KERNELS_CUDA_SMALL_H
+
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* x[T,H] fp32.  The tables are bf16, in any tiers. */
+MUST_USE enum status kn_cu_embed_launch(const struct kn_batch *batch, const struct kn_embed_args *a,
+                                        void *stream, char *err);
+/* y: activations in chunks of KN_CU_TOKENS_MAX tokens, each in its bucket; inputs beyond cols are
+ * written as zeros. */
+MUST_USE enum status kn_cu_norm_launch(const struct kn_norm_args *a, void *stream, char *err);
+MUST_USE enum status kn_cu_gather_launch(const struct kn_batch *batch, int32_t cols, const float *x,
+                                         float *out, void *stream, char *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,149 @@
+/*
+ * state.h - struct kn_cu, the opened CUDA backend, shared by its host files; private to
+ * kernels/cuda.
+ *
+ *     device.c   open and close, errors, what is supported
+ *     memory.c   memory of the tiers, uploads
+ *     step.c     the batch's arrays on the device, and the operations
+ *     attend.c   the operations around attention
+ *
+ * Everything runs in one stream.  The first failure is kept in `failure`; after it operations
+ * return at once and kn_sync reports it, each time it is asked.  The current device belongs to a
+ * thread, and weights are uploaded by other threads than the one that computes, so every function
+ * that calls CUDA chooses the device first (kn_cu_enter).
+ */
+#ifndef DAKD_KERNELS_CUDA_STATE_H
+#define DAKD_KERNELS_CUDA_STATE_H
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/cuda.h"
+
+enum { KN_CU_UPLOAD_SLOTS = 4, KN_CU_PLANS_MAX = 512 };
+
+/* One kn_alloc. */
+struct kn_cu_region {
+    struct kn_cu_region *next;
+    enum kn_mem mem;
+    int device; /* that holds it, where device memory */
+    size_t bytes;
+    char *base; /* what kn_alloc gave */
+    char *twin; /* of KN_MEM_STAGING: device memory of the same size that kernels write */
+    void *raw;  /* owned: the device memory that base or twin lies in; NULL for HOST */
+};
+
+/* The pinned ring uploads go through. */
+struct kn_cu_upload {
+    char *slot[KN_CU_UPLOAD_SLOTS];
+    cudaEvent_t free[KN_CU_UPLOAD_SLOTS]; /* the copy out of a slot is done */
+    unsigned next;
+};
+
+/* The batch's arrays: laid out once on the host, copied by one asynchronous copy. */
+struct kn_cu_stage {
+    char *host;   /* pinned, [bytes] */
+    char *device; /* [bytes] */
+    size_t bytes, used;
+    uint64_t serial; /* of the batch: counts the batches copied */
+    bool has_batch, has_rows;
+    struct kn_batch seen;  /* the host's pointers that are on the device since the last kn_sync */
+    struct kn_batch batch; /* the same with the device's pointers */
+};
+
+struct kn_cu_planned {
+    int32_t rows, cols;
+    struct kn_cu_gemm_plan plan;
+};
+
+enum { KN_CU_ATTENTION_PLANS = 2 };
+
+/* Attention's workspace, for one shape of heads at a time, and the plans it holds. */
+struct kn_cu_attend {
+    struct kn_cu_attention a;
+    char *memory, *second_plan; /* owned */
+    struct kn_cu_attention_plan plan[KN_CU_ATTENTION_PLANS];
+    struct kn_cu_planned_step {
+        uint64_t serial; /* of the batch; 0: none */
+        int32_t window, chunk, begin, end;
+    } planned[KN_CU_ATTENTION_PLANS];
+    unsigned next;          /* the plan to overwrite */
+    struct kn_qkv_args qkv; /* of the last kn_qkv */
+};
+
+struct kn_cu {
+    struct kn kn; /* first */
+    int device, sm_count;
+    char name[192];
+    cudaStream_t stream;
+    char failure[ERR_CAP];        /* "" while nothing failed */
+    bool busy;                    /* something was issued since the last kn_sync */
+    struct kn_cu_region *regions; /* owned */
+    struct kn_cu_upload upload;
+    struct kn_cu_stage stage;
+    struct kn_cu_attend attend;
+    struct kn_cu_planned plans[KN_CU_PLANS_MAX];
+    int32_t plan_count;
+    struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
+    bool has_window[KN_TIER_MAX];
+    uint64_t *stream_sum; /* owned, device: of what kn_stream_read has read */
+};
+
+static inline struct kn_cu *kn_cu_of(struct kn *kn)
+{
+    return (struct kn_cu *)kn;
+}
+
+/* --- device.c --- */
+
+/* Keeps the first failure; true where there is none. */
+bool kn_cu_ok(struct kn_cu *cu, cudaError_t e, const char *what);
+bool kn_cu_st(struct kn_cu *cu, enum status st, const char *err);
+/* Chooses the device for this thread; false after a failure. */
+bool kn_cu_enter(struct kn_cu *cu);
+enum status kn_cu_sync(struct kn *kn, char *err);
+
+/* --- memory.c --- */
+
+enum status kn_cu_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
+                        char *err);
+void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
+enum status kn_cu_upload(struct kn *kn, void *dst, const void *src, size_t bytes);
+enum status kn_cu_memory(struct kn *kn, uint64_t *total, uint64_t *available, char *err);
+/* The region p points into, NULL where there is none. */
+struct kn_cu_region *kn_cu_region_of(struct kn_cu *cu, const void *p);
+enum status kn_cu_upload_open(struct kn_cu *cu, char *err);
+void kn_cu_upload_close(struct kn_cu *cu);
+
+/* --- step.c --- */
+
+enum status kn_cu_stage_open(struct kn_cu *cu, char *err);
+void kn_cu_stage_close(struct kn_cu *cu);
+/* Everything issued has ended: the arrays on the device may be overwritten. */
+void kn_cu_stage_reset(struct kn_cu *cu);
+size_t kn_cu_buffer_bytes(const struct kn *kn, int32_t rows, int32_t cols);
+void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
+void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a);
+void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a);
+/* Before an operation: chooses the device; false after a failure. */
+bool kn_cu_begin(struct kn_cu *cu);
+/* The batch with its arrays on the device; NULL after a failure. */
+const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b);
+/* All of a buffer, as fast as its memory is read without harm to HBM. */
+void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
+/* The control block must say how a tier, whose memory `base` is of, is read before a kernel reads
+ * it. */
+bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);
+
+/* --- attend.c --- */
+
+enum status kn_cu_attend_check(int32_t q_heads, const struct kn_kv *kv, char *err);
+void kn_cu_attend_close(struct kn_cu *cu);
+void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
+void kn_cu_attention(struct kn *kn, const struct kn_batch *batch,
+                     const struct kn_attention_args *a);
+void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
+                  float *out);
+
+#endif

@@ -1,0 +1,379 @@
+/*
+ * gpu_gemm_bench.cuh - the 129 GEMMs of a Llama-3.1-8B decode step as one CUDA graph, against the
+ * floor and against cuBLAS in the same run.
+ *
+ * Floor: one launch that streams the same 15 GB through rings of 6 x 16 KB, with no arithmetic.
+ * cuBLAS: bf16 in and out, fp32 accumulation, the same sizes over the same bytes, in a graph.
+ * Remote: a share of every weight's tiles in pinned host memory; the floor is the larger of local
+ * bytes over the HBM rate and remote bytes over the link's, both probed in the same run.
+ * Every figure is the median of replays; weights are random and distinct, 250 times the L2.
+ */
+#ifndef DAKD_TESTS_GPU_GEMM_BENCH_CUH
+#define DAKD_TESTS_GPU_GEMM_BENCH_CUH
+
+#include <dlfcn.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/ptx.cuh"
+#include "tests/gpu_check.cuh"
+
+#define LAYERS 32
+#define OPS_MAX (4 * LAYERS + 1)
+#define REPLAYS 9
+
+struct bench_op {
+    int rows, cols;
+    enum kn_epilogue epilogue;
+    const uint8_t *weights;
+};
+
+struct bench {
+    int sm_count, op_count;
+    struct bench_op ops[OPS_MAX];
+    uint8_t *weights, *pinned;
+    size_t bytes, pinned_bytes;
+    uint8_t *x, *wide; /* activations of 4,096 and of 14,336 inputs */
+    float *qkv, *residual, *logits;
+    __nv_bfloat16 *plain_x, *plain_out; /* row-major, for cuBLAS */
+    struct kn_cu_window *windows;
+    struct kn_cu_traffic *traffic;
+    cudaStream_t stream;
+    double floor_ms, link_gbps; /* the floor of all bytes in HBM */
+};
+
+/* bf16 of both signs and magnitudes 2^-9..2^-5: finite sums, random bits. */
+__global__ void fill_random(uint32_t *to, size_t words, uint32_t seed)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < words;
+         i += (size_t)gridDim.x * blockDim.x)
+        to[i] = (random_bits(seed, (uint32_t)(i >> 20), (uint32_t)i) & 0x81FF81FFu) | 0x3C003C00u;
+}
+
+/* Reads blocks dealt over the grid, `depth` in flight per CTA, and does nothing with them. */
+__global__ void __launch_bounds__(32) stream_blocks(const uint8_t *from, int32_t blocks, int depth)
+{
+    extern __shared__ __align__(1024) uint8_t ring[];
+    __shared__ uint64_t full[8];
+    if (threadIdx.x) return;
+    for (int s = 0; s < depth; s++) ptx_mbarrier_init(&full[s], 1);
+    ptx_fence_mbarrier_init();
+    const uint64_t once = ptx_policy_evict_first();
+    int32_t mine = (blocks - (int32_t)blockIdx.x + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x;
+    for (int32_t i = 0; i < mine + depth; i++) {
+        if (i >= depth) ptx_mbarrier_wait(&full[i % depth], (i / depth - 1) & 1);
+        if (i >= mine) continue;
+        ptx_mbarrier_expect_tx(&full[i % depth], KN_BLOCK_BYTES);
+        ptx_bulk_load_hint(ring + i % depth * KN_BLOCK_BYTES,
+                           from + ((size_t)i * gridDim.x + blockIdx.x) * KN_BLOCK_BYTES,
+                           KN_BLOCK_BYTES, &full[i % depth], once);
+    }
+}
+
+static int compare_floats(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* Median time of a graph's replays in ms; destroys the graph. */
+static double time_graph(struct bench *b, cudaGraph_t graph, int replays)
+{
+    cudaGraphExec_t exec;
+    cudaEvent_t begin, end;
+    float ms[32];
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    CUDA(cudaEventCreate(&begin));
+    CUDA(cudaEventCreate(&end));
+    for (int i = 0; i < replays + 2; i++) {
+        CUDA(cudaEventRecord(begin, b->stream));
+        CUDA(cudaGraphLaunch(exec, b->stream));
+        CUDA(cudaEventRecord(end, b->stream));
+        CUDA(cudaEventSynchronize(end));
+        CUDA(cudaEventElapsedTime(&ms[i < 2 ? 0 : i - 2], begin, end));
+    }
+    CUDA(cudaEventDestroy(begin));
+    CUDA(cudaEventDestroy(end));
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    qsort(ms, (size_t)replays, sizeof ms[0], compare_floats);
+    return ms[replays / 2];
+}
+
+static void capture_begin(struct bench *b)
+{
+    CUDA(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
+}
+
+static cudaGraph_t capture_end(struct bench *b)
+{
+    cudaGraph_t graph;
+    CUDA(cudaStreamEndCapture(b->stream, &graph));
+    return graph;
+}
+
+static size_t op_bytes(const struct bench_op *op)
+{
+    return (size_t)op->rows * (size_t)op->cols * 2;
+}
+
+static void bench_open(struct bench *b, int sm_count)
+{
+    static const struct bench_op layer[] = {{6144, 4096, KN_EPI_STORE, NULL},
+                                            {4096, 4096, KN_EPI_ADD, NULL},
+                                            {28672, 4096, KN_EPI_SWIGLU, NULL},
+                                            {4096, 14336, KN_EPI_ADD, NULL}};
+    memset(b, 0, sizeof *b);
+    b->sm_count = sm_count;
+    for (int i = 0; i < 4 * LAYERS; i++) b->ops[b->op_count++] = layer[i % 4];
+    b->ops[b->op_count++] = {128256, 4096, KN_EPI_F32, NULL};
+    for (int i = 0; i < b->op_count; i++) b->bytes += op_bytes(&b->ops[i]);
+    CUDA(cudaMalloc(&b->weights, b->bytes));
+    fill_random<<<sm_count * 8, 256>>>((uint32_t *)b->weights, b->bytes / 4, 7);
+    size_t at = 0;
+    for (int i = 0; i < b->op_count; i++) {
+        b->ops[i].weights = b->weights + at;
+        at += op_bytes(&b->ops[i]);
+    }
+    CUDA(cudaMalloc(&b->x, kn_cu_act_bytes(256, 4096)));
+    CUDA(cudaMalloc(&b->wide, kn_cu_act_bytes(256, 14336)));
+    CUDA(cudaMalloc(&b->qkv, (size_t)256 * 6144 * 4));
+    CUDA(cudaMalloc(&b->residual, (size_t)256 * 4096 * 4));
+    CUDA(cudaMalloc(&b->logits, (size_t)256 * 128256 * 4));
+    CUDA(cudaMalloc(&b->plain_x, (size_t)256 * 14336 * 2));
+    CUDA(cudaMalloc(&b->plain_out, (size_t)256 * 128256 * 2));
+    CUDA(cudaMalloc(&b->windows, KN_TIER_MAX * sizeof *b->windows));
+    CUDA(cudaMalloc(&b->traffic, KN_TIER_MAX * sizeof *b->traffic));
+    fill_random<<<64, 256>>>((uint32_t *)b->x, kn_cu_act_bytes(256, 4096) / 4, 8);
+    fill_random<<<64, 256>>>((uint32_t *)b->wide, kn_cu_act_bytes(256, 14336) / 4, 9);
+    fill_random<<<64, 256>>>((uint32_t *)b->plain_x, (size_t)256 * 14336 / 2, 10);
+    CUDA(cudaMemset(b->residual, 0, (size_t)256 * 4096 * 4));
+    CUDA(cudaStreamCreate(&b->stream));
+    CUDA(cudaFuncSetAttribute(stream_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              8 * KN_BLOCK_BYTES));
+    CUDA(cudaDeviceSynchronize());
+}
+
+static double time_stream(struct bench *b, const uint8_t *from, size_t bytes, int ctas, int depth)
+{
+    capture_begin(b);
+    stream_blocks<<<ctas, 32, depth * KN_BLOCK_BYTES, b->stream>>>(
+        from, (int32_t)(bytes / KN_BLOCK_BYTES), depth);
+    CUDA(cudaGetLastError());
+    return time_graph(b, capture_end(b), REPLAYS);
+}
+
+/* Adds one op to the stream.  The last remote_tiles of it lie at remote. */
+static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
+                         const struct kn_cu_gemm_plan *plan, const uint8_t *remote, int remote_tiles)
+{
+    char err[ERR_CAP] = "";
+    struct kn_weight w;
+    kn_weight_init(&w, KN_BF16, op->rows, op->cols);
+    w.span[0] = {op->weights, 0, w.tile_count - remote_tiles};
+    w.span[1] = {remote, w.tile_count - remote_tiles, remote_tiles};
+    struct kn_cu_gemm_args a = {};
+    a.w = &w;
+    a.tokens = tokens;
+    a.in = op->cols == 4096 ? b->x : b->wide;
+    a.epilogue = op->epilogue;
+    a.out = op->epilogue == KN_EPI_STORE    ? (void *)b->qkv
+            : op->epilogue == KN_EPI_ADD    ? (void *)b->residual
+            : op->epilogue == KN_EPI_SWIGLU ? (void *)b->wide
+                                            : (void *)b->logits;
+    a.windows = b->windows;
+    a.traffic = remote_tiles > 0 ? b->traffic : NULL;
+    a.dependent = true;
+    STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
+}
+
+/* One step; share of every weight's tiles remote, rounded so that the sum is right. */
+static double time_step(struct bench *b, int tokens, double share, size_t *remote_bytes)
+{
+    double owed = 0;
+    size_t at = 0;
+    capture_begin(b);
+    for (int i = 0; i < b->op_count; i++) {
+        const struct bench_op *op = &b->ops[i];
+        struct kn_cu_gemm_plan plan;
+        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, &plan);
+        size_t tile = (size_t)op->cols * 128;
+        owed += share * (double)op_bytes(op);
+        int tiles = (int)(owed / (double)tile);
+        owed -= (double)tiles * (double)tile;
+        if (at + tiles * tile > b->pinned_bytes && tiles) at = 0;
+        bench_launch(b, op, tokens, &plan, b->pinned + at, tiles);
+        at += tiles * tile;
+        if (remote_bytes) *remote_bytes += tiles * tile;
+    }
+    return time_graph(b, capture_end(b), share > 0.04 ? 3 : REPLAYS);
+}
+
+/* --- cuBLAS, loaded where it is installed --- */
+
+typedef int (*cublas_create)(void **);
+typedef int (*cublas_set_stream)(void *, cudaStream_t);
+typedef int (*cublas_set_workspace)(void *, void *, size_t);
+typedef int (*cublas_gemm)(void *, int, int, int, int, int, const void *, const void *, int, int,
+                           const void *, int, int, const void *, void *, int, int, int, int);
+
+struct cublas {
+    void *handle;
+    cublas_gemm gemm;
+};
+
+static bool cublas_open(struct cublas *c, struct bench *b, const char *path)
+{
+    void *library = dlopen(path ? path : "libcublas.so.13", RTLD_NOW);
+    if (!library) {
+        printf("no comparison with cuBLAS: %s\n", dlerror());
+        return false;
+    }
+    cublas_create create = (cublas_create)dlsym(library, "cublasCreate_v2");
+    cublas_set_stream set_stream = (cublas_set_stream)dlsym(library, "cublasSetStream_v2");
+    cublas_set_workspace set_workspace =
+        (cublas_set_workspace)dlsym(library, "cublasSetWorkspace_v2");
+    c->gemm = (cublas_gemm)dlsym(library, "cublasGemmEx");
+    CHECK(create && set_stream && set_workspace && c->gemm);
+    void *workspace;
+    CUDA(cudaMalloc(&workspace, (size_t)64 << 20));
+    return !create(&c->handle) && !set_stream(c->handle, b->stream) &&
+           !set_workspace(c->handle, workspace, (size_t)64 << 20);
+}
+
+static double time_cublas(struct bench *b, struct cublas *c, int tokens)
+{
+    enum { OP_N = 0, OP_T = 1, BF16 = 14, COMPUTE_32F = 68, DEFAULT = -1 };
+    const float one = 1.f, zero = 0.f;
+    capture_begin(b);
+    for (int i = 0; i < b->op_count; i++) {
+        const struct bench_op *op = &b->ops[i];
+        int failed = c->gemm(c->handle, OP_T, OP_N, op->rows, tokens, op->cols, &one, op->weights,
+                             BF16, op->cols, b->plain_x, BF16, op->cols, &zero, b->plain_out, BF16,
+                             op->rows, COMPUTE_32F, DEFAULT);
+        CHECK(!failed);
+    }
+    return time_graph(b, capture_end(b), REPLAYS);
+}
+
+/* --- what is printed --- */
+
+static void bench_steps(struct bench *b, const char *cublas_path)
+{
+    static const int tokens[] = {1, 8, 16, 32, 64, 128, 256};
+    struct cublas c;
+    bool has_cublas = cublas_open(&c, b, cublas_path);
+    for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) {
+        double ms = time_step(b, tokens[i], 0, NULL);
+        printf("T %3d: %.3f ms, floor/time %.3f", tokens[i], ms, b->floor_ms / ms);
+        if (has_cublas) {
+            double theirs = time_cublas(b, &c, tokens[i]);
+            printf(", cuBLAS %.3f ms (floor/time %.3f), cuBLAS/ours %.3f", theirs,
+                   b->floor_ms / theirs, theirs / ms);
+        }
+        printf("\n");
+        fflush(stdout);
+    }
+}
+
+static void bench_remote(struct bench *b)
+{
+    static const double shares[] = {0.004, 0.01, 0.05, 0.1, 0.3, 0.5};
+    static const int tokens[] = {1, 32};
+    b->pinned_bytes = (size_t)7600 << 20;
+    CUDA(cudaHostAlloc(&b->pinned, b->pinned_bytes, cudaHostAllocMapped));
+    fill_random<<<b->sm_count * 4, 256>>>((uint32_t *)b->pinned, b->pinned_bytes / 4, 11);
+    CUDA(cudaDeviceSynchronize());
+    const size_t probe = (size_t)1 << 30;
+    b->link_gbps = (double)probe / time_stream(b, b->pinned, probe, 16, 1) / 1e6;
+    double hbm_gbps = (double)b->bytes / b->floor_ms / 1e6;
+    printf("link: %.1f GB/s with 16 x 16 KB in flight\n", b->link_gbps);
+    static const int windows[][2] = {{16, 1}, {8, 2}, {4, 4}};
+    for (size_t k = 0; k < ARRAY_COUNT(windows); k++) {
+        struct kn_cu_window window[KN_TIER_MAX] = {};
+        window[1] = {windows[k][0], windows[k][1],
+                     (float)(windows[k][0] * hbm_gbps / (b->sm_count * b->link_gbps))};
+        CUDA(cudaMemcpy(b->windows, window, sizeof window, cudaMemcpyHostToDevice));
+        for (size_t j = 0; j < ARRAY_COUNT(tokens); j++)
+            for (size_t i = 0; i < ARRAY_COUNT(shares); i++) {
+                if (k > 0 && (j > 0 || shares[i] > 0.1)) continue;
+                size_t remote = 0;
+                CUDA(cudaMemset(b->traffic, 0, KN_TIER_MAX * sizeof *b->traffic));
+                double ms = time_step(b, tokens[j], shares[i], &remote);
+                struct kn_cu_traffic t[KN_TIER_MAX];
+                CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
+                double local_ms = (double)(b->bytes - remote) / hbm_gbps / 1e6;
+                double link_ms = (double)remote / b->link_gbps / 1e6;
+                double floor = local_ms > link_ms ? local_ms : link_ms;
+                printf("remote %4.1f %%, T %2d, window %2d x %d: %.3f ms, floor %.3f (%s), "
+                       "floor/time %.3f, all-local floor/time %.3f, round trip %.0f clocks\n",
+                       shares[i] * 100, tokens[j], windows[k][0], windows[k][1], ms, floor,
+                       local_ms > link_ms ? "HBM" : "link", floor / ms, b->floor_ms / ms,
+                       t[1].trips ? (double)t[1].trip_clocks / (double)t[1].trips : 0.);
+                fflush(stdout);
+            }
+    }
+}
+
+/* Every tile choice of every shape, in a graph of that op over distinct weights. */
+static void tune_shape(struct bench *b, int first, int stride, int tokens)
+{
+    const struct bench_op *op = &b->ops[first];
+    struct kn_cu_gemm_plan planned, best[3] = {};
+    double best_us[3] = {1e9, 1e9, 1e9}, planned_us = 0;
+    int count = 0;
+    kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, &planned);
+    for (int i = first; i < b->op_count && count < 20; i += stride) count += b->ops[i].rows == op->rows;
+    for (int tiles = 1; tiles <= 4; tiles *= 2) {
+        const int variants = kn_cu_gemm_resident(planned.bucket, tiles) * 4;
+        for (int v = 0; v < variants; v++) {
+            struct kn_cu_gemm_plan p = planned;
+            p.group_tiles = tiles;
+            p.cluster = 1 << v % 4;
+            p.ctas_per_sm = 1 + v / 4;
+            if (p.cluster > kn_cu_gemm_cluster_max(p.bucket, tiles)) continue;
+            kn_cu_gemm_plan_derive(op->rows, b->sm_count, &p);
+            capture_begin(b);
+            for (int i = first, n = 0; n < count; i += stride, n++)
+                bench_launch(b, &b->ops[i], tokens, &p, NULL, 0);
+            double us = time_graph(b, capture_end(b), 3) / count * 1e3;
+            if (p.group_tiles == planned.group_tiles && p.cluster == planned.cluster &&
+                p.ctas_per_sm == planned.ctas_per_sm)
+                planned_us = us;
+            for (int k = 0; k < 3; k++)
+                if (us < best_us[k]) {
+                    for (int m = 2; m > k; m--) best_us[m] = best_us[m - 1], best[m] = best[m - 1];
+                    best_us[k] = us;
+                    best[k] = p;
+                    break;
+                }
+        }
+    }
+    double floor_us = b->floor_ms * 1e3 * (double)op_bytes(op) / (double)b->bytes;
+    printf("T %3d %6dx%5d floor %5.1f us; planned %dx%dx%d %5.1f; best", tokens, op->rows, op->cols,
+           floor_us, planned.group_tiles, planned.cluster, planned.ctas_per_sm, planned_us);
+    for (int k = 0; k < 3; k++)
+        printf("  %dx%dx%d %.1f", best[k].group_tiles, best[k].cluster, best[k].ctas_per_sm,
+               best_us[k]);
+    printf("\n");
+    fflush(stdout);
+}
+
+static void bench_gemm(int sm_count, bool tune, bool steps, const char *cublas)
+{
+    static const int tokens[] = {8, 16, 32, 64, 128, 256};
+    struct bench b;
+    bench_open(&b, sm_count);
+    b.floor_ms = time_stream(&b, b.weights, b.bytes, sm_count, 6);
+    printf("floor: %.3f ms for %.2f GB, %.0f GB/s\n", b.floor_ms, (double)b.bytes / 1e9,
+           (double)b.bytes / b.floor_ms / 1e6);
+    if (steps) bench_steps(&b, cublas);
+    if (tune)
+        for (size_t i = 0; i < ARRAY_COUNT(tokens); i++)
+            for (int op = 0; op < 5; op++)
+                tune_shape(&b, op < 4 ? op : b.op_count - 1, 4, tokens[i]);
+    if (steps) bench_remote(&b);
+}
+
+#endif

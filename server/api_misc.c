@@ -75,6 +75,7 @@ struct tokenize {
     struct srv_prompt prompt; /* the rendered messages; text owned here */
     char *text;
     struct srv_encode encode;
+    uint64_t bytes; /* promised in api->memory_bytes */
 };
 
 static void tokenize_left(struct srv_exchange *x, void *context)
@@ -113,14 +114,20 @@ static void tokenize_reply(struct tokenize *t)
     reply_json(t->x, 200, &body);
 }
 
-static void tokenize_done(struct srv_encode *e)
+static void tokenize_free(struct tokenize *t)
 {
-    struct tokenize *t = (struct tokenize *)((char *)e - offsetof(struct tokenize, encode));
-    if (t->x) tokenize_reply(t);
+    t->api->memory_bytes -= t->bytes;
     free(t->prompt.tokens);
     free(t->text);
     srv_ask_deinit(&t->request);
     free(t);
+}
+
+static void tokenize_done(struct srv_encode *e)
+{
+    struct tokenize *t = (struct tokenize *)((char *)e - offsetof(struct tokenize, encode));
+    if (t->x) tokenize_reply(t);
+    tokenize_free(t);
 }
 
 void srv_api_tokenize(struct srv_exchange *x, void *user)
@@ -154,6 +161,12 @@ void srv_api_tokenize(struct srv_exchange *x, void *user)
                                     .flags = ENG_TOK_PARSE_SPECIAL |
                                              (request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
                                     .done = tokenize_done};
+    if (!srv_api_promise(api, &t->bytes, srv_encode_bytes(&t->encode), text ? "messages" : "prompt",
+                         "send less text", &fault)) {
+        srv_api_fault(x, &fault);
+        tokenize_free(t);
+        return;
+    }
     srv_x_watch(x, tokenize_left, NULL, t);
     srv_encode_start(&t->encode, api->loop);
 }

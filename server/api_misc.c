@@ -7,8 +7,6 @@
 #include "server/api_int.h"
 #include "server/encode.h"
 
-#define REPLY_BYTES_MAX (1u << 30)
-
 /* Sends and frees the body. */
 static void reply_json(struct srv_exchange *x, int status, struct buf *body)
 {
@@ -36,7 +34,7 @@ void srv_api_models(struct srv_exchange *x, void *user)
     struct srv_api *api = user;
     struct buf body;
     if (!srv_api_ready(api, x)) return;
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     /* "data" comes first, and in it "id": shell scripts read the name from there. */
     buf_puts(&body, "{\"object\":\"list\",\"data\":[");
     for (int i = 0; i < api->config.model_name_count; i++) {
@@ -55,7 +53,7 @@ void srv_api_model(struct srv_exchange *x, void *user)
     for (int i = 0; i < api->config.model_name_count; i++) {
         if (strcmp(name, api->config.model_names[i])) continue;
         struct buf body;
-        buf_init(&body, REPLY_BYTES_MAX);
+        buf_init(&body, SRV_REPLY_BYTES_MAX);
         put_model(api, i, &body);
         reply_json(x, 200, &body);
         return;
@@ -95,7 +93,7 @@ static void tokenize_reply(struct tokenize *t)
         srv_api_fault(t->x, &fault);
         return;
     }
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     buf_printf(&body, "{\"count\":%d,\"max_model_len\":%d,\"tokens\":", (int)p->token_count,
                (int)t->api->limits.context_tokens);
     srv_fmt_ids(&body, p->tokens, p->token_count);
@@ -178,8 +176,8 @@ void srv_api_detokenize(struct srv_exchange *x, void *user)
     struct buf text, body;
     char err[ERR_CAP] = "";
     if (!srv_api_parse(api, x, SRV_DETOKENIZE, &r)) return;
-    buf_init(&text, REPLY_BYTES_MAX);
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&text, SRV_REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     const struct srv_prompt *p = &r.prompts[0];
     if (!api->tok) {
         srv_x_error(x, 400, "invalid_request_error", "tokens", "not_supported",
@@ -207,7 +205,7 @@ static void reply_state(struct srv_exchange *x, const char *trouble)
         srv_x_error(x, 503, "unavailable_error", NULL, NULL, "Not serving: %s.", trouble);
         return;
     }
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     buf_puts(&body, "{\"status\":\"ok\"}");
     reply_json(x, 200, &body);
 }
@@ -242,7 +240,7 @@ void srv_api_version(struct srv_exchange *x, void *user)
 {
     struct buf body;
     (void)user;
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     buf_printf(&body, "{\"version\":\"%s\",\"commit\":\"%s\"}", version_string(), version_commit());
     reply_json(x, 200, &body);
 }
@@ -264,7 +262,7 @@ void srv_api_metrics(struct srv_exchange *x, void *user)
                                     .model_name = api->config.model_names[0],
                                     .version = version_string(),
                                     .commit = version_commit()};
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     srv_metrics_format(&view, &body);
     if (buf_status(&body))
         srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The server has no memory left.");

@@ -330,7 +330,7 @@ void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *
     if (job->next) job->next->prev = job;
     api->jobs = job;
     api->job_count++;
-    buf_init(&job->chunk, SIZE_MAX / 2);
+    buf_init(&job->chunk, SRV_REPLY_BYTES_MAX);
     head_init(job);
     srv_x_watch(x, client_left, room_again, job);
     job->encode = (struct srv_encode){.tok = api->tok,

@@ -550,19 +550,20 @@ static void gate_open(struct gate *g)
     for (size_t i = 0; i < ARRAY_COUNT(g->work); i++) uv_sem_post(&g->open);
 }
 
-/* Prompts that wait for the pool count: 9 MB of text and their tokens are 45 of the 64. */
+/* Prompts that wait for the pool count: 150 KiB of text and their tokens are 750 of 1024. */
 static void test_memory_of_prompts_is_promised(void **state)
 {
     struct fixture *f = *state;
     static const char *const paths[] = {"/v1/completions", "/tokenize"};
-    char *large = long_body(9 << 20), *too_large = long_body(14 << 20);
+    char *large = long_body(150 << 10), *too_large = long_body(220 << 10);
+    f->api->config.memory_bytes_max = 1 << 20;
     for (size_t i = 0; i < ARRAY_COUNT(paths); i++) {
         struct gate gate;
         gate_shut(&gate, &f->loop);
         int first = post_to(f, paths[i], large, 0);
         for (int k = 0; k < 10000 && f->api->memory_bytes == 0; k++)
             uv_run(&f->loop, UV_RUN_NOWAIT);
-        assert_true(f->api->memory_bytes == 45 << 20);
+        assert_true(f->api->memory_bytes == 750 << 10);
         char *text = finish_reading(f, post_to(f, "/v1/completions", large, 0));
         assert_has(text, "HTTP/1.1 503");
         free(text);

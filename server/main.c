@@ -9,8 +9,9 @@
  *                                                       +---- on_patience -------+
  *                                          (--shutdown-timeout: what is left is told so, then cut)
  *
- * A second signal while draining ends the patience at once.  The exit status is 0 after a signal, 1
- * where the daemon could not start or the engine failed (systemd then restarts it).
+ * A signal before SERVING ends the process, a second one while draining the patience, at once.  The
+ * exit status is 0 after a signal, 1 where the daemon could not start or the engine failed (systemd
+ * then restarts it).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -288,6 +289,14 @@ static enum status write_port_file(const struct options *o, int port, char *err)
     return ST_OK;
 }
 
+/* While the model loads there is nothing to drain.  The default action would do, but the first
+ * process of a container has none. */
+static void on_early_signal(int number)
+{
+    (void)number;
+    _exit(0);
+}
+
 static void start_handles(struct daemon *d)
 {
     uv_signal_init(&d->loop, &d->on_term);
@@ -391,6 +400,8 @@ static int serve(const struct options *o)
     d.options = *o;
     d.notify.fd = -1;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, on_early_signal);
+    signal(SIGINT, on_early_signal);
     CHECK(uv_loop_init(&d.loop) == 0);
     if (start(&d, err)) {
         log_error("startup", "%s", err);

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,19 @@ def test_standard_descriptors_missing_or_full(tmp_path, tail):
     for fd in range(3):
         assert not os.readlink(f"/proc/{process.pid}/fd/{fd}").startswith(("anon_inode:", "socket:", "pipe:"))
     assert stop(process) == 0
+
+
+def test_stop_while_loading(tmp_path):
+    """At once, and as the first process of a container too, for which SIGTERM has no default action."""
+    command = [DAKD, "serve", MODEL, "--port", "0"]
+    for head in ([], ["unshare", "--pid", "--fork", "--mount-proc"]):
+        if head and subprocess.run([*head, "true"], capture_output=True).returncode:
+            continue  # not allowed here
+        with subprocess.Popen([*head, *command], stderr=subprocess.PIPE, env=environment(), cwd=ROOT) as process:
+            process.stderr.readline()
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[0]) if head else process.pid, signal.SIGTERM)
+            assert process.wait(START_LIMIT_S) == 0
 
 
 def test_hangup_drains(tmp_path):

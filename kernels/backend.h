@@ -34,6 +34,7 @@ struct kn_backend {
                       const struct kn_attention_args *a);
     void (*gather)(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                    float *out);
+    void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
 };
 
 struct kn {

@@ -114,3 +114,9 @@ void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const 
     CHECK(cols > 0);
     if (batch->row_count > 0) kn->backend->gather(kn, batch, cols, x, out);
 }
+
+void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes)
+{
+    CHECK((uintptr_t)ptr % KN_ALIGN == 0 && bytes % KN_ALIGN == 0);
+    if (bytes > 0) kn->backend->stream_read(kn, ptr, bytes);
+}

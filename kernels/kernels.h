@@ -279,6 +279,11 @@ struct kn_attention_args {
 };
 void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a);
 
+/* Reads all bytes of memory of kn_alloc once, in the way the backend reads weights fastest: what a
+ * measurement of bandwidth times.  ptr is KN_ALIGN-aligned and bytes a multiple of KN_ALIGN.  A sum
+ * of what was read stays in kn, so that no compiler leaves the reading out. */
+void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
+
 /* out[R,H] fp32 = x[rows]. */
 void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                float *out);

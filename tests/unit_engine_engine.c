@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config/clock.h"
 #include "engine/engine.h"
 
 #define MODEL "tests/fixtures/models/llama-gqa"
@@ -313,12 +314,79 @@ static void test_stop_with_work(void **state)
     free_request(left);
 }
 
+/* All of an array or none; those taken together are planned together. */
+static void test_submit_all(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct eng_event event;
+    struct eng_request batch[4];
+    int32_t tokens[4][20];
+    open_rig(&r, 8, 4, 64, 5, 64);
+    struct eng_request *one = make_request(&r, 1, 3, 100);
+    for (int i = 0; i < 4; i++) {
+        batch[i] = *one;
+        batch[i].tokens = memset(tokens[i], 0, sizeof tokens[i]);
+        batch[i].sampling.max_tokens = 2;
+    }
+    submit(&r, one, 0);
+    struct eng_request *two = make_request(&r, 2, 3, 100);
+    submit(&r, two, 0);
+    assert_int_equal(eng_submit_all(r.engine, batch, 4), ST_FULL);
+    eng_cancel(r.engine, one);
+    eng_cancel(r.engine, two);
+    enum eng_finish finish[1];
+    run_to_end(&r, 2, finish, NULL);
+    assert_int_equal(eng_submit_all(r.engine, batch, 4), ST_OK);
+    uint64_t step = 0;
+    for (int i = 0, ended = 0; ended < 4; i++) {
+        next_event(&r, &event);
+        ended += event.kind == ENG_EVENT_FINISHED;
+        if (event.kind != ENG_EVENT_TOKEN || event.index) continue;
+        if (i == 0) step = event.step;
+        assert_int_equal(event.step, step);
+    }
+    free_request(one);
+    free_request(two);
+    close_rig(&r);
+}
+
+/* Events name their step, and every moment of a busy engine is charged once. */
+static void test_steps_and_times(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct eng_event event;
+    struct eng_stats stats;
+    uint64_t begin = clock_now_ns();
+    open_rig(&r, 8, 2, 16, 4, 64);
+    struct eng_request *q = make_request(&r, 3, 40, 12); /* a prompt of three steps */
+    submit(&r, q, 0);
+    for (int32_t i = 0; i < 12; i++) {
+        next_event(&r, &event);
+        assert_int_equal(event.kind, ENG_EVENT_TOKEN);
+        assert_int_equal(event.step, i + 2);
+    }
+    next_event(&r, &event);
+    do {
+        sched_yield();
+        eng_stats(r.engine, &stats);
+    } while (stats.step_count < 14);
+    assert_int_equal(stats.step_count, 14);
+    assert_true(stats.device_ns_sum > 0 && stats.host_ns_sum > 0);
+    assert_true(stats.device_ns_sum <= stats.step_ns_sum);
+    assert_true(stats.device_ns_sum + stats.host_ns_sum <= clock_now_ns() - begin);
+    free_request(q);
+    close_rig(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_batch_invariance), cmocka_unit_test(test_queue_full_and_cancel),
         cmocka_unit_test(test_stop_token),       cmocka_unit_test(test_prompt_scores),
-        cmocka_unit_test(test_stop_with_work),
+        cmocka_unit_test(test_stop_with_work),   cmocka_unit_test(test_steps_and_times),
+        cmocka_unit_test(test_submit_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

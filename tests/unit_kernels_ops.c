@@ -410,6 +410,34 @@ static void test_pool_runs_each_item_once(void **state)
     kn_pool_close(NULL);
 }
 
+/* Every byte is read exactly once, whatever the size and the threads. */
+static void test_stream_read(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {KN_ALIGN, 256 << 10, (256 << 10) + KN_ALIGN, (5 << 20) / 3 * 3};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        struct kn *kn = test_open(1 + (int)i, NULL);
+        size_t bytes = sizes[i] / KN_ALIGN * KN_ALIGN, words = bytes / sizeof(uint64_t);
+        uint64_t *fill = malloc(bytes), want = 0;
+        void *memory;
+        assert_non_null(fill);
+        for (size_t w = 0; w < words; w++) {
+            fill[w] = (uint64_t)test_random() << 32 ^ test_random();
+            want += fill[w];
+        }
+        assert_int_equal(kn_alloc(kn, KN_MEM_LOCAL, 0, bytes, &memory, NULL), ST_OK);
+        assert_int_equal(kn_upload(kn, memory, fill, bytes), ST_OK);
+        kn_stream_read(kn, memory, 0);
+        kn_stream_read(kn, memory, bytes);
+        kn_stream_read(kn, memory, bytes);
+        assert_int_equal(kn_sync(kn, NULL), ST_OK);
+        assert_true(atomic_load(&((struct kn_cpu *)kn)->stream_sum) == 2 * want);
+        kn_free(kn, KN_MEM_LOCAL, memory, bytes);
+        free(fill);
+        kn_close(kn);
+    }
+}
+
 int main(void)
 {
     test_seed();
@@ -418,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_norms),
         cmocka_unit_test(test_qkv),
         cmocka_unit_test(test_gather),
+        cmocka_unit_test(test_stream_read),
         cmocka_unit_test(test_open_says_what_it_is),
         cmocka_unit_test(test_open_cuda),
         cmocka_unit_test(test_what_it_can_compute),

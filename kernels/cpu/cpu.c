@@ -146,6 +146,7 @@ static const struct kn_backend backend = {
     .qkv = kn_cpu_qkv,
     .attention = kn_cpu_attention,
     .gather = kn_cpu_gather,
+    .stream_read = kn_cpu_stream_read,
 };
 
 enum status kn_cpu_open(int thread_count, const struct kn_cpu_isa *isa, struct kn **out, char *err)

@@ -23,6 +23,7 @@
 #ifndef DAKD_KERNELS_CPU_CPU_H
 #define DAKD_KERNELS_CPU_CPU_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "kernels/backend.h"
@@ -81,6 +82,7 @@ struct kn_cpu {
     const struct kn_cpu_isa *isa;
     struct kn_pool *pool;          /* owned */
     union kn_cpu_scratch *scratch; /* owned: [thread_count] */
+    _Atomic uint64_t stream_sum;   /* of the 64-bit words kn_stream_read has read, mod 2^64 */
     char name[64];
 };
 
@@ -107,6 +109,7 @@ void kn_cpu_attention(struct kn *kn, const struct kn_batch *batch,
                       const struct kn_attention_args *a);
 void kn_cpu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                    float *out);
+void kn_cpu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* RMSNorm (mean not subtracted) of n elements: y = x * weight / sqrt(mean(x^2) + eps).  y may be x.
  */
 void kn_cpu_rms_norm_row(const float *x, const float *weight, float eps, int32_t n, float *y);

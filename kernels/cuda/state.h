@@ -87,6 +87,7 @@ struct kn_cu {
     int32_t plan_count;
     struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
     bool has_window[KN_TIER_MAX];
+    uint64_t *stream_sum; /* owned, device: of what kn_stream_read has read */
 };
 
 static inline struct kn_cu *kn_cu_of(struct kn *kn)
@@ -129,6 +130,8 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a);
 bool kn_cu_begin(struct kn_cu *cu);
 /* The batch with its arrays on the device; NULL after a failure. */
 const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b);
+/* All of a buffer, as fast as its memory is read without harm to HBM. */
+void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* The control block must say how a tier, whose memory `base` is of, is read before a kernel reads
  * it. */
 bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);

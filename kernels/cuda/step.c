@@ -18,6 +18,7 @@
 
 #include "config/check.h"
 #include "kernels/cuda/small.h"
+#include "kernels/cuda/stream.h"
 #include "kernels/cuda/state.h"
 
 #define STAGE_BYTES ((size_t)8 << 20)
@@ -219,6 +220,20 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
                     cudaMemcpyAsync(cu->device_window, cu->window, sizeof cu->window,
                                     cudaMemcpyHostToDevice, cu->stream),
                     "to set the windows");
+}
+
+void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    const struct kn_cu_region *r = kn_cu_region_of(cu, ptr);
+    char err[ERR_CAP];
+    if (!kn_cu_begin(cu)) return;
+    /* 96 KB an SM fill HBM; links are filled by less, and by twice their window for certain. */
+    int ctas = cu->sm_count, blocks = 6;
+    if (r && r->mem == KN_MEM_HOST) ctas = 32, blocks = 1;
+    if (r && r->mem == KN_MEM_PEER) ctas = 32, blocks = 4;
+    kn_cu_st(cu, kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_sum, cu->stream, err),
+             err);
 }
 
 /* Where rows from `row` on begin in a product's output. */

@@ -21,7 +21,7 @@ def test_idle_stop(number):
 
 
 def test_drain_finishes_a_stream_and_refuses_new_requests(start):
-    daemon = start("--max-num-batched-tokens", 16)
+    daemon = start("--max-num-batched-tokens", 16, "--shutdown-timeout", 600)
     body = {"prompt": "dakd", "max_tokens": min(600, model_limit(daemon) - 16), "ignore_eos": True, "temperature": 0,
             "stream": True}
     streaming, idle = daemon.connect(), daemon.connect()

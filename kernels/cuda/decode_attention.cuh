@@ -3,27 +3,25 @@
  *
  * Floor: the bytes of K and V over the bandwidth of the tier they lie in.  At 4.7 TB/s an SM takes
  * a 64-token page of one 128-wide head (32 KB) every 0.92 us, some 1,560 cycles.  Four warps need
- * about half of that: each reads 8 KB of the page by ldmatrix, multiplies 32 times with mma.sync and
- * exponentiates 4 or 8 scores a thread.  So tensor-core peak is no concern and wgmma would gain
+ * about half of that: each reads 8 KB of the page by ldmatrix, multiplies 32 times with mma.sync
+ * and exponentiates 4 or 8 scores a thread.  So tensor-core peak is no concern and wgmma would gain
  * nothing; what matters is that the ring of bulk copies is full from the first microsecond to the
  * last.  Everything here serves that.
  *
  * CTA (one per SM):
  *     producer warp    takes items from the work list and keeps STAGES 16 KB copies in flight.  The
  *                      next items' tickets, units and page tables are read while this one's pages
- *                      are issued, one load ahead of the other, so that no latency empties the ring.
- *                      Pages that this step does not write are fetched before griddepcontrol.wait.
- *     consumer warps   warp w takes tokens 16w..16w+15 of every page, with a softmax and an
- *                      accumulator of its own: no barrier within a unit.  The group's query heads
- *                      are the 16 rows of the MMA (8 or fewer heads leave the upper half idle); the
- *                      scores' accumulator layout is the A operand of P.V, so P never leaves its
- *                      registers.  At head dimension 256 two teams of four share a page: both compute
- *                      all scores, each half the output.  At a unit's end the team merges its four
- *                      accumulators through shared memory and stores the unit's partial.
- *     combiner warps   count a partial in; who completes a group of 16 units merges them, who
- *                      completes a token's groups merges those and writes the result.  They stand
- *                      apart because a release and an atomic take a microsecond under load.
- *     poller warp      where the CTA reads a remote tier: stamps landings, and does nothing else.
+ *                      are issued, one load ahead of the other, so that no latency empties the
+ * ring. Pages that this step does not write are fetched before griddepcontrol.wait. consumer warps
+ * warp w takes tokens 16w..16w+15 of every page, with a softmax and an accumulator of its own: no
+ * barrier within a unit.  The group's query heads are the 16 rows of the MMA (8 or fewer heads
+ * leave the upper half idle); the scores' accumulator layout is the A operand of P.V, so P never
+ * leaves its registers.  At head dimension 256 two teams of four share a page: both compute all
+ * scores, each half the output.  At a unit's end the team merges its four accumulators through
+ * shared memory and stores the unit's partial. combiner warps   count a partial in; who completes a
+ * group of 16 units merges them, who completes a token's groups merges those and writes the result.
+ * They stand apart because a release and an atomic take a microsecond under load. poller warp where
+ * the CTA reads a remote tier: stamps landings, and does nothing else.
  *
  * Invariants
  *  1. A unit's partial depends on q and the keys the token sees: keys outside [key_begin, key_end)
@@ -35,7 +33,8 @@
  *     order and a CTA that reads slow memory is simply given fewer local items.
  *
  * P is rounded to bf16 for P.V and the sum of weights is of the rounded values, so the weights are
- * exactly normalised: |error| <= 2^-9 * (sum p|v| / sum p + |out|) before the result's own rounding.
+ * exactly normalised: |error| <= 2^-9 * (sum p|v| / sum p + |out|) before the result's own
+ * rounding.
  *
  * After FlashDecoding and FlashMLA; the ring and its remote window after DAK.
  */
@@ -43,6 +42,14 @@
 #define DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH
 
 #include "kernels/cuda/attention_plan.cuh"
+
+/* Lanes of a warp that let go of a stage: one, after the warp has met; all of them in a debug
+ * build, because racecheck does not see that one lane's arrival speaks for the others. */
+#ifdef DAKD_DEBUG
+enum { CU_ATT_ARRIVALS = 32 };
+#else
+enum { CU_ATT_ARRIVALS = 1 };
+#endif
 
 enum {
     CU_ATT_STAGES_MAX = 6,
@@ -69,12 +76,13 @@ struct cu_att_params {
 };
 
 template <int ATOMS, int ROWS> struct cu_att_shape {
-    static constexpr int PAGE_STAGES = ATOMS;   /* 16 KB stages of one head's page: K and V */
+    static constexpr int PAGE_STAGES = ATOMS; /* 16 KB stages of one head's page: K and V */
     static constexpr int TEAMS = ATOMS == 4 ? 2 : 1;
     static constexpr int CONSUMERS = 4 * TEAMS; /* warps */
     static constexpr int COMBINERS = TEAMS == 1 ? 4 : 2;
     static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
-    static constexpr int REGISTERS = TEAMS == 1 && ROWS == 8 ? 144 : 168; /* 144: room for the next kernel */
+    static constexpr int REGISTERS =
+        TEAMS == 1 && ROWS == 8 ? 144 : 168;          /* 144: room for the next kernel */
     static constexpr int TILES = ATOMS == 1 ? 8 : 16; /* 8-wide output tiles of a warp */
     static constexpr int STEPS = ATOMS * 4;           /* 16-wide steps over the head dimension */
     static constexpr int Q_BYTES = ROWS * ATOMS * 128;
@@ -95,7 +103,8 @@ enum {
 };
 
 /* What a page's first stage holds; written by the producer before the stage's barrier. */
-struct __align__(16) cu_att_page {
+struct __align__(16) cu_att_page
+{
     int32_t key_begin, key_end; /* keys the token sees, relative to the page */
     int32_t flags, head;
     int32_t token, slot, first_slot, split_count; /* of an item's first and a unit's last page */
@@ -106,7 +115,8 @@ struct cu_att_trip {
     uint32_t issued;
 };
 
-struct __align__(16) cu_att_finished {
+struct __align__(16) cu_att_finished
+{
     int32_t token, slot, first_slot, split_count, head;
     int32_t units; /* where it ends an item, the item's; else 0 */
     int32_t end;
@@ -137,7 +147,8 @@ template <typename SHARED> PTX_INLINE float *cu_att_dump(SHARED &sh)
 template <int ATOMS, int ROWS> constexpr int cu_att_shared_bytes(int stages, int group)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    return stages * CU_ATT_STAGE_BYTES + (int)((sizeof(cu_att_shared<ATOMS, ROWS>) + 15) / 16 * 16) +
+    return stages * CU_ATT_STAGE_BYTES +
+           (int)((sizeof(cu_att_shared<ATOMS, ROWS>) + 15) / 16 * 16) +
            shape::CONSUMERS * group * shape::DUMP_ROW * 4;
 }
 
@@ -188,7 +199,8 @@ PTX_INLINE void cu_att_next(cu_att_cursor *c, int stages)
 
 /* --- producer --- */
 
-/* The order in which a CTA takes items: four by rank, then by ticket; its remote tier, then local. */
+/* The order in which a CTA takes items: four by rank, then by ticket; its remote tier, then local.
+ */
 struct cu_att_source {
     cu_att_role role;
     int32_t tier, rank, peers, taken;
@@ -204,7 +216,8 @@ PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, in
     if (s->taken < CU_ATT_STATIC) {
         c.index = s->rank + s->taken++ * s->peers;
     } else if (lane == 0) {
-        c.index = CU_ATT_STATIC * s->peers + (int)ptx_atomic_add_relaxed(&p.head->ticket[s->tier], 1);
+        c.index =
+            CU_ATT_STATIC * s->peers + (int)ptx_atomic_add_relaxed(&p.head->ticket[s->tier], 1);
     }
     return c;
 }
@@ -247,7 +260,8 @@ PTX_INLINE cu_att_item cu_att_load_item(const cu_att_params &p, cu_att_source *s
 /* Lane i: entry i of the item's part of the page table. */
 PTX_INLINE kn_page cu_att_load_entry(const cu_att_params &p, const cu_att_item &item, int lane)
 {
-    return item.there && item.b.x + lane < item.b.y ? __ldg(p.pages + item.c.x + item.b.x + lane) : 0;
+    return item.there && item.b.x + lane < item.b.y ? __ldg(p.pages + item.c.x + item.b.x + lane)
+                                                    : 0;
 }
 
 /* The producer's state, the same in all lanes. */
@@ -299,7 +313,8 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
                              uint64_t policy)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    const int begin = item.b.x, count = item.b.y - begin, first_key = (begin + lane) * KN_PAGE_TOKENS;
+    const int begin = item.b.x, count = item.b.y - begin,
+              first_key = (begin + lane) * KN_PAGE_TOKENS;
     const int tier = cu_page_tier(entry), old_count = item.c.y - begin;
     const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
                           (size_t)item.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
@@ -398,7 +413,8 @@ template <typename SHARED> PTX_INLINE void cu_att_poll(const cu_att_params &p, S
     uint64_t sum = 0, count = 0;
     uint32_t least = UINT32_MAX, most = 0;
     for (cu_att_cursor at;; cu_att_next(&at, p.stages)) {
-        while (!ptx_mbarrier_test_wait(&sh.full[at.stage], at.parity)) {}
+        while (!ptx_mbarrier_test_wait(&sh.full[at.stage], at.parity)) {
+        }
         const uint32_t now = ptx_clock();
         const cu_att_trip trip = sh.trip[at.stage];
         if (trip.tier && trip.tier != tier) {
@@ -493,7 +509,8 @@ PTX_INLINE void cu_att_score(const cu_att_state<ATOMS, ROWS> &st, float (&score)
 }
 
 /* Keys outside [begin, end) of the page: score -inf, and a zero in the mask of V. */
-PTX_INLINE void cu_att_mask(float (&score)[2][4], uint32_t (&mask)[2], int first, int begin, int end)
+PTX_INLINE void cu_att_mask(float (&score)[2][4], uint32_t (&mask)[2], int first, int begin,
+                            int end)
 {
 #pragma unroll
     for (int n = 0; n < 2; n++)
@@ -571,7 +588,8 @@ PTX_INLINE void cu_att_add_values(float (&out)[TILES][4], const uint32_t (&weigh
 {
 #pragma unroll
     for (int d = 0; d < 4; d++) {
-        float(&low)[4] = out[(2 * (FIRST + d)) % TILES], (&high)[4] = out[(2 * (FIRST + d) + 1) % TILES];
+        float(&low)[4] = out[(2 * (FIRST + d)) % TILES],
+        (&high)[4] = out[(2 * (FIRST + d) + 1) % TILES];
         ptx_mma_m16n8k16(low, weight, v[d][0] & mask[0], v[d][1] & mask[1]);
         ptx_mma_m16n8k16(high, weight, v[d][2] & mask[0], v[d][3] & mask[1]);
     }
@@ -582,7 +600,7 @@ template <typename SHARED>
 PTX_INLINE void cu_att_release(SHARED &sh, cu_att_cursor *at, int stages, int lane)
 {
     __syncwarp();
-    if (lane == 0) ptx_mbarrier_arrive(&sh.empty[at->stage]);
+    if (CU_ATT_ARRIVALS == 32 || lane == 0) ptx_mbarrier_arrive(&sh.empty[at->stage]);
     cu_att_next(at, stages);
 }
 
@@ -592,7 +610,8 @@ PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, RO
                                  cu_att_state<ATOMS, ROWS> &st, int count, int warp, int lane)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    if (count) ptx_mbarrier_wait(&sh.finished_empty, (count & 1) ^ 1); /* the unit before is merged */
+    if (count)
+        ptx_mbarrier_wait(&sh.finished_empty, (count & 1) ^ 1); /* the unit before is merged */
 #pragma unroll
     for (int h = 0; h < shape::HALVES; h++) {
         const int row = h * 8 + (lane >> 2);
@@ -634,8 +653,13 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         if (last && warp == 0) {
             if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
             if (lane == 0)
-                sh.finished = {page.token, page.slot, page.first_slot, page.split_count, page.head,
-                               flags & CU_ATT_ITEM_LAST ? flags >> CU_ATT_UNITS_AT : 0, 0};
+                sh.finished = {page.token,
+                               page.slot,
+                               page.first_slot,
+                               page.split_count,
+                               page.head,
+                               flags & CU_ATT_ITEM_LAST ? flags >> CU_ATT_UNITS_AT : 0,
+                               0};
         }
 
         float parts[2][2][4] = {};
@@ -723,7 +747,8 @@ PTX_INLINE void cu_att_merge_warps(const cu_att_params &p, cu_att_shared<ATOMS, 
         }
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            const float *from = cu_att_dump(sh) + ((team * 4 + w) * p.group + row) * shape::DUMP_ROW;
+            const float *from =
+                cu_att_dump(sh) + ((team * 4 + w) * p.group + row) * shape::DUMP_ROW;
             const float4 x = *(const float4 *)(from + in_team * 4);
             const float factor = ptx_ex2(ml[w].x - most);
             sum = fmaf(factor, ml[w].y, sum);
@@ -745,8 +770,8 @@ PTX_INLINE void cu_att_merge_warps(const cu_att_params &p, cu_att_shared<ATOMS, 
  * replaces the output of its first slot, each element by the thread that read it, and has a maximum
  * and sum of its own (group_ml); the root's is divided by the sum and written out. */
 template <bool ROOT, int THREADS>
-PTX_INLINE void cu_att_merge(const cu_att_params &p, const cu_att_finished &u,
-                             const float2 *all_ml, int slot, int stride, int count, int thread)
+PTX_INLINE void cu_att_merge(const cu_att_params &p, const cu_att_finished &u, const float2 *all_ml,
+                             int slot, int stride, int count, int thread)
 {
     constexpr int BATCH = 8;
     const int quads = p.head_dim / 4;
@@ -855,7 +880,7 @@ PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
 template <int ATOMS, int ROWS>
 __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     __maxnreg__((cu_att_shape<ATOMS, ROWS>::REGISTERS))
-    sm90_bf16_decode_attention(const __grid_constant__ cu_att_params p)
+        sm90_bf16_decode_attention(const __grid_constant__ cu_att_params p)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
     extern __shared__ __align__(1024) uint8_t shared[]; /* no swizzle unit reads it: 16 would do */
@@ -867,7 +892,7 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     if (threadIdx.x == 0) {
         for (int s = 0; s < p.stages; s++) {
             ptx_mbarrier_init(&sh.full[s], 1);
-            ptx_mbarrier_init(&sh.empty[s], shape::CONSUMERS + (role.tier != 0));
+            ptx_mbarrier_init(&sh.empty[s], CU_ATT_ARRIVALS * shape::CONSUMERS + (role.tier != 0));
         }
         ptx_mbarrier_init(&sh.finished_full, 32 * shape::CONSUMERS);
         ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);

@@ -44,12 +44,12 @@ struct kn_cu_plan_head {
     uint32_t done;
 };
 
-/* log2 of the pages of a unit of a token that sees `pages` pages.  Each unit costs a CTA about
- * 0.36 us beside its bytes (a page of one 128-wide head: 0.92 us), so units are as long as a lone
- * sequence, which wants them spread over all SMs, can bear. */
+/* log2 of the pages of a unit of a token that sees `pages` pages.  A unit was measured to cost a
+ * CTA about 0.36 us beside its bytes (a page of one 128-wide head takes 0.92 us), so units are as
+ * long as a lone sequence, which wants them spread over all SMs, can bear. */
 __host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
 {
-    int32_t shift = pages <= 8 ? 1 : pages <= 16 ? 2 : pages <= 128 ? 3 : 4;
+    int32_t shift = pages <= 4 ? 1 : pages <= 8 ? 2 : pages <= 128 ? 3 : 4;
     while (pages > CU_ATT_FAN * CU_ATT_FAN << shift) shift++;
     return shift;
 }

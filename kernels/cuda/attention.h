@@ -1,11 +1,15 @@
 /*
  * attention.h - attention on the GPU, for host C: what follows the QKV product of a decode step.
  *
- * A step runs, in one stream or one captured graph,
- *     kn_cu_attention_plan   once per step and distinct window: the work list, from lengths and
- * page tables that lie in device memory, so a graph replays with new ones; and per layer
- *     kn_cu_qkv_finish       norm and rotation per head, k and v into the pages, q into the
- * workspace; kn_cu_decode_attention every token of the batch against its sequence's pages.
+ * A step runs, in one stream or one captured graph:
+ *
+ * - once per step and distinct window kn_cu_attention_plan, which makes the work list from lengths
+ *   and page tables in device memory, so that a graph replays with new ones;
+ *
+ * - per layer kn_cu_qkv_finish: norm and rotation per head, k and v into the pages, q into the
+ *   workspace;
+ *
+ * - per layer kn_cu_decode_attention: every token of the batch against its sequence's pages.
  *
  * Memory is the caller's: kn_cu_attention_bytes says how much, kn_cu_attention_init lays it out.
  * One workspace serves all layers; a model with two window sizes has two plans.  All calls come
@@ -88,7 +92,9 @@ int32_t kn_cu_attention_unit_count(int32_t pages);
 
 struct kn_cu_plan_args {
     const struct kn_batch *batch; /* token_seq[t] < 0: no token there */
-    int32_t token_begin;          /* the plan covers tokens [token_begin, batch->token_count) */
+    int32_t token_begin;          /* the plan covers tokens [token_begin, batch->token_count): a
+                                     prompt chunk of too many units is planned and attended to in
+                                     slices */
     int32_t window;
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] device memory, read once per step; NULL
                                            if all is local */

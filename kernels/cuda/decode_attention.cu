@@ -1,13 +1,15 @@
 /*
  * decode_attention.cu - the plan of a step's attention, and the launchers.
  *
- * The plan kernel turns lengths and page tables into lists of units, one list per tier (a unit
- * belongs to the highest tier among its pages), and copies the windows, so that every CTA of every
- * layer sees the same ones however late the controller writes.  It runs once per step on one CTA:
- * first a scan over tokens gives each its run of slots, then every slot becomes a unit, in order.
- * It and the empty kernel behind it are launched without the programmatic attribute: the second is
- * complete before any later kernel starts, so later kernels may read the plan, and KV of earlier
- * steps, before their griddepcontrol.wait.
+ * The plan kernel turns lengths and page tables into lists of items (attention_plan.cuh), one list
+ * per tier: runs of local units in the first, units with remote pages singly in that of the highest
+ * tier among them.  It copies the windows too, so that every CTA of every layer sees the same ones
+ * however late the controller writes.  It runs once per step on one CTA: a scan over tokens gives
+ * each its slots, then every slot that begins a run lists it, in order.
+ *
+ * It and the empty kernel behind it are launched without the programmatic attribute: the second
+ * starts when the plan is complete, and nothing later starts before the second ends.  So later
+ * kernels may read the plan, and KV of earlier steps, before their griddepcontrol.wait.
  */
 #include <cuda_runtime.h>
 
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(PLAN_THREADS)
     p.head->done = 0;
 }
 
-/* Its completion before anything later starts is all it is for. */
+/* That it starts after the plan is complete is all it is for. */
 __global__ void attention_plan_done() {}
 
 /* --- sizes and layout --- */

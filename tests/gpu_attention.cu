@@ -65,9 +65,11 @@ __host__ __device__ static inline float uniform(uint32_t bits)
     return (float)(bits >> 8) * 0x1p-23f - 1.f;
 }
 /* Cached K (which = 0) or V (1) of a sequence. */
-__host__ __device__ static inline float cached(uint32_t seed, int position, int head, int which, int d)
+__host__ __device__ static inline float cached(uint32_t seed, int position, int head, int which,
+                                               int d)
 {
-    return __bfloat162float(__float2bfloat16(uniform(mix(seed, position, (head * 2 + which) * 512 + d))));
+    return __bfloat162float(
+        __float2bfloat16(uniform(mix(seed, position, (head * 2 + which) * 512 + d))));
 }
 static float bf16_value(uint16_t bits)
 {
@@ -87,8 +89,8 @@ struct pool {
 };
 
 /* One CTA a page: NaN everywhere, the cached tokens of one layer. */
-__global__ void fill_kernel(const fill_page *list, pool pools, size_t page_bytes, int layers, int layer,
-                            int heads, int dim, int atoms)
+__global__ void fill_kernel(const fill_page *list, pool pools, size_t page_bytes, int layers,
+                            int layer, int heads, int dim, int atoms)
 {
     const fill_page f = list[blockIdx.x];
     uint8_t *page = pools.base[f.page >> 28] + (size_t)(f.page & 0x0FFFFFFF) * page_bytes;
@@ -134,12 +136,12 @@ static kn_cu_window *g_windows;
 static kn_cu_traffic *g_traffic;
 
 struct outcome {
-    std::vector<uint16_t> out;         /* [T][Hq*D] */
-    std::vector<float> q;              /* [T][Hq][D] as attention reads it */
-    std::vector<float> key, value;     /* [T][Hkv][D] as appended */
-    std::vector<float> qkv;            /* the input */
-    std::vector<int> seq, position;    /* [T] */
-    bool pad_clean;                    /* zero tails, untouched absent rows */
+    std::vector<uint16_t> out;      /* [T][Hq*D] */
+    std::vector<float> q;           /* [T][Hq][D] as attention reads it */
+    std::vector<float> key, value;  /* [T][Hkv][D] as appended */
+    std::vector<float> qkv;         /* the input */
+    std::vector<int> seq, position; /* [T] */
+    bool pad_clean;                 /* zero tails, untouched absent rows */
     uint64_t remote_blocks;
 };
 
@@ -151,7 +153,10 @@ template <typename T> static T *to_device(const std::vector<T> &v)
     return p;
 }
 
-static float norm_weight(int which, int d) { return 1.f + 0.25f * uniform(mix(77 + which, d, 1)); }
+static float norm_weight(int which, int d)
+{
+    return 1.f + 0.25f * uniform(mix(77 + which, d, 1));
+}
 static float rope_angle(int position, int d, int dim)
 {
     return (float)(position * pow(10000.0, -2.0 * d / dim));
@@ -269,7 +274,8 @@ static outcome run(const problem &p, const way &w)
         for (int d = 0; d < p.dim; d++) weights.push_back(norm_weight(i, d));
     float *norm = to_device(weights), *qkv = to_device(o.qkv);
     std::vector<kn_cu_window> windows(KN_TIER_MAX, {w.ctas, w.blocks, 0.f});
-    CUDA(cudaMemcpy(g_windows, windows.data(), sizeof(kn_cu_window) * KN_TIER_MAX, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(g_windows, windows.data(), sizeof(kn_cu_window) * KN_TIER_MAX,
+                    cudaMemcpyHostToDevice));
     CUDA(cudaMemset(g_traffic, 0, sizeof(kn_cu_traffic) * KN_TIER_MAX));
 
     const kn_cu_plan_args plan = {&b, 0, p.window, g_windows, 0};
@@ -280,7 +286,8 @@ static outcome run(const problem &p, const way &w)
                                    p.rope ? rope_table(p.dim) : NULL,
                                    &kv,
                                    LAYER};
-    const kn_cu_attention_args attend = {&kv, LAYER, 1.f / sqrtf((float)p.dim), rows, out, g_traffic};
+    const kn_cu_attention_args attend = {&kv,  LAYER, 1.f / sqrtf((float)p.dim),
+                                         rows, out,   g_traffic};
     cudaStream_t stream;
     CUDA(cudaStreamCreate(&stream));
     CUDA(cudaDeviceSynchronize());
@@ -308,7 +315,8 @@ static outcome run(const problem &p, const way &w)
     o.pad_clean = true;
     for (int t = 0; t < rows; t++)
         for (int k = 0; k < (int)out_cols; k++) {
-            const size_t at = ((size_t)(k / 64) * rows + t) * 64 + (((k & 63) >> 3) ^ (t & 7)) * 8 + (k & 7);
+            const size_t at =
+                ((size_t)(k / 64) * rows + t) * 64 + (((k & 63) >> 3) ^ (t & 7)) * 8 + (k & 7);
             const bool absent = t >= tokens || token_seq[t] < 0;
             if (absent) o.pad_clean = o.pad_clean && image[at] == 0xFFFF;
             else if (k >= p.q_heads * p.dim) o.pad_clean = o.pad_clean && image[at] == 0;
@@ -336,7 +344,8 @@ static outcome run(const problem &p, const way &w)
         const int row = positions[t] % 64;
         for (int h = 0; h < p.kv_heads; h++) {
             CUDA(cudaMemcpy(head.data(),
-                            g_pools.base[kn_page_tier(page)] + kn_page_index(page) * kn_kv_page_bytes(&kv) +
+                            g_pools.base[kn_page_tier(page)] +
+                                kn_page_index(page) * kn_kv_page_bytes(&kv) +
                                 LAYER * kn_kv_layer_bytes(&kv) + h * kn_kv_head_bytes(&kv),
                             head.size() * 2, cudaMemcpyDefault));
             for (int which = 0; which < 2; which++)
@@ -344,16 +353,19 @@ static outcome run(const problem &p, const way &w)
                     const size_t at = (size_t)(which * atoms + d / 64) * 4096 +
                                       kn_atom_offset(row, d % 64 * 2) / 2;
                     if (d >= p.dim) o.pad_clean = o.pad_clean && head[at] == 0;
-                    else (which ? o.value : o.key)[((size_t)t * p.kv_heads + h) * p.dim + d] = bf16_value(head[at]);
+                    else
+                        (which ? o.value : o.key)[((size_t)t * p.kv_heads + h) * p.dim + d] =
+                            bf16_value(head[at]);
                 }
         }
     }
     kn_cu_traffic traffic[KN_TIER_MAX];
     CUDA(cudaMemcpy(traffic, g_traffic, sizeof traffic, cudaMemcpyDeviceToHost));
     o.remote_blocks = traffic[1].blocks;
-    for (const void *x : {(const void *)fill_list, (const void *)b.positions, (const void *)b.token_seq,
-                          (const void *)b.seqs, (const void *)b.pages, (const void *)memory,
-                          (const void *)out, (const void *)norm, (const void *)qkv})
+    for (const void *x :
+         {(const void *)fill_list, (const void *)b.positions, (const void *)b.token_seq,
+          (const void *)b.seqs, (const void *)b.pages, (const void *)memory, (const void *)out,
+          (const void *)norm, (const void *)qkv})
         CUDA(cudaFree((void *)x));
     return o;
 }
@@ -375,7 +387,8 @@ template <typename F> static void parallel(int n, F f)
 static double attention_error(const problem &p, const outcome &o, int t, int kv_head, double *rel)
 {
     const int group = p.q_heads / p.kv_heads, position = o.position[t], seq = o.seq[t];
-    const int begin = p.window > 0 ? std::max(0, position - p.window + 1) : 0, n = position + 1 - begin;
+    const int begin = p.window > 0 ? std::max(0, position - p.window + 1) : 0,
+              n = position + 1 - begin;
     const int own = p.seqs[seq].kv_count - p.seqs[seq].token_count;
     int first_token = t - (position - own);
     std::vector<double> k((size_t)n * p.dim), v((size_t)n * p.dim), w(n), acc(p.dim), mag(p.dim);
@@ -383,7 +396,8 @@ static double attention_error(const problem &p, const outcome &o, int t, int kv_
         for (int d = 0; d < p.dim; d++) {
             const int at = begin + i;
             if (at >= own) {
-                const size_t from = ((size_t)(first_token + at - own) * p.kv_heads + kv_head) * p.dim + d;
+                const size_t from =
+                    ((size_t)(first_token + at - own) * p.kv_heads + kv_head) * p.dim + d;
                 k[(size_t)i * p.dim + d] = o.key[from];
                 v[(size_t)i * p.dim + d] = o.value[from];
             } else {
@@ -441,7 +455,8 @@ static double qkv_error(const problem &p, const outcome &o)
             }
             const bool is_q = h < p.q_heads, is_v = h >= p.q_heads + p.kv_heads;
             if (!is_v && p.norm)
-                for (int d = 0; d < p.dim; d++) x[d] *= norm_weight(!is_q, d) / sqrt(sum / p.dim + 1e-5);
+                for (int d = 0; d < p.dim; d++)
+                    x[d] *= norm_weight(!is_q, d) / sqrt(sum / p.dim + 1e-5);
             y = x;
             if (!is_v && p.rope)
                 for (int d = 0; d < half; d++) {
@@ -452,10 +467,12 @@ static double qkv_error(const problem &p, const outcome &o)
                 }
             for (int d = 0; d < p.dim; d++) {
                 const int kv_head = (h - p.q_heads) % p.kv_heads;
-                const float got = is_q ? o.q[(t * p.q_heads + h) * p.dim + d]
-                                       : (is_v ? o.value : o.key)[(t * p.kv_heads + kv_head) * p.dim + d];
+                const float got =
+                    is_q ? o.q[(t * p.q_heads + h) * p.dim + d]
+                         : (is_v ? o.value : o.key)[(t * p.kv_heads + kv_head) * p.dim + d];
                 const double partner = fabs(x[d]) + fabs(x[(d + half) % p.dim]);
-                const double e = fabs(got - y[d]) / (0x1p-8 * 1.001 * fabs(y[d]) + 1e-6 * partner + 1e-30);
+                const double e =
+                    fabs(got - y[d]) / (0x1p-8 * 1.001 * fabs(y[d]) + 1e-6 * partner + 1e-30);
                 worst = e > worst || e != e ? (e != e ? 1e30 : e) : worst;
             }
         }
@@ -472,30 +489,34 @@ static void check_reference(const char *name, const problem &p, const outcome &o
             error[i] = attention_error(p, o, i / p.kv_heads, i % p.kv_heads, &rel[i]);
     });
     const size_t at = std::max_element(error.begin(), error.end()) - error.begin();
-    EXPECT(error[at] <= 1, "%s D %d heads %d/%d window %d: token %d position %d kv-head %d: %.3g of the bound",
-           name, p.dim, p.q_heads, p.kv_heads, p.window, (int)at / p.kv_heads, o.position[at / p.kv_heads],
-           (int)at % p.kv_heads, error[at]);
+    EXPECT(error[at] <= 1,
+           "%s D %d heads %d/%d window %d: token %d position %d kv-head %d: %.3g of the bound",
+           name, p.dim, p.q_heads, p.kv_heads, p.window, (int)at / p.kv_heads,
+           o.position[at / p.kv_heads], (int)at % p.kv_heads, error[at]);
     const double widest = *std::max_element(rel.begin(), rel.end());
-    EXPECT(widest <= 4e-3, "%s D %d heads %d/%d: relative error %.3g", name, p.dim, p.q_heads, p.kv_heads, widest);
+    EXPECT(widest <= 4e-3, "%s D %d heads %d/%d: relative error %.3g", name, p.dim, p.q_heads,
+           p.kv_heads, widest);
     const double q = qkv_error(p, o);
-    EXPECT(q <= 1, "%s D %d heads %d/%d: q, k or v off by %.3g of the bound", name, p.dim, p.q_heads,
-           p.kv_heads, q);
+    EXPECT(q <= 1, "%s D %d heads %d/%d: q, k or v off by %.3g of the bound", name, p.dim,
+           p.q_heads, p.kv_heads, q);
     EXPECT(o.pad_clean, "%s D %d heads %d/%d: padding", name, p.dim, p.q_heads, p.kv_heads);
     static double worst, worst_rel;
     worst = std::max(worst, error[at]);
     worst_rel = std::max(worst_rel, widest);
-    printf("%-10s D %3d heads %2d/%-2d window %3d norm %d rope %d tokens %3d: error %.3f of the bound, relative "
+    printf("%-10s D %3d heads %2d/%-2d window %3d norm %d rope %d tokens %3d: error %.3f of the "
+           "bound, relative "
            "%.2e (worst so far %.3f, %.2e); qkv %.3f\n",
-           name, p.dim, p.q_heads, p.kv_heads, p.window, p.norm, p.rope, tokens, error[at],
-           widest, worst, worst_rel, q);
+           name, p.dim, p.q_heads, p.kv_heads, p.window, p.norm, p.rope, tokens, error[at], widest,
+           worst, worst_rel, q);
 }
 
 static void check_same(const char *what, const problem &p, const outcome &a, const outcome &b)
 {
     size_t different = 0;
     for (size_t i = 0; i < a.out.size(); i++) different += a.out[i] != b.out[i];
-    EXPECT(a.out.size() == b.out.size() && different == 0, "%s D %d heads %d/%d window %d: %zu of %zu differ",
-           what, p.dim, p.q_heads, p.kv_heads, p.window, different, a.out.size());
+    EXPECT(a.out.size() == b.out.size() && different == 0,
+           "%s D %d heads %d/%d window %d: %zu of %zu differ", what, p.dim, p.q_heads, p.kv_heads,
+           p.window, different, a.out.size());
 }
 
 /* Sequence s of the problem alone gives the bits it gave among the others. */
@@ -511,8 +532,8 @@ static void check_alone(const problem &p, const outcome &all, size_t s)
     size_t token = std::find(all.seq.begin(), all.seq.end(), (int)s) - all.seq.begin();
     for (int i = 0; i < p.seqs[s].token_count; i++)
         EXPECT(!memcmp(&all.out[(token + i) * row], &o.out[i * row], row * 2),
-               "sequence %zu of %d tokens alone, D %d heads %d/%d window %d", s, p.seqs[s].kv_count, p.dim,
-               p.q_heads, p.kv_heads, p.window);
+               "sequence %zu of %d tokens alone, D %d heads %d/%d window %d", s, p.seqs[s].kv_count,
+               p.dim, p.q_heads, p.kv_heads, p.window);
 }
 
 static problem make(int dim, int q_heads, int kv_heads, int window, const std::vector<int> &lengths)
@@ -527,7 +548,8 @@ static problem make(int dim, int q_heads, int kv_heads, int window, const std::v
 
 static void check_shapes(bool quick)
 {
-    const int dims[] = {64, 96, 128, 256}, heads[][2] = {{3, 3}, {4, 2}, {8, 2}, {14, 2}, {16, 2}, {16, 1}};
+    const int dims[] = {64, 96, 128, 256},
+              heads[][2] = {{3, 3}, {4, 2}, {8, 2}, {14, 2}, {16, 2}, {16, 1}};
     const int windows[] = {0, 1, 24, 100};
     std::vector<int> lengths = {1, 2, 63, 64, 65, 127, 128, 129, 1000, 4097};
     if (quick) lengths = {1, 65, 129, 1200};
@@ -581,7 +603,8 @@ static void check_small()
 static void check_batches(bool quick)
 {
     std::vector<int> lengths;
-    for (int i = 0; i < (quick ? 40 : 255); i++) lengths.push_back(1 + mix(3, i, 0) % (quick ? 200 : 900));
+    for (int i = 0; i < (quick ? 40 : 255); i++)
+        lengths.push_back(1 + mix(3, i, 0) % (quick ? 200 : 900));
     problem p = make(128, 8, 2, 0, lengths);
     p.rope = true;
     way host;

@@ -22,13 +22,15 @@ __global__ void __launch_bounds__(32) bench_stream(const uint8_t *from, size_t b
     for (int s = 0; s < PROBE_STAGES; s++) ptx_mbarrier_init(&full[s], 1);
     ptx_fence_mbarrier_init();
     const uint64_t policy = ptx_policy_evict_first();
-    const size_t begin = blocks * blockIdx.x / gridDim.x, end = blocks * (blockIdx.x + 1) / gridDim.x;
+    const size_t begin = blocks * blockIdx.x / gridDim.x,
+                 end = blocks * (blockIdx.x + 1) / gridDim.x;
     for (size_t i = begin; i < end + PROBE_STAGES; i++) {
         const int s = (int)((i - begin) % PROBE_STAGES), use = (int)((i - begin) / PROBE_STAGES);
         if (use && i - PROBE_STAGES < end) ptx_mbarrier_wait(&full[s], (use - 1) & 1);
         if (i >= end) continue;
         ptx_mbarrier_expect_tx(&full[s], KN_BLOCK_BYTES);
-        ptx_bulk_load_hint(ring + s * KN_BLOCK_BYTES, from + i * KN_BLOCK_BYTES, KN_BLOCK_BYTES, &full[s], policy);
+        ptx_bulk_load_hint(ring + s * KN_BLOCK_BYTES, from + i * KN_BLOCK_BYTES, KN_BLOCK_BYTES,
+                           &full[s], policy);
     }
 }
 
@@ -111,8 +113,9 @@ static double bench_case_run(const bench_case &c, uint8_t *kv_memory, int split_
     }
     const double us = bench_graph(stream, 15) * 1e3 / c.layers;
     if (finish) printf("    plan %.1f us\n", plan_ms * 1e3);
-    for (const void *x : {(const void *)b.positions, (const void *)b.token_seq, (const void *)b.seqs,
-                          (const void *)b.pages, (const void *)memory, (const void *)out, (const void *)qkv})
+    for (const void *x :
+         {(const void *)b.positions, (const void *)b.token_seq, (const void *)b.seqs,
+          (const void *)b.pages, (const void *)memory, (const void *)out, (const void *)qkv})
         CUDA(cudaFree((void *)x));
     return us;
 }
@@ -127,7 +130,8 @@ static int bench()
     cudaStream_t stream;
     CUDA(cudaStreamCreate(&stream));
     bench_fill<<<sms * 8, 256, 0, stream>>>((uint32_t *)kv, capacity / 4);
-    CUDA(cudaFuncSetAttribute(bench_stream, cudaFuncAttributeMaxDynamicSharedMemorySize, PROBE_STAGES * KN_BLOCK_BYTES));
+    CUDA(cudaFuncSetAttribute(bench_stream, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              PROBE_STAGES * KN_BLOCK_BYTES));
     const size_t probe = (size_t)4 << 30;
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     bench_stream<<<sms, 32, PROBE_STAGES * KN_BLOCK_BYTES, stream>>>(kv, probe / KN_BLOCK_BYTES);
@@ -139,17 +143,18 @@ static int bench()
         const size_t bytes = (size_t)c.sequences * ((c.length + 63) / 64) * 8 * 32768;
         CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
         for (int l = 0; l < c.layers; l++)
-            bench_stream<<<sms, 32, PROBE_STAGES * KN_BLOCK_BYTES, stream>>>(kv + l * bytes, bytes / KN_BLOCK_BYTES);
+            bench_stream<<<sms, 32, PROBE_STAGES * KN_BLOCK_BYTES, stream>>>(
+                kv + l * bytes, bytes / KN_BLOCK_BYTES);
         const double floor_us = bench_graph(stream, 9) * 1e3 / c.layers;
-        printf("%3d x %6d: %7.1f MB, %.1f us at the probe's rate, streamed in one launch %.1f us\n", c.sequences,
-               c.length, bytes / 1e6, bytes / peak / 1e3, floor_us);
+        printf("%3d x %6d: %7.1f MB, %.1f us at the probe's rate, streamed in one launch %.1f us\n",
+               c.sequences, c.length, bytes / 1e6, bytes / peak / 1e3, floor_us);
         for (int split : {0, 1, 2, 4, 8, 16}) {
             const int pages = (c.length + 63) / 64;
             if (split && (pages + split - 1) / split > 256) continue;
             if (split > pages) continue;
             const double us = bench_case_run(c, kv, split, false, stream);
-            printf("    %2d pages a unit: %8.2f us, %5.0f GB/s, %.3f of the probe\n", split, us, bytes / us / 1e3,
-                   bytes / us / 1e3 / peak);
+            printf("    %2d pages a unit: %8.2f us, %5.0f GB/s, %.3f of the probe\n", split, us,
+                   bytes / us / 1e3, bytes / us / 1e3 / peak);
         }
         const double us = bench_case_run(c, kv, 0, true, stream);
         printf("    with the qkv finish: %8.2f us\n", us);

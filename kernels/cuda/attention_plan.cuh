@@ -2,13 +2,13 @@
  * attention_plan.cuh - what the kernels around attention share: how a token's pages are cut into
  * units, the work list, and where a query row's elements lie.
  *
- * A unit is one token and a run of consecutive pages of its sequence.  How many pages depends on the
- * number of pages the token sees and on nothing else; units are merged in order, sixteen at a time
- * (a group), then the groups.  Hence a token's result is the same for every neighbour, placement and
- * window.  What is dealt to CTAs are runs of units within a group, times kv-heads: long runs where
- * there is much work (one arrival to count, none where the run is the whole group), single units
- * towards the end and where pages are remote.  That choice may depend on the batch, for it changes
- * who computes a unit and not what comes of it.
+ * A unit is one token and a run of consecutive pages of its sequence.  How many pages depends on
+ * the number of pages the token sees and on nothing else; units are merged in order, sixteen at a
+ * time (a group), then the groups.  Hence a token's result is the same for every neighbour,
+ * placement and window.  What is dealt to CTAs are runs of units within a group, times kv-heads:
+ * long runs where there is much work (one arrival to count, none where the run is the whole group),
+ * single units towards the end and where pages are remote.  That choice may depend on the batch,
+ * for it changes who computes a unit and not what comes of it.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
@@ -17,14 +17,15 @@
 #include "kernels/cuda/ptx.cuh"
 
 enum {
-    CU_ATT_FAN = 16,        /* units of a group, and groups of a token */
-    CU_ATT_RUN_PAGES = 32,  /* most pages of an item: one page-table entry per lane */
-    CU_ATT_GROUP_MAX = 16,  /* query heads of a kv-head: rows of an mma */
-    CU_ATT_STATIC = 4,      /* items a CTA takes without asking the ticket */
+    CU_ATT_FAN = 16,       /* units of a group, and groups of a token */
+    CU_ATT_RUN_PAGES = 32, /* most pages of an item: one page-table entry per lane */
+    CU_ATT_GROUP_MAX = 16, /* query heads of a kv-head: rows of an mma */
+    CU_ATT_STATIC = 4,     /* items a CTA takes without asking the ticket */
 };
 
 /* An item of the work list: a run of units. */
-struct __align__(16) kn_cu_unit {
+struct __align__(16) kn_cu_unit
+{
     int32_t token;
     int32_t slot;                    /* where the first unit's partial goes; the others follow */
     int32_t first_slot, split_count; /* of all units of the token */
@@ -43,18 +44,26 @@ struct kn_cu_plan_head {
     uint32_t done;
 };
 
-/* log2 of the pages of a unit of a token that sees `pages` pages. */
+/* log2 of the pages of a unit of a token that sees `pages` pages.  A unit was measured to cost a
+ * CTA about 0.36 us beside its bytes (a page of one 128-wide head takes 0.92 us), so units are as
+ * long as a lone sequence, which wants them spread over all SMs, can bear. */
 __host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
 {
-    int32_t shift = pages <= 32 ? 1 : pages <= 64 ? 2 : 3;
+    int32_t shift = pages <= 4 ? 1 : pages <= 8 ? 2 : pages <= 128 ? 3 : 4;
     while (pages > CU_ATT_FAN * CU_ATT_FAN << shift) shift++;
     return shift;
 }
 
 /* Rows of a query tile: the group padded to half an mma or a whole one. */
-__host__ __device__ inline int32_t cu_att_rows(int32_t group) { return group <= 8 ? 8 : 16; }
+__host__ __device__ inline int32_t cu_att_rows(int32_t group)
+{
+    return group <= 8 ? 8 : 16;
+}
 /* 128-byte atoms that hold a head of K or V. */
-__host__ __device__ inline int32_t cu_att_atoms(int32_t head_dim) { return (head_dim + 63) / 64; }
+__host__ __device__ inline int32_t cu_att_atoms(int32_t head_dim)
+{
+    return (head_dim + 63) / 64;
+}
 __host__ __device__ inline int32_t cu_att_q_bytes(int32_t group, int32_t head_dim)
 {
     return cu_att_rows(group) * cu_att_atoms(head_dim) * 128;
@@ -71,8 +80,14 @@ PTX_INLINE uint32_t cu_att_q_offset(int rows, int row, int d)
 }
 
 /* kn_page_tier, kn_page_index and kn_atom_offset for device code. */
-PTX_INLINE uint32_t cu_page_tier(kn_page page) { return page >> 28; }
-PTX_INLINE uint32_t cu_page_index(kn_page page) { return page & 0x0FFFFFFFu; }
+PTX_INLINE uint32_t cu_page_tier(kn_page page)
+{
+    return page >> 28;
+}
+PTX_INLINE uint32_t cu_page_index(kn_page page)
+{
+    return page & 0x0FFFFFFFu;
+}
 PTX_INLINE uint32_t cu_atom_offset(uint32_t row, uint32_t byte)
 {
     return row * KN_ATOM_ROW_BYTES + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15);

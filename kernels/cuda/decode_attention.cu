@@ -1,13 +1,15 @@
 /*
  * decode_attention.cu - the plan of a step's attention, and the launchers.
  *
- * The plan kernel turns lengths and page tables into lists of units, one list per tier (a unit
- * belongs to the highest tier among its pages), and copies the windows, so that every CTA of every
- * layer sees the same ones however late the controller writes.  It runs once per step on one CTA:
- * first a scan over tokens gives each its run of slots, then every slot becomes a unit, in order.
- * It and the empty kernel behind it are launched without the programmatic attribute: the second is
- * complete before any later kernel starts, so later kernels may read the plan, and KV of earlier
- * steps, before their griddepcontrol.wait.
+ * The plan kernel turns lengths and page tables into lists of items (attention_plan.cuh), one list
+ * per tier: runs of local units in the first, units with remote pages singly in that of the highest
+ * tier among them.  It copies the windows too, so that every CTA of every layer sees the same ones
+ * however late the controller writes.  It runs once per step on one CTA: a scan over tokens gives
+ * each its slots, then every slot that begins a run lists it, in order.
+ *
+ * It and the empty kernel behind it are launched without the programmatic attribute: the second
+ * starts when the plan is complete, and nothing later starts before the second ends.  So later
+ * kernels may read the plan, and KV of earlier steps, before their griddepcontrol.wait.
  */
 #include <cuda_runtime.h>
 
@@ -112,8 +114,8 @@ PTX_INLINE int32_t plan_run(const plan_params &p, int32_t slot, int32_t slots, i
 }
 
 /* Lists a run, whole where it is local, else unit by unit. */
-PTX_INLINE void plan_list(const plan_params &p, kn_cu_unit u, int32_t units, uint32_t tiers, int tier,
-                          int32_t at)
+PTX_INLINE void plan_list(const plan_params &p, kn_cu_unit u, int32_t units, uint32_t tiers,
+                          int tier, int32_t at)
 {
     kn_cu_unit *list = p.units + (size_t)tier * p.units_max;
     if (!tiers) {
@@ -130,7 +132,8 @@ PTX_INLINE void plan_list(const plan_params &p, kn_cu_unit u, int32_t units, uin
     }
 }
 
-__global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_constant__ plan_params p)
+__global__ void __launch_bounds__(PLAN_THREADS)
+    attention_plan(const __grid_constant__ plan_params p)
 {
     __shared__ int32_t warp_sum[PLAN_THREADS / 32];
     int32_t slots = 0, sum;
@@ -181,7 +184,7 @@ __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_cons
     p.head->done = 0;
 }
 
-/* Its completion before anything later starts is all it is for. */
+/* That it starts after the plan is complete is all it is for. */
 __global__ void attention_plan_done() {}
 
 /* --- sizes and layout --- */
@@ -197,7 +200,10 @@ static int32_t units_max(const struct kn_cu_attention_shape *s)
     return CU_ATT_FAN * s->tokens_max + s->pages_max / 8;
 }
 
-static size_t padded(size_t bytes) { return (bytes + MEMORY_ALIGN - 1) / MEMORY_ALIGN * MEMORY_ALIGN; }
+static size_t padded(size_t bytes)
+{
+    return (bytes + MEMORY_ALIGN - 1) / MEMORY_ALIGN * MEMORY_ALIGN;
+}
 
 static uint8_t *carve(uint8_t **at, size_t bytes)
 {
@@ -213,12 +219,13 @@ extern "C" int32_t kn_cu_attention_unit_count(int32_t pages)
 
 extern "C" size_t kn_cu_attention_plan_bytes(const struct kn_cu_attention *a)
 {
-    return padded(sizeof(kn_cu_plan_head)) + padded(KN_TIER_MAX * sizeof(kn_cu_unit) * a->units_max) +
+    return padded(sizeof(kn_cu_plan_head)) +
+           padded(KN_TIER_MAX * sizeof(kn_cu_unit) * a->units_max) +
            padded(sizeof(int32_t) * (a->shape.tokens_max + 1));
 }
 
-extern "C" void kn_cu_attention_plan_init(const struct kn_cu_attention *a, struct kn_cu_attention_plan *plan,
-                                       void *memory)
+extern "C" void kn_cu_attention_plan_init(const struct kn_cu_attention *a,
+                                          struct kn_cu_attention_plan *plan, void *memory)
 {
     uint8_t *at = (uint8_t *)memory;
     plan->head = (kn_cu_plan_head *)carve(&at, sizeof(kn_cu_plan_head));
@@ -242,12 +249,14 @@ static uint8_t *lay_out(struct kn_cu_attention *a, uint8_t *base)
     return at;
 }
 
-extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape *s, size_t *bytes, char *err)
+extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape *s, size_t *bytes,
+                                             char *err)
 {
     if (s->q_heads <= 0 || s->kv_heads <= 0 || s->q_heads % s->kv_heads || s->tokens_max <= 0 ||
         s->pages_max <= 0)
-        return err_set(err, ST_INVALID, "attention of %d query and %d kv-heads, %d tokens, %d pages",
-                       s->q_heads, s->kv_heads, s->tokens_max, s->pages_max);
+        return err_set(err, ST_INVALID,
+                       "attention of %d query and %d kv-heads, %d tokens, %d pages", s->q_heads,
+                       s->kv_heads, s->tokens_max, s->pages_max);
     const int32_t atoms = cu_att_atoms(s->head_dim);
     if (s->head_dim <= 0 || s->head_dim % 8 || (atoms != 1 && atoms != 2 && atoms != 4))
         return err_set(err, ST_UNSUPPORTED,
@@ -275,21 +284,20 @@ enum {
 template <int ATOMS, int ROWS> static int ring_stages(int group)
 {
     for (int stages = CU_ATT_STAGES_MAX; stages >= 5; stages--)
-        if (cu_att_shared_bytes<ATOMS, ROWS>(stages, group) <= SHARED_HALF)
-            return stages;
+        if (cu_att_shared_bytes<ATOMS, ROWS>(stages, group) <= SHARED_HALF) return stages;
     return CU_ATT_STAGES_MAX;
 }
 
 template <int ATOMS, int ROWS> static cudaError_t allow_shared()
 {
-    static_assert(cu_att_shared_bytes<ATOMS, ROWS>(CU_ATT_STAGES_MAX, ROWS) <=
-                  SHARED_MAX);
+    static_assert(cu_att_shared_bytes<ATOMS, ROWS>(CU_ATT_STAGES_MAX, ROWS) <= SHARED_MAX);
     return cudaFuncSetAttribute(sm90_bf16_decode_attention<ATOMS, ROWS>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
 }
 
-extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a, const struct kn_cu_attention_shape *s,
-                                         void *memory, char *err)
+extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a,
+                                            const struct kn_cu_attention_shape *s, void *memory,
+                                            char *err)
 {
     size_t bytes;
     enum status st = kn_cu_attention_bytes(s, &bytes, err);
@@ -314,9 +322,9 @@ extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a, const str
 /* --- launchers --- */
 
 extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
-                                         const struct kn_cu_attention_plan *plan,
-                                         const struct kn_cu_plan_args *args, void *stream,
-                                         char *err)
+                                            const struct kn_cu_attention_plan *plan,
+                                            const struct kn_cu_plan_args *args, void *stream,
+                                            char *err)
 {
     const struct kn_batch *b = args->batch;
     plan_params p;
@@ -351,8 +359,7 @@ static cudaError_t launch(const struct kn_cu_attention *a, cu_att_params &p, voi
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(a->cta_count);
     config.blockDim = dim3(cu_att_shape<ATOMS, ROWS>::THREADS);
-    config.dynamicSmemBytes =
-        cu_att_shared_bytes<ATOMS, ROWS>(p.stages, p.group);
+    config.dynamicSmemBytes = cu_att_shared_bytes<ATOMS, ROWS>(p.stages, p.group);
     config.stream = (cudaStream_t)stream;
     config.attrs = &dependent;
     config.numAttrs = 1;
@@ -360,10 +367,10 @@ static cudaError_t launch(const struct kn_cu_attention *a, cu_att_params &p, voi
 }
 
 extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
-                                           const struct kn_cu_attention_plan *plan,
-                                           const struct kn_batch *batch,
-                                           const struct kn_cu_attention_args *args,
-                                           void *stream, char *err)
+                                              const struct kn_cu_attention_plan *plan,
+                                              const struct kn_batch *batch,
+                                              const struct kn_cu_attention_args *args, void *stream,
+                                              char *err)
 {
     const struct kn_cu_attention_shape *s = &a->shape;
     const struct kn_kv *kv = args->kv;

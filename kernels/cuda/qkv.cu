@@ -49,7 +49,8 @@ PTX_INLINE void qkv_norm(qkv_head &x, const float *weight, float eps, int dim, i
     for (int i = 0; i < PAIRS; i++) {
         const int d = 2 * lane + 64 * i;
         if (d >= half) break;
-        const float2 low = *(const float2 *)(weight + d), high = *(const float2 *)(weight + half + d);
+        const float2 low = *(const float2 *)(weight + d),
+                     high = *(const float2 *)(weight + half + d);
         x.low[i] = make_float2(x.low[i].x * scale * low.x, x.low[i].y * scale * low.y);
         x.high[i] = make_float2(x.high[i].x * scale * high.x, x.high[i].y * scale * high.y);
     }
@@ -101,7 +102,8 @@ PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head &x, int token, in
         *(uint32_t *)(to + qkv_row_offset(row, d)) = 0;
 }
 
-__global__ void __launch_bounds__(QKV_WARPS * 32) sm90_qkv_finish(const __grid_constant__ qkv_params p)
+__global__ void __launch_bounds__(QKV_WARPS * 32)
+    sm90_qkv_finish(const __grid_constant__ qkv_params p)
 {
     ptx_griddep_launch();
     const int lane = threadIdx.x & 31, task = blockIdx.x * QKV_WARPS + (threadIdx.x >> 5);
@@ -151,9 +153,9 @@ __global__ void __launch_bounds__(QKV_WARPS * 32) sm90_qkv_finish(const __grid_c
         *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
 }
 
-extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a, const struct kn_batch *batch,
-                                     const struct kn_cu_qkv_args *args, void *stream,
-                                     char *err)
+extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
+                                        const struct kn_batch *batch,
+                                        const struct kn_cu_qkv_args *args, void *stream, char *err)
 {
     const struct kn_cu_attention_shape *s = &a->shape;
     const struct kn_kv *kv = args->kv;

@@ -82,12 +82,12 @@ template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int X_BYTES = TB * 128 * X_ATOMS;
     /* The exchange holds the partial sums of a piece of the group from all ranks: warp fragments of
      * 16 rows x 8 tokens, one float4 a lane. */
-    static constexpr int PIECES = RT * TB > 256 ? 4 : TB == 32 ? 2 : 1;
+    static constexpr int PIECES = TB == 256 ? 8 : RT * TB > 256 ? 4 : TB == 32 ? 2 : 1;
     static constexpr int PIECE_N = TB / 8 / PIECES; /* fragments of a warp, tile and piece */
     static constexpr int FRAGMENTS = RT * 4 * PIECE_N;
     static constexpr int EXCHANGE_BYTES = FRAGMENTS * 512;
     /* Activation slots for the blocks in flight, and one more; the rest is weights. */
-    static constexpr int X_SLOTS = TB == 256 ? 3 : TB >= 64 ? 4 : TB == 32 ? 3 : 6 / RT + 1;
+    static constexpr int X_SLOTS = TB >= 64 ? 4 : TB == 32 ? 3 : 6 / RT + 1;
     static constexpr int BARRIERS = 512;
     static constexpr int W_FIT = (SHARED - BARRIERS - X_SLOTS * X_BYTES - EXCHANGE_BYTES) / KN_BLOCK_BYTES;
     /* A slot belongs to one warpgroup (invariant 6). */
@@ -323,7 +323,22 @@ PTX_INLINE void cu_store_act(const cu_gemm &g, int tb, int t, int i, int stride,
         *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, k)) = __float2bfloat16(0.f);
 }
 
-template <int TB> PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int lane, float4 v)
+/* What KN_EPI_ADD finds at the four outputs of a lane's fragment; zeros for the others. */
+PTX_INLINE float4 cu_gemm_old(const cu_gemm &g, int tile, int warp, int n, int lane)
+{
+    const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
+    float4 old = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (g.epilogue != KN_EPI_ADD) return old;
+    const float *out = (const float *)g.out + (size_t)t * g.rows;
+    if (t < g.tokens && r0 < g.rows) old.x = out[r0];
+    if (t < g.tokens && r1 < g.rows) old.z = out[r1];
+    if (t + 1 < g.tokens && r0 < g.rows) old.y = out[g.rows + r0];
+    if (t + 1 < g.tokens && r1 < g.rows) old.w = out[g.rows + r1];
+    return old;
+}
+
+template <int TB>
+PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int lane, float4 v, float4 old)
 {
     const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
     const float b0 = g.bias && r0 < g.rows ? g.bias[r0] : 0.f, b1 = g.bias && r1 < g.rows ? g.bias[r1] : 0.f;
@@ -344,13 +359,13 @@ template <int TB> PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int 
             cu_store_act(g, TB, t + j, r1, 64, limit, fmaxf(r1t[j], 0.f));
         }
     } else {
-        const bool add = g.epilogue == KN_EPI_ADD;
+        const float o0[2] = {old.x, old.y}, o1[2] = {old.z, old.w};
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             if (t + j >= g.tokens) continue;
             float *out = (float *)g.out + (size_t)(t + j) * g.rows;
-            if (r0 < g.rows) out[r0] = add ? out[r0] + r0t[j] : r0t[j];
-            if (r1 < g.rows) out[r1] = add ? out[r1] + r1t[j] : r1t[j];
+            if (r0 < g.rows) out[r0] = o0[j] + r0t[j];
+            if (r1 < g.rows) out[r1] = o1[j] + r1t[j];
         }
     }
 }
@@ -425,8 +440,17 @@ PTX_INLINE void cu_exchange_reduce(const cu_gemm &g, cu_gemm_ring<S> &ring, int3
     const int32_t owned = S::FRAGMENTS / g.cluster;
     const int32_t live = (g.blocks_per_tile + g.rank_blocks - 1) / g.rank_blocks;
     if (warp == 0 && lane == 0) ptx_mbarrier_expect_tx(&ring.exchange_full, owned * live * 512);
+    /* The residual is asked for before the wait, where there are registers to hold it. */
+    constexpr bool EARLY = OWNED_MAX <= 2;
+    float4 sum[OWNED_MAX], old[OWNED_MAX];
+#pragma unroll
+    for (int k = 0; EARLY && k < OWNED_MAX; k++) {
+        const int32_t i = warp + k * S::WARPS, f = rank * owned + i;
+        if (i < owned)
+            old[k] = cu_gemm_old(g, group * S::RT + f / (4 * S::PIECE_N), f / S::PIECE_N % 4,
+                                 piece * S::PIECE_N + f % S::PIECE_N, lane);
+    }
     PTX_SPIN_UNTIL(ptx_cluster_mbarrier_try_wait(&ring.exchange_full, e & 1));
-    float4 sum[OWNED_MAX];
 #pragma unroll
     for (int k = 0; k < OWNED_MAX; k++) {
         const int32_t i = warp + k * S::WARPS;
@@ -443,8 +467,9 @@ PTX_INLINE void cu_exchange_reduce(const cu_gemm &g, cu_gemm_ring<S> &ring, int3
     for (int k = 0; k < OWNED_MAX; k++) {
         const int32_t i = warp + k * S::WARPS, f = rank * owned + i, tile = f / (4 * S::PIECE_N);
         if (i >= owned) break;
-        cu_gemm_store<S::TB>(g, group * S::RT + tile, f / S::PIECE_N % 4, piece * S::PIECE_N + f % S::PIECE_N, lane,
-                             sum[k]);
+        const int q = f / S::PIECE_N % 4, n = piece * S::PIECE_N + f % S::PIECE_N;
+        if (!EARLY) old[k] = cu_gemm_old(g, group * S::RT + tile, q, n, lane);
+        cu_gemm_store<S::TB>(g, group * S::RT + tile, q, n, lane, sum[k], old[k]);
     }
 }
 
@@ -470,7 +495,8 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
                 for (int c = 0; c < S::TB / 8; c++)
                     cu_gemm_store<S::TB>(
                         g, group * S::RT + wg + j * S::WG, warp & 3, c, lane,
-                        make_float4(acc[j][4 * c], acc[j][4 * c + 1], acc[j][4 * c + 2], acc[j][4 * c + 3]));
+                        make_float4(acc[j][4 * c], acc[j][4 * c + 1], acc[j][4 * c + 2], acc[j][4 * c + 3]),
+                        cu_gemm_old(g, group * S::RT + wg + j * S::WG, warp & 3, c, lane));
             continue;
         }
 #pragma unroll

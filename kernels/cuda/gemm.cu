@@ -91,35 +91,27 @@ extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn
     plan->grid = (plan->group_count < clusters ? plan->group_count : clusters) * plan->cluster;
 }
 
-/* Estimated time in us: the bytes the busiest SM takes in, at its 45 GB/s or its share of HBM. */
-static double plan_us(const struct kn_cu_gemm_plan *p, int32_t cols)
-{
-    int32_t clusters = p->grid / p->cluster;
-    double units = (double)((p->group_count + clusters - 1) / clusters);
-    double rank_blocks = (double)(((cols + 127) / 128 + p->cluster - 1) / p->cluster);
-    double weights = units * rank_blocks * p->group_tiles * KN_BLOCK_BYTES;
-    double x = units * rank_blocks * p->bucket * 256.0;
-    double ingest = (weights + x) / 45e3, hbm = weights / 35.7e3;
-    return (ingest > hbm ? ingest : hbm) + (p->cluster > 1 ? 1 + units * 0.1 * p->bucket / 32 : 0);
-}
-
+/* Measured over every choice of group height, cluster and CTAs per SM at the shapes of an 8B model
+ * on an H200 (tests/gpu_gemm.cu --tune).  A cluster costs 1 to 2 us at the end of each unit that the
+ * ring has no room to hide, so K is cut only where there are too few groups for all SMs; two CTAs per
+ * SM hide one another's waits where both fit. */
 extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
                                 struct kn_cu_gemm_plan *out)
 {
     CHECK(rows > 0 && cols > 0 && sm_count > 0);
-    const int32_t bucket = kn_cu_bucket(tokens);
-    double best = 0;
-    memset(out, 0, sizeof *out);
-    for (int32_t group_tiles = 1; group_tiles <= 4; group_tiles *= 2)
-        for (int32_t cluster = 1; cluster <= kn_cu_gemm_cluster_max(bucket, group_tiles); cluster *= 2) {
-            struct kn_cu_gemm_plan p = {bucket, group_tiles, cluster, 1, 0, 0};
-            kn_cu_gemm_plan_derive(rows, sm_count, &p);
-            double us = plan_us(&p, cols);
-            if (out->bucket && us >= best) continue;
-            best = us;
-            *out = p;
-        }
-    CHECK(out->bucket != 0);
+    const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
+    const bool few = bucket <= 16;
+    struct kn_cu_gemm_plan p = {bucket, few ? 1 : 2, 1, few ? 2 : 1, 0, 0};
+    const int32_t cluster_max = kn_cu_gemm_cluster_max(bucket, p.group_tiles);
+    const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
+    if (groups < (few ? 2 : 1) * sm_count) {
+        int32_t wanted = bucket == 32 ? 4 : 2;
+        while (groups * wanted * (bucket <= 32 ? 2 : 4) <= sm_count) wanted *= 2;
+        while (p.cluster < wanted && p.cluster < cluster_max && blocks >= p.cluster * 4) p.cluster *= 2;
+        if (bucket == 32) p.ctas_per_sm = 2;
+    }
+    kn_cu_gemm_plan_derive(rows, sm_count, &p);
+    *out = p;
 }
 
 /* Which groups are read as which tier's: a remote tier's are those with any of its tiles, less those

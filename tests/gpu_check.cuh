@@ -1,7 +1,7 @@
 /*
  * gpu_check.cuh - what the GPU test programs share: counted checks, checked CUDA calls, and random
- * data that is a function of (seed, row, column), so that kernels under test read it from memory and
- * the reference computes it anew, without going through any layout.
+ * data that is a function of (seed, row, column), so that kernels under test read it from memory
+ * and the reference computes it anew, without going through any layout.
  */
 #ifndef DAKD_TESTS_GPU_CHECK_CUH
 #define DAKD_TESTS_GPU_CHECK_CUH

@@ -69,7 +69,8 @@ __host__ __device__ static void dot(int t, int row, int cols, double *sum, doubl
 {
     *sum = *absolute = 0;
     for (int k = 0; k < cols; k++) {
-        double p = (double)random_bf16(SEED_X, t, k, X_SCALE) * random_bf16(SEED_W, row, k, W_SCALE);
+        double p =
+            (double)random_bf16(SEED_X, t, k, X_SCALE) * random_bf16(SEED_W, row, k, W_SCALE);
         *sum += p;
         *absolute += fabs(p);
     }
@@ -110,7 +111,8 @@ __global__ void compare_kernel(reference r, int epilogue, int bucket, const void
         int g = i / 8 * 16 + i % 8, u = g + 8; /* kn_glu_row */
         double silu = s[g] / (1 + exp(-s[g]));
         want = silu * s[u];
-        tolerance = 4e-6 * (1.1 * a[g] * fabs(s[u]) + a[u] * fabs(silu)) + 0.004 * fabs(want) + 1e-6;
+        tolerance =
+            4e-6 * (1.1 * a[g] * fabs(s[u]) + a[u] * fabs(silu)) + 0.004 * fabs(want) + 1e-6;
     } else {
         want = epilogue == KN_EPI_RELU ? fmax(s[i], 0.) : s[i];
         if (epilogue == KN_EPI_ADD) want += random_bf16(SEED_OUT, 0, t * cols + i, 1.f);
@@ -178,8 +180,8 @@ static void bed_open(struct bed *b, int rows, int cols, bool pinned)
 
 static void bed_close(struct bed *b)
 {
-    void *device[] = {b->local, b->x,        b->bias,    b->out,    b->first,
-                      b->sum,   b->absolute, b->bad,       b->windows, b->traffic};
+    void *device[] = {b->local, b->x,        b->bias, b->out,     b->first,
+                      b->sum,   b->absolute, b->bad,  b->windows, b->traffic};
     for (size_t i = 0; i < ARRAY_COUNT(device); i++) CUDA(cudaFree(device[i]));
     if (b->pinned) CUDA(cudaFreeHost(b->pinned));
 }
@@ -214,8 +216,8 @@ static void bed_run(struct bed *b, const struct kn_cu_gemm_plan *plan, enum kn_e
     CUDA(cudaMemset(b->traffic, 0, KN_TIER_MAX * sizeof *b->traffic));
     if (e == KN_EPI_ADD)
         fill_floats<<<512, 256>>>((float *)b->out, SEED_OUT, (size_t)tokens * b->w.rows);
-    struct kn_cu_gemm_args a = {&b->w,  bias ? b->bias : NULL, tokens,     b->x, e,
-                                b->out, b->windows,            b->traffic, true};
+    struct kn_cu_gemm_args a = {
+        &b->w, bias ? b->bias : NULL, tokens, b->x, e, b->out, b->windows, b->traffic, true};
     STATUS(kn_cu_gemm_launch(plan, &a, NULL, err), err);
     CUDA(cudaDeviceSynchronize());
 }
@@ -250,7 +252,7 @@ static void bed_compare(struct bed *b, const struct kn_cu_gemm_plan *p, enum kn_
     int cols = e == KN_EPI_SWIGLU ? r.rows / 2 : r.rows;
     bool act = e == KN_EPI_SWIGLU || e == KN_EPI_RELU;
     compare_kernel<<<dim3((cols + 255) / 128, tokens), 128>>>(r, e, p->bucket, b->out, b->sum,
-                                                             b->absolute, b->bad);
+                                                              b->absolute, b->bad);
     uint32_t bad = bed_count(b);
     if (act && tokens < p->bucket)
         padding_kernel<<<dim3((cols + 255) / 128, p->bucket - tokens), 128>>>(b->out, p->bucket,
@@ -357,14 +359,14 @@ static void test_placements(struct bed *b, enum kn_epilogue e, int tokens)
             uint64_t local = (uint64_t)(n - before - after) * b->w.blocks_per_tile;
             EXPECT(b->tally, bad == 0,
                    "%dx%d T %d with %d + %d of %d tiles remote, window %d x %d: %u bytes differ",
-                   b->w.rows, b->w.cols, tokens, before, after, n, windows[j][0], windows[j][1], bad);
+                   b->w.rows, b->w.cols, tokens, before, after, n, windows[j][0], windows[j][1],
+                   bad);
             EXPECT(b->tally,
                    all == (uint64_t)n * b->w.blocks_per_tile && t[0].blocks == local &&
                        t[1].trips + t[2].trips == all - local,
                    "traffic %llu local %llu trips of %llu blocks, %llu local",
-                   (unsigned long long)t[0].blocks,
-                   (unsigned long long)(t[1].trips + t[2].trips), (unsigned long long)all,
-                   (unsigned long long)local);
+                   (unsigned long long)t[0].blocks, (unsigned long long)(t[1].trips + t[2].trips),
+                   (unsigned long long)all, (unsigned long long)local);
         }
 }
 
@@ -400,8 +402,8 @@ static void test_overlap(struct bed *b, int tokens)
         uint8_t *out = dependent ? b->out : b->first;
         CUDA(cudaMemset(out, 0, bytes));
         CUDA(cudaDeviceSynchronize());
-        struct kn_cu_gemm_args a = {&b->w, b->bias, tokens, b->x, KN_EPI_ADD, out, b->windows,
-                                    b->traffic, dependent != 0};
+        struct kn_cu_gemm_args a = {&b->w, b->bias,    tokens,     b->x,          KN_EPI_ADD,
+                                    out,   b->windows, b->traffic, dependent != 0};
         for (int i = 0; i < 40; i++) {
             STATUS(kn_cu_gemm_launch(&p, &a, NULL, err), err);
             if (!dependent) CUDA(cudaDeviceSynchronize());

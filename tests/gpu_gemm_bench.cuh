@@ -166,7 +166,8 @@ static double time_stream(struct bench *b, const uint8_t *from, size_t bytes, in
 
 /* Adds one op to the stream.  The last remote_tiles of it lie at remote. */
 static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
-                         const struct kn_cu_gemm_plan *plan, const uint8_t *remote, int remote_tiles)
+                         const struct kn_cu_gemm_plan *plan, const uint8_t *remote,
+                         int remote_tiles)
 {
     char err[ERR_CAP] = "";
     struct kn_weight w;
@@ -186,6 +187,35 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
     a.dependent = true;
     STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
+}
+
+/* One step with the plans of shapes that cut K, and of those that do not, replaced by (tiles,
+ * cluster, CTAs per SM): what a choice is worth among its neighbours, which tune_shape cannot see.
+ */
+static void tune_step(struct bench *b, int tokens)
+{
+    const int bucket = kn_cu_bucket(tokens), tiles_begin = bucket <= 16 ? 1 : 2;
+    for (int tiles = tiles_begin; tiles <= 2; tiles++)
+        for (int v = 0; v < 8; v++) {
+            const int cut = v & 1 ? 4 : 2, cut_ctas = 1 + (v >> 1 & 1), whole_ctas = 1 + (v >> 2);
+            const int resident = kn_cu_gemm_resident(bucket, tiles);
+            if (cut_ctas > resident || whole_ctas > resident) continue;
+            capture_begin(b);
+            for (int i = 0; i < b->op_count; i++) {
+                const struct bench_op *op = &b->ops[i];
+                struct kn_cu_gemm_plan p = {};
+                bool whole = op->rows >= 16384;
+                p.bucket = bucket;
+                p.group_tiles = tiles;
+                p.cluster = whole ? 1 : cut;
+                p.ctas_per_sm = whole ? whole_ctas : cut_ctas;
+                kn_cu_gemm_plan_derive(op->rows, b->sm_count, &p);
+                bench_launch(b, op, tokens, &p, NULL, 0);
+            }
+            double ms = time_graph(b, capture_end(b), 5);
+            printf("T %3d step: tiles %d, cluster %d, CTAs per SM %d and %d: %.3f ms\n", tokens,
+                   tiles, cut, cut_ctas, whole_ctas, ms);
+        }
 }
 
 /* One step; share of every weight's tiles remote, rounded so that the sum is right. */
@@ -324,7 +354,8 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
     double best_us[3] = {1e9, 1e9, 1e9}, planned_us = 0;
     int count = 0;
     kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, &planned);
-    for (int i = first; i < b->op_count && count < 20; i += stride) count += b->ops[i].rows == op->rows;
+    for (int i = first; i < b->op_count && count < 20; i += stride)
+        count += b->ops[i].rows == op->rows;
     for (int tiles = 1; tiles <= 4; tiles *= 2) {
         const int variants = kn_cu_gemm_resident(planned.bucket, tiles) * 4;
         for (int v = 0; v < variants; v++) {
@@ -369,6 +400,7 @@ static void bench_gemm(int sm_count, bool tune, bool steps, const char *cublas)
     printf("floor: %.3f ms for %.2f GB, %.0f GB/s\n", b.floor_ms, (double)b.bytes / 1e9,
            (double)b.bytes / b.floor_ms / 1e6);
     if (steps) bench_steps(&b, cublas);
+    for (size_t i = 0; tune && i < ARRAY_COUNT(tokens); i++) tune_step(&b, tokens[i]);
     if (tune)
         for (size_t i = 0; i < ARRAY_COUNT(tokens); i++)
             for (int op = 0; op < 5; op++)

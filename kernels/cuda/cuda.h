@@ -49,9 +49,9 @@ struct kn_cu_window {
 
 /* What the kernels read from a tier, in device memory; added to, never reset by kernels. */
 struct kn_cu_traffic {
-    uint64_t blocks;               /* 16 KB each */
-    uint64_t trips, trip_clocks;   /* round trips seen, and the sum of them in SM clocks */
-    uint32_t trip_min, trip_max;   /* trip_min starts at UINT32_MAX */
+    uint64_t blocks;             /* 16 KB each */
+    uint64_t trips, trip_clocks; /* round trips seen, and the sum of them in SM clocks */
+    uint32_t trip_min, trip_max; /* trip_min starts at UINT32_MAX */
 };
 
 /* The shape of one GEMM's launch. */
@@ -72,8 +72,8 @@ struct kn_cu_gemm_args {
     enum kn_epilogue epilogue; /* STORE and F32: fp32 [T,N] row-major; ADD: the same, +=; RELU and
                                   SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */
     void *out;
-    const struct kn_cu_window *windows;  /* [KN_TIER_MAX] on the device; NULL if all is local */
-    struct kn_cu_traffic *traffic;       /* [KN_TIER_MAX] on the device, or NULL */
+    const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
+    struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] on the device, or NULL */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
 };
 

@@ -17,24 +17,49 @@
  * TB / (64 RT) of the weights', and an SM takes in about 45 GB/s from L2 against 36 GB/s of
  * weights.
  *
- * Clusters.  A group of row tiles is one unit of work, done by one cluster of 1 to 8 CTAs that cut K
- * among them.  They exchange partial sums through each other's shared memory: every CTA owns an equal
- * part of the group's fragments, adds the partials in order of k and runs the epilogue.  A partial
- * sum that goes through L2 instead costs 5 us at the end of every kernel (fence, arrival, wait and
- * load, each a round trip of a memory system that the next kernel's ring is filling).  The exchange
- * of one unit is finished after the products of the next, so its latency is hidden.
+ * Clusters.  A group of row tiles is one unit of work, done by one cluster of 1 to 8 CTAs that cut
+ * K among them.  They exchange partial sums through each other's shared memory: every CTA owns an
+ * equal part of the group's fragments, adds the partials in order of k and runs the epilogue.  A
+ * partial sum that goes through L2 instead costs 5 us at the end of every kernel (fence, arrival,
+ * wait and load, each a round trip of a memory system that the next kernel's ring is filling).  The
+ * exchange of one unit is finished after the products of the next, so its latency is hidden.
  *
  * Invariants
- *  1. How K is cut depends on shape and bucket alone, hence the result is bitwise the same whichever
- *     cluster computes which unit: for every placement, window and run.
+ *  1. How K is cut depends on shape and bucket alone, hence the result is bitwise the same
+ * whichever cluster computes which unit: for every placement, window and run.
  *  2. Clusters never wait for one another.
- *  3. Remote units come first and are read by the first clusters, tier after tier; the local ones are
- *     dealt so that a cluster with remote work gets less of them.
+ *  3. Remote units come first and are read by the first clusters, tier after tier; the local ones
+ * are dealt so that a cluster with remote work gets less of them.
  *  4. At most window blocks of a remote tier are in flight per CTA: block n is issued when the
  *     poller has seen block n - window land.
  *  5. All CTAs of a launch read the same control block, or they would disagree on who does what.
- *  6. A ring slot belongs to one warpgroup: one that skipped a phase of a barrier could not tell the
- *     next from the last.
+ *  6. A ring slot belongs to one warpgroup: one that skipped a phase of a barrier could not tell
+ * the next from the last.
+ *
+ * Measured on an H200, the 129 GEMMs of a Llama-3.1-8B step in one graph, floor 3.27 ms (predicted
+ * 0.93 of it at up to 8 tokens, 0.90 at 32): 0.86 at 1 and 8 tokens, 0.85 at 16, 0.71 at 32 and 64.
+ * Weights of 16,384 rows and more run at 0.95 of the floor at up to 16 tokens; what is lost is lost
+ * where K is cut, 4 to 5 us a kernel: launch, first activations, exchange and residual follow one
+ * another while a ring of 96 KB, all of it in flight, hides 2.7 us.  From 64 tokens on the SM's
+ * intake from L2 binds (activations are half of the weights there, twice them at 256), and the
+ * answer would be to multicast activations within a cluster of row groups. Tried and dropped:
+ * partial sums through a workspace in L2 with the last arriver reducing (6 to 10 us a kernel: each
+ * fence, arrival and load is a round trip of a saturated memory system); remote stores released by
+ * a fence (waits for the epilogue's global stores); the poller as a second lane of the activation
+ * warp (starved by its try_wait: round trips read 20 us instead of 5).
+ *
+ * Measured on an H200, the 129 GEMMs of a Llama-3.1-8B step in one graph, floor 3.20 ms (predicted
+ * 0.93 of it at up to 8 tokens, 0.90 at 32): 0.86 at 1, 0.855 at 8, 0.84 at 16, 0.79 at 32, 0.70 at
+ * 64, 0.51 at 128, 0.28 at 256; cuBLAS 0.82, 0.82, 0.81, 0.79, 0.77, 0.71, 0.55.  Weights of 16,384
+ * rows and more run at 0.95 of the floor at up to 16 tokens; what is lost is lost where K is cut, 4
+ * to 5 us a kernel: launch, first activations, exchange and residual follow one another while a ring
+ * of 96 KB, all of it in flight, hides 2.7 us.  From 64 tokens on an SM's intake from L2 binds
+ * (activations are half of the weights there, twice them at 256): the lever left is to multicast
+ * activations within a cluster of row groups.
+ * Tried and dropped: partial sums through a workspace in L2, reduced by last arrivers or by all (6
+ * to 10 us a kernel: each fence, arrival and load is a round trip of a saturated memory system);
+ * remote stores released by a fence (waits for the epilogue's global stores); the poller as a second
+ * lane of the activation warp (starved by its try_wait: round trips read 20 us instead of 5).
  *
  * Sources: CUTLASS (swapped operands, split K), Marlin (fixed-order reduction); PTX ISA 9.0.
  */
@@ -71,28 +96,30 @@ struct cu_gemm {
 template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int TB = TOKENS, RT = TILES;
     static constexpr int WG = TB <= 16 || RT == 1 ? 1 : 2; /* consumer warpgroups */
-    static constexpr int TPW = RT / WG;               /* tiles of a warpgroup */
-    static constexpr int WARPS = WG * 4;              /* consumer warps */
+    static constexpr int TPW = RT / WG;                    /* tiles of a warpgroup */
+    static constexpr int WARPS = WG * 4;                   /* consumer warps */
     static constexpr int THREADS = (WARPS + 3) * 32;
-    /* Up to 32 tokens two CTAs share an SM: the next kernel fills its ring while this one drains.
+    /* Up to 16 tokens two CTAs share an SM: the next kernel fills its ring while this one drains.
      * Above, one CTA takes it all. */
-    static constexpr int RESIDENT = TB <= 32 ? 2 : 1;
+    static constexpr int RESIDENT = TB <= 16 ? 2 : 1;
     static constexpr int SHARED = RESIDENT == 2 ? 113 * 1024 : 227 * 1024;
     static constexpr int X_ATOMS = TB <= 64 ? 2 : 1; /* atoms of an activation slot */
     static constexpr int X_BYTES = TB * 128 * X_ATOMS;
     /* The exchange holds the partial sums of a piece of the group from all ranks: warp fragments of
      * 16 rows x 8 tokens, one float4 a lane. */
-    static constexpr int PIECES = RT * TB > 256 ? 4 : TB == 32 ? 2 : 1;
+    static constexpr int PIECES = TB == 256 ? 8 : RT * TB > 256 ? 4 : TB == 32 ? 2 : 1;
     static constexpr int PIECE_N = TB / 8 / PIECES; /* fragments of a warp, tile and piece */
     static constexpr int FRAGMENTS = RT * 4 * PIECE_N;
     static constexpr int EXCHANGE_BYTES = FRAGMENTS * 512;
     /* Activation slots for the blocks in flight, and one more; the rest is weights. */
-    static constexpr int X_SLOTS = TB == 256 ? 3 : TB >= 64 ? 4 : TB == 32 ? 3 : 6 / RT + 1;
+    static constexpr int X_SLOTS = TB >= 32 ? 4 : 6 / RT + 1;
     static constexpr int BARRIERS = 512;
-    static constexpr int W_FIT = (SHARED - BARRIERS - X_SLOTS * X_BYTES - EXCHANGE_BYTES) / KN_BLOCK_BYTES;
+    static constexpr int W_FIT =
+        (SHARED - BARRIERS - X_SLOTS * X_BYTES - EXCHANGE_BYTES) / KN_BLOCK_BYTES;
     /* A slot belongs to one warpgroup (invariant 6). */
     static constexpr int W_SLOTS = (W_FIT < 10 ? W_FIT : 10) / WG * WG;
-    static constexpr int SHARED_USED = W_SLOTS * KN_BLOCK_BYTES + X_SLOTS * X_BYTES + EXCHANGE_BYTES + BARRIERS;
+    static constexpr int SHARED_USED =
+        W_SLOTS * KN_BLOCK_BYTES + X_SLOTS * X_BYTES + EXCHANGE_BYTES + BARRIERS;
     static_assert(W_SLOTS >= RT, "a k-block of the group must fit");
 };
 
@@ -109,18 +136,20 @@ template <class S> struct cu_gemm_ring {
 
 /* --- who computes what --- */
 
-/* The units (groups) of one cluster, in its order: remote ones (of at most one tier), then local ones. */
+/* The units (groups) of one cluster, in its order: remote ones (of at most one tier), then local
+ * ones. */
 struct cu_work {
     int32_t tier, window;                            /* of the remote units */
     int32_t remote_begin, remote_step, remote_count; /* groups of that tier */
     int32_t local_begin, local_count;                /* consecutive groups of tier 0 */
-    int32_t block_begin, block_count;                /* of K, for this rank: the same for every unit */
-    int32_t remote_blocks;                           /* this rank's blocks of remote units, absent tiles too */
+    int32_t block_begin, block_count; /* of K, for this rank: the same for every unit */
+    int32_t remote_blocks;            /* this rank's blocks of remote units, absent tiles too */
 };
 
-/* Local units before cluster c, when the clusters [first[j], first[j + 1]) of tier j have weight share[j] and
- * the rest share[0].  In integers: a cluster's end must be its neighbour's begin. */
-PTX_INLINE int32_t cu_local_before(int32_t units, int32_t clusters, const int32_t (&first)[KN_TIER_MAX + 1],
+/* Local units before cluster c, when the clusters [first[j], first[j + 1]) of tier j have weight
+ * share[j] and the rest share[0].  In integers: a cluster's end must be its neighbour's begin. */
+PTX_INLINE int32_t cu_local_before(int32_t units, int32_t clusters,
+                                   const int32_t (&first)[KN_TIER_MAX + 1],
                                    const int64_t (&share)[KN_TIER_MAX], int32_t c)
 {
     int64_t before = share[0] * max(c - first[KN_TIER_MAX], 0);
@@ -130,7 +159,8 @@ PTX_INLINE int32_t cu_local_before(int32_t units, int32_t clusters, const int32_
         before += share[j] * (min(max(c, first[j]), first[j + 1]) - first[j]);
         all += share[j] * (first[j + 1] - first[j]);
     }
-    return all > 0 ? (int32_t)((units * before + all / 2) / all) : (int32_t)((int64_t)units * c / clusters);
+    return all > 0 ? (int32_t)((units * before + all / 2) / all)
+                   : (int32_t)((int64_t)units * c / clusters);
 }
 
 template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
@@ -145,8 +175,9 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
         w.local_count = (int32_t)((int64_t)local * (cluster + 1) / clusters) - w.local_begin;
         return w;
     }
-    /* Reading clusters of the remote tiers, side by side, and what each tier's part costs one of them
-     * in local blocks a rank.  Every tier still to come keeps a cluster: there are as many as units. */
+    /* Reading clusters of the remote tiers, side by side, and what each tier's part costs one of
+     * them in local blocks a rank.  Every tier still to come keeps a cluster: there are as many as
+     * units. */
     int32_t first[KN_TIER_MAX + 1] = {0, 0}, tiers_left = 0;
     float load[KN_TIER_MAX] = {};
 #pragma unroll
@@ -159,7 +190,8 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
             const kn_cu_window window = g.windows[j];
             const int32_t wanted = max(window.ctas, 1), in_flight = max(window.blocks, 1);
             tiers_left--;
-            readers = min((wanted + g.cluster - 1) / g.cluster, min(units, clusters - first[j] - tiers_left));
+            readers = min((wanted + g.cluster - 1) / g.cluster,
+                          min(units, clusters - first[j] - tiers_left));
             load[j] = window.cost * (float)(units * g.rank_blocks * S::RT) / (float)readers;
             if (cluster >= first[j] && cluster < first[j] + readers) {
                 w.tier = j;
@@ -178,7 +210,8 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     bool over[KN_TIER_MAX] = {};
 #pragma unroll
     for (int round = 1; round < KN_TIER_MAX; round++) {
-        float sum = (float)(local * g.rank_blocks * S::RT), count = (float)(clusters - first[KN_TIER_MAX]);
+        float sum = (float)(local * g.rank_blocks * S::RT),
+              count = (float)(clusters - first[KN_TIER_MAX]);
 #pragma unroll
         for (int j = 1; j < KN_TIER_MAX; j++)
             if (!over[j]) {
@@ -217,7 +250,8 @@ PTX_INLINE int32_t cu_gemm_tile_tier(const cu_gemm &g, int32_t tile)
 
 /* --- producers --- */
 
-template <class S> PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
+template <class S>
+PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
 {
     const uint64_t once = ptx_policy_evict_first();
     uint32_t local_issued = 0, remote_issued = 0;
@@ -229,7 +263,8 @@ template <class S> PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu
 #pragma unroll
         for (int t = 0; t < S::RT; t++) {
             const int32_t tile = group * S::RT + t, tier = cu_gemm_tile_tier(g, tile);
-            const int32_t block = (tile - g.tier[max(tier, 0)].tile_begin) * g.blocks_per_tile + w.block_begin;
+            const int32_t block =
+                (tile - g.tier[max(tier, 0)].tile_begin) * g.blocks_per_tile + w.block_begin;
             from[t] = tier < 0 ? nullptr : g.tier[tier].base + (size_t)block * KN_BLOCK_BYTES;
             remote[t] = tier > 0;
         }
@@ -238,7 +273,8 @@ template <class S> PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu
 #pragma unroll
             for (int t = 0; t < S::RT; t++, n++) {
                 const int32_t slot = n % S::W_SLOTS;
-                if (n >= S::W_SLOTS) ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
+                if (n >= S::W_SLOTS)
+                    ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
                 const int32_t landed = min(n - reach + 1, w.remote_blocks);
                 if (landed > 0)
                     PTX_SPIN_UNTIL((int32_t)ptx_load_acquire_shared(&ring.landed) >= landed);
@@ -248,7 +284,8 @@ template <class S> PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu
                 }
                 if (remote[t]) ring.issue_clock[slot] = ptx_clock();
                 ptx_mbarrier_expect_tx(&ring.w_full[slot], KN_BLOCK_BYTES);
-                ptx_bulk_load_hint(ring.weights[slot], from[t], KN_BLOCK_BYTES, &ring.w_full[slot], once);
+                ptx_bulk_load_hint(ring.weights[slot], from[t], KN_BLOCK_BYTES, &ring.w_full[slot],
+                                   once);
                 from[t] += KN_BLOCK_BYTES;
                 remote_issued += remote[t];
                 local_issued += !remote[t];
@@ -280,7 +317,8 @@ PTX_INLINE void cu_produce_activations(const cu_gemm &g, const cu_work &w, cu_ge
 }
 
 /* Sees each remote block land, in order, and says so to the weight producer. */
-template <class S> PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
+template <class S>
+PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
 {
     uint32_t trips = 0, trip_min = UINT32_MAX, trip_max = 0;
     uint64_t clocks = 0;
@@ -323,16 +361,34 @@ PTX_INLINE void cu_store_act(const cu_gemm &g, int tb, int t, int i, int stride,
         *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, k)) = __float2bfloat16(0.f);
 }
 
-template <int TB> PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int lane, float4 v)
+/* What KN_EPI_ADD finds at the four outputs of a lane's fragment; zeros for the others. */
+PTX_INLINE float4 cu_gemm_old(const cu_gemm &g, int tile, int warp, int n, int lane)
 {
     const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
-    const float b0 = g.bias && r0 < g.rows ? g.bias[r0] : 0.f, b1 = g.bias && r1 < g.rows ? g.bias[r1] : 0.f;
+    float4 old = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (g.epilogue != KN_EPI_ADD) return old;
+    const float *out = (const float *)g.out + (size_t)t * g.rows;
+    if (t < g.tokens && r0 < g.rows) old.x = out[r0];
+    if (t < g.tokens && r1 < g.rows) old.z = out[r1];
+    if (t + 1 < g.tokens && r0 < g.rows) old.y = out[g.rows + r0];
+    if (t + 1 < g.tokens && r1 < g.rows) old.w = out[g.rows + r1];
+    return old;
+}
+
+template <int TB>
+PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int lane, float4 v,
+                              float4 old)
+{
+    const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
+    const float b0 = g.bias && r0 < g.rows ? g.bias[r0] : 0.f,
+                b1 = g.bias && r1 < g.rows ? g.bias[r1] : 0.f;
     const float r0t[2] = {v.x + b0, v.y + b0}, r1t[2] = {v.z + b1, v.w + b1};
     const bool last = tile == g.tile_count - 1;
     if (tile >= g.tile_count) return;
     if (g.epilogue == KN_EPI_SWIGLU) {
         /* r0 is a gate row, r1 its up row (kn_glu_row). */
-        const int i = tile * 32 + warp * 8 + (lane >> 2), limit = last ? (g.tile_count * 32 + 127) & ~127 : 0;
+        const int i = tile * 32 + warp * 8 + (lane >> 2),
+                  limit = last ? (g.tile_count * 32 + 127) & ~127 : 0;
 #pragma unroll
         for (int j = 0; j < 2; j++)
             cu_store_act(g, TB, t + j, i, 32, limit, r0t[j] / (1.f + __expf(-r0t[j])) * r1t[j]);
@@ -344,21 +400,21 @@ template <int TB> PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int 
             cu_store_act(g, TB, t + j, r1, 64, limit, fmaxf(r1t[j], 0.f));
         }
     } else {
-        const bool add = g.epilogue == KN_EPI_ADD;
+        const float o0[2] = {old.x, old.y}, o1[2] = {old.z, old.w};
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             if (t + j >= g.tokens) continue;
             float *out = (float *)g.out + (size_t)(t + j) * g.rows;
-            if (r0 < g.rows) out[r0] = add ? out[r0] + r0t[j] : r0t[j];
-            if (r1 < g.rows) out[r1] = add ? out[r1] + r1t[j] : r1t[j];
+            if (r0 < g.rows) out[r0] = o0[j] + r0t[j];
+            if (r1 < g.rows) out[r1] = o1[j] + r1t[j];
         }
     }
 }
 
 /* Sums of one unit for the tiles of a warpgroup; n and m count the slots used so far. */
 template <class S>
-PTX_INLINE void cu_multiply(float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ring, int32_t blocks, int32_t n,
-                            int32_t m, int wg, int lane)
+PTX_INLINE void cu_multiply(float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ring, int32_t blocks,
+                            int32_t n, int32_t m, int wg, int lane)
 {
     constexpr int X_PER_BLOCK = 2 / S::X_ATOMS;
     for (int32_t b = 0; b < blocks; b++, n += S::RT, m += X_PER_BLOCK) {
@@ -379,9 +435,11 @@ PTX_INLINE void cu_multiply(float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ri
         for (int j = 0; j < S::TPW; j++)
 #pragma unroll
             for (int atom = 0; atom < 2; atom++) {
-                const uint8_t *x = ring.x[x_slot[atom % X_PER_BLOCK]] + atom % S::X_ATOMS * S::TB * 128;
+                const uint8_t *x =
+                    ring.x[x_slot[atom % X_PER_BLOCK]] + atom % S::X_ATOMS * S::TB * 128;
                 const uint64_t xd = ptx_wgmma_descriptor(ptx_shared(x));
-                const uint64_t wd = ptx_wgmma_descriptor(ptx_shared(ring.weights[w_slot[j]] + atom * KN_ATOM_BYTES));
+                const uint64_t wd = ptx_wgmma_descriptor(
+                    ptx_shared(ring.weights[w_slot[j]] + atom * KN_ATOM_BYTES));
 #pragma unroll
                 for (int k = 0; k < 4; k++)
                     ptx_wgmma<S::TB>(acc[j], wd + 2 * k, xd + 2 * k, b + atom + k > 0);
@@ -399,8 +457,9 @@ PTX_INLINE void cu_multiply(float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ri
 
 /* A warpgroup's partial sums of one piece, to the CTAs that own its fragments; e counts pieces. */
 template <class S>
-PTX_INLINE void cu_exchange_write(const cu_gemm &g, const float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ring,
-                                  int piece, int32_t e, int32_t rank, int wg, int warp, int lane)
+PTX_INLINE void cu_exchange_write(const cu_gemm &g, const float (&acc)[S::TPW][S::TB / 2],
+                                  cu_gemm_ring<S> &ring, int piece, int32_t e, int32_t rank, int wg,
+                                  int warp, int lane)
 {
     const int32_t owned = S::FRAGMENTS / g.cluster;
     if (e > 0) PTX_SPIN_UNTIL(ptx_cluster_mbarrier_try_wait(&ring.exchange_empty, (e - 1) & 1));
@@ -410,23 +469,35 @@ PTX_INLINE void cu_exchange_write(const cu_gemm &g, const float (&acc)[S::TPW][S
         for (int n = 0; n < S::PIECE_N; n++) {
             const int32_t f = ((wg + j * S::WG) * 4 + warp) * S::PIECE_N + n, owner = f / owned;
             const float *d = &acc[j][4 * (piece * S::PIECE_N + n)];
-            ptx_store_async(ptx_mapa(ptx_shared(&ring.exchange[(f - owner * owned) * g.cluster + rank][lane]), owner),
-                            make_float4(d[0], d[1], d[2], d[3]), ptx_mapa(ptx_shared(&ring.exchange_full), owner));
+            ptx_store_async(
+                ptx_mapa(ptx_shared(&ring.exchange[(f - owner * owned) * g.cluster + rank][lane]),
+                         owner),
+                make_float4(d[0], d[1], d[2], d[3]),
+                ptx_mapa(ptx_shared(&ring.exchange_full), owner));
         }
 }
 
-/* Adds up the fragments this CTA owns of a piece, in order of k, and stores them.  The buffer is free
- * again before the stores: a release after them would wait until they reach L2. */
+/* Adds up the fragments this CTA owns of a piece, in order of k, and stores them.  The buffer is
+ * free again before the stores: a release after them would wait until they reach L2. */
 template <class S>
-PTX_INLINE void cu_exchange_reduce(const cu_gemm &g, cu_gemm_ring<S> &ring, int32_t group, int piece, int32_t e,
-                                   int32_t rank, int warp, int lane)
+PTX_INLINE void cu_exchange_reduce(const cu_gemm &g, cu_gemm_ring<S> &ring, int32_t group,
+                                   int piece, int32_t e, int32_t rank, int warp, int lane)
 {
     constexpr int OWNED_MAX = (S::FRAGMENTS / 2 + S::WARPS - 1) / S::WARPS; /* of a warp */
     const int32_t owned = S::FRAGMENTS / g.cluster;
     const int32_t live = (g.blocks_per_tile + g.rank_blocks - 1) / g.rank_blocks;
     if (warp == 0 && lane == 0) ptx_mbarrier_expect_tx(&ring.exchange_full, owned * live * 512);
+    /* The residual is asked for before the wait, where there are registers to hold it. */
+    constexpr bool EARLY = OWNED_MAX <= 2;
+    float4 sum[OWNED_MAX], old[OWNED_MAX];
+#pragma unroll
+    for (int k = 0; EARLY && k < OWNED_MAX; k++) {
+        const int32_t i = warp + k * S::WARPS, f = rank * owned + i;
+        if (i < owned)
+            old[k] = cu_gemm_old(g, group * S::RT + f / (4 * S::PIECE_N), f / S::PIECE_N % 4,
+                                 piece * S::PIECE_N + f % S::PIECE_N, lane);
+    }
     PTX_SPIN_UNTIL(ptx_cluster_mbarrier_try_wait(&ring.exchange_full, e & 1));
-    float4 sum[OWNED_MAX];
 #pragma unroll
     for (int k = 0; k < OWNED_MAX; k++) {
         const int32_t i = warp + k * S::WARPS;
@@ -438,18 +509,21 @@ PTX_INLINE void cu_exchange_reduce(const cu_gemm &g, cu_gemm_ring<S> &ring, int3
         }
     }
     __syncwarp();
-    if (lane < g.cluster) ptx_cluster_mbarrier_arrive(ptx_mapa(ptx_shared(&ring.exchange_empty), lane));
+    if (lane < g.cluster)
+        ptx_cluster_mbarrier_arrive(ptx_mapa(ptx_shared(&ring.exchange_empty), lane));
 #pragma unroll
     for (int k = 0; k < OWNED_MAX; k++) {
         const int32_t i = warp + k * S::WARPS, f = rank * owned + i, tile = f / (4 * S::PIECE_N);
         if (i >= owned) break;
-        cu_gemm_store<S::TB>(g, group * S::RT + tile, f / S::PIECE_N % 4, piece * S::PIECE_N + f % S::PIECE_N, lane,
-                             sum[k]);
+        const int q = f / S::PIECE_N % 4, n = piece * S::PIECE_N + f % S::PIECE_N;
+        if (!EARLY) old[k] = cu_gemm_old(g, group * S::RT + tile, q, n, lane);
+        cu_gemm_store<S::TB>(g, group * S::RT + tile, q, n, lane, sum[k], old[k]);
     }
 }
 
 template <class S>
-PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring, int warp, int lane)
+PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring, int warp,
+                           int lane)
 {
     /* The epilogue touches what the previous kernel wrote and read, so every consumer waits. */
     ptx_griddep_wait();
@@ -470,7 +544,9 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
                 for (int c = 0; c < S::TB / 8; c++)
                     cu_gemm_store<S::TB>(
                         g, group * S::RT + wg + j * S::WG, warp & 3, c, lane,
-                        make_float4(acc[j][4 * c], acc[j][4 * c + 1], acc[j][4 * c + 2], acc[j][4 * c + 3]));
+                        make_float4(acc[j][4 * c], acc[j][4 * c + 1], acc[j][4 * c + 2],
+                                    acc[j][4 * c + 3]),
+                        cu_gemm_old(g, group * S::RT + wg + j * S::WG, warp & 3, c, lane));
             continue;
         }
 #pragma unroll
@@ -479,11 +555,13 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
             if (e > 0)
                 cu_exchange_reduce<S>(g, ring, p > 0 ? group : cu_gemm_group(g, w, i - 1),
                                       (p + S::PIECES - 1) % S::PIECES, e - 1, rank, warp, lane);
-            if (w.block_count > 0) cu_exchange_write<S>(g, acc, ring, p, e, rank, wg, warp & 3, lane);
+            if (w.block_count > 0)
+                cu_exchange_write<S>(g, acc, ring, p, e, rank, wg, warp & 3, lane);
         }
     }
     if (e > 0)
-        cu_exchange_reduce<S>(g, ring, cu_gemm_group(g, w, units - 1), S::PIECES - 1, e - 1, rank, warp, lane);
+        cu_exchange_reduce<S>(g, ring, cu_gemm_group(g, w, units - 1), S::PIECES - 1, e - 1, rank,
+                              warp, lane);
 }
 
 template <int TB, int RT>

@@ -18,19 +18,26 @@ struct cu_gemm_variant {
 template <int TB, int RT> static constexpr cu_gemm_variant variant()
 {
     using S = cu_gemm_shape<TB, RT>;
-    return {TB, RT, S::THREADS, S::SHARED_USED, S::RESIDENT, S::FRAGMENTS, sm90_bf16_decode_gemm<TB, RT>};
+    return {TB,
+            RT,
+            S::THREADS,
+            S::SHARED_USED,
+            S::RESIDENT,
+            S::FRAGMENTS,
+            sm90_bf16_decode_gemm<TB, RT>};
 }
 
 static const cu_gemm_variant variants[] = {
-    variant<8, 1>(),  variant<8, 2>(),  variant<8, 4>(),   variant<16, 1>(),  variant<16, 2>(), variant<16, 4>(),
-    variant<32, 2>(), variant<32, 4>(), variant<64, 2>(),  variant<64, 4>(),  variant<128, 2>(),
-    variant<128, 4>(), variant<256, 2>(),
+    variant<8, 1>(),   variant<8, 2>(),   variant<8, 4>(),   variant<16, 1>(), variant<16, 2>(),
+    variant<16, 4>(),  variant<32, 2>(),  variant<32, 4>(),  variant<64, 2>(), variant<64, 4>(),
+    variant<128, 2>(), variant<128, 4>(), variant<256, 2>(),
 };
 
 static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles)
 {
     for (size_t i = 0; i < ARRAY_COUNT(variants); i++)
-        if (variants[i].bucket == bucket && variants[i].group_tiles == group_tiles) return &variants[i];
+        if (variants[i].bucket == bucket && variants[i].group_tiles == group_tiles)
+            return &variants[i];
     return NULL;
 }
 
@@ -68,16 +75,21 @@ extern "C" enum status kn_cu_gemm_init(char *err)
 {
     int device, major = 0, minor = 0;
     cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     if (e != cudaSuccess) return cuda_failed(e, "asking the GPU for its compute capability", err);
     if (major != 9 || minor != 0)
-        return err_set(err, ST_UNSUPPORTED, "the GPU has compute capability %d.%d; the CUDA kernels need 9.0 (Hopper)",
+        return err_set(err, ST_UNSUPPORTED,
+                       "the GPU has compute capability %d.%d; the CUDA kernels need 9.0 (Hopper)",
                        major, minor);
     for (size_t i = 0; i < ARRAY_COUNT(variants); i++) {
-        e = cudaFuncSetAttribute((const void *)variants[i].kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        e = cudaFuncSetAttribute((const void *)variants[i].kernel,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  variants[i].shared_bytes);
-        if (e != cudaSuccess) return cuda_failed(e, "reserving shared memory for the decode GEMM", err);
+        if (e != cudaSuccess)
+            return cuda_failed(e, "reserving shared memory for the decode GEMM", err);
     }
     return ST_OK;
 }
@@ -91,39 +103,33 @@ extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn
     plan->grid = (plan->group_count < clusters ? plan->group_count : clusters) * plan->cluster;
 }
 
-/* Estimated time in us: the bytes the busiest SM takes in, at its 45 GB/s or its share of HBM. */
-static double plan_us(const struct kn_cu_gemm_plan *p, int32_t cols)
-{
-    int32_t clusters = p->grid / p->cluster;
-    double units = (double)((p->group_count + clusters - 1) / clusters);
-    double rank_blocks = (double)(((cols + 127) / 128 + p->cluster - 1) / p->cluster);
-    double weights = units * rank_blocks * p->group_tiles * KN_BLOCK_BYTES;
-    double x = units * rank_blocks * p->bucket * 256.0;
-    double ingest = (weights + x) / 45e3, hbm = weights / 35.7e3;
-    return (ingest > hbm ? ingest : hbm) + (p->cluster > 1 ? 1 + units * 0.1 * p->bucket / 32 : 0);
-}
-
+/* Measured over the choices of group height, cluster and CTAs per SM at the shapes of an 8B model
+ * on an H200, each shape alone and within a step (tests/gpu_gemm.cu --tune).  A cluster costs 1 to
+ * 2 us at the end of each unit that the ring has no room to hide, so K is cut only where there are
+ * too few groups for all SMs; two CTAs per SM hide one another's waits where both fit. */
 extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
                                 struct kn_cu_gemm_plan *out)
 {
     CHECK(rows > 0 && cols > 0 && sm_count > 0);
-    const int32_t bucket = kn_cu_bucket(tokens);
-    double best = 0;
-    memset(out, 0, sizeof *out);
-    for (int32_t group_tiles = 1; group_tiles <= 4; group_tiles *= 2)
-        for (int32_t cluster = 1; cluster <= kn_cu_gemm_cluster_max(bucket, group_tiles); cluster *= 2) {
-            struct kn_cu_gemm_plan p = {bucket, group_tiles, cluster, 1, 0, 0};
-            kn_cu_gemm_plan_derive(rows, sm_count, &p);
-            double us = plan_us(&p, cols);
-            if (out->bucket && us >= best) continue;
-            best = us;
-            *out = p;
-        }
-    CHECK(out->bucket != 0);
+    const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
+    const bool few = bucket <= 16;
+    struct kn_cu_gemm_plan p = {bucket, few ? 1 : 2, 1, few ? 2 : 1, 0, 0};
+    const int32_t cluster_max = kn_cu_gemm_cluster_max(bucket, p.group_tiles);
+    const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
+    if (groups < (few ? 2 : 1) * sm_count) {
+        int32_t wanted = 2;
+        while (groups * wanted * (few ? 2 : 4) <= sm_count) wanted *= 2;
+        while (p.cluster < wanted && p.cluster < cluster_max && blocks >= p.cluster * 4)
+            p.cluster *= 2;
+        if (few) p.ctas_per_sm = 1;
+    }
+    kn_cu_gemm_plan_derive(rows, sm_count, &p);
+    *out = p;
 }
 
-/* Which groups are read as which tier's: a remote tier's are those with any of its tiles, less those
- * an earlier remote tier has; the local tier's are the rest, and lie together because spans do. */
+/* Which groups are read as which tier's: a remote tier's are those with any of its tiles, less
+ * those an earlier remote tier has; the local tier's are the rest, and lie together because spans
+ * do. */
 static void assign_groups(const struct kn_weight *w, const struct kn_cu_gemm_plan *plan, cu_gemm *g)
 {
     const int32_t rt = plan->group_tiles;
@@ -139,8 +145,10 @@ static void assign_groups(const struct kn_weight *w, const struct kn_cu_gemm_pla
         for (int i = 1; i < j; i++) {
             const cu_gemm_tier *o = &g->tier[i];
             if (o->group_count == 0) continue;
-            if (begin >= o->group_begin && begin < o->group_begin + o->group_count) begin = o->group_begin + o->group_count;
-            if (end > o->group_begin && end <= o->group_begin + o->group_count) end = o->group_begin;
+            if (begin >= o->group_begin && begin < o->group_begin + o->group_count)
+                begin = o->group_begin + o->group_count;
+            if (end > o->group_begin && end <= o->group_begin + o->group_count)
+                end = o->group_begin;
         }
         t->group_begin = begin;
         t->group_count = end > begin ? end - begin : 0;
@@ -149,7 +157,8 @@ static void assign_groups(const struct kn_weight *w, const struct kn_cu_gemm_pla
     for (int32_t group = 0; group < plan->group_count; group++) {
         bool remote = false;
         for (int j = 1; j < KN_TIER_MAX; j++)
-            remote |= group >= g->tier[j].group_begin && group < g->tier[j].group_begin + g->tier[j].group_count;
+            remote |= group >= g->tier[j].group_begin &&
+                      group < g->tier[j].group_begin + g->tier[j].group_count;
         if (remote) continue;
         if (begin < 0) begin = group;
         CHECK(group == begin + count);
@@ -176,12 +185,13 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
     CHECK(plan->cluster <= kn_cu_gemm_cluster_max(plan->bucket, plan->group_tiles));
 }
 
-extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan, const struct kn_cu_gemm_args *a,
-                                         void *stream, char *err)
+extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
+                                         const struct kn_cu_gemm_args *a, void *stream, char *err)
 {
     const struct kn_weight *w = a->w;
     if (w->dtype != KN_BF16)
-        return err_set(err, ST_UNSUPPORTED, "%s weights are not supported on the GPU yet: convert the model to bfloat16",
+        return err_set(err, ST_UNSUPPORTED,
+                       "%s weights are not supported on the GPU yet: convert the model to bfloat16",
                        kn_dtype_name(w->dtype));
     check_args(plan, a);
     const cu_gemm_variant *v = find_variant(plan->bucket, plan->group_tiles);

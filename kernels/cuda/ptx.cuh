@@ -1,6 +1,6 @@
 /*
- * ptx.cuh - the PTX instructions dakd's kernels use, one per wrapper and nowhere else.  Names follow the instruction.
- * Source: PTX ISA 9.0; sections are named beside each group.  sm_90a.
+ * ptx.cuh - the PTX instructions dakd's kernels use, one per wrapper and nowhere else.  Names
+ * follow the instruction. Source: PTX ISA 9.0; sections are named beside each group.  sm_90a.
  */
 #ifndef DAKD_KERNELS_CUDA_PTX_CUH
 #define DAKD_KERNELS_CUDA_PTX_CUH
@@ -10,7 +10,10 @@
 
 #define PTX_INLINE __device__ __forceinline__
 
-PTX_INLINE uint32_t ptx_shared(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+PTX_INLINE uint32_t ptx_shared(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
 
 /* --- mbarrier (9.7.13.15) --- */
 
@@ -19,10 +22,14 @@ PTX_INLINE void ptx_mbarrier_init(uint64_t *bar, uint32_t count)
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(ptx_shared(bar)), "r"(count));
 }
 /* Makes initialised barriers visible to the asynchronous proxy. */
-PTX_INLINE void ptx_fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+PTX_INLINE void ptx_fence_mbarrier_init()
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 PTX_INLINE void ptx_mbarrier_expect_tx(uint64_t *bar, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(ptx_shared(bar)), "r"(bytes)
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(ptx_shared(bar)),
+                 "r"(bytes)
                  : "memory");
 }
 PTX_INLINE void ptx_mbarrier_arrive(uint64_t *bar)
@@ -58,12 +65,13 @@ PTX_INLINE bool ptx_mbarrier_test_wait(uint64_t *bar, uint32_t parity)
 }
 /* A spinning loop: in debug builds one that never ends stops the kernel instead of the machine. */
 #ifdef DAKD_DEBUG
-#define PTX_SPIN_UNTIL(cond)                                                                                           \
-    for (uint32_t spins = 0; !(cond); spins++)                                                                         \
+#define PTX_SPIN_UNTIL(cond)                                                                       \
+    for (uint32_t spins = 0; !(cond); spins++)                                                     \
         if (spins > 1u << 26) __trap()
 #else
-#define PTX_SPIN_UNTIL(cond)                                                                                           \
-    while (!(cond)) {}
+#define PTX_SPIN_UNTIL(cond)                                                                       \
+    while (!(cond)) {                                                                              \
+    }
 #endif
 PTX_INLINE void ptx_mbarrier_wait(uint64_t *bar, uint32_t parity)
 {
@@ -75,15 +83,18 @@ PTX_INLINE void ptx_mbarrier_wait(uint64_t *bar, uint32_t parity)
 /* 1-D bulk copy, global (any tier) to shared; addresses and bytes are multiples of 16. */
 PTX_INLINE void ptx_bulk_load(void *shared, const void *global, uint32_t bytes, uint64_t *bar)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     ptx_shared(shared)),
-                 "l"(global), "r"(bytes), "r"(ptx_shared(bar))
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(ptx_shared(shared)),
+        "l"(global), "r"(bytes), "r"(ptx_shared(bar))
+        : "memory");
 }
 /* The same with an L2 cache policy (createpolicy). */
-PTX_INLINE void ptx_bulk_load_hint(void *shared, const void *global, uint32_t bytes, uint64_t *bar, uint64_t policy)
+PTX_INLINE void ptx_bulk_load_hint(void *shared, const void *global, uint32_t bytes, uint64_t *bar,
+                                   uint64_t policy)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, "
                  "[%3], %4;" ::"r"(ptx_shared(shared)),
                  "l"(global), "r"(bytes), "r"(ptx_shared(bar)), "l"(policy)
                  : "memory");
@@ -101,16 +112,28 @@ PTX_INLINE uint64_t ptx_policy_evict_last()
     return policy;
 }
 /* Orders ordinary shared stores before later asynchronous reads of them. */
-PTX_INLINE void ptx_fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+PTX_INLINE void ptx_fence_proxy_async()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 /* Orders ordinary global accesses against bulk copies of the same memory. */
-PTX_INLINE void ptx_fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+PTX_INLINE void ptx_fence_proxy_async_global()
+{
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
 
 /* --- programmatic dependent launch (9.7.13.14) --- */
 
 /* Blocks until every kernel this one depends on has finished and its memory is visible. */
-PTX_INLINE void ptx_griddep_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+PTX_INLINE void ptx_griddep_wait()
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
 /* Lets the next kernel of the stream start once every CTA has said so or ended. */
-PTX_INLINE void ptx_griddep_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+PTX_INLINE void ptx_griddep_launch()
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 
 /* --- synchronisation --- */
 
@@ -122,13 +145,19 @@ PTX_INLINE void ptx_bar_sync(uint32_t id, uint32_t threads)
 PTX_INLINE uint32_t ptx_atomic_add_acq_rel(uint32_t *p, uint32_t v)
 {
     uint32_t old;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(p), "r"(v)
+                 : "memory");
     return old;
 }
 PTX_INLINE uint32_t ptx_atomic_add_relaxed(uint32_t *p, uint32_t v)
 {
     uint32_t old;
-    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(p), "r"(v)
+                 : "memory");
     return old;
 }
 
@@ -154,12 +183,16 @@ PTX_INLINE uint32_t ptx_load_acquire(const uint32_t *p)
 PTX_INLINE uint32_t ptx_load_acquire_shared(const uint32_t *p)
 {
     uint32_t v;
-    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(v) : "r"(ptx_shared(p)) : "memory");
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];"
+                 : "=r"(v)
+                 : "r"(ptx_shared(p))
+                 : "memory");
     return v;
 }
 PTX_INLINE void ptx_store_release_shared(uint32_t *p, uint32_t v)
 {
-    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(ptx_shared(p)), "r"(v) : "memory");
+    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(ptx_shared(p)), "r"(v)
+                 : "memory");
 }
 /* Cycles of this SM, low half: differences only. */
 PTX_INLINE uint32_t ptx_clock()
@@ -184,26 +217,37 @@ PTX_INLINE uint32_t ptx_cluster_size()
     return size;
 }
 /* All threads of the cluster arrive, then wait; what they wrote before is seen after. */
-PTX_INLINE void ptx_cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-PTX_INLINE void ptx_cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+PTX_INLINE void ptx_cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+PTX_INLINE void ptx_cluster_wait()
+{
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
 /* Address of the same shared memory in another CTA of the cluster. */
 PTX_INLINE uint32_t ptx_mapa(uint32_t shared_address, uint32_t rank)
 {
     uint32_t address;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(address)
+                 : "r"(shared_address), "r"(rank));
     return address;
 }
-/* Stores 16 bytes asynchronously and counts them at a barrier of the same CTA: no fence is needed. */
+/* Stores 16 bytes asynchronously and counts them at a barrier of the same CTA: no fence is needed.
+ */
 PTX_INLINE void ptx_store_async(uint32_t cluster_address, float4 v, uint32_t cluster_bar)
 {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                     cluster_address),
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, "
+                 "%3, %4}, [%5];" ::"r"(cluster_address),
                  "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(cluster_bar)
                  : "memory");
 }
 PTX_INLINE void ptx_cluster_mbarrier_arrive(uint32_t cluster_address)
 {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address) : "memory");
+    asm volatile(
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address)
+        : "memory");
 }
 PTX_INLINE bool ptx_cluster_mbarrier_try_wait(uint64_t *bar, uint32_t parity)
 {
@@ -237,7 +281,8 @@ PTX_INLINE void ptx_ldmatrix_x4_trans(uint32_t r[4], uint32_t shared_address)
 /* d[16x8] += a[16x16] . b[16x8], bf16 in, fp32 out. */
 PTX_INLINE void ptx_mma_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, "
+                 "%6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -245,90 +290,94 @@ PTX_INLINE void ptx_mma_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, u
 
 /* --- warpgroup matrices (9.7.15) ---
  *
- * d[64 x N] (+)= a[64 x 16] . b[N x 16]^T, bf16 in, fp32 out; both operands in shared memory, K-major, 128-byte swizzle.
- * Thread t of the warpgroup holds rows t/32*16 + t%32/4 (and that + 8) and columns 8n + t%4*2 (and that + 1): element
- * 4n + 2*(second row) + (second column) of d. */
+ * d[64 x N] (+)= a[64 x 16] . b[N x 16]^T, bf16 in, fp32 out; both operands in shared memory,
+ * K-major, 128-byte swizzle. Thread t of the warpgroup holds rows t/32*16 + t%32/4 (and that + 8)
+ * and columns 8n + t%4*2 (and that + 1): element 4n + 2*(second row) + (second column) of d. */
 
-/* Descriptor of an operand that starts at a shared address: rows of 128 bytes, 8 rows (1,024 bytes) between row groups. */
+/* Descriptor of an operand that starts at a shared address: rows of 128 bytes, 8 rows (1,024 bytes)
+ * between row groups. */
 PTX_INLINE uint64_t ptx_wgmma_descriptor(uint32_t shared_address)
 {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (shared_address & 0x3FFFF) >> 4;
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 |
+           (shared_address & 0x3FFFF) >> 4;
 }
 /* Before the first wgmma, and whenever its registers were touched since the last. */
-PTX_INLINE void ptx_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-PTX_INLINE void ptx_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+PTX_INLINE void ptx_wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+PTX_INLINE void ptx_wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 /* Waits until at most PENDING committed groups are unfinished. */
 template <int PENDING> PTX_INLINE void ptx_wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-#define PTX_D0 \
-    "%0, %1, %2, %3"
-#define PTX_D1 \
-    "%4, %5, %6, %7"
-#define PTX_D2 \
-    "%8, %9, %10, %11, %12, %13, %14, %15"
-#define PTX_D3 \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define PTX_D4 \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+#define PTX_D0 "%0, %1, %2, %3"
+#define PTX_D1 "%4, %5, %6, %7"
+#define PTX_D2 "%8, %9, %10, %11, %12, %13, %14, %15"
+#define PTX_D3 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PTX_D4                                                                                     \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define PTX_D5 \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+#define PTX_D5                                                                                     \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
     "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define PTX_O0 \
-    "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-#define PTX_O1 \
-    "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-#define PTX_O2 \
-    "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), \
-    "+f"(d[14]), "+f"(d[15])
-#define PTX_O3 \
-    "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), \
-    "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-    "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-#define PTX_O4 \
-    "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), \
-    "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), \
-    "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), \
-    "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
-    "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), \
-    "+f"(d[62]), "+f"(d[63])
-#define PTX_O5 \
-    "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), \
-    "+f"(d[70]), "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), \
-    "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), \
-    "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), \
-    "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), \
-    "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), \
-    "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), \
-    "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), \
-    "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), \
-    "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), \
-    "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "   \
+    "%127"
+#define PTX_O0 "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#define PTX_O1 "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+#define PTX_O2                                                                                     \
+    "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),       \
+        "+f"(d[15])
+#define PTX_O3                                                                                     \
+    "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),     \
+        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), \
+        "+f"(d[30]), "+f"(d[31])
+#define PTX_O4                                                                                     \
+    "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]),     \
+        "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), \
+        "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), \
+        "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), \
+        "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define PTX_O5                                                                                     \
+    "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]),     \
+        "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), \
+        "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), \
+        "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), \
+        "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), \
+        "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]),         \
+        "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]),        \
+        "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]),        \
+        "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]),        \
+        "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
 
 /* accumulate false starts from zero. */
-template <int N> PTX_INLINE void ptx_wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate);
-#define PTX_WGMMA(N, A, B, C, D, ...)                                                                                  \
-    template <> PTX_INLINE void ptx_wgmma<N>(float(&d)[N / 2], uint64_t a, uint64_t b, bool accumulate)                \
-    {                                                                                                                  \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                                                  \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, %" #A ", %" #B                 \
-                     ", p, 1, 1, 0, 0;\n}"                                                                             \
-                     : __VA_ARGS__                                                                                     \
-                     : "l"(a), "l"(b), "r"((int)accumulate));                                                          \
+template <int N>
+PTX_INLINE void ptx_wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate);
+#define PTX_WGMMA(N, A, B, C, D, ...)                                                              \
+    template <>                                                                                    \
+    PTX_INLINE void ptx_wgmma<N>(float(&d)[N / 2], uint64_t a, uint64_t b, bool accumulate)        \
+    {                                                                                              \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                              \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, %" #A      \
+                     ", %" #B ", p, 1, 1, 0, 0;\n}"                                                \
+                     : __VA_ARGS__                                                                 \
+                     : "l"(a), "l"(b), "r"((int)accumulate));                                      \
     }
 PTX_WGMMA(8, 4, 5, 6, PTX_D0, PTX_O0)
 PTX_WGMMA(16, 8, 9, 10, PTX_D0 ", " PTX_D1, PTX_O0, PTX_O1)
 PTX_WGMMA(32, 16, 17, 18, PTX_D0 ", " PTX_D1 ", " PTX_D2, PTX_O0, PTX_O1, PTX_O2)
-PTX_WGMMA(64, 32, 33, 34, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3, PTX_O0, PTX_O1, PTX_O2, PTX_O3)
-PTX_WGMMA(128, 64, 65, 66, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4, PTX_O0, PTX_O1, PTX_O2, PTX_O3,
-          PTX_O4)
-PTX_WGMMA(256, 128, 129, 130, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4 ", " PTX_D5, PTX_O0, PTX_O1,
-          PTX_O2, PTX_O3, PTX_O4, PTX_O5)
+PTX_WGMMA(64, 32, 33, 34, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3, PTX_O0, PTX_O1, PTX_O2,
+          PTX_O3)
+PTX_WGMMA(128, 64, 65, 66, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4, PTX_O0, PTX_O1,
+          PTX_O2, PTX_O3, PTX_O4)
+PTX_WGMMA(256, 128, 129, 130, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4 ", " PTX_D5,
+          PTX_O0, PTX_O1, PTX_O2, PTX_O3, PTX_O4, PTX_O5)
 
 /* --- base-2 exponential (9.7.3.22) --- */
 

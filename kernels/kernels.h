@@ -290,7 +290,8 @@ void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_a
 void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                float *out);
 
-/* Chooses tokens from rows of logits[.,V].  For each of rows[R]:
+/* Chooses tokens from rows of logits[.,V]; `rows` may be reused when it returns.  For each of
+ * rows[R]:
  *   1. NaN counts as -inf and is never chosen; +inf counts as the largest float.
  *   2. temperature 0: the largest logit, the lowest id among equals.  Otherwise
  *   3. weight = exp((logit - largest) / temperature), as kernels/sample.c computes it: a multiple

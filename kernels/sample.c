@@ -158,16 +158,17 @@ static inline float on_grid(float w)
     return w < 0x1p-11f ? low : w;
 }
 
-static void weigh_block(float *restrict w, const float *restrict x, float max, float temperature)
+static void weigh_block(float *restrict w, const float *restrict x, float max, float scale)
 {
-    for (int j = 0; j < BLOCK; j++) w[j] = on_grid(exp_nonpositive((x[j] - max) / temperature));
+    for (int j = 0; j < BLOCK; j++) w[j] = on_grid(exp_nonpositive((x[j] - max) * scale));
 }
 
 /* weights = exp((logits - max) / temperature); those of the padding are 0. */
 static void weigh_row(struct kn_sampler *s, float max, float temperature)
 {
+    float scale = 1 / temperature < FLT_MAX ? 1 / temperature : FLT_MAX;
     for (int32_t i = 0; i < s->block_count * BLOCK; i += BLOCK)
-        weigh_block(s->weights + i, s->logits + i, max, temperature);
+        weigh_block(s->weights + i, s->logits + i, max, scale);
 }
 
 /* Sums the weights block by block, each in 8 interleaved parts. */

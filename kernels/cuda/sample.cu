@@ -23,8 +23,7 @@
  *     are multiples of 2^-34: their sums are exact up to V = 2^19, so the order of atomics does not
  *     matter and the token is the host's.
  *  2. A row depends on nothing but its logits and parameters: clusters do not meet.
- *  3. Nothing of the device's memory is read before griddepcontrol.wait.  The parameters are read
- *     before it, from pinned memory the host wrote before the launch.
+ *  3. Nothing is read or written before griddepcontrol.wait but the launch's arguments.
  *  4. What a CTA publishes is not written again before a cluster barrier behind its last reader.
  *
  * Results go straight to pinned memory: 12 bytes a row.
@@ -42,11 +41,13 @@
 #define WARPS (THREADS / 32)
 #define PARTS (CTAS * WARPS)
 #define CHUNK 128 /* ids a warp takes by one load a lane */
-#define LOADS 4   /* in flight a thread */
+#define LOADS 2   /* in flight a thread */
 #define BINS THREADS
 #define LIST_MAX 1024
 #define STEPS_PER_UNIT 20.f /* of the scaled logit: weights are 0 beyond 24.3 units */
+#define FLOOR (-25.f)       /* so does the scaled logit, with room for rounding */
 #define NEAR (-8.f)         /* where top_p looks first */
+#define ROWS_MAX 256        /* of one launch: 8 KB of arguments */
 #define ALL 0xFFFFFFFFu
 
 /* What a step of a selection found: where the edge lies. */
@@ -90,8 +91,9 @@ struct cta {
 struct row {
     const float *logits;
     int32_t vocab, begin, end;
-    float max, temperature, min_p;
-    uint64_t key_min; /* smaller keys were dropped */
+    float max, scale, min_p; /* scale: of logits, 1 / temperature */
+    float floor;             /* what lies farther below max weighs nothing or was dropped */
+    uint64_t key_min;        /* smaller keys were dropped */
 };
 
 /* --- cluster and CTA -------------------------------------------------------------------------- */
@@ -187,7 +189,7 @@ static __device__ float exp_nonpositive(float x)
 
 static __device__ float scaled(const struct row &r, float x)
 {
-    return __fdiv_rn(__fsub_rn(x, r.max), r.temperature);
+    return __fmul_rn(__fsub_rn(x, r.max), r.scale);
 }
 
 static __device__ float weight_of(float y)
@@ -251,6 +253,7 @@ static __device__ void load(const struct row &r, int32_t i, float x[LOADS][4])
 /* The weight of an element after the filters so far; y is its scaled logit. */
 static __device__ float kept_weight(const struct row &r, float x, int32_t id, float y)
 {
+    if (__fsub_rn(x, r.max) < r.floor) return 0.f;
     const float w = weight_of(y);
     return w >= r.min_p && key_of(x, id) >= r.key_min ? w : 0.f;
 }
@@ -284,7 +287,7 @@ static __device__ int bin_of(const struct range &g, float y, uint64_t key)
 {
     if (g.coarse) {
         const float step = __fmul_rn(-y, STEPS_PER_UNIT);
-        return y < g.near ? -1 : step < BINS - 1 ? (int)step : BINS - 1;
+        return !(y >= g.near) ? -1 : step < BINS - 1 ? (int)step : BINS - 1;
     }
     return key < g.lo || key > g.hi ? -1 : (int)((g.hi - key) >> g.shift);
 }
@@ -316,9 +319,9 @@ static __device__ struct edge find_edge(struct cta *s, const struct row &r, cons
     __syncthreads();
     FOR_EACH(r, {
         const float y = scaled(r, x);
-        const float w = kept_weight(r, x, id, y);
-        const int bin = w > 0 ? bin_of(g, y, key_of(x, id)) : -1;
-        if (bin >= 0) {
+        const int bin = bin_of(g, y, key_of(x, id));
+        const float w = bin >= 0 ? kept_weight(r, x, id, y) : 0.f;
+        if (w > 0) {
             atomicAdd(&s->bin_count[bin], 1u);
             if (weighs) atomicAdd(&s->bin_weight[bin], (double)w);
         }
@@ -358,7 +361,7 @@ static __device__ void narrow(struct cta *s, const struct row &r, struct range *
         FOR_EACH(r, {
             const float y = scaled(r, x);
             const uint64_t key = key_of(x, id);
-            if (kept_weight(r, x, id, y) > 0 && bin_of(*g, y, key) == (int)bin) {
+            if (bin_of(*g, y, key) == (int)bin && kept_weight(r, x, id, y) > 0) {
                 max = key > max ? key : max;
                 min = key < min ? key : min;
             }
@@ -384,7 +387,7 @@ static __device__ void list_bin(struct cta *s, const struct row &r, const struct
     FOR_EACH(r, {
         const float y = scaled(r, x);
         const uint64_t key = key_of(x, id);
-        if (kept_weight(r, x, id, y) > 0 && bin_of(g, y, key) == (int)bin)
+        if (bin_of(g, y, key) == (int)bin && kept_weight(r, x, id, y) > 0)
             s->list[atomicAdd(&s->list_count, 1u)] = key;
     })
     cluster_sync();
@@ -543,30 +546,43 @@ static __device__ void score(struct cta *s, const struct row &r, struct kn_sampl
     out->logprob = (float)((double)own - ((double)r.max + log(sum)));
 }
 
+/* Drops smaller keys. */
+static __device__ void keep_from(struct row *r, uint64_t key)
+{
+    r->key_min = key;
+    r->floor = fmaxf(r->floor, __fsub_rn(key_logit(key), r->max));
+}
+
 /* A token for a row that is not greedy. */
 static __device__ int32_t choose(struct cta *s, struct row *r)
 {
     const struct kn_sample_row &p = s->params;
     if (p.top_k > 0 && p.top_k < r->vocab)
-        r->key_min = select_key(s, *r, (uint32_t)p.top_k, INFINITY, -INFINITY);
+        keep_from(r, select_key(s, *r, (uint32_t)p.top_k, INFINITY, FLOOR));
     if (p.top_p < 1) {
         double sum, near;
         total_weight(s, *r, &sum, &near);
         const double target = (double)p.top_p * sum;
-        r->key_min = select_key(s, *r, 0x7FFFFFFFu, target, near >= target ? NEAR : -INFINITY);
+        keep_from(r, select_key(s, *r, 0x7FFFFFFFu, target, near >= target ? NEAR : FLOOR));
     }
     return draw(s, *r, p.u);
 }
 
+/* The rows of a launch: kernel arguments, so that no copy stands between this kernel and the one
+ * before. */
+struct rows {
+    struct kn_sample_row row[ROWS_MAX];
+};
+
 static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
-    sm90_sample(const float *logits, int32_t vocab, const struct kn_sample_row *rows,
+    sm90_sample(const float *logits, int32_t vocab, const __grid_constant__ struct rows rows,
                 struct kn_sampled *out)
 {
     __shared__ struct cta s;
     const unsigned rank = __clusterRelativeBlockRank(), index = blockIdx.x / CTAS;
     ptx_griddep_launch();
     if (threadIdx.x < sizeof(struct kn_sample_row) / 4)
-        ((uint32_t *)&s.params)[threadIdx.x] = ((const volatile uint32_t *)&rows[index])[threadIdx.x];
+        ((uint32_t *)&s.params)[threadIdx.x] = ((const uint32_t *)&rows.row[index])[threadIdx.x];
     __syncthreads();
     ptx_griddep_wait();
     const int32_t span = ((vocab + PARTS - 1) / PARTS + CHUNK - 1) / CHUNK * CHUNK;
@@ -575,7 +591,8 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     r.vocab = vocab;
     r.begin = ((int32_t)rank * WARPS + (int32_t)threadIdx.x / 32) * span;
     r.end = r.begin < vocab - span ? r.begin + span : vocab;
-    r.temperature = s.params.temperature;
+    r.scale = fminf(__fdiv_rn(1.f, s.params.temperature), FLT_MAX);
+    r.floor = __fdiv_rn(FLOOR, r.scale);
     r.min_p = s.params.min_p;
     r.key_min = 0;
 
@@ -588,7 +605,7 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     r.max = key_logit(max);
     struct kn_sampled result = {(int32_t) ~(uint32_t)max, 0, NAN};
     if (r.max == -INFINITY) result.token = -1;
-    else if (r.temperature > 0) result.token = choose(&s, &r);
+    else if (s.params.temperature > 0) result.token = choose(&s, &r);
     if (s.params.score && result.token >= 0) score(&s, r, &result);
     if (rank == 0 && threadIdx.x == 0) out[index] = result;
     cluster_sync(); /* nobody reads this CTA's memory any more */
@@ -600,16 +617,23 @@ extern "C" enum status kn_cu_sample_launch(const float *logits, int32_t vocab, i
 {
     cudaLaunchAttribute dependent = {};
     cudaLaunchConfig_t config = {};
+    struct rows part;
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     dependent.val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = dim3((unsigned)row_count * CTAS);
     config.blockDim = dim3(THREADS);
     config.stream = (cudaStream_t)stream;
     config.attrs = &dependent;
     config.numAttrs = 1;
     CHECK(vocab <= KN_CU_SAMPLE_VOCAB_MAX);
-    const cudaError_t e = cudaLaunchKernelEx(&config, sm90_sample, logits, vocab, rows, out);
-    if (e == cudaSuccess) return ST_OK;
-    return err_set(err, ST_DEVICE, "sample could not be launched: %s (%s)", cudaGetErrorName(e),
-                   cudaGetErrorString(e));
+    for (int32_t i = 0; i < row_count; i += ROWS_MAX) {
+        const int32_t count = row_count - i < ROWS_MAX ? row_count - i : ROWS_MAX;
+        for (int32_t k = 0; k < count; k++) part.row[k] = rows[i + k];
+        config.gridDim = dim3((unsigned)count * CTAS);
+        const cudaError_t e =
+            cudaLaunchKernelEx(&config, sm90_sample, logits, vocab, part, out + i);
+        if (e != cudaSuccess)
+            return err_set(err, ST_DEVICE, "sample could not be launched: %s (%s)",
+                           cudaGetErrorName(e), cudaGetErrorString(e));
+    }
+    return ST_OK;
 }

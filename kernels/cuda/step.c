@@ -320,22 +320,18 @@ void kn_cu_download(struct kn *kn, void *staging, size_t bytes)
 void kn_cu_sample(struct kn *kn, const struct kn_sample_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    struct kn_cu_stage *s = &cu->stage;
     char err[ERR_CAP];
     const struct kn_cu_region *r = kn_cu_region_of(cu, a->logits);
     const struct kn_cu_region *to = kn_cu_region_of(cu, a->out);
     const float *logits =
         r && r->twin ? (const float *)(r->twin + ((const char *)a->logits - r->base)) : a->logits;
-    size_t bytes = (size_t)a->row_count * sizeof *a->rows;
     CHECK(to && to->mem == KN_MEM_STAGING);
     CHECK((char *)(a->out + a->row_count) <= to->base + to->bytes);
-    if (!begin(cu) || !make_room(cu, round_up(bytes, 16))) return;
-    /* Read where the host writes them: a copy would stand between this kernel and the one before.
-     */
-    const struct kn_sample_row *rows = (const void *)(s->host + s->used);
-    put(s, &s->used, a->rows, bytes);
-    kn_cu_st(cu, kn_cu_sample_launch(logits, a->vocab, a->row_count, rows, a->out, cu->stream, err),
-             err);
+    if (begin(cu))
+        kn_cu_st(
+            cu,
+            kn_cu_sample_launch(logits, a->vocab, a->row_count, a->rows, a->out, cu->stream, err),
+            err);
 }
 
 enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, char *err)

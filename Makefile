@@ -22,6 +22,9 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 
 CC      ?= gcc
+# V=1 shows the commands.
+Q       := $(if $(V),,@)
+say      = $(if $(V),:,echo '  $(1)  $(2)')
 LLHTTP  ?= /usr/share/llhttp
 LLHTTP_INCLUDE ?= /usr/share/include/llhttp
 
@@ -60,7 +63,7 @@ TEST_SRC := $(wildcard tests/unit_*.c tests/sim_*.c tests/fuzz_*.c tests/fault_*
 TEST_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(TEST_SRC))
 TOOL_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/tool_*.c))
 
-.PHONY: all tests demo run test setup install clean cuda-note smoke gpu gpu-test gpu-bench
+.PHONY: all tests demo run test setup install clean cuda-note gpu gpu-test gpu-bench
 .DEFAULT_GOAL := all
 
 all: cuda-note $(OUT)/dakd
@@ -71,15 +74,18 @@ cuda-note:
 tests: cuda-note $(OUT)/dakd $(TEST_BIN) $(TOOL_BIN)
 
 $(OUT)/dakd: $(OBJ)/server/main.o $(LIB)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	@$(call say,AR,$@)
+	$(Q)ar rcs $@ $^
 
 $(OBJ)/%.o: %.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+	@$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 
 # The commit is known to one file, rebuilt when it changes.
 $(OBJ)/config/version.o: CPPFLAGS_ALL += -DDAKD_VERSION='"$(VERSION)"' -DDAKD_COMMIT='"$(GIT_COMMIT)"'
@@ -94,51 +100,61 @@ $(OBJ)/kernels/%.o: CFLAGS_ALL += $(if $(DEBUG)$(SAN),,-O3)
 
 $(OBJ)/llhttp/%.o: $(LLHTTP)/%.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) -std=c17 -O2 -g $(if $(SAN),-fsanitize=$(SAN)) -w -c -o $@ $<
+	@$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS_ALL) -std=c17 -O2 -g $(if $(SAN),-fsanitize=$(SAN)) -w -c -o $@ $<
 
 $(OBJ)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
+	@$(call say,NVCC,$<)
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
 
 $(OUT)/tests/%: $(OBJ)/tests/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LDLIBS)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LDLIBS)
 
-# Tests and benchmarks of the GPU are built here, with nvcc, and run by scripts/gpu.sh on a machine with
-# a GPU, where nothing need be installed: build/gpu holds the programs and the libraries they need.
+# Tests and benchmarks of the GPU are built here, with nvcc, and run by scripts/gpu.sh on a machine
+# with a GPU, where nothing need be installed: build/gpu holds the programs and the libraries they need.
 GPU_SRC := $(wildcard tests/gpu_*.c tests/gpu_*.cu)
 GPU_BIN := $(patsubst tests/%,$(OUT)/gpu/%,$(basename $(GPU_SRC)))
 
+ifeq ($(NVCC),)
+gpu:
+	@echo "nvcc not found: the GPU's tests and benchmarks cannot be built" >&2; exit 1
+else
 gpu: $(OUT)/gpu/dakd $(GPU_BIN)
 	@mkdir -p $(OUT)/gpu/lib
 	@ldd $^ | awk '$$2 == "=>" { print $$3 }' | sort -u | \
 	  grep -Ev '/lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so' | xargs cp -Lt $(OUT)/gpu/lib
 	@echo '$(GIT_COMMIT)$(shell git diff --quiet HEAD 2>/dev/null || echo +)' > $(OUT)/gpu/commit
+endif
 
 gpu-test gpu-bench: gpu-%: gpu
-	scripts/gpu.sh $* $(OUT)/gpu
+	@scripts/gpu.sh $* $(OUT)/gpu
 
 $(OUT)/gpu/dakd: $(OUT)/dakd
 	@mkdir -p $(@D)
-	cp $< $@
+	@cp $< $@
 
 $(OUT)/gpu/%: $(OBJ)/tests/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
 $(OUT)/gpu/%: $(OBJ)/tests/%.cu.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+	@$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
 setup:
 	@scripts/setup.sh
 
 demo: setup
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@scripts/demo.sh $(OUT)/dakd
 
 run: setup
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	$(OUT)/dakd serve config/demo-model
 
 test: setup

@@ -428,6 +428,15 @@ const cJSON *json_member(const cJSON *object, const char *key)
     return item && !cJSON_IsNull(item) ? item : NULL;
 }
 
+void json_replace(cJSON *object, cJSON *old, cJSON *value)
+{
+    CHECK(!((value->type | old->type) & cJSON_StringIsConst));
+    cJSON_free(value->string);
+    value->string = old->string;
+    old->string = NULL;
+    CHECK(cJSON_ReplaceItemViaPointer(object, old, value));
+}
+
 enum status json_get_int(const cJSON *object, const char *key, int64_t min, int64_t max,
                          int64_t fallback, int64_t *out, char *err)
 {

@@ -44,6 +44,10 @@ MUST_USE enum status json_parse_file(const char *path, const struct json_limits 
 /* Member lookup is case-sensitive and NULL-safe.  JSON null counts as absent in json_get_* below.
  */
 const cJSON *json_member(const cJSON *object, const char *key);
+/* Puts value, which it takes over, in the place and under the key of old, a member of object, and
+ * frees old.  Allocates nothing.  (cJSON's own replacement leaves a member without a key where
+ * there is no memory for its copy.) */
+void json_replace(cJSON *object, cJSON *old, cJSON *value);
 /* Typed reads with a default for an absent or null member; ST_INVALID names the key where the type
  * or range is wrong. */
 MUST_USE enum status json_get_int(const cJSON *object, const char *key, int64_t min, int64_t max,

@@ -18,16 +18,30 @@ struct option {
     const char *name; /* without the two dashes */
     enum kind kind;
     size_t offset, cap; /* of the field; cap of text */
+    unsigned commands;  /* bits 1 << enum options_command */
     double min, max;
     const char *initial; /* default, in the form a user would write */
     const char *choices; /* of CHOICE, separated by '|' */
     const char *help;
 };
 
-#define AT(field) offsetof(struct options, field), sizeof(((struct options *)0)->field)
+/* A field of every command, of serve alone, of bench alone. */
+#define AT(field) FIELD(field, 1u << OPTIONS_SERVE | 1u << OPTIONS_BENCH)
+#define SERVE(field) FIELD(field, 1u << OPTIONS_SERVE)
+#define BENCH(field) FIELD(field, 1u << OPTIONS_BENCH)
+#define FIELD(field, commands)                                                                     \
+    offsetof(struct options, field), sizeof(((struct options *)0)->field), commands
+
+static const struct {
+    const char *name, *about;
+} commands[] = {
+    [OPTIONS_SERVE] = {"serve", "Serves a Hugging Face model folder over the OpenAI HTTP API."},
+    [OPTIONS_BENCH] = {"bench", "Measures a model offline, against the floor its bytes and this "
+                                "machine's bandwidths set."},
+};
 
 static const struct option table[] = {
-    {"served-model-name", TEXT, AT(served_model_name), 0, 0, "", NULL,
+    {"served-model-name", TEXT, SERVE(served_model_name), 0, 0, "", NULL,
      "names clients may use, comma-separated (default: the model folder's name)"},
     {"load-format", CHOICE, AT(load_format), 0, 0, "auto", "auto|safetensors|dummy",
      "dummy: seeded random weights at the shapes of config.json"},
@@ -35,15 +49,16 @@ static const struct option table[] = {
      "of the weights; auto: as stored"},
     {"kv-cache-dtype", CHOICE, AT(kv_cache_dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
      "of the KV cache; auto: float32 for float32 weights, else as the weights"},
-    {"chat-template", TEXT, AT(chat_template), 0, 0, "", NULL,
+    {"chat-template", TEXT, SERVE(chat_template), 0, 0, "", NULL,
      "a Jinja file in place of the model's own template"},
-    {"seed", UINT, AT(seed), 0, 9007199254740992.0, "0", NULL, "of dummy weights"},
+    {"seed", UINT, AT(seed), 0, 9007199254740992.0, "0", NULL,
+     "of dummy weights, and of the prompts of bench"},
     {"max-model-len", INT, AT(max_model_len), 0, 16777216, "0", NULL,
      "prompt and answer together, in tokens; 0: what the model allows"},
-    {"max-num-seqs", INT, AT(max_num_seqs), 1, 4096, "64", NULL, "sequences computed at once"},
+    {"max-num-seqs", INT, SERVE(max_num_seqs), 1, 4096, "64", NULL, "sequences computed at once"},
     {"max-num-batched-tokens", INT, AT(max_num_batched_tokens), 1, 65536, "512", NULL,
      "tokens of one step, prompts and decodes together"},
-    {"max-waiting", INT, AT(max_waiting), 0, 65536, "1024", NULL,
+    {"max-waiting", INT, SERVE(max_waiting), 0, 65536, "1024", NULL,
      "sequences that may wait; one more is answered 503"},
     {"kv-cache-memory-bytes", BYTES, AT(kv_cache_memory_bytes), 0, 1e15, "0", NULL,
      "of the KV cache; 0: what --max-num-seqs sequences of --max-model-len need, up to what "
@@ -58,27 +73,33 @@ static const struct option table[] = {
      "remote tiers, e.g. host:64GiB (on the CPU backend, a second arena)"},
     {"offload", REAL, AT(offload), 0, 1, "0", NULL,
      "share of the weights kept in the remote tiers"},
-    {"host", TEXT, AT(host), 0, 0, "127.0.0.1", NULL, "address to listen on"},
-    {"port", INT, AT(port), 0, 65535, "8000", NULL, "0: any free port"},
-    {"port-file", TEXT, AT(port_file), 0, 0, "", NULL, "the port is written there once serving"},
-    {"api-key", TEXT, AT(api_key), 0, 0, "", NULL,
+    {"host", TEXT, SERVE(host), 0, 0, "127.0.0.1", NULL, "address to listen on"},
+    {"port", INT, SERVE(port), 0, 65535, "8000", NULL, "0: any free port"},
+    {"port-file", TEXT, SERVE(port_file), 0, 0, "", NULL, "the port is written there once serving"},
+    {"api-key", TEXT, SERVE(api_key), 0, 0, "", NULL,
      "required as 'Authorization: Bearer KEY' (better given as DAKD_API_KEY)"},
-    {"allowed-origins", TEXT, AT(allowed_origins), 0, 0, "", NULL,
+    {"allowed-origins", TEXT, SERVE(allowed_origins), 0, 0, "", NULL,
      "origins for CORS, comma-separated, or *; empty: CORS off"},
-    {"max-connections", INT, AT(max_connections), 1, 65536, "1024", NULL, "open at once"},
-    {"max-body-bytes", BYTES, AT(max_body_bytes), 1024, 67108864, "32MiB", NULL, "of one request"},
-    {"header-timeout", REAL, AT(header_timeout), 0.01, 3600, "10", NULL,
+    {"max-connections", INT, SERVE(max_connections), 1, 65536, "1024", NULL, "open at once"},
+    {"max-body-bytes", BYTES, SERVE(max_body_bytes), 1024, 67108864, "32MiB", NULL,
+     "of one request"},
+    {"header-timeout", REAL, SERVE(header_timeout), 0.01, 3600, "10", NULL,
      "seconds to send a header"},
-    {"body-timeout", REAL, AT(body_timeout), 0.01, 3600, "60", NULL, "seconds to send a body"},
-    {"idle-timeout", REAL, AT(idle_timeout), 0.01, 86400, "75", NULL, "seconds between requests"},
-    {"write-timeout", REAL, AT(write_timeout), 0.01, 86400, "60", NULL,
+    {"body-timeout", REAL, SERVE(body_timeout), 0.01, 3600, "60", NULL, "seconds to send a body"},
+    {"idle-timeout", REAL, SERVE(idle_timeout), 0.01, 86400, "75", NULL,
+     "seconds between requests"},
+    {"write-timeout", REAL, SERVE(write_timeout), 0.01, 86400, "60", NULL,
      "seconds a reader may make no progress"},
-    {"keep-alive-interval", REAL, AT(keep_alive_interval), 0.01, 3600, "10", NULL,
+    {"keep-alive-interval", REAL, SERVE(keep_alive_interval), 0.01, 3600, "10", NULL,
      "seconds between comments on a silent stream"},
-    {"shutdown-timeout", REAL, AT(shutdown_timeout), 0, 86400, "30", NULL,
+    {"shutdown-timeout", REAL, SERVE(shutdown_timeout), 0, 86400, "30", NULL,
      "seconds that requests in flight get after SIGTERM"},
     {"log-level", CHOICE, AT(log_level), 0, 0, "info", "error|warn|info|debug",
      "of standard error"},
+    {"batch", INT, BENCH(batch), 0, 4096, "0", NULL, "sequences computed at once"},
+    {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
+    {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
+    {"json", TEXT, BENCH(json), 0, 0, "", NULL, "a file the results are written to as well"},
 };
 
 static bool is_choice(const char *choices, const char *value)
@@ -165,7 +186,7 @@ static enum status read_file(struct options *o, const char *path, char *err)
         if (cJSON_IsString(item)) value = item->valuestring;
         else if (cJSON_IsNumber(item)) snprintf(number, sizeof number, "%.17g", item->valuedouble);
         else value = NULL;
-        if (!opt) st = err_set(err, ST_INVALID, "%s is not a setting; see dakd serve --help", from);
+        if (!opt) st = err_set(err, ST_INVALID, "%s is not a setting; see dakd --help", from);
         else if (!value) st = err_set(err, ST_INVALID, "%s must be a string or a number", from);
         else st = set_option(o, opt, from, value, err);
     }
@@ -219,8 +240,8 @@ static enum status next_flag(int argc, char *const *argv, int *i, const char **n
 
 /* One pass over argv.  With config given, only --help, --version and --config are looked for;
  * without, flags are set. */
-static enum status read_flags(struct options *o, int argc, char *const *argv, int first,
-                              const char **config, char *err)
+static enum status read_flags(struct options *o, enum options_command command, int argc,
+                              char *const *argv, int first, const char **config, char *err)
 {
     int model_count = 0;
     for (int i = first; i < argc; i++) {
@@ -253,45 +274,51 @@ static enum status read_flags(struct options *o, int argc, char *const *argv, in
         char from[128];
         snprintf(from, sizeof from, "--%.*s", (int)size_min(len, 100), name);
         const struct option *opt = find(name, len);
-        if (!opt) return err_set(err, ST_INVALID, "unknown flag %s; see dakd serve --help", from);
+        if (!opt)
+            return err_set(err, ST_INVALID, "unknown flag %s; see dakd %s --help", from,
+                           commands[command].name);
+        if (!(opt->commands & 1u << command))
+            return err_set(err, ST_INVALID, "%s is not a flag of dakd %s; see dakd %s --help", from,
+                           commands[command].name, commands[command].name);
         if ((st = set_option(o, opt, from, value, err))) return st;
     }
     return ST_OK;
 }
 
-enum status options_read(struct options *o, int argc, char *const *argv, int first,
-                         char *const *env, char *err)
+enum status options_read(struct options *o, enum options_command command, int argc,
+                         char *const *argv, int first, char *const *env, char *err)
 {
     enum status st;
     const char *config = env_value(env, "DAKD_CONFIG"), *text;
     *o = (struct options){0};
     for (size_t i = 0; i < ARRAY_COUNT(table); i++)
         CHECK(!set_option(o, &table[i], table[i].name, table[i].initial, NULL));
-    if ((st = read_flags(o, argc, argv, first, &config, err))) return st;
+    if ((st = read_flags(o, command, argc, argv, first, &config, err))) return st;
     if (o->help || o->version) return ST_OK;
     if (config && (st = read_file(o, config, err))) return st;
     if ((st = read_env(o, env, err))) return st;
-    if ((st = read_flags(o, argc, argv, first, NULL, err))) return st;
+    if ((st = read_flags(o, command, argc, argv, first, NULL, err))) return st;
     if ((text = env_value(env, "NOTIFY_SOCKET")))
         snprintf(o->notify_socket, sizeof o->notify_socket, "%s", text);
     if ((text = env_value(env, "WATCHDOG_USEC"))) o->watchdog_usec = strtoull(text, NULL, 10);
     o->journal = env_value(env, "JOURNAL_STREAM") != NULL;
     if (!o->model_dir[0])
-        return err_set(err, ST_INVALID, "no model folder was given: dakd serve MODEL_DIR");
+        return err_set(err, ST_INVALID, "no model folder was given: dakd %s MODEL_DIR",
+                       commands[command].name);
     return ST_OK;
 }
 
-void options_print_help(void)
+void options_print_help(enum options_command command)
 {
-    printf("usage: dakd serve MODEL_DIR [flags]\n\n"
-           "Serves a Hugging Face model folder over the OpenAI HTTP API.  Every flag may also "
-           "stand in a JSON file\n"
+    printf("usage: dakd %s MODEL_DIR [flags]\n\n%s\nEvery flag may also stand in a JSON file\n"
            "(--config FILE, same names) or in the environment (DAKD_MAX_NUM_SEQS=8); a flag wins "
            "over the\n"
-           "environment, the environment over the file.\n\n");
+           "environment, the environment over the file.\n\n",
+           commands[command].name, commands[command].about);
     for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
         const struct option *opt = &table[i];
         char left[96];
+        if (!(opt->commands & 1u << command)) continue;
         if (opt->kind == CHOICE) snprintf(left, sizeof left, "--%s %s", opt->name, opt->choices);
         else
             snprintf(left, sizeof left, "--%s %s", opt->name,

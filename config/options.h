@@ -1,10 +1,11 @@
 /*
  * options.h - every setting of the daemon, from one table (options.c): name, environment variable,
- * JSON key, type, range, default and help text.
+ * JSON key, type, range, default, help text, and the commands that have it.
  *
  * A flag beats its environment variable (DAKD_ and the name in upper case), which beats the file
  * given by --config.  Names follow vLLM where it has the flag.  Unknown flags, keys and DAKD_*
- * variables are errors; so is a value out of range.
+ * variables are errors; so is a value out of range, and a flag of another command.  The environment
+ * and the file may hold settings of other commands: they are checked and have no effect.
  */
 #ifndef DAKD_CONFIG_OPTIONS_H
 #define DAKD_CONFIG_OPTIONS_H
@@ -15,6 +16,8 @@
 #include "config/status.h"
 
 #define OPT_STRING_CAP 512
+
+enum options_command { OPTIONS_SERVE, OPTIONS_BENCH };
 
 struct options {
     /* What and how to serve. */
@@ -52,6 +55,9 @@ struct options {
         keep_alive_interval; /* seconds */
     double shutdown_timeout;
     char log_level[8];
+    /* Bench. */
+    int64_t batch, input_len, output_len; /* 0: not given */
+    char json[OPT_STRING_CAP];
     /* Not flags: what systemd passes. */
     char notify_socket[256];
     uint64_t watchdog_usec;
@@ -62,9 +68,9 @@ struct options {
 
 /* Fills *o from argv[first..argc), the environment and the file.  ST_INVALID with a sentence that
  * names the flag. */
-MUST_USE enum status options_read(struct options *o, int argc, char *const *argv, int first,
-                                  char *const *env, char *err);
-/* The text of `dakd serve --help`. */
-void options_print_help(void);
+MUST_USE enum status options_read(struct options *o, enum options_command command, int argc,
+                                  char *const *argv, int first, char *const *env, char *err);
+/* The text of `dakd COMMAND --help`. */
+void options_print_help(enum options_command command);
 
 #endif

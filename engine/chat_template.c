@@ -182,10 +182,8 @@ static enum status parse_arguments(cJSON *function, char *err)
     } else {
         parsed = cJSON_CreateObject();
     }
-    bool kept =
-        parsed && (text ? cJSON_ReplaceItemInObjectCaseSensitive(function, "arguments", parsed)
-                        : cJSON_AddItemToObject(function, "arguments", parsed));
-    if (kept) return ST_OK;
+    if (parsed && text) json_replace(function, text, parsed);
+    if (parsed && (text || cJSON_AddItemToObject(function, "arguments", parsed))) return ST_OK;
     cJSON_Delete(parsed);
     return err_set(err, ST_NOMEM, "no memory for the arguments of a tool call");
 }
@@ -231,9 +229,8 @@ static enum status alias_reasoning(cJSON *message, char *err)
         cJSON *there = cJSON_GetObjectItemCaseSensitive(message, names[i]);
         if (there && (i > 0 || !cJSON_IsNull(there))) continue;
         cJSON *copy = cJSON_Duplicate(reasoning, 1);
-        bool kept = copy && (there ? cJSON_ReplaceItemInObjectCaseSensitive(message, names[i], copy)
-                                   : cJSON_AddItemToObject(message, names[i], copy));
-        if (kept) continue;
+        if (copy && there) json_replace(message, there, copy);
+        if (copy && (there || cJSON_AddItemToObject(message, names[i], copy))) continue;
         cJSON_Delete(copy);
         return err_set(err, ST_NOMEM, "no memory for the messages");
     }

@@ -61,6 +61,8 @@ struct eng_engine {
     kn_page *page_tables; /* [queue_max][pages_per_seq] */
     int32_t pages_per_seq;
     int32_t live_count;
+    /* Where the thread's time goes: charge() adds what passed since turn_ns to one of the two. */
+    uint64_t turn_ns, device_ns, host_ns;
     bool broken; /* a step failed: the scheduler's plan was never committed, and it is not asked
                     again */
 
@@ -76,6 +78,14 @@ struct eng_engine {
     bool poke, stop, closing;
     struct eng_stats stats;
 };
+
+/* The two clocks of the thread: busy machine, or busy engine. */
+static void charge(struct eng_engine *e, uint64_t *account)
+{
+    uint64_t now = clock_now_ns();
+    *account += now - e->turn_ns;
+    e->turn_ns = now;
+}
 
 static struct eng_request *request_of(struct eng_sched_seq *seq)
 {
@@ -139,27 +149,35 @@ static void finish_all(struct eng_engine *e, enum eng_finish why)
 
 /* --- submission ------------------------------------------------------------------------------- */
 
-enum status eng_submit(struct eng_engine *e, struct eng_request *r)
+enum status eng_submit_all(struct eng_engine *e, struct eng_request *requests, int32_t count)
 {
-    CHECK(r->prompt_count >= 1 && r->sampling.max_tokens >= 1);
-    CHECK(r->prompt_count + r->sampling.max_tokens <= e->limits.model_len_max);
     enum status st = ST_OK;
+    for (int32_t i = 0; i < count; i++) {
+        const struct eng_request *r = &requests[i];
+        CHECK(r->prompt_count >= 1 && r->sampling.max_tokens >= 1);
+        CHECK(r->prompt_count + r->sampling.max_tokens <= e->limits.model_len_max);
+    }
     pthread_mutex_lock(&e->lock);
-    if (e->stats.failed || e->stop) {
-        st = ST_DEVICE;
-    } else if (e->unfinished == e->config.queue_max) {
-        st = ST_FULL;
-    } else {
-        r->submit_ns = clock_now_ns();
+    if (e->stats.failed || e->stop) st = ST_DEVICE;
+    else if (count > e->config.queue_max - e->unfinished) st = ST_FULL;
+    uint64_t now = clock_now_ns();
+    for (int32_t i = 0; i < count && !st; i++) {
+        struct eng_request *r = &requests[i];
+        r->submit_ns = now;
         r->next = NULL;
         if (e->queue_tail) e->queue_tail->next = r;
         else e->queue_head = r;
         e->queue_tail = r;
         e->unfinished++;
-        pthread_cond_signal(&e->work);
     }
+    if (!st) pthread_cond_signal(&e->work);
     pthread_mutex_unlock(&e->lock);
     return st;
+}
+
+enum status eng_submit(struct eng_engine *e, struct eng_request *r)
+{
+    return eng_submit_all(e, r, 1);
 }
 
 void eng_cancel(struct eng_engine *e, struct eng_request *r)
@@ -368,8 +386,11 @@ static void take_token(struct eng_engine *e, struct eng_request *r, const struct
         return;
     }
     r->tokens[r->seq.token_count++] = sample->token;
-    struct eng_event event = {
-        .kind = ENG_EVENT_TOKEN, .request = r, .index = generated, .sample = *sample};
+    struct eng_event event = {.kind = ENG_EVENT_TOKEN,
+                              .request = r,
+                              .index = generated,
+                              .step = e->stats.step_count, /* written by this thread alone */
+                              .sample = *sample};
     push_event(e, &event);
     if (generated + 1 == p->max_tokens || r->seq.token_count == e->limits.model_len_max)
         finish(e, r, ENG_FINISH_LENGTH, NULL);
@@ -385,6 +406,8 @@ static void count_step(struct eng_engine *e, const struct eng_plan *plan, uint64
     struct eng_stats *t = &e->stats;
     t->step_count++;
     t->step_ns_sum += now - start_ns;
+    t->device_ns_sum = e->device_ns;
+    t->host_ns_sum = e->host_ns;
     t->step_tokens_sum += (uint64_t)plan->token_count;
     t->step_tokens_bucket[bucket]++;
     t->prompt_tokens += prompt_tokens;
@@ -425,6 +448,7 @@ static enum status run_step(struct eng_engine *e, struct eng_plan *plan, char *e
     uint64_t start = clock_now_ns(), prompt_tokens, recomputed;
     note_items(e, plan, start, &prompt_tokens, &recomputed);
     build_batch(e, plan, &batch);
+    charge(e, &e->host_ns);
     eng_model_forward(e->model, &batch, &e->kv);
     for (int32_t begin = 0; begin < s->row_count; begin += e->config.rows_max) {
         batch.rows = s->rows + begin;
@@ -433,12 +457,17 @@ static enum status run_step(struct eng_engine *e, struct eng_plan *plan, char *e
         eng_model_logits(e->model, &batch, s->logits);
         issue_rows(e, plan, begin, batch.row_count);
         enum status st = kn_sync(e->kn, err);
+        charge(e, &e->device_ns);
         if (st) return st;
         st = use_rows(e, plan, begin, batch.row_count);
         if (st) return err_set(err, st, "the model's logits hold no finite number");
+        charge(e, &e->host_ns);
     }
-    enum status st = s->row_count ? ST_OK : kn_sync(e->kn, err);
-    if (st) return st;
+    if (s->row_count == 0) {
+        enum status st = kn_sync(e->kn, err);
+        charge(e, &e->device_ns);
+        if (st) return st;
+    }
     eng_sched_commit(e->sched, plan);
     for (int32_t i = 0; i < plan->item_count; i++)
         if (plan->items[i].sample) take_token(e, request_of(plan->items[i].seq), &s->samples[i]);
@@ -497,6 +526,7 @@ static void *engine_main(void *arg)
     struct eng_engine *e = arg;
     char err[ERR_CAP];
     bool failed = false;
+    e->turn_ns = clock_now_ns();
     while (!stopping(e) && !failed) {
         struct eng_plan plan;
         take_submissions(e);
@@ -508,7 +538,9 @@ static void *engine_main(void *arg)
         }
         publish(e);
         if (e->config.wake) e->config.wake(e->config.user);
-        if (plan.item_count == 0 && !wait_for_work(e)) break;
+        if (plan.item_count > 0) continue;
+        if (!wait_for_work(e)) break;
+        e->turn_ns = clock_now_ns(); /* idleness is nobody's */
     }
     take_submissions(e);
     finish_all(e, ENG_FINISH_CANCELLED);

@@ -54,6 +54,7 @@ struct eng_event {
     struct eng_request *request;
     enum eng_finish finish; /* of FINISHED */
     int32_t index;          /* PROMPT: position; TOKEN: index in the answer */
+    uint64_t step;          /* of TOKEN: serial number of the step that gave it */
     /* Of PROMPT, TOKEN, and FINISHED by STOP.  The first PROMPT token has logprob NAN. */
     struct eng_sample sample;
 };
@@ -92,6 +93,9 @@ void eng_limits(const struct eng_engine *e, struct eng_limits *out);
 
 /* Loop thread.  ST_FULL where queue_max requests are unfinished; ST_DEVICE after a failure. */
 MUST_USE enum status eng_submit(struct eng_engine *e, struct eng_request *r);
+/* Loop thread.  An array of requests at once: no step comes between them.  All or none. */
+MUST_USE enum status eng_submit_all(struct eng_engine *e, struct eng_request *requests,
+                                    int32_t count);
 /* Loop thread.  The request ends before the next step; its FINISHED event still comes. */
 void eng_cancel(struct eng_engine *e, struct eng_request *r);
 /* Loop thread.  False where there is no event. */
@@ -103,6 +107,10 @@ struct eng_stats {
     struct eng_sched_stats sched;
     uint64_t step_count, prompt_tokens, generated_tokens, recomputed_tokens;
     uint64_t step_ns_sum;
+    /* Time the machine was busy, from the issue of a step's operations to kn_sync, and the engine's
+     * own time between (planning, batches, sampling, events), up to the last step's samples;
+     * idle waits are in neither. */
+    uint64_t device_ns_sum, host_ns_sum;
     uint64_t step_tokens_sum;
     uint64_t step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
     uint64_t queue_ns_sum, queue_count;            /* submission to first step */

@@ -89,19 +89,6 @@ static enum status alloc_buffers(struct eng_model *m, char *err)
     return ST_OK;
 }
 
-/* Working memory of every product a step may hold. */
-static enum status reserve(struct eng_model *m, char *err)
-{
-    enum status st = kn_gemm_reserve(m->kn, &m->weights.head, m->rows_max, err);
-    for (int32_t i = 0; i < m->shape.info.layer_count && !st; i++) {
-        const struct eng_layer *l = &m->weights.layers[i];
-        const struct kn_weight *const products[] = {&l->qkv, &l->o, &l->up, &l->down};
-        for (size_t p = 0; p < ARRAY_COUNT(products) && !st; p++)
-            st = kn_gemm_reserve(m->kn, products[p], m->tokens_max, err);
-    }
-    return st;
-}
-
 static enum status fill_rope(struct eng_model *m, char *err)
 {
     size_t row_bytes = (size_t)m->shape.info.head_dim * sizeof(float);
@@ -142,7 +129,7 @@ enum status eng_model_open(struct kn *kn, struct off_tiers *tiers, const char *d
     m->attention_scale = (float)(1 / sqrt(m->shape.info.head_dim));
     if ((st = alloc_buffers(m, err))) goto fail;
     if ((st = eng_weights_load(kn, tiers, dir, &m->shape, opt, &m->weights, err))) goto fail;
-    if ((st = fill_rope(m, err)) || (st = reserve(m, err))) goto fail;
+    if ((st = fill_rope(m, err))) goto fail;
     *out = m;
     return ST_OK;
 fail:

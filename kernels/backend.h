@@ -30,8 +30,6 @@ struct kn_backend {
     void (*embed)(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
     void (*norm)(struct kn *kn, const struct kn_norm_args *a);
     void (*gemm)(struct kn *kn, const struct kn_gemm_args *a);
-    enum status (*gemm_reserve)(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                                char *err);
     void (*qkv)(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
     void (*attention)(struct kn *kn, const struct kn_batch *batch,
                       const struct kn_attention_args *a);
@@ -39,6 +37,7 @@ struct kn_backend {
                    float *out);
     void (*sample)(struct kn *kn, const struct kn_sample_args *a);
     enum status (*sample_reserve)(struct kn *kn, int32_t vocab, char *err);
+    void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
 };
 
 struct kn {

@@ -92,12 +92,6 @@ void kn_gemm(struct kn *kn, const struct kn_gemm_args *a)
     if (a->row_count > 0) kn->backend->gemm(kn, a);
 }
 
-enum status kn_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max, char *err)
-{
-    CHECK(rows_max > 0);
-    return kn->backend->gemm_reserve(kn, w, rows_max, err);
-}
-
 static void check_heads(const struct kn_kv *kv, int32_t q_heads, int32_t layer)
 {
     CHECK(kv->head_dim > 0 && kv->head_dim <= KN_HEAD_DIM_MAX);
@@ -141,4 +135,10 @@ enum status kn_sample_reserve(struct kn *kn, int32_t vocab, char *err)
 {
     CHECK(vocab > 0);
     return kn->backend->sample_reserve(kn, vocab, err);
+}
+
+void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes)
+{
+    CHECK((uintptr_t)ptr % KN_ALIGN == 0 && bytes % KN_ALIGN == 0);
+    if (bytes > 0) kn->backend->stream_read(kn, ptr, bytes);
 }

@@ -252,15 +252,12 @@ struct kn_gemm_args {
     void *out;
 };
 void kn_gemm(struct kn *kn, const struct kn_gemm_args *a);
-/* Makes room for the working memory of products of w with up to rows_max rows, so that none is
- * allocated while serving. */
-MUST_USE enum status kn_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                                     char *err);
 
 /* Per head of qkv [T, (Hq + 2 Hkv) * D] (query heads, then key heads, then value heads): RMSNorm
  * with q_norm / k_norm where given, then rotary embedding in the half-split form (pairs d and d +
- * D/2) where rope is given; q is written back in place, k and v are appended to the layer's KV
- * pages in the KV's dtype. */
+ * D/2) where rope is given; k and v are appended to the layer's KV pages in the KV's dtype.  q
+ * stays in place or with the backend: kn_attention of the same batch, buffer and layer comes
+ * next. */
 struct kn_qkv_args {
     kn_act *qkv;
     int32_t q_heads;
@@ -273,7 +270,7 @@ struct kn_qkv_args {
 void kn_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
 
 /* Causal grouped-query attention over the pages: out[T, Hq*D] = softmax(scale * q . K^T) . V.  q
- * lies in qkv as kn_qkv left it.  window > 0: a token at position p sees positions p - window + 1
+ * is what the kn_qkv before left.  window > 0: a token at position p sees positions p - window + 1
  * .. p only. */
 struct kn_attention_args {
     const kn_act *qkv;
@@ -285,6 +282,11 @@ struct kn_attention_args {
     kn_act *out;
 };
 void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a);
+
+/* Reads all bytes of memory of kn_alloc once, in the way the backend reads weights fastest: what a
+ * measurement of bandwidth times.  ptr is KN_ALIGN-aligned and bytes a multiple of KN_ALIGN.  A sum
+ * of what was read stays in kn, so that no compiler leaves the reading out. */
+void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 
 /* out[R,H] fp32 = x[rows]. */
 void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,

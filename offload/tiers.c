@@ -174,6 +174,11 @@ const char *off_tier_name(const struct off_tiers *tiers, int tier)
     return tier_at(tiers, tier)->name;
 }
 
+const struct off_tier_spec *off_tier_spec(const struct off_tiers *tiers, int tier)
+{
+    return &tier_at(tiers, tier)->spec;
+}
+
 uint64_t off_tier_capacity(const struct off_tiers *tiers, int tier)
 {
     return tier_at(tiers, tier)->spec.bytes;

@@ -36,6 +36,7 @@ MUST_USE enum status off_tiers_open(struct kn *kn, uint64_t local_bytes,
 void off_tiers_close(struct off_tiers *tiers);
 int off_tiers_count(const struct off_tiers *tiers);
 const char *off_tier_name(const struct off_tiers *tiers, int tier); /* "hbm", "host", "peer1" */
+const struct off_tier_spec *off_tier_spec(const struct off_tiers *tiers, int tier);
 uint64_t off_tier_capacity(const struct off_tiers *tiers, int tier);
 uint64_t off_tier_used(const struct off_tiers *tiers, int tier);
 /* KN_ALIGN-aligned, zeroed.  ST_LIMIT says what was asked, what is left, and which flag to change.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the tests or benchmarks of the GPU and writes a report that says on what.
 #
-#     scripts/gpu.sh test|bench|quick [DIR] [REPORT]
+#     scripts/gpu.sh test|bench|quick [DIR] [REPORT]        (GPU_LIMIT: seconds a program may take)
 #
 # DIR holds what `make gpu` built (build/gpu); it may have been built elsewhere and brought here.  quick
 # runs small shapes alone, for compute-sanitizer, which it uses where it is installed.  Run from the
@@ -11,7 +11,7 @@ set -u
 mode=${1:-test}
 dir=${2:-build/gpu}
 report=${3:-$dir/report-$mode.txt}
-limit=${DAKD_GPU_LIMIT:-300}
+limit=${GPU_LIMIT:-300}
 export LD_LIBRARY_PATH="$dir/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 case $mode in
@@ -88,6 +88,11 @@ all() {
         for program in "$dir"/gpu_*; do run "$program"; done
         serve
         serve --remote host:1GiB --offload 0.5
+        if [ "$(ls -d /dev/nvidia[0-9]* | wc -l)" -gt 1 ]; then
+            serve --remote peer:1:1GiB --offload 0.5
+        else
+            echo "one GPU: no tier in a peer's memory was tested"
+        fi
         ;;
     bench)
         for program in "$dir"/gpu_*; do
@@ -97,7 +102,7 @@ all() {
     quick)
         for program in "$dir"/gpu_*; do
             if command -v compute-sanitizer >/dev/null; then
-                run compute-sanitizer --tool memcheck --error-exitcode 9 "$program" --quick
+                run compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "$program" --quick
             else
                 run "$program" --quick
             fi

@@ -4,7 +4,8 @@
 usage: run_tests.py BUILD_DIR [name-filter]
 
 A C test program is a cmocka main; it passes when it exits 0, and its tests are counted from cmocka's lines.  A program
-that dies, hangs past its limit or runs no test counts as one failure.  The last line is `N passed, N failed`; the exit
+that dies, hangs past its limit or runs no test counts as one failure; one that exits 77 says why it cannot run in this
+build, and counts as nothing.  The last line is `N passed, N failed`; the exit
 status is 0 only when nothing failed and something ran.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 900
+SKIPPED = 77  # the exit status of a program that this build cannot run
 
 
 def run_program(path):
@@ -33,9 +35,11 @@ def run_program(path):
     failed = len(re.findall(r"^\[  FAILED  \] (?!\d+ test\(s\), listed below)\S+\s*$", output, re.M))
     listed = re.search(r"^\[  FAILED  \] (\d+) test\(s\), listed below", output, re.M)
     failed = int(listed.group(1)) if listed else failed
-    if code != 0 and failed == 0:
+    if code not in (0, SKIPPED) and failed == 0:
         failed = 1
-    if code == 0 and passed == 0:
+    if code == SKIPPED:
+        failed = 0
+    elif code == 0 and passed == 0:
         output, failed = output + "\nran no test", 1
     return path.name, passed, failed, time.monotonic() - start, output, code
 
@@ -78,8 +82,9 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for program, good, bad, took, output, code in pool.map(run_program, programs):
             passed, failed = passed + good, failed + bad
-            print(f"{'FAIL' if bad else 'ok  '} {program:36} {good:4} passed {took:7.1f} s", flush=True)
-            if bad:
+            word = "FAIL" if bad else "skip" if code == SKIPPED else "ok  "
+            print(f"{word} {program:36} {good:4} passed {took:7.1f} s", flush=True)
+            if bad or code == SKIPPED:
                 print(f"--- {program} exited {code}\n{output[-8000:]}\n---", flush=True)
     good, bad = run_pytest(build, name)
     passed, failed = passed + good, failed + bad

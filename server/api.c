@@ -257,7 +257,7 @@ void srv_api_fault(struct srv_exchange *x, const struct srv_fault *fault)
     buf_init(&body, 16 << 10);
     srv_fault_format(fault, &body);
     if (buf_status(&body))
-        srv_x_error(x, fault->status, fault->type, param, fault->code, "%s", fault->message);
+        srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The server has no memory left.");
     else srv_x_reply(x, fault->status, "application/json", body.data, body.len);
     buf_deinit(&body);
 }
@@ -283,6 +283,24 @@ bool srv_api_parse(struct srv_api *api, struct srv_exchange *x, enum srv_endpoin
     srv_x_body_release(x);
     if (!ok) srv_api_fault(x, &fault);
     return ok;
+}
+
+bool srv_api_promise(struct srv_api *api, uint64_t *held, uint64_t bytes, const char *param,
+                     const char *advice, struct srv_fault *fault)
+{
+    uint64_t max = api->config.memory_bytes_max, others = api->memory_bytes - *held;
+    if (bytes > max)
+        return srv_fault_bad(fault, param,
+                             "The request could need %llu bytes of storage, above this server's "
+                             "limit; %s.",
+                             (unsigned long long)bytes, advice);
+    if (bytes > max - others)
+        return srv_fault_set(fault, 503, "unavailable_error", "overloaded", "",
+                             "The server has promised all its memory to requests under way; try "
+                             "again later.");
+    api->memory_bytes = others + bytes;
+    *held = bytes;
+    return true;
 }
 
 bool srv_api_healthy(struct srv_api *api, char *why)

@@ -31,7 +31,7 @@ struct srv_api_config {
     int model_name_count;           /* >= 1 */
     const char *api_key;            /* borrowed; NULL or "": none is asked for */
     int32_t sequences_max;     /* prompts x n of one request, 1..; at most eng_config.queue_max */
-    uint64_t memory_bytes_max; /* of all requests' token and log-probability storage */
+    uint64_t memory_bytes_max; /* of all requests' prompts, tokens and log-probabilities */
     size_t write_buffer_max;   /* srv_http_config.write_buffer_max: no chunk may be larger */
     uint64_t keep_alive_ms;    /* a silent stream gets a comment this often; 0: never */
     uint64_t stall_ms;         /* an engine without progress for so long is not healthy; 0: never */

@@ -24,6 +24,14 @@ static void put_logprob(struct buf *out, float v)
     else buf_printf(out, "%.9g", v < LOGPROB_MIN ? LOGPROB_MIN : (double)v);
 }
 
+/* The token's bytes into piece; what could not be written there fails the answer too. */
+static void spell(const struct srv_vocab *vocab, int32_t token, struct buf *piece, struct buf *out)
+{
+    buf_clear(piece);
+    vocab->put(vocab->user, token, piece);
+    if (!out->failed) out->failed = buf_status(piece);
+}
+
 /* The name of a token: its text, or where its bytes are no text by themselves, OpenAI's
  * "bytes:\xe2\x80".  (U+FFFD would give many tokens one name, and names are keys.) */
 static void put_token_name(struct buf *out, const char *bytes, size_t len)
@@ -64,7 +72,7 @@ static void put_top_map(struct buf *out, const struct srv_vocab *vocab,
         const struct eng_logprob *e = &row[i % stride]; /* the token itself comes last */
         if (e->token < 0) continue;
         buf_init(&name[count], PIECE_MAX);
-        vocab->put(vocab->user, e->token, &name[count]);
+        spell(vocab, e->token, &name[count], out);
         bool twice = false;
         for (int k = 0; k < count && !twice; k++)
             twice = name[k].len == name[count].len &&
@@ -93,14 +101,12 @@ static void put_completion_scores(struct buf *out, const struct srv_vocab *vocab
         int32_t token = score_row(s, i)->token;
         buf_printf(out, i ? ",%lld" : "%lld", (long long)*s->text_offset);
         if (vocab->hidden(vocab->user, token)) continue;
-        buf_clear(&piece);
-        vocab->put(vocab->user, token, &piece);
+        spell(vocab, token, &piece, out);
         *s->text_offset += count_characters(piece.data, piece.len);
     }
     buf_puts(out, "],\"tokens\":[");
     for (int32_t i = 0; i < s->count; i++) {
-        buf_clear(&piece);
-        vocab->put(vocab->user, score_row(s, i)->token, &piece);
+        spell(vocab, score_row(s, i)->token, &piece, out);
         if (i) buf_putc(out, ',');
         put_token_name(out, piece.data, piece.len);
     }
@@ -125,8 +131,7 @@ static void put_completion_scores(struct buf *out, const struct srv_vocab *vocab
 static void put_chat_entry(struct buf *out, const struct srv_vocab *vocab,
                            const struct eng_logprob *e, struct buf *piece)
 {
-    buf_clear(piece);
-    vocab->put(vocab->user, e->token, piece);
+    spell(vocab, e->token, piece, out);
     buf_puts(out, "{\"token\":");
     buf_put_json_string(out, piece->data ? piece->data : "", piece->len);
     buf_puts(out, ",\"logprob\":");

@@ -31,7 +31,7 @@ struct srv_api {
     struct srv_job *dirty; /* those with news since the last pump */
     int job_count;
     int live_sequences;    /* submitted and their FINISHED not yet polled */
-    uint64_t memory_bytes; /* promised to jobs, against config.memory_bytes_max */
+    uint64_t memory_bytes; /* promised to requests, against config.memory_bytes_max */
 };
 
 /* Sends a fault as the whole response; x is gone. */
@@ -41,6 +41,10 @@ bool srv_api_ready(struct srv_api *api, struct srv_exchange *x);
 /* Parses the body of x, answering faults itself; the body is released. */
 bool srv_api_parse(struct srv_api *api, struct srv_exchange *x, enum srv_endpoint endpoint,
                    struct srv_ask *out);
+/* Promises a request `bytes` of memory in place of the *held it had.  False where there is not as
+ * much at the moment (503), or never could be (400: `param` is to blame, `advice` what to do). */
+bool srv_api_promise(struct srv_api *api, uint64_t *held, uint64_t bytes, const char *param,
+                     const char *advice, struct srv_fault *fault);
 /* Renders messages to a prompt (owned by the caller, free()). */
 bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
                     struct srv_fault *fault);

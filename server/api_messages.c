@@ -106,7 +106,7 @@ static bool check_part(const struct place *at, const cJSON *part)
 }
 
 /* Replaces a list of text parts by their texts joined by line breaks. */
-static bool flatten_parts(const struct place *at, cJSON *message, const cJSON *list)
+static bool flatten_parts(const struct place *at, cJSON *message, cJSON *list)
 {
     size_t len = 1;
     int i = 0;
@@ -133,12 +133,13 @@ static bool flatten_parts(const struct place *at, cJSON *message, const cJSON *l
     cJSON *string = cJSON_CreateString(joined);
     free(joined);
     if (!string) return no_memory(at);
-    return cJSON_ReplaceItemInObjectCaseSensitive(message, "content", string) || no_memory(at);
+    json_replace(message, list, string);
+    return true;
 }
 
 static bool read_content(const struct place *at, cJSON *message, unsigned role)
 {
-    const cJSON *content = cJSON_GetObjectItemCaseSensitive(message, "content");
+    cJSON *content = cJSON_GetObjectItemCaseSensitive(message, "content");
     if (cJSON_IsString(content)) return true;
     if (cJSON_IsArray(content)) return flatten_parts(at, message, content);
     bool calls = role == ROLE_ASSISTANT && json_member(message, "tool_calls");
@@ -162,15 +163,19 @@ static bool read_arguments(const struct place *at, cJSON *function)
     if (!arguments->valuestring[0]) {
         tree = cJSON_CreateObject();
         if (!tree) return no_memory(at);
-    } else if (json_parse(arguments->valuestring, strlen(arguments->valuestring),
-                          &json_limits_request, &tree, err)) {
-        return srv_fault_bad(at->fault, param, "'%s' could not be read: %.300s.", param, err);
+    } else {
+        enum status st = json_parse(arguments->valuestring, strlen(arguments->valuestring),
+                                    &json_limits_request, &tree, err);
+        if (st == ST_NOMEM) return no_memory(at);
+        if (st)
+            return srv_fault_bad(at->fault, param, "'%s' could not be read: %.300s.", param, err);
     }
     if (!cJSON_IsObject(tree)) {
         cJSON_Delete(tree);
         return bad_at(at, "arguments", arguments, "a string that holds a JSON object");
     }
-    return cJSON_ReplaceItemInObjectCaseSensitive(function, "arguments", tree) || no_memory(at);
+    json_replace(function, arguments, tree);
+    return true;
 }
 
 static bool read_tool_calls(const struct place *at, cJSON *calls)
@@ -212,17 +217,16 @@ static unsigned read_role(const struct place *at, cJSON *message)
     } roles[] = {{"system", ROLE_SYSTEM}, {"developer", ROLE_SYSTEM},
                  {"user", ROLE_USER},     {"assistant", ROLE_ASSISTANT},
                  {"tool", ROLE_TOOL},     {"function", ROLE_FUNCTION}};
-    const cJSON *role = json_member(message, "role");
+    cJSON *role = cJSON_GetObjectItemCaseSensitive(message, "role");
     static const char *const what = "one of system, developer, user, assistant, tool, function";
     for (size_t i = 0; cJSON_IsString(role) && i < ARRAY_COUNT(roles); i++) {
         if (strcmp(role->valuestring, roles[i].name)) continue;
         if (strcmp(roles[i].name, "developer")) return roles[i].bit;
         /* OpenAI's newer name; templates know the older one. */
         cJSON *system = cJSON_CreateString("system");
-        if (system && cJSON_ReplaceItemInObjectCaseSensitive(message, "role", system))
-            return ROLE_SYSTEM;
-        no_memory(at);
-        return 0;
+        if (!system) return no_memory(at);
+        json_replace(message, role, system);
+        return ROLE_SYSTEM;
     }
     bad_at(at, "role", role, what);
     return 0;

@@ -7,8 +7,6 @@
 #include "server/api_int.h"
 #include "server/encode.h"
 
-#define REPLY_BYTES_MAX (1u << 30)
-
 /* Sends and frees the body. */
 static void reply_json(struct srv_exchange *x, int status, struct buf *body)
 {
@@ -36,7 +34,7 @@ void srv_api_models(struct srv_exchange *x, void *user)
     struct srv_api *api = user;
     struct buf body;
     if (!srv_api_ready(api, x)) return;
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     /* "data" comes first, and in it "id": shell scripts read the name from there. */
     buf_puts(&body, "{\"object\":\"list\",\"data\":[");
     for (int i = 0; i < api->config.model_name_count; i++) {
@@ -55,7 +53,7 @@ void srv_api_model(struct srv_exchange *x, void *user)
     for (int i = 0; i < api->config.model_name_count; i++) {
         if (strcmp(name, api->config.model_names[i])) continue;
         struct buf body;
-        buf_init(&body, REPLY_BYTES_MAX);
+        buf_init(&body, SRV_REPLY_BYTES_MAX);
         put_model(api, i, &body);
         reply_json(x, 200, &body);
         return;
@@ -75,6 +73,7 @@ struct tokenize {
     struct srv_prompt prompt; /* the rendered messages; text owned here */
     char *text;
     struct srv_encode encode;
+    uint64_t bytes; /* promised in api->memory_bytes */
 };
 
 static void tokenize_left(struct srv_exchange *x, void *context)
@@ -94,7 +93,7 @@ static void tokenize_reply(struct tokenize *t)
         srv_api_fault(t->x, &fault);
         return;
     }
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     buf_printf(&body, "{\"count\":%d,\"max_model_len\":%d,\"tokens\":", (int)p->token_count,
                (int)t->api->limits.context_tokens);
     srv_fmt_ids(&body, p->tokens, p->token_count);
@@ -113,14 +112,20 @@ static void tokenize_reply(struct tokenize *t)
     reply_json(t->x, 200, &body);
 }
 
-static void tokenize_done(struct srv_encode *e)
+static void tokenize_free(struct tokenize *t)
 {
-    struct tokenize *t = (struct tokenize *)((char *)e - offsetof(struct tokenize, encode));
-    if (t->x) tokenize_reply(t);
+    t->api->memory_bytes -= t->bytes;
     free(t->prompt.tokens);
     free(t->text);
     srv_ask_deinit(&t->request);
     free(t);
+}
+
+static void tokenize_done(struct srv_encode *e)
+{
+    struct tokenize *t = (struct tokenize *)((char *)e - offsetof(struct tokenize, encode));
+    if (t->x) tokenize_reply(t);
+    tokenize_free(t);
 }
 
 void srv_api_tokenize(struct srv_exchange *x, void *user)
@@ -154,6 +159,12 @@ void srv_api_tokenize(struct srv_exchange *x, void *user)
                                     .flags = ENG_TOK_PARSE_SPECIAL |
                                              (request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
                                     .done = tokenize_done};
+    if (!srv_api_promise(api, &t->bytes, srv_encode_bytes(&t->encode), text ? "messages" : "prompt",
+                         "send less text", &fault)) {
+        srv_api_fault(x, &fault);
+        tokenize_free(t);
+        return;
+    }
     srv_x_watch(x, tokenize_left, NULL, t);
     srv_encode_start(&t->encode, api->loop);
 }
@@ -165,8 +176,8 @@ void srv_api_detokenize(struct srv_exchange *x, void *user)
     struct buf text, body;
     char err[ERR_CAP] = "";
     if (!srv_api_parse(api, x, SRV_DETOKENIZE, &r)) return;
-    buf_init(&text, REPLY_BYTES_MAX);
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&text, SRV_REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     const struct srv_prompt *p = &r.prompts[0];
     if (!api->tok) {
         srv_x_error(x, 400, "invalid_request_error", "tokens", "not_supported",
@@ -194,7 +205,7 @@ static void reply_state(struct srv_exchange *x, const char *trouble)
         srv_x_error(x, 503, "unavailable_error", NULL, NULL, "Not serving: %s.", trouble);
         return;
     }
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     buf_puts(&body, "{\"status\":\"ok\"}");
     reply_json(x, 200, &body);
 }
@@ -229,7 +240,7 @@ void srv_api_version(struct srv_exchange *x, void *user)
 {
     struct buf body;
     (void)user;
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     buf_printf(&body, "{\"version\":\"%s\",\"commit\":\"%s\"}", version_string(), version_commit());
     reply_json(x, 200, &body);
 }
@@ -251,7 +262,7 @@ void srv_api_metrics(struct srv_exchange *x, void *user)
                                     .model_name = api->config.model_names[0],
                                     .version = version_string(),
                                     .commit = version_commit()};
-    buf_init(&body, REPLY_BYTES_MAX);
+    buf_init(&body, SRV_REPLY_BYTES_MAX);
     srv_metrics_format(&view, &body);
     if (buf_status(&body))
         srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The server has no memory left.");

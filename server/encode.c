@@ -32,6 +32,14 @@ static void work_done(uv_work_t *work, int uv_status)
     e->done(e);
 }
 
+uint64_t srv_encode_bytes(const struct srv_encode *e)
+{
+    uint64_t bytes = 0;
+    for (int32_t i = 0; i < e->prompt_count; i++)
+        if (e->prompts[i].text) bytes += e->prompts[i].len * (1 + sizeof(int32_t));
+    return bytes;
+}
+
 void srv_encode_start(struct srv_encode *e, uv_loop_t *loop)
 {
     size_t bytes = 0;

@@ -27,6 +27,8 @@ struct srv_encode {
     uv_work_t work;
 };
 
+/* What texts and their tokens, at most one a byte, take while they wait for the pool. */
+uint64_t srv_encode_bytes(const struct srv_encode *e);
 void srv_encode_start(struct srv_encode *e, uv_loop_t *loop);
 /* Fills the fault of a failed encoding. */
 bool srv_encode_fault(const struct srv_encode *e, const char *param, struct srv_fault *fault);

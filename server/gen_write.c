@@ -84,9 +84,8 @@ static enum status end_text(struct srv_seq *s)
     if (!st && s->text.len > from && s->read >= s->req.sampling.min_tokens) scan_text(s, from);
     if (s->ended) return st;
     s->ended = true;
-    s->reason = s->finish == ENG_FINISH_STOP && !srv_ask_score_only(&s->job->request)
-                    ? "stop"
-                    : "length";
+    s->reason =
+        s->finish == ENG_FINISH_STOP && !srv_ask_score_only(&s->job->request) ? "stop" : "length";
     return st;
 }
 
@@ -325,7 +324,10 @@ static void pump_whole(struct srv_job *job)
     }
     srv_fmt_answer_end(&job->chunk, &job->usage);
     if (buf_status(&job->chunk)) {
-        server_failed(job, "There is no memory for the answer.");
+        server_failed(job, buf_status(&job->chunk) == ST_LIMIT
+                               ? "The answer is larger than this server sends at once; ask with "
+                                 "'stream', or for less beside the text."
+                               : "There is no memory for the answer.");
         return;
     }
     srv_x_reply(job->x, 200, "application/json", job->chunk.data, job->chunk.len);

@@ -240,15 +240,9 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
     job->stride = 1 + (r->sampling.logprobs > 0 ? r->sampling.logprobs : 0);
     for (int32_t i = 0; i < e->prompt_count; i++)
         bytes += (uint64_t)r->n * sequence_bytes(job, &e->prompts[i]);
-    if (bytes > api->config.memory_bytes_max)
-        return srv_fault_bad(fault, "max_tokens",
-                             "The answer could need %llu bytes of storage, above this server's "
-                             "limit; lower 'max_tokens', 'n' or the log-probabilities asked for.",
-                             (unsigned long long)bytes);
-    if (bytes > api->config.memory_bytes_max - api->memory_bytes)
-        return full(fault, "has promised all its memory to requests under way");
-    job->bytes = bytes;
-    api->memory_bytes += bytes;
+    if (!srv_api_promise(api, &job->bytes, bytes, "max_tokens",
+                         "lower 'max_tokens', 'n' or the log-probabilities asked for", fault))
+        return false;
     if (sequences_init(job)) return full(fault, "has no memory left");
     return submit_all(job, fault);
 }
@@ -336,16 +330,22 @@ void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *
     if (job->next) job->next->prev = job;
     api->jobs = job;
     api->job_count++;
-    buf_init(&job->chunk, SIZE_MAX / 2);
+    buf_init(&job->chunk, SRV_REPLY_BYTES_MAX);
     head_init(job);
     srv_x_watch(x, client_left, room_again, job);
-    job->encoding = true;
     job->encode = (struct srv_encode){.tok = api->tok,
                                       .prompts = text ? &job->rendered : job->request.prompts,
                                       .prompt_count = text ? 1 : job->request.prompt_count,
                                       .flags = ENG_TOK_PARSE_SPECIAL |
                                                (job->request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
                                       .done = encoded};
+    if (!srv_api_promise(api, &job->bytes, srv_encode_bytes(&job->encode),
+                         job->head.chat ? "messages" : "prompt", "send less text", &fault)) {
+        refuse(job, &fault);
+        free_if_over(job);
+        return;
+    }
+    job->encoding = true;
     srv_encode_start(&job->encode, api->loop);
 }
 

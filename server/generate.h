@@ -12,7 +12,8 @@
  * Invariants
  *  1. A job owns its engine requests from before eng_submit until their FINISHED events: it is
  * freed when it has no exchange, is not encoding, and has no live sequence.
- *  2. All storage an answer can need is promised at submission (srv_api.memory_bytes): tokens and
+ *  2. Storage is promised before it is used (srv_api_promise): for the prompts' texts while they
+ * wait to be tokenised, at submission for all that the answer can need: tokens and
  * log-probabilities stay in it as records until they are written, so a slow reader costs nothing
  * more.  What was turned into text and not yet written is at most a chunk per sequence.
  *  3. Whoever leaves, or is told an error, has its sequences cancelled in the same loop turn.
@@ -83,8 +84,8 @@ struct srv_job {
 
 /* Takes over *request, and text (the rendered chat prompt, malloc'ed, or NULL); answers x now or
  * later. */
-void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request,
-                   char *text, size_t len);
+void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request, char *text,
+                   size_t len);
 /* One event of the engine. */
 void srv_gen_event(struct srv_api *api, const struct eng_event *event);
 /* Writes what the events since the last call made writable. */

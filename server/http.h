@@ -37,6 +37,8 @@
 
 /* Bytes that srv_x_stream_end_with can always take. */
 #define SRV_STREAM_TAIL_MAX 4000
+/* Bytes of the body of a complete response. */
+#define SRV_REPLY_BYTES_MAX (1u << 30)
 
 struct srv_http;
 struct srv_exchange;
@@ -163,8 +165,8 @@ void *srv_x_context(const struct srv_exchange *x);
  * text that came from a client. */
 void srv_x_header(struct srv_exchange *x, const char *name, const char *value);
 
-/* Complete responses.  body is copied; content_type may be NULL for an empty body.  status
- * 200..599. */
+/* Complete responses.  body is copied, at most SRV_REPLY_BYTES_MAX of it (checked); content_type
+ * may be NULL for an empty body.  status 200..599. */
 void srv_x_reply(struct srv_exchange *x, int status, const char *content_type, const char *body,
                  size_t len);
 /* {"error":{"message":...,"type":...,"param":...,"code":...}}; param and code may be NULL (null),

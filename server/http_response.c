@@ -6,7 +6,6 @@
  * the end of the turn (http_conn.c).  Out of memory for output cannot be answered, so it breaks the
  * connection at that point.
  */
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -235,7 +234,7 @@ static void output_added(struct srv_conn *c)
 void srv_x_reply(struct srv_exchange *x, int status, const char *content_type, const char *body,
                  size_t len)
 {
-    CHECK(len <= INT_MAX / 2);
+    CHECK(len <= SRV_REPLY_BYTES_MAX);
     put_head(x, status, content_type, (long long)len);
     if (!x->bodyless) {
         buf_put(&x->conn->out, body, len);

@@ -3,16 +3,18 @@
  *
  *     settings -> tokenizer, template -> machine (startup.c) -> listen -> READY=1 -> loop
  *
- *                 SIGTERM, SIGINT, engine failure        last connection gone
+ *             SIGTERM, SIGINT, SIGHUP, engine failure    last connection gone
  *     SERVING ------------------------------------> DRAINING ----------------> STOPPING -> exit
  *              begin_drain                              |  finish                ^
  *                                                       +---- on_patience -------+
  *                                          (--shutdown-timeout: what is left is told so, then cut)
  *
- * A second signal while draining ends the patience at once.  The exit status is 0 after a signal, 1
- * where the daemon could not start or the engine failed (systemd then restarts it).
+ * A signal before SERVING ends the process, a second one while draining the patience, at once.  The
+ * exit status is 0 after a signal, 1 where the daemon could not start or the engine failed (systemd
+ * then restarts it).
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -29,6 +31,7 @@
 #include "config/options.h"
 #include "config/version.h"
 #include "server/api.h"
+#include "server/bench.h"
 #include "server/http.h"
 #include "server/notify.h"
 #include "server/startup.h"
@@ -52,7 +55,7 @@ struct daemon {
     char names_text[OPT_STRING_CAP], origins_text[OPT_STRING_CAP];
     const char *names[NAMES_MAX], *origins[NAMES_MAX];
     int name_count, origin_count;
-    uv_signal_t on_term, on_int;
+    uv_signal_t on_term, on_int, on_hup;
     uv_timer_t tick, patience;
     bool handles_open, draining, aborted, stopping;
     int exit_status;
@@ -69,17 +72,20 @@ static void finish(struct daemon *d)
     if (d->machine.engine) eng_stop(d->machine.engine);
     if (d->api) srv_api_stop(d->api);
     uv_handle_t *const handles[] = {(uv_handle_t *)&d->on_term, (uv_handle_t *)&d->on_int,
-                                    (uv_handle_t *)&d->tick, (uv_handle_t *)&d->patience};
+                                    (uv_handle_t *)&d->on_hup, (uv_handle_t *)&d->tick,
+                                    (uv_handle_t *)&d->patience};
     /* Nobody listens to signals from here on.  Closing the handles restores the default action, so
      * a late signal would kill: hold it back until it is ignored. */
     sigset_t late;
     sigemptyset(&late);
     sigaddset(&late, SIGTERM);
     sigaddset(&late, SIGINT);
+    sigaddset(&late, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &late, NULL);
     for (size_t i = 0; i < ARRAY_COUNT(handles) && d->handles_open; i++) uv_close(handles[i], NULL);
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
 }
 
 static void on_drained(void *arg)
@@ -117,7 +123,9 @@ static void begin_drain(struct daemon *d, const char *why)
 
 static void on_signal(uv_signal_t *handle, int number)
 {
-    begin_drain(handle->data, number == SIGINT ? "SIGINT" : "SIGTERM");
+    begin_drain(handle->data, number == SIGINT   ? "SIGINT"
+                              : number == SIGHUP ? "SIGHUP"
+                                                 : "SIGTERM");
 }
 
 /* Feeds the watchdog while the engine makes progress, and ends the daemon when the engine has
@@ -281,16 +289,28 @@ static enum status write_port_file(const struct options *o, int port, char *err)
     return ST_OK;
 }
 
+/* While the model loads there is nothing to drain.  The default action would do, but the first
+ * process of a container has none. */
+static void on_early_signal(int number)
+{
+    (void)number;
+    _exit(0);
+}
+
 static void start_handles(struct daemon *d)
 {
     uv_signal_init(&d->loop, &d->on_term);
     uv_signal_init(&d->loop, &d->on_int);
+    uv_signal_init(&d->loop, &d->on_hup);
     uv_timer_init(&d->loop, &d->tick);
     uv_timer_init(&d->loop, &d->patience);
     d->handles_open = true;
-    d->on_term.data = d->on_int.data = d->tick.data = d->patience.data = d;
+    d->on_term.data = d->on_int.data = d->on_hup.data = d->tick.data = d->patience.data = d;
     uv_signal_start(&d->on_term, on_signal, SIGTERM);
     uv_signal_start(&d->on_int, on_signal, SIGINT);
+    struct sigaction hup; /* nohup: started with SIGHUP ignored, and then it stays so */
+    if (!sigaction(SIGHUP, NULL, &hup) && hup.sa_handler != SIG_IGN)
+        uv_signal_start(&d->on_hup, on_signal, SIGHUP);
     uv_timer_start(&d->tick, on_tick, 0, TICK_MS);
 }
 
@@ -302,6 +322,26 @@ static int describe_tiers(struct daemon *d)
                                         .weight_bytes = eng_model_tier_bytes(d->machine.model, t),
                                         .capacity_bytes = off_tier_capacity(d->machine.tiers, t)};
     return count;
+}
+
+static bool is_loopback(const char *host)
+{
+    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 ||
+           strcmp(host, "localhost") == 0;
+}
+
+static void announce(struct daemon *d, uint64_t begin_ns)
+{
+    const char *host = d->options.host;
+    char address[OPT_STRING_CAP + 16];
+    snprintf(address, sizeof address, strchr(host, ':') ? "[%s]:%d" : "%s:%d", host,
+             srv_http_port(d->http));
+    log_info("server", "serving %s on http://%s, ready after %.2f s", d->names[0], address,
+             (double)(clock_now_ns() - begin_ns) / 1e9);
+    if (!is_loopback(host) && !d->options.api_key[0])
+        log_warn("server", "whoever reaches %s may use this server: DAKD_API_KEY is not set",
+                 address);
+    srv_notify_send(&d->notify, "READY=1\nSTATUS=Serving %s on %s", d->names[0], address);
 }
 
 /* Everything up to the moment a client may connect.  What was opened is closed by close_all. */
@@ -322,10 +362,7 @@ static enum status start(struct daemon *d, char *err)
     srv_api_attach(d->api, d->machine.engine, eng_model_info(d->machine.model), d->http);
     start_handles(d);
     if ((st = write_port_file(&d->options, srv_http_port(d->http), err))) return st;
-    log_info("server", "serving %s on http://%s:%d, ready after %.2f s", d->names[0],
-             d->options.host, srv_http_port(d->http), (double)(clock_now_ns() - begin) / 1e9);
-    srv_notify_send(&d->notify, "READY=1\nSTATUS=Serving %s on %s:%d", d->names[0], d->options.host,
-                    srv_http_port(d->http));
+    announce(d, begin);
     return ST_OK;
 }
 
@@ -340,28 +377,31 @@ static void close_all(struct daemon *d)
     CHECK(uv_loop_close(&d->loop) == 0);
 }
 
+/* A descriptor of 0 to 2 that came closed would be given to the first socket or file opened, and
+ * then be logged into. */
+static void fill_standard_descriptors(void)
+{
+    int fd;
+    do fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) close(fd);
+}
+
 static int print_version(void)
 {
     printf("dakd %s (%s)\n", version_string(), version_commit());
     return 0;
 }
 
-static int serve(int argc, char **argv, char **env)
+static int serve(const struct options *o)
 {
     static struct daemon d; /* large, and one */
     char err[ERR_CAP] = "";
+    d.options = *o;
     d.notify.fd = -1;
-    if (options_read(&d.options, argc, argv, 2, env, err)) {
-        fprintf(stderr, "dakd: %s\n", err);
-        return 2;
-    }
-    if (d.options.help) {
-        options_print_help();
-        return 0;
-    }
-    if (d.options.version) return print_version();
-    log_init((enum log_level)log_level_parse(d.options.log_level), d.options.journal);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, on_early_signal);
+    signal(SIGINT, on_early_signal);
     CHECK(uv_loop_init(&d.loop) == 0);
     if (start(&d, err)) {
         log_error("startup", "%s", err);
@@ -374,9 +414,27 @@ static int serve(int argc, char **argv, char **env)
     return d.exit_status;
 }
 
+static int run(enum options_command command, int argc, char **argv, char **env)
+{
+    static struct options o;
+    char err[ERR_CAP] = "";
+    if (options_read(&o, command, argc, argv, 2, env, err)) {
+        fprintf(stderr, "dakd: %s\n", err);
+        return 2;
+    }
+    if (o.help) {
+        options_print_help(command);
+        return 0;
+    }
+    if (o.version) return print_version();
+    log_init((enum log_level)log_level_parse(o.log_level), o.journal);
+    return command == OPTIONS_BENCH ? srv_bench(&o) : serve(&o);
+}
+
 static void print_usage(FILE *out)
 {
     fputs("usage: dakd serve MODEL_DIR [flags]   serve a model (dakd serve --help)\n"
+          "       dakd bench MODEL_DIR [flags]   measure one (dakd bench --help)\n"
           "       dakd --version | --help\n",
           out);
 }
@@ -384,7 +442,9 @@ static void print_usage(FILE *out)
 int main(int argc, char **argv, char **env)
 {
     const char *command = argc > 1 ? argv[1] : "";
-    if (strcmp(command, "serve") == 0) return serve(argc, argv, env);
+    fill_standard_descriptors();
+    if (strcmp(command, "serve") == 0) return run(OPTIONS_SERVE, argc, argv, env);
+    if (strcmp(command, "bench") == 0) return run(OPTIONS_BENCH, argc, argv, env);
     if (strcmp(command, "--version") == 0) return print_version();
     if (strcmp(command, "--help") == 0 || strcmp(command, "-h") == 0) {
         print_usage(stdout);

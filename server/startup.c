@@ -166,7 +166,7 @@ static enum status choose_pages(const struct options *o, const struct kn_kv *kv,
 {
     uint64_t page = kn_kv_page_bytes(kv);
     uint64_t per_seq = div_up((size_t)model_len, KN_PAGE_TOKENS);
-    uint64_t wanted = per_seq * (uint64_t)o->max_num_seqs;
+    uint64_t wanted = (per_seq + 1) * (uint64_t)o->max_num_seqs; /* one each in reserve: sched.c */
     uint64_t count = o->kv_cache_memory_bytes / page;
     if (!o->kv_cache_memory_bytes)
         count = b->gpu ? b->kv / page : size_max(KV_DEFAULT_BYTES / page, per_seq);

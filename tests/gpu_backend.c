@@ -155,26 +155,37 @@ static void test_product(int32_t N, int32_t K, int32_t T, enum kn_epilogue epilo
     free(in), free(bias), free(before), free(want), free(got), free(again);
 }
 
-/* The same product from HBM, from host memory, and from both, must be the same bits. */
-static void test_product_placement(int32_t N, int32_t K, int32_t T)
+static int gpus(void)
 {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+/* The same product from HBM, and with all or a part in host memory or another GPU's, must be the
+ * same bits. */
+static void test_product_placement(int32_t N, int32_t K, int32_t T, enum kn_mem mem)
+{
+    char err[ERR_CAP] = "";
     struct test_weight w = test_weight_make(gpu, N, K, 1 << 20, 1);
     size_t in_n = (size_t)T * (size_t)K, bytes = (size_t)T * (size_t)N * sizeof(float);
     float *in = test_floats(in_n);
-    void *gin = test_act_upload(gpu, T, K, in);
+    void *gin = test_act_upload(gpu, T, K, in), *far;
     void *first = gpu_product(&w.gpu, T, gin, NULL, KN_EPI_F32, NULL, false, bytes);
     size_t all = (size_t)w.cpu.tile_count * w.tile_bytes;
-    char *host = test_upload(gpu, KN_MEM_HOST, w.arena, all);
+    test_must(kn_alloc(gpu, mem, 1, all, &far, err), err);
+    test_must(kn_upload(gpu, far, w.arena, all), "upload");
     for (int32_t split = 0; split < w.cpu.tile_count; split += 1 + split) {
         struct kn_weight mixed = w.gpu;
+        int tier = mem == KN_MEM_PEER ? 2 : 1; /* a window belongs to a tier */
         mixed.span[0].tile_count = split;
-        mixed.span[1] =
-            (struct kn_span){host + (size_t)split * w.tile_bytes, split, w.cpu.tile_count - split};
+        mixed.span[tier] = (struct kn_span){(char *)far + (size_t)split * w.tile_bytes, split,
+                                            w.cpu.tile_count - split};
         void *got = gpu_product(&mixed, T, gin, NULL, KN_EPI_F32, NULL, false, bytes);
-        EXPECT(memcmp(got, first, bytes) == 0, "N %d K %d T %d split %d", N, K, T, split);
+        EXPECT(memcmp(got, first, bytes) == 0, "N %d K %d T %d split %d kind %d", N, K, T, split,
+               mem);
         free(got);
     }
-    kn_free(gpu, KN_MEM_HOST, host, all);
+    kn_free(gpu, mem, far, all);
     kn_free(gpu, KN_MEM_LOCAL, gin, kn_act_bytes(gpu, T, K));
     test_weight_free(gpu, &w);
     free(in), free(first);
@@ -437,9 +448,8 @@ static void test_memory(void)
 static void test_peer(void)
 {
     char err[ERR_CAP] = "";
-    int count = 0;
     void *p;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count < 2) {
+    if (gpus() < 2) {
         puts("one GPU: peer memory not tested");
         return;
     }
@@ -498,7 +508,8 @@ static void test_products(bool quick)
             for (int e = 0; e <= KN_EPI_F32; e++)
                 test_product(N, K, T, (enum kn_epilogue)e, (int32_t)(test_random() % 8), false);
             test_product(N, K, T, KN_EPI_F32, 1 << 20, true);
-            if (T <= 257) test_product_placement(N, K, T);
+            if (T <= 257) test_product_placement(N, K, T, KN_MEM_HOST);
+            if (T <= 257 && gpus() > 1) test_product_placement(N, K, T, KN_MEM_PEER);
         }
     test_product(201, 72, 33, KN_EPI_F32, 1, true); /* rows that are no multiple of anything */
 }

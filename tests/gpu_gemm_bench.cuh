@@ -34,7 +34,7 @@ struct bench {
     struct bench_op ops[OPS_MAX];
     uint8_t *weights, *pinned;
     size_t bytes, pinned_bytes;
-    uint8_t *x, *wide, *workspace; /* activations of 4,096 and of 14,336 inputs */
+    uint8_t *x, *wide; /* activations of 4,096 and of 14,336 inputs */
     float *qkv, *residual, *logits;
     __nv_bfloat16 *plain_x, *plain_out; /* row-major, for cuBLAS */
     struct kn_cu_window *windows;
@@ -138,7 +138,6 @@ static void bench_open(struct bench *b, int sm_count)
     }
     CUDA(cudaMalloc(&b->x, kn_cu_act_bytes(256, 4096)));
     CUDA(cudaMalloc(&b->wide, kn_cu_act_bytes(256, 14336)));
-    CUDA(cudaMalloc(&b->workspace, (size_t)512 << 20));
     CUDA(cudaMalloc(&b->qkv, (size_t)256 * 6144 * 4));
     CUDA(cudaMalloc(&b->residual, (size_t)256 * 4096 * 4));
     CUDA(cudaMalloc(&b->logits, (size_t)256 * 128256 * 4));
@@ -149,7 +148,6 @@ static void bench_open(struct bench *b, int sm_count)
     fill_random<<<64, 256>>>((uint32_t *)b->x, kn_cu_act_bytes(256, 4096) / 4, 8);
     fill_random<<<64, 256>>>((uint32_t *)b->wide, kn_cu_act_bytes(256, 14336) / 4, 9);
     fill_random<<<64, 256>>>((uint32_t *)b->plain_x, (size_t)256 * 14336 / 2, 10);
-    CUDA(cudaMemset(b->workspace, 0, 1 << 16));
     CUDA(cudaMemset(b->residual, 0, (size_t)256 * 4096 * 4));
     CUDA(cudaStreamCreate(&b->stream));
     CUDA(cudaFuncSetAttribute(stream_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -184,7 +182,6 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
             : op->epilogue == KN_EPI_ADD    ? (void *)b->residual
             : op->epilogue == KN_EPI_SWIGLU ? (void *)b->wide
                                             : (void *)b->logits;
-    a.workspace = b->workspace;
     a.windows = b->windows;
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
     a.dependent = true;
@@ -325,24 +322,24 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
     const struct bench_op *op = &b->ops[first];
     struct kn_cu_gemm_plan planned, best[3] = {};
     double best_us[3] = {1e9, 1e9, 1e9}, planned_us = 0;
-    int blocks = op->cols / 128, count = 0;
+    int count = 0;
     kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, &planned);
     for (int i = first; i < b->op_count && count < 20; i += stride) count += b->ops[i].rows == op->rows;
     for (int tiles = 1; tiles <= 4; tiles *= 2) {
-        if (!kn_cu_gemm_has(planned.bucket, tiles)) continue;
-        for (int parts = 1, last = 0; parts <= 16; parts++) {
+        const int variants = kn_cu_gemm_resident(planned.bucket, tiles) * 4;
+        for (int v = 0; v < variants; v++) {
             struct kn_cu_gemm_plan p = planned;
             p.group_tiles = tiles;
-            p.quantum_blocks = (blocks + parts - 1) / parts;
-            if (p.quantum_blocks == last) continue;
-            last = p.quantum_blocks;
-            kn_cu_gemm_plan_derive(op->rows, op->cols, b->sm_count, &p);
-            if (kn_cu_gemm_workspace(&p) > (size_t)512 << 20) continue;
+            p.cluster = 1 << v % 4;
+            p.ctas_per_sm = 1 + v / 4;
+            if (p.cluster > kn_cu_gemm_cluster_max(p.bucket, tiles)) continue;
+            kn_cu_gemm_plan_derive(op->rows, b->sm_count, &p);
             capture_begin(b);
             for (int i = first, n = 0; n < count; i += stride, n++)
                 bench_launch(b, &b->ops[i], tokens, &p, NULL, 0);
             double us = time_graph(b, capture_end(b), 3) / count * 1e3;
-            if (p.group_tiles == planned.group_tiles && p.quantum_blocks == planned.quantum_blocks)
+            if (p.group_tiles == planned.group_tiles && p.cluster == planned.cluster &&
+                p.ctas_per_sm == planned.ctas_per_sm)
                 planned_us = us;
             for (int k = 0; k < 3; k++)
                 if (us < best_us[k]) {
@@ -354,10 +351,11 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
         }
     }
     double floor_us = b->floor_ms * 1e3 * (double)op_bytes(op) / (double)b->bytes;
-    printf("T %3d %6dx%5d floor %5.1f us; planned %dx%d %5.1f; best", tokens, op->rows, op->cols,
-           floor_us, planned.group_tiles, planned.quantum_blocks, planned_us);
+    printf("T %3d %6dx%5d floor %5.1f us; planned %dx%dx%d %5.1f; best", tokens, op->rows, op->cols,
+           floor_us, planned.group_tiles, planned.cluster, planned.ctas_per_sm, planned_us);
     for (int k = 0; k < 3; k++)
-        printf("  %dx%d %.1f", best[k].group_tiles, best[k].quantum_blocks, best_us[k]);
+        printf("  %dx%dx%d %.1f", best[k].group_tiles, best[k].cluster, best[k].ctas_per_sm,
+               best_us[k]);
     printf("\n");
     fflush(stdout);
 }

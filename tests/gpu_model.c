@@ -10,9 +10,11 @@
  * the demo model, whole answers must equal those of the reference implementation where that found
  * no near tie.
  */
+#include <time.h>
+
 #include "config/file.h"
 #include "config/json.h"
-#include "engine/model.h"
+#include "engine/model_state.h"
 #include "tests/gpu_common.h"
 
 #define FIXTURES "tests/fixtures/models/"
@@ -36,7 +38,7 @@ struct rig {
 static struct kn *cpu, *gpu;
 
 static enum status rig_open(struct rig *r, struct kn *kn, const char *dir, double offload,
-                            char *err)
+                            const char *tier, char *err)
 {
     struct off_remote remote;
     struct eng_model_options opt = {.dtype = ENG_DTYPE_BF16,
@@ -48,7 +50,7 @@ static enum status rig_open(struct rig *r, struct kn *kn, const char *dir, doubl
     enum status st = eng_model_read_info(dir, &opt, &info, err);
     if (st) return st;
     uint64_t bytes = info.weight_bytes + (1u << 20);
-    if ((st = off_remote_parse("host:64MiB", &remote, err)) ||
+    if ((st = off_remote_parse(tier, &remote, err)) ||
         (st = off_tiers_open(kn, bytes, &remote, &r->tiers, err)) ||
         (st = eng_model_open(kn, r->tiers, dir, &opt, &r->model, err)))
         return st;
@@ -164,8 +166,8 @@ static void test_fixture(const char *name, double offload)
     cJSON_ArrayForEach(item, list) tokens[count++] = item->valueint;
     cJSON_Delete(root);
     snprintf(path, sizeof path, FIXTURES "%s", name);
-    test_must(rig_open(&c, cpu, path, 0, err), err);
-    test_must(rig_open(&g, gpu, path, offload, err), err);
+    test_must(rig_open(&c, cpu, path, 0, "host:64MiB", err), err);
+    test_must(rig_open(&g, gpu, path, offload, "host:64MiB", err), err);
     forward(&c, tokens, 0, count);
     forward(&g, tokens, 0, count);
     compare_rows(&c, &g, count, &prompt);
@@ -190,6 +192,12 @@ static void test_fixture(const char *name, double offload)
     report(name, "chunked", &chunked);
     rig_close(&g);
     rig_close(&c);
+}
+
+static int gpus(void)
+{
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
 /* --- the demo model --- */
@@ -226,14 +234,14 @@ static bool answers(struct rig *g, const int32_t *prompt, int32_t prompt_count,
     return true;
 }
 
-static void test_demo(double offload)
+static void test_demo(double offload, const char *tier)
 {
     struct rig g;
     char err[ERR_CAP] = "";
     cJSON *root;
     const cJSON *one;
     int32_t cases = 0, equal = 0, clear = 0, wrong = 0;
-    test_must(rig_open(&g, gpu, "config/demo-model", offload, err), err);
+    test_must(rig_open(&g, gpu, "config/demo-model", offload, tier, err), err);
     test_must(json_parse_file("tests/fixtures/demo_answers.json", &json_limits_file, &root, err),
               err);
     cJSON_ArrayForEach(one, root)
@@ -249,11 +257,186 @@ static void test_demo(double offload)
         wrong += margin >= MARGIN && !same;
         if (!same) printf("demo model: answer %d differs (margin %g)\n", cases - 1, margin);
     }
-    printf("demo model, %g %% remote: %d of %d answers equal; %d have a margin of %g or more\n",
-           100 * offload, equal, cases, clear, MARGIN);
+    printf("demo model, %g %% in %s: %d of %d answers equal; %d have a margin of %g or more\n",
+           100 * offload, tier, equal, cases, clear, MARGIN);
     EXPECT(cases > 0 && clear > 0 && wrong == 0, "%d answers differ without a near tie", wrong);
     cJSON_Delete(root);
     rig_close(&g);
+}
+
+/* --- speed --- */
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+enum { BENCH_SEQS = 64, BENCH_CONTEXT = 1024, BENCH_PAGES = BENCH_CONTEXT / KN_PAGE_TOKENS };
+
+/* A step of S sequences, each with one new token at the end of its context. */
+static void bench_batch(struct kn_batch *b, int32_t S)
+{
+    static int32_t tokens[BENCH_SEQS], positions[BENCH_SEQS], seq[BENCH_SEQS], rows[BENCH_SEQS];
+    static struct kn_seq seqs[BENCH_SEQS];
+    static kn_page pages[BENCH_SEQS * BENCH_PAGES];
+    for (int32_t i = 0; i < S; i++) {
+        tokens[i] = 100 + i;
+        positions[i] = BENCH_CONTEXT - 1;
+        seq[i] = rows[i] = i;
+        seqs[i] = (struct kn_seq){i, 1, BENCH_CONTEXT, i * BENCH_PAGES};
+        for (int32_t p = 0; p < BENCH_PAGES; p++)
+            pages[i * BENCH_PAGES + p] = kn_page_make(0, (uint32_t)(i * BENCH_PAGES + p));
+    }
+    *b = (struct kn_batch){.token_count = S,
+                           .tokens = tokens,
+                           .positions = positions,
+                           .token_seq = seq,
+                           .seq_count = S,
+                           .seqs = seqs,
+                           .pages = pages,
+                           .row_count = S,
+                           .rows = rows};
+}
+
+/* Decode steps without sampling: how long the host takes to issue one, and how long one takes. */
+static void bench_decode(struct eng_model *model, const struct kn_kv *kv, float *logits, int32_t S)
+{
+    enum { REPEAT = 40 };
+    struct kn_batch b;
+    double issue = 0, start = 0;
+    bench_batch(&b, S);
+    for (int i = -3; i < REPEAT; i++) {
+        if (i == 0) issue = 0, start = seconds();
+        double began = seconds();
+        eng_model_forward(model, &b, kv);
+        eng_model_logits(model, &b, logits);
+        issue += seconds() - began;
+        test_sync(gpu);
+    }
+    double step = (seconds() - start) / REPEAT;
+    double bytes = (double)eng_model_info(model)->weight_bytes +
+                   (double)S * BENCH_PAGES * (double)kn_kv_page_bytes(kv);
+    printf("decode %2d x %d: %.3f ms a step, %.3f ms to issue, %.2f TB/s of weights and KV\n", S,
+           BENCH_CONTEXT, 1e3 * step, 1e3 * issue / REPEAT, bytes / step / 1e12);
+}
+
+/* One layer's share of one kind of operation. */
+enum kind { NORM, QKV, FINISH, ATTENTION, O, UP, DOWN, HEAD, KIND_COUNT };
+static const char *const kind_names[] = {"norms", "qkv", "finish qkv", "attention",
+                                         "o",     "up",  "down",       "head"};
+
+static void product(const struct kn_weight *w, enum kn_epilogue epilogue, int32_t T, void *in,
+                    void *out)
+{
+    kn_gemm(gpu, &(struct kn_gemm_args){
+                     .w = w, .row_count = T, .in = in, .epilogue = epilogue, .out = out});
+}
+
+static void bench_one(struct eng_model *m, const struct kn_batch *b, const struct kn_kv *kv,
+                      enum kind kind, int32_t layer, float *logits)
+{
+    const struct eng_layer *l = &m->weights.layers[layer];
+    void *const *buffer = m->buffer;
+    int32_t T = b->token_count;
+    struct kn_norm_args norm = {.kind = m->shape.norm,
+                                .eps = m->shape.norm_eps,
+                                .row_count = T,
+                                .cols = m->shape.info.hidden,
+                                .x = buffer[ENG_BUFFER_X],
+                                .weight = l->attn_norm,
+                                .y = buffer[ENG_BUFFER_H]};
+    struct kn_qkv_args finish = {.qkv = buffer[ENG_BUFFER_QKV],
+                                 .q_heads = m->shape.info.q_heads,
+                                 .rope = buffer[ENG_BUFFER_ROPE],
+                                 .kv = kv,
+                                 .layer = layer};
+    struct kn_attention_args attention = {.qkv = buffer[ENG_BUFFER_QKV],
+                                          .q_heads = m->shape.info.q_heads,
+                                          .scale = m->attention_scale,
+                                          .kv = kv,
+                                          .layer = layer,
+                                          .out = buffer[ENG_BUFFER_ATTN]};
+    void *h = buffer[ENG_BUFFER_H], *x = buffer[ENG_BUFFER_X], *mlp = buffer[ENG_BUFFER_MLP];
+    switch (kind) {
+    case NORM: kn_norm(gpu, &norm), kn_norm(gpu, &norm); break;
+    case QKV: product(&l->qkv, KN_EPI_STORE, T, h, buffer[ENG_BUFFER_QKV]); break;
+    case FINISH: kn_qkv(gpu, b, &finish); break;
+    case ATTENTION: /* its queries are those of the same layer's finish, which is timed alone too */
+        kn_qkv(gpu, b, &finish);
+        kn_attention(gpu, b, &attention);
+        break;
+    case O: product(&l->o, KN_EPI_ADD, T, buffer[ENG_BUFFER_ATTN], x); break;
+    case UP: product(&l->up, KN_EPI_SWIGLU, T, h, mlp); break;
+    case DOWN: product(&l->down, KN_EPI_ADD, T, mlp, x); break;
+    case HEAD:
+        if (layer == 0) product(&m->weights.head, KN_EPI_F32, T, h, logits);
+        break;
+    case KIND_COUNT: break;
+    }
+}
+
+/* What each kind of operation takes of a step, run alone over all layers: their sum is more than a
+ * step, in which one operation's weights arrive while the one before it ends. */
+static void bench_kinds(struct eng_model *m, const struct kn_kv *kv, float *logits, int32_t S)
+{
+    enum { REPEAT = 5 };
+    struct kn_batch b;
+    double finish = 0;
+    bench_batch(&b, S);
+    printf("  each kind alone, %d x %d:", S, BENCH_CONTEXT);
+    for (int kind = 0; kind < KIND_COUNT; kind++) {
+        double start = 0;
+        for (int i = -1; i < REPEAT; i++) {
+            if (i == 0) start = seconds();
+            for (int32_t layer = 0; layer < m->shape.info.layer_count; layer++)
+                bench_one(m, &b, kv, (enum kind)kind, layer, logits);
+            test_sync(gpu);
+        }
+        double ms = 1e3 * (seconds() - start) / REPEAT;
+        if (kind == FINISH) finish = ms;
+        if (kind == ATTENTION) ms -= finish;
+        printf(" %s %.3f%s", kind_names[kind], ms, kind == KIND_COUNT - 1 ? " ms\n" : ",");
+    }
+}
+
+static void bench(double offload, const char *tier)
+{
+    struct eng_model_options opt = {.load_format = ENG_LOAD_DUMMY,
+                                    .offload = offload,
+                                    .model_len_max = 2 * BENCH_CONTEXT,
+                                    .tokens_max = TOKENS_MAX,
+                                    .rows_max = BENCH_SEQS};
+    struct off_tiers *tiers;
+    struct eng_model *model;
+    struct off_remote remote;
+    struct kn_kv kv;
+    float *logits;
+    char err[ERR_CAP] = "";
+    const char *dir = "config/models/Llama-3.1-8B";
+    struct eng_model_info info;
+    test_must(eng_model_read_info(dir, &opt, &info, err), err);
+    test_must(off_remote_parse(tier, &remote, err), err);
+    test_must(off_tiers_open(gpu, info.weight_bytes + (64u << 20), &remote, &tiers, err), err);
+    double start = seconds();
+    test_must(eng_model_open(gpu, tiers, dir, &opt, &model, err), err);
+    test_sync(gpu);
+    printf("%s, %g %% of the weights in '%s', opened in %.1f s\n", dir, 100 * offload, tier,
+           seconds() - start);
+    eng_model_kv(model, &kv);
+    size_t pool = (size_t)BENCH_SEQS * BENCH_PAGES * kn_kv_page_bytes(&kv);
+    size_t rows = BENCH_SEQS * (size_t)info.vocab * sizeof(float);
+    test_must(kn_alloc(gpu, KN_MEM_LOCAL, 0, pool, &kv.base[0], err), err);
+    test_must(kn_alloc(gpu, KN_MEM_STAGING, 0, rows, (void **)&logits, err), err);
+    for (int32_t S = 1; S <= BENCH_SEQS; S *= 8) {
+        bench_decode(model, &kv, logits, S);
+        if (offload == 0) bench_kinds(model, &kv, logits, S);
+    }
+    kn_free(gpu, KN_MEM_STAGING, logits, rows);
+    kn_free(gpu, KN_MEM_LOCAL, kv.base[0], pool);
+    eng_model_close(model);
+    off_tiers_close(tiers);
 }
 
 int main(int argc, char **argv)
@@ -264,13 +447,28 @@ int main(int argc, char **argv)
     char err[ERR_CAP] = "";
     struct rig r;
     bool quick = argc > 1 && !strcmp(argv[1], "--quick");
+    bool speed = argc > 1 && !strcmp(argv[1], "--bench");
     setvbuf(stdout, NULL, _IOLBF, 0);
     test_must(kn_open_cpu(0, &cpu, err), err);
     test_must(kn_open_cuda(0, &gpu, err), err);
+    if (speed) {
+        bench(0, "");
+        bench(0.01, "host:4GiB");
+        bench(0.05, "host:4GiB");
+        if (gpus() > 1) bench(0.07, "peer:1:4GiB");
+        if (gpus() > 1) bench(0.2, "peer:1:4GiB");
+        kn_close(gpu);
+        kn_close(cpu);
+        return 0;
+    }
     for (size_t i = 0; i < (quick ? 2 : ARRAY_COUNT(names)); i++)
         test_fixture(names[i], i % 2 ? 0.4 : 0);
-    if (!quick) test_demo(0);
-    if (!quick) test_demo(0.5);
+    if (!quick) {
+        test_demo(0, "host:64MiB");
+        test_demo(0.5, "host:64MiB");
+        if (gpus() > 1) test_demo(0.5, "peer:1:64MiB");
+        if (gpus() > 1) test_demo(0.6, "peer:1:64MiB,host:32MiB");
+    }
     struct eng_model_options f32 = {.tokens_max = 8, .rows_max = 8};
     struct off_remote none = {0};
     r = (struct rig){0};

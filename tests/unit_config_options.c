@@ -25,13 +25,19 @@ static void write_file(const char *text)
 }
 
 /* args and env end in NULL. */
-static enum status read_options(struct options *o, const char *const *args, const char *const *env,
-                                char *err)
+static enum status read_for(enum options_command command, struct options *o,
+                            const char *const *args, const char *const *env, char *err)
 {
     int argc = 0;
     while (args[argc]) argc++;
     err[0] = '\0';
-    return options_read(o, argc, (char *const *)args, 0, (char *const *)env, err);
+    return options_read(o, command, argc, (char *const *)args, 0, (char *const *)env, err);
+}
+
+static enum status read_options(struct options *o, const char *const *args, const char *const *env,
+                                char *err)
+{
+    return read_for(OPTIONS_SERVE, o, args, env, err);
 }
 
 #define ARGS(...) ((const char *const[]){__VA_ARGS__, NULL})
@@ -49,6 +55,8 @@ static void test_defaults(void **state)
     assert_int_equal(o.max_num_seqs, 64);
     assert_true(o.shutdown_timeout == 30.0);
     assert_int_equal(o.max_body_bytes, 32u << 20);
+    assert_string_equal(o.device, "auto");
+    assert_true(o.gpu_memory_utilization == 0.0); /* not given */
 }
 
 static void test_precedence(void **state)
@@ -96,6 +104,8 @@ static void test_bad_flags(void **state)
         {"m", "-x"},
         {"m", "n"},
         {"m", "--offload", "1.1"},
+        {"m", "--device", "tpu"},
+        {"m", "--gpu-memory-utilization", "1.01"},
         {"m", "--offload", "nan"},
         {"m", "--offload", "inf"},
         {"m", "--dtype", "float"},
@@ -143,11 +153,41 @@ static void test_bad_files_and_environment(void **state)
     assert_non_null(strstr(err, "DAKD_PROT"));
 }
 
+/* Each command has its flags and those of all; files and the environment may hold any. */
+static void test_commands(void **state)
+{
+    (void)state;
+    struct options o;
+    char err[ERR_CAP];
+    const char *const *bench = ARGS("m", "--batch", "4", "--seed", "7", "--json=f");
+    assert_int_equal(read_for(OPTIONS_BENCH, &o, bench, no_env, err), ST_OK);
+    assert_int_equal(o.batch, 4);
+    assert_int_equal(o.input_len, 0);
+    assert_int_equal(o.seed, 7);
+    assert_int_equal(o.max_num_batched_tokens, 512);
+    assert_string_equal(o.json, "f");
+    assert_int_equal(read_for(OPTIONS_SERVE, &o, bench, no_env, err), ST_INVALID);
+    assert_string_equal(err, "--batch is not a flag of dakd serve; see dakd serve --help");
+    assert_int_equal(read_for(OPTIONS_BENCH, &o, ARGS("m", "--port", "1"), no_env, err),
+                     ST_INVALID);
+    assert_string_equal(err, "--port is not a flag of dakd bench; see dakd bench --help");
+    const char *const env[] = {"DAKD_PORT=9", "DAKD_BATCH=3", NULL};
+    assert_int_equal(read_for(OPTIONS_BENCH, &o, ARGS("m"), env, err), ST_OK);
+    assert_int_equal(o.port, 9);
+    assert_int_equal(o.batch, 3);
+    const char *const bad[] = {"DAKD_PORT=x", NULL};
+    assert_int_equal(read_for(OPTIONS_BENCH, &o, ARGS("m"), bad, err), ST_INVALID);
+    const char *const none[] = {NULL};
+    assert_int_equal(read_for(OPTIONS_BENCH, &o, none, no_env, err), ST_INVALID);
+    assert_non_null(strstr(err, "dakd bench MODEL_DIR"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),  cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_bad_flags), cmocka_unit_test(test_bad_files_and_environment),
+        cmocka_unit_test(test_commands),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

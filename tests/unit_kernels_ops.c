@@ -287,6 +287,38 @@ static void test_open_says_what_it_is(void **state)
     kn_close(NULL);
 }
 
+/* With or without CUDA, with or without a GPU: a backend, or a sentence and nothing opened. */
+static void test_open_cuda(void **state)
+{
+    (void)state;
+    struct kn *kn = NULL;
+    char err[ERR_CAP] = "";
+    enum status st = kn_open_cuda(1000, &kn, err); /* no machine has so many */
+    assert_int_equal(st, ST_UNSUPPORTED);
+    assert_null(kn);
+    assert_true(strlen(err) > 10);
+    st = kn_open_cuda(0, &kn, err);
+    if (st == ST_OK) assert_non_null(strstr(kn_name(kn), "cuda"));
+    else assert_null(kn);
+    kn_close(kn);
+}
+
+static void test_what_it_can_compute(void **state)
+{
+    (void)state;
+    struct kn *kn = test_open(1, NULL);
+    char err[ERR_CAP] = "";
+    uint64_t total = 0, available = 0;
+    struct kn_kv kv = {.dtype = KN_F16, .layer_count = 1, .kv_heads = 2, .head_dim = 128};
+    assert_int_equal(kn_check_model(kn, KN_F32, 4, &kv, err), ST_OK);
+    kv.head_dim = KN_HEAD_DIM_MAX + 1;
+    assert_int_equal(kn_check_model(kn, KN_F32, 4, &kv, err), ST_UNSUPPORTED);
+    assert_non_null(strstr(err, "513"));
+    assert_int_equal(kn_memory(kn, &total, &available, err), ST_OK);
+    assert_true(available > 0 && available <= total);
+    kn_close(kn);
+}
+
 static void test_memory(void **state)
 {
     (void)state;
@@ -378,6 +410,34 @@ static void test_pool_runs_each_item_once(void **state)
     kn_pool_close(NULL);
 }
 
+/* Every byte is read exactly once, whatever the size and the threads. */
+static void test_stream_read(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {KN_ALIGN, 256 << 10, (256 << 10) + KN_ALIGN, (5 << 20) / 3 * 3};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        struct kn *kn = test_open(1 + (int)i, NULL);
+        size_t bytes = sizes[i] / KN_ALIGN * KN_ALIGN, words = bytes / sizeof(uint64_t);
+        uint64_t *fill = malloc(bytes), want = 0;
+        void *memory;
+        assert_non_null(fill);
+        for (size_t w = 0; w < words; w++) {
+            fill[w] = (uint64_t)test_random() << 32 ^ test_random();
+            want += fill[w];
+        }
+        assert_int_equal(kn_alloc(kn, KN_MEM_LOCAL, 0, bytes, &memory, NULL), ST_OK);
+        assert_int_equal(kn_upload(kn, memory, fill, bytes), ST_OK);
+        kn_stream_read(kn, memory, 0);
+        kn_stream_read(kn, memory, bytes);
+        kn_stream_read(kn, memory, bytes);
+        assert_int_equal(kn_sync(kn, NULL), ST_OK);
+        assert_true(atomic_load(&((struct kn_cpu *)kn)->stream_sum) == 2 * want);
+        kn_free(kn, KN_MEM_LOCAL, memory, bytes);
+        free(fill);
+        kn_close(kn);
+    }
+}
+
 int main(void)
 {
     test_seed();
@@ -386,7 +446,10 @@ int main(void)
         cmocka_unit_test(test_norms),
         cmocka_unit_test(test_qkv),
         cmocka_unit_test(test_gather),
+        cmocka_unit_test(test_stream_read),
         cmocka_unit_test(test_open_says_what_it_is),
+        cmocka_unit_test(test_open_cuda),
+        cmocka_unit_test(test_what_it_can_compute),
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_empty_batches),
         cmocka_unit_test(test_pool_runs_each_item_once),

@@ -255,14 +255,20 @@ static void send_all(struct fixture *f, int fd, const char *data, size_t len)
     }
 }
 
-static int post(struct fixture *f, const char *body, int receive_bytes)
+static int post_to(struct fixture *f, const char *path, const char *body, int receive_bytes)
 {
     int fd = dial(f, receive_bytes);
     char head[256];
-    int n = snprintf(head, sizeof head,
-                     "POST /v1/completions HTTP/1.0\r\nContent-Length: %zu\r\n\r\n", strlen(body));
+    int n = snprintf(head, sizeof head, "POST %s HTTP/1.0\r\nContent-Length: %zu\r\n\r\n", path,
+                     strlen(body));
     send_all(f, fd, head, (size_t)n);
     send_all(f, fd, body, strlen(body));
+    return fd;
+}
+
+static int post(struct fixture *f, const char *body, int receive_bytes)
+{
+    int fd = post_to(f, "/v1/completions", body, receive_bytes);
     spin(f);
     return fd;
 }
@@ -502,6 +508,80 @@ static void test_memory_is_promised_first(void **state)
     assert_true(f->api->memory_bytes == 0);
 }
 
+/* {"prompt":"xx...x"} of about `bytes`; free() it. */
+static char *long_body(size_t bytes)
+{
+    char *body = malloc(bytes + 32);
+    assert_non_null(body);
+    size_t n = (size_t)sprintf(body, "{\"prompt\":\"");
+    memset(body + n, 'x', bytes);
+    memcpy(body + n + bytes, "\"}", 3);
+    return body;
+}
+
+/* Keeps every thread of libuv's pool busy until it is opened. */
+struct gate {
+    uv_work_t work[4];
+    uv_sem_t open;
+};
+
+static void wait_at_gate(uv_work_t *work)
+{
+    uv_sem_wait(work->data);
+}
+
+static void gate_passed(uv_work_t *work, int status)
+{
+    (void)work;
+    assert_int_equal(status, 0);
+}
+
+static void gate_shut(struct gate *g, uv_loop_t *loop)
+{
+    assert_int_equal(uv_sem_init(&g->open, 0), 0);
+    for (size_t i = 0; i < ARRAY_COUNT(g->work); i++) {
+        g->work[i].data = &g->open;
+        assert_int_equal(uv_queue_work(loop, &g->work[i], wait_at_gate, gate_passed), 0);
+    }
+}
+
+static void gate_open(struct gate *g)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(g->work); i++) uv_sem_post(&g->open);
+}
+
+/* Prompts that wait for the pool count: 150 KiB of text and their tokens are 750 of 1024. */
+static void test_memory_of_prompts_is_promised(void **state)
+{
+    struct fixture *f = *state;
+    static const char *const paths[] = {"/v1/completions", "/tokenize"};
+    char *large = long_body(150 << 10), *too_large = long_body(220 << 10);
+    f->api->config.memory_bytes_max = 1 << 20;
+    for (size_t i = 0; i < ARRAY_COUNT(paths); i++) {
+        struct gate gate;
+        gate_shut(&gate, &f->loop);
+        int first = post_to(f, paths[i], large, 0);
+        for (int k = 0; k < 10000 && f->api->memory_bytes == 0; k++)
+            uv_run(&f->loop, UV_RUN_NOWAIT);
+        assert_true(f->api->memory_bytes == 750 << 10);
+        char *text = finish_reading(f, post_to(f, "/v1/completions", large, 0));
+        assert_has(text, "HTTP/1.1 503");
+        free(text);
+        gate_open(&gate);
+        text = finish_reading(f, first);
+        assert_has(text, i ? "HTTP/1.1 200" : "context_length_exceeded");
+        free(text);
+        assert_true(f->api->memory_bytes == 0);
+        text = finish_reading(f, post_to(f, paths[i], too_large, 0));
+        assert_has(text, "HTTP/1.1 400");
+        assert_has(text, "\"param\":\"prompt\"");
+        free(text);
+        uv_sem_destroy(&gate.open);
+    }
+    free(large);
+    free(too_large);
+}
+
 static void test_keep_alive(void **state)
 {
     struct fixture *f = *state;
@@ -616,6 +696,7 @@ int main(void)
         TEST(test_engine_fails),
         TEST(test_queue_full_takes_all_or_nothing),
         TEST(test_memory_is_promised_first),
+        TEST(test_memory_of_prompts_is_promised),
         TEST(test_keep_alive),
         TEST(test_scores),
         TEST(test_abort_and_drain),

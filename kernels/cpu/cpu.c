@@ -111,13 +111,6 @@ static enum status cpu_memory(struct kn *kn, uint64_t *total, uint64_t *availabl
     return err_set(err, ST_IO, "/proc/meminfo does not say how much memory there is");
 }
 
-static enum status cpu_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                                    char *err)
-{
-    (void)kn, (void)w, (void)rows_max, (void)err;
-    return ST_OK; /* each thread's scratch is allocated at open */
-}
-
 static const char *cpu_name(const struct kn *kn)
 {
     return ((const struct kn_cpu *)kn)->name;
@@ -157,12 +150,12 @@ static const struct kn_backend backend = {
     .embed = kn_cpu_embed,
     .norm = kn_cpu_norm,
     .gemm = kn_cpu_gemm,
-    .gemm_reserve = cpu_gemm_reserve,
     .qkv = kn_cpu_qkv,
     .attention = kn_cpu_attention,
     .gather = kn_cpu_gather,
     .sample = kn_cpu_sample,
     .sample_reserve = kn_cpu_sample_reserve,
+    .stream_read = kn_cpu_stream_read,
 };
 
 enum status kn_cpu_open(int thread_count, const struct kn_cpu_isa *isa, struct kn **out, char *err)

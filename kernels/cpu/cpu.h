@@ -23,6 +23,7 @@
 #ifndef DAKD_KERNELS_CPU_CPU_H
 #define DAKD_KERNELS_CPU_CPU_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "kernels/backend.h"
@@ -84,6 +85,7 @@ struct kn_cpu {
     union kn_cpu_scratch *scratch; /* owned: [thread_count] */
     struct kn_sampler *sampler;    /* owned; NULL before kn_sample_reserve */
     int32_t sampler_vocab;
+    _Atomic uint64_t stream_sum;   /* of the 64-bit words kn_stream_read has read, mod 2^64 */
     char name[64];
 };
 
@@ -112,6 +114,7 @@ void kn_cpu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, co
                    float *out);
 void kn_cpu_sample(struct kn *kn, const struct kn_sample_args *a);
 enum status kn_cpu_sample_reserve(struct kn *kn, int32_t vocab, char *err);
+void kn_cpu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* RMSNorm (mean not subtracted) of n elements: y = x * weight / sqrt(mean(x^2) + eps).  y may be x.
  */
 void kn_cpu_rms_norm_row(const float *x, const float *weight, float eps, int32_t n, float *y);

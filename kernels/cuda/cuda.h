@@ -56,10 +56,11 @@ struct kn_cu_traffic {
 
 /* The shape of one GEMM's launch. */
 struct kn_cu_gemm_plan {
-    int32_t bucket;         /* TB */
-    int32_t group_tiles;    /* row tiles a CTA multiplies with the same activations: 1, 2 or 4 */
-    int32_t quantum_blocks; /* blocks of K a CTA takes at a time */
-    int32_t group_count, quanta_per_group;
+    int32_t bucket;      /* TB */
+    int32_t group_tiles; /* row tiles a CTA multiplies with the same activations: 1, 2 or 4 */
+    int32_t cluster;     /* CTAs that share a group, each with a part of K: 1, 2, 4 or 8 */
+    int32_t ctas_per_sm; /* 1, or 2 where two fit */
+    int32_t group_count;
     int32_t grid;
 };
 
@@ -71,7 +72,6 @@ struct kn_cu_gemm_args {
     enum kn_epilogue epilogue; /* STORE and F32: fp32 [T,N] row-major; ADD: the same, +=; RELU and
                                   SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */
     void *out;
-    void *workspace;                     /* kn_cu_gemm_workspace bytes, zero before first use */
     const struct kn_cu_window *windows;  /* [KN_TIER_MAX] on the device; NULL if all is local */
     struct kn_cu_traffic *traffic;       /* [KN_TIER_MAX] on the device, or NULL */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
@@ -82,12 +82,12 @@ MUST_USE enum status kn_cu_gemm_init(char *err);
 /* Tile choice: depends on shape, bucket and SM count alone, never on placement or window. */
 void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
                      struct kn_cu_gemm_plan *out);
-/* Whether a kernel exists for a bucket and group height. */
-bool kn_cu_gemm_has(int32_t bucket, int32_t group_tiles);
-/* Fills in what follows from bucket, group_tiles and quantum_blocks. */
-void kn_cu_gemm_plan_derive(int32_t rows, int32_t cols, int32_t sm_count,
-                            struct kn_cu_gemm_plan *plan);
-size_t kn_cu_gemm_workspace(const struct kn_cu_gemm_plan *plan);
+/* How many CTAs of a bucket and group height an SM holds; 0 where there is no such kernel. */
+int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles);
+/* The largest cluster they may have; 0 where there is no such kernel. */
+int32_t kn_cu_gemm_cluster_max(int32_t bucket, int32_t group_tiles);
+/* Fills in what follows from bucket, group_tiles, cluster and ctas_per_sm. */
+void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn_cu_gemm_plan *plan);
 /* ST_UNSUPPORTED for weights that are not bf16; ST_DEVICE with CUDA's sentence. */
 MUST_USE enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
                                        const struct kn_cu_gemm_args *args, void *stream, char *err);

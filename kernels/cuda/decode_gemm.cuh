@@ -6,7 +6,7 @@
  * everything here serves one aim: keep every SM's ring of bulk copies full from the first
  * microsecond to the last.
  *
- * Roles.  Warpgroups of consumers, then two warps with three lanes that work:
+ * Roles.  Warpgroups of consumers, then three lanes of their own warps:
  *     weights      fills the ring of weight blocks.  Weights do not depend on the previous kernel,
  *                  so it starts before griddepcontrol.wait and never waits for it.
  *     activations  fills a second ring with the inputs of all tokens, after the wait.
@@ -17,26 +17,26 @@
  * TB / (64 RT) of the weights', and an SM takes in about 45 GB/s from L2 against 36 GB/s of
  * weights.
  *
- * Quanta.  A group is cut along K into quanta of equal length.  Each quantum's partial sums go to a
- * workspace (it stays in L2).  When a CTA has computed all its quanta it comes back to each, waits
- * until all of its group's are there, and for its share of the group adds the partials in order of k
- * and runs the epilogue: so the reduction is spread over all SMs.  A group that is one quantum goes
- * from registers to the epilogue.
+ * Clusters.  A group of row tiles is one unit of work, done by one cluster of 1 to 8 CTAs that cut K
+ * among them.  They exchange partial sums through each other's shared memory: every CTA owns an equal
+ * part of the group's fragments, adds the partials in order of k and runs the epilogue.  A partial
+ * sum that goes through L2 instead costs 5 us at the end of every kernel (fence, arrival, wait and
+ * load, each a round trip of a memory system that the next kernel's ring is filling).  The exchange
+ * of one unit is finished after the products of the next, so its latency is hidden.
  *
  * Invariants
- *  1. The length of a quantum depends on shape and bucket alone, hence the result is bitwise the
- *     same whoever computes which quantum: for every placement, window and run.
- *  2. Every CTA computes all its quanta before it waits for another's, and all CTAs are resident
- *     together (the grid is at most what the SMs hold, and the next kernel cannot start before all
- *     of this one's have), so the wait ends.
- *  3. Remote quanta come first and are read by the first CTAs, tier after tier; the local ones are
- *     dealt so that a CTA with remote work gets less of them.
+ *  1. How K is cut depends on shape and bucket alone, hence the result is bitwise the same whichever
+ *     cluster computes which unit: for every placement, window and run.
+ *  2. Clusters never wait for one another.
+ *  3. Remote units come first and are read by the first clusters, tier after tier; the local ones are
+ *     dealt so that a cluster with remote work gets less of them.
  *  4. At most window blocks of a remote tier are in flight per CTA: block n is issued when the
  *     poller has seen block n - window land.
  *  5. All CTAs of a launch read the same control block, or they would disagree on who does what.
- *  6. Arrival counters are zero before and after every launch.
+ *  6. A ring slot belongs to one warpgroup: one that skipped a phase of a barrier could not tell the
+ *     next from the last.
  *
- * Sources: CUTLASS's stream-K and swapped operands, Marlin's striped quanta; PTX ISA 9.0.
+ * Sources: CUTLASS (swapped operands, split K), Marlin (fixed-order reduction); PTX ISA 9.0.
  */
 #ifndef DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
 #define DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
@@ -56,10 +56,9 @@ struct cu_gemm_tier {
 struct cu_gemm {
     cu_gemm_tier tier[KN_TIER_MAX];
     int32_t tile_count, blocks_per_tile;
-    int32_t quantum_blocks, quanta_per_group;
+    int32_t cluster;     /* CTAs of a cluster */
+    int32_t rank_blocks; /* blocks of K of each rank; the last ranks may have fewer or none */
     const uint8_t *x;
-    float4 *partial;  /* [group][quantum][RT tiles][4 warps][TB/8][32 lanes] */
-    uint32_t *arrive; /* [group] */
     const float *bias;
     void *out;
     int32_t rows, tokens; /* N, T */
@@ -71,33 +70,37 @@ struct cu_gemm {
 /* Constants of a bucket and group height. */
 template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int TB = TOKENS, RT = TILES;
-    static constexpr int WG = RT == 1 ? 1 : 2;        /* consumer warpgroups */
+    static constexpr int WG = TB <= 16 || RT == 1 ? 1 : 2; /* consumer warpgroups */
     static constexpr int TPW = RT / WG;               /* tiles of a warpgroup */
     static constexpr int WARPS = WG * 4;              /* consumer warps */
-    static constexpr int THREADS = (WARPS + 2) * 32;
-    /* With at most 64 accumulators a thread two CTAs share an SM: the next kernel fills its ring while
-     * this one drains.  Above, one CTA takes it all. */
-    static constexpr int RESIDENT = TPW * TB / 2 <= 64 ? 2 : 1;
+    static constexpr int THREADS = (WARPS + 3) * 32;
+    /* Up to 32 tokens two CTAs share an SM: the next kernel fills its ring while this one drains.
+     * Above, one CTA takes it all. */
+    static constexpr int RESIDENT = TB <= 32 ? 2 : 1;
     static constexpr int SHARED = RESIDENT == 2 ? 113 * 1024 : 227 * 1024;
     static constexpr int X_ATOMS = TB <= 64 ? 2 : 1; /* atoms of an activation slot */
     static constexpr int X_BYTES = TB * 128 * X_ATOMS;
+    /* The exchange holds the partial sums of a piece of the group from all ranks: warp fragments of
+     * 16 rows x 8 tokens, one float4 a lane. */
+    static constexpr int PIECES = RT * TB > 256 ? 4 : TB == 32 ? 2 : 1;
+    static constexpr int PIECE_N = TB / 8 / PIECES; /* fragments of a warp, tile and piece */
+    static constexpr int FRAGMENTS = RT * 4 * PIECE_N;
+    static constexpr int EXCHANGE_BYTES = FRAGMENTS * 512;
     /* Activation slots for the blocks in flight, and one more; the rest is weights. */
-    static constexpr int X_SLOTS =
-        TB == 256 ? 4 : TB == 128 ? (RESIDENT == 2 ? 3 : 5) : TB == 64 ? 3 : 6 / RT + 1;
+    static constexpr int X_SLOTS = TB == 256 ? 3 : TB >= 64 ? 4 : TB == 32 ? 3 : 6 / RT + 1;
     static constexpr int BARRIERS = 512;
-    static constexpr int W_FIT = (SHARED - BARRIERS - X_SLOTS * X_BYTES) / KN_BLOCK_BYTES;
-    /* A slot belongs to one warpgroup: one that skipped a phase of a barrier could not tell the next
-     * from the last. */
-    static constexpr int W_SLOTS = (W_FIT < 8 ? W_FIT : 8) / WG * WG;
-    static constexpr int SHARED_USED = W_SLOTS * KN_BLOCK_BYTES + X_SLOTS * X_BYTES + BARRIERS;
-    /* Warp fragments (16 rows x 8 tokens, one float4 a lane) of a group. */
-    static constexpr int FRAGMENTS = RT * 4 * (TB / 8);
+    static constexpr int W_FIT = (SHARED - BARRIERS - X_SLOTS * X_BYTES - EXCHANGE_BYTES) / KN_BLOCK_BYTES;
+    /* A slot belongs to one warpgroup (invariant 6). */
+    static constexpr int W_SLOTS = (W_FIT < 10 ? W_FIT : 10) / WG * WG;
+    static constexpr int SHARED_USED = W_SLOTS * KN_BLOCK_BYTES + X_SLOTS * X_BYTES + EXCHANGE_BYTES + BARRIERS;
     static_assert(W_SLOTS >= RT, "a k-block of the group must fit");
 };
 
 template <class S> struct cu_gemm_ring {
     uint8_t weights[S::W_SLOTS][KN_BLOCK_BYTES];
     uint8_t x[S::X_SLOTS][S::X_BYTES];
+    float4 exchange[S::FRAGMENTS][32]; /* [owned fragment][source rank] */
+    uint64_t exchange_full, exchange_empty;
     uint64_t w_full[S::W_SLOTS], w_empty[S::W_SLOTS];
     uint64_t x_full[S::X_SLOTS], x_empty[S::X_SLOTS];
     uint32_t issue_clock[S::W_SLOTS];
@@ -106,112 +109,100 @@ template <class S> struct cu_gemm_ring {
 
 /* --- who computes what --- */
 
-/* The quanta of one CTA, in its order: remote ones (of at most one tier), then local ones. */
+/* The units (groups) of one cluster, in its order: remote ones (of at most one tier), then local ones. */
 struct cu_work {
-    int32_t tier, window;                              /* of the remote quanta */
-    int32_t remote_begin, remote_step, remote_count;   /* quanta of that tier */
-    int32_t local_begin, local_count;                  /* consecutive quanta of tier 0 */
-    int32_t remote_blocks;                             /* blocks in the remote quanta, absent tiles too */
+    int32_t tier, window;                            /* of the remote units */
+    int32_t remote_begin, remote_step, remote_count; /* groups of that tier */
+    int32_t local_begin, local_count;                /* consecutive groups of tier 0 */
+    int32_t block_begin, block_count;                /* of K, for this rank: the same for every unit */
+    int32_t remote_blocks;                           /* this rank's blocks of remote units, absent tiles too */
 };
 
-/* Local quanta before CTA c, when the CTAs [0, first[j + 1]) of tier j have weight share[j] and the
- * rest share[0]. */
-PTX_INLINE int32_t cu_local_before(int32_t quanta, int32_t grid, const int32_t (&first)[KN_TIER_MAX + 1],
-                                   const float (&share)[KN_TIER_MAX], int32_t c)
+/* Local units before cluster c, when the clusters [first[j], first[j + 1]) of tier j have weight share[j] and
+ * the rest share[0].  In integers: a cluster's end must be its neighbour's begin. */
+PTX_INLINE int32_t cu_local_before(int32_t units, int32_t clusters, const int32_t (&first)[KN_TIER_MAX + 1],
+                                   const int64_t (&share)[KN_TIER_MAX], int32_t c)
 {
-    if (c == grid) return quanta;
-    float before = 0.f, all = 0.f;
+    int64_t before = share[0] * max(c - first[KN_TIER_MAX], 0);
+    int64_t all = share[0] * (clusters - first[KN_TIER_MAX]);
 #pragma unroll
     for (int j = 1; j < KN_TIER_MAX; j++) {
-        before += share[j] * (float)(min(max(c, first[j]), first[j + 1]) - first[j]);
-        all += share[j] * (float)(first[j + 1] - first[j]);
+        before += share[j] * (min(max(c, first[j]), first[j + 1]) - first[j]);
+        all += share[j] * (first[j + 1] - first[j]);
     }
-    before += share[0] * (float)max(c - first[KN_TIER_MAX], 0);
-    all += share[0] * (float)(grid - first[KN_TIER_MAX]);
-    return all > 0.f ? min((int32_t)(before / all * (float)quanta + 0.5f), quanta)
-                     : (int32_t)((int64_t)quanta * c / grid);
+    return all > 0 ? (int32_t)((units * before + all / 2) / all) : (int32_t)((int64_t)units * c / clusters);
 }
 
 template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
 {
-    const int32_t grid = gridDim.x, cta = blockIdx.x;
+    const int32_t clusters = gridDim.x / g.cluster, cluster = blockIdx.x / g.cluster;
+    const int32_t local = g.tier[0].group_count;
     cu_work w = {};
-    const int32_t local = g.tier[0].group_count * g.quanta_per_group;
+    w.block_begin = (int32_t)(blockIdx.x % g.cluster) * g.rank_blocks;
+    w.block_count = max(min(g.rank_blocks, g.blocks_per_tile - w.block_begin), 0);
     if (!g.windows) {
-        w.local_begin = (int32_t)((int64_t)local * cta / grid);
-        w.local_count = (int32_t)((int64_t)local * (cta + 1) / grid) - w.local_begin;
+        w.local_begin = (int32_t)((int64_t)local * cluster / clusters);
+        w.local_count = (int32_t)((int64_t)local * (cluster + 1) / clusters) - w.local_begin;
         return w;
     }
-    /* Readers of the remote tiers, side by side, and what each tier's part costs one of them. */
-    int32_t first[KN_TIER_MAX + 1] = {0, 0};
+    /* Reading clusters of the remote tiers, side by side, and what each tier's part costs one of them
+     * in local blocks a rank.  Every tier still to come keeps a cluster: there are as many as units. */
+    int32_t first[KN_TIER_MAX + 1] = {0, 0}, tiers_left = 0;
     float load[KN_TIER_MAX] = {};
 #pragma unroll
+    for (int j = 1; j < KN_TIER_MAX; j++) tiers_left += g.tier[j].group_count > 0;
+#pragma unroll
     for (int j = 1; j < KN_TIER_MAX; j++) {
-        const int32_t quanta = g.tier[j].group_count * g.quanta_per_group;
+        const int32_t units = g.tier[j].group_count;
         int32_t readers = 0;
-        if (quanta > 0) {
+        if (units > 0) {
             const kn_cu_window window = g.windows[j];
             const int32_t wanted = max(window.ctas, 1), in_flight = max(window.blocks, 1);
-            readers = max(min(min(wanted, quanta), grid - first[j]), 1);
-            const int32_t begin = min(first[j], grid - 1);
-            load[j] = window.cost * (float)(quanta * g.quantum_blocks * S::RT) / (float)readers;
-            if (cta >= begin && cta < begin + readers) {
+            tiers_left--;
+            readers = min((wanted + g.cluster - 1) / g.cluster, min(units, clusters - first[j] - tiers_left));
+            load[j] = window.cost * (float)(units * g.rank_blocks * S::RT) / (float)readers;
+            if (cluster >= first[j] && cluster < first[j] + readers) {
                 w.tier = j;
-                /* Fewer readers than wanted share the window of all. */
-                w.window = min(max(in_flight * wanted / readers, 1), S::W_SLOTS);
-                w.remote_begin = cta - begin;
+                /* The readers there are share the window of all that were wanted. */
+                w.window = min(max(in_flight * wanted / (readers * g.cluster), 1), S::W_SLOTS);
+                w.remote_begin = cluster - first[j];
                 w.remote_step = readers;
-                w.remote_count = (quanta - w.remote_begin + readers - 1) / readers;
+                w.remote_count = (units - w.remote_begin + readers - 1) / readers;
+                w.remote_blocks = w.remote_count * w.block_count * S::RT;
             }
         }
-        first[j + 1] = min(first[j] + readers, grid);
+        first[j + 1] = first[j] + readers;
     }
-    for (int32_t i = 0; i < w.remote_count; i++) {
-        const int32_t index = (w.remote_begin + i * w.remote_step) % g.quanta_per_group;
-        w.remote_blocks +=
-            min(g.quantum_blocks, g.blocks_per_tile - index * g.quantum_blocks) * S::RT;
-    }
-    /* Level all CTAs: those whose remote load is above the level get no local work. */
-    float share[KN_TIER_MAX] = {};
+    /* Level all clusters: those whose remote load is above the level get no local work. */
+    int64_t share[KN_TIER_MAX] = {};
     bool over[KN_TIER_MAX] = {};
-    const float local_blocks = (float)(local * g.quantum_blocks * S::RT);
 #pragma unroll
     for (int round = 1; round < KN_TIER_MAX; round++) {
-        float sum = local_blocks, ctas = (float)(grid - first[KN_TIER_MAX]);
+        float sum = (float)(local * g.rank_blocks * S::RT), count = (float)(clusters - first[KN_TIER_MAX]);
 #pragma unroll
         for (int j = 1; j < KN_TIER_MAX; j++)
             if (!over[j]) {
                 sum += load[j] * (float)(first[j + 1] - first[j]);
-                ctas += (float)(first[j + 1] - first[j]);
+                count += (float)(first[j + 1] - first[j]);
             }
-        share[0] = ctas > 0.f ? sum / ctas : 0.f;
+        const float level = count > 0.f ? sum / count : 0.f;
+        share[0] = (int64_t)(level * 256.f);
 #pragma unroll
         for (int j = 1; j < KN_TIER_MAX; j++) {
-            over[j] |= load[j] >= share[0];
-            share[j] = over[j] ? 0.f : share[0] - load[j];
+            over[j] |= load[j] >= level;
+            share[j] = over[j] ? 0 : (int64_t)((level - load[j]) * 256.f);
         }
     }
-    w.local_begin = cu_local_before(local, grid, first, share, cta);
-    w.local_count = cu_local_before(local, grid, first, share, cta + 1) - w.local_begin;
+    w.local_begin = cu_local_before(local, clusters, first, share, cluster);
+    w.local_count = cu_local_before(local, clusters, first, share, cluster + 1) - w.local_begin;
     return w;
 }
 
-struct cu_quantum {
-    int32_t group, index, block_begin, block_count;
-    bool remote;
-};
-
-PTX_INLINE cu_quantum cu_gemm_quantum(const cu_gemm &g, const cu_work &w, int32_t i)
+/* Unit i of a cluster: its group. */
+PTX_INLINE int32_t cu_gemm_group(const cu_gemm &g, const cu_work &w, int32_t i)
 {
-    cu_quantum q;
-    q.remote = i < w.remote_count;
-    const int32_t id = q.remote ? w.remote_begin + i * w.remote_step : w.local_begin + i - w.remote_count;
-    const int32_t group = id / g.quanta_per_group;
-    q.group = group + g.tier[q.remote ? w.tier : 0].group_begin;
-    q.index = id - group * g.quanta_per_group;
-    q.block_begin = q.index * g.quantum_blocks;
-    q.block_count = min(g.quantum_blocks, g.blocks_per_tile - q.block_begin);
-    return q;
+    return i < w.remote_count ? g.tier[w.tier].group_begin + w.remote_begin + i * w.remote_step
+                              : g.tier[0].group_begin + w.local_begin + i - w.remote_count;
 }
 
 /* The tier of a tile, or -1 beyond the last. */
@@ -232,18 +223,18 @@ template <class S> PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu
     uint32_t local_issued = 0, remote_issued = 0;
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
-        const cu_quantum q = cu_gemm_quantum(g, w, i);
+        const int32_t group = cu_gemm_group(g, w, i);
         const uint8_t *from[S::RT];
         bool remote[S::RT];
 #pragma unroll
         for (int t = 0; t < S::RT; t++) {
-            const int32_t tile = q.group * S::RT + t, tier = cu_gemm_tile_tier(g, tile);
-            const int32_t block = (tile - g.tier[max(tier, 0)].tile_begin) * g.blocks_per_tile + q.block_begin;
+            const int32_t tile = group * S::RT + t, tier = cu_gemm_tile_tier(g, tile);
+            const int32_t block = (tile - g.tier[max(tier, 0)].tile_begin) * g.blocks_per_tile + w.block_begin;
             from[t] = tier < 0 ? nullptr : g.tier[tier].base + (size_t)block * KN_BLOCK_BYTES;
             remote[t] = tier > 0;
         }
-        const int32_t reach = q.remote ? w.window : S::W_SLOTS;
-        for (int32_t b = 0; b < q.block_count; b++) {
+        const int32_t reach = i < w.remote_count ? w.window : S::W_SLOTS;
+        for (int32_t b = 0; b < w.block_count; b++) {
 #pragma unroll
             for (int t = 0; t < S::RT; t++, n++) {
                 const int32_t slot = n % S::W_SLOTS;
@@ -278,9 +269,8 @@ PTX_INLINE void cu_produce_activations(const cu_gemm &g, const cu_work &w, cu_ge
     ptx_griddep_wait();
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
-        const cu_quantum q = cu_gemm_quantum(g, w, i);
-        const uint8_t *from = g.x + (size_t)q.block_begin * S::TB * 256;
-        for (int32_t b = 0; b < q.block_count * SLOTS_PER_BLOCK; b++, n++, from += S::X_BYTES) {
+        const uint8_t *from = g.x + (size_t)w.block_begin * S::TB * 256;
+        for (int32_t b = 0; b < w.block_count * SLOTS_PER_BLOCK; b++, n++, from += S::X_BYTES) {
             const int32_t slot = n % S::X_SLOTS;
             if (n >= S::X_SLOTS) ptx_mbarrier_wait(&ring.x_empty[slot], (n / S::X_SLOTS - 1) & 1);
             ptx_mbarrier_expect_tx(&ring.x_full[slot], S::X_BYTES);
@@ -296,13 +286,13 @@ template <class S> PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_wor
     uint64_t clocks = 0;
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count; i++) {
-        const cu_quantum q = cu_gemm_quantum(g, w, i);
-        for (int32_t b = 0; b < q.block_count; b++)
+        const int32_t group = cu_gemm_group(g, w, i);
+        for (int32_t b = 0; b < w.block_count; b++)
             for (int t = 0; t < S::RT; t++, n++) {
                 const int32_t slot = n % S::W_SLOTS;
                 PTX_SPIN_UNTIL(ptx_mbarrier_test_wait(&ring.w_full[slot], (n / S::W_SLOTS) & 1));
                 const uint32_t now = ptx_clock();
-                if (cu_gemm_tile_tier(g, q.group * S::RT + t) > 0) {
+                if (cu_gemm_tile_tier(g, group * S::RT + t) > 0) {
                     const uint32_t trip = now - *(volatile uint32_t *)&ring.issue_clock[slot];
                     trips++;
                     clocks += trip;
@@ -365,7 +355,7 @@ template <int TB> PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int 
     }
 }
 
-/* Sums of one quantum for the tiles of a warpgroup; n and m count the slots used so far. */
+/* Sums of one unit for the tiles of a warpgroup; n and m count the slots used so far. */
 template <class S>
 PTX_INLINE void cu_multiply(float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ring, int32_t blocks, int32_t n,
                             int32_t m, int wg, int lane)
@@ -407,76 +397,54 @@ PTX_INLINE void cu_multiply(float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ri
     }
 }
 
-/* A warpgroup's partial sums of one quantum, to the workspace. */
+/* A warpgroup's partial sums of one piece, to the CTAs that own its fragments; e counts pieces. */
 template <class S>
-PTX_INLINE void cu_hand_in(const cu_gemm &g, const float (&acc)[S::TPW][S::TB / 2], const cu_quantum &q, int wg,
-                           int warp, int lane)
+PTX_INLINE void cu_exchange_write(const cu_gemm &g, const float (&acc)[S::TPW][S::TB / 2], cu_gemm_ring<S> &ring,
+                                  int piece, int32_t e, int32_t rank, int wg, int warp, int lane)
 {
-    float4 *mine = g.partial + ((size_t)q.group * g.quanta_per_group + q.index) * S::FRAGMENTS * 32;
+    const int32_t owned = S::FRAGMENTS / g.cluster;
+    if (e > 0) PTX_SPIN_UNTIL(ptx_cluster_mbarrier_try_wait(&ring.exchange_empty, (e - 1) & 1));
 #pragma unroll
     for (int j = 0; j < S::TPW; j++)
 #pragma unroll
-        for (int n = 0; n < S::TB / 8; n++)
-            __stcg(mine + (((wg + j * S::WG) * 4 + warp) * (S::TB / 8) + n) * 32 + lane,
-                   make_float4(acc[j][4 * n], acc[j][4 * n + 1], acc[j][4 * n + 2], acc[j][4 * n + 3]));
-}
-
-/* Quanta [i, cu_run_end) of a CTA follow one another in one group: they are reduced together. */
-PTX_INLINE int32_t cu_run_end(const cu_gemm &g, const cu_work &w, int32_t i)
-{
-    const cu_quantum first = cu_gemm_quantum(g, w, i);
-    int32_t end = i + 1;
-    for (; end < w.remote_count + w.local_count; end++) {
-        const cu_quantum q = cu_gemm_quantum(g, w, end);
-        if (q.group != first.group || q.index != first.index + end - i) break;
-    }
-    return end;
-}
-
-/* The share [begin, end) quanta of a group have in its reduction, once all of its quanta are there. */
-template <class S>
-PTX_INLINE void cu_reduce(const cu_gemm &g, int32_t group, int32_t begin, int32_t end, int warp, int lane)
-{
-    const int32_t quanta = g.quanta_per_group, all = quanta * S::WARPS;
-    uint32_t *arrive = &g.arrive[group];
-    if (lane == 0) PTX_SPIN_UNTIL((int32_t)ptx_load_acquire(arrive) >= all);
-    __syncwarp();
-    const float4 *from = g.partial + (size_t)group * quanta * S::FRAGMENTS * 32 + lane;
-    const int32_t stop = end * S::FRAGMENTS / quanta;
-    for (int32_t f = begin * S::FRAGMENTS / quanta + warp; f < stop; f += S::WARPS) {
-        float4 sum = __ldcg(from + f * 32);
-#pragma unroll 8
-        for (int32_t i = 1; i < quanta; i++) {
-            const float4 v = __ldcg(from + ((size_t)i * S::FRAGMENTS + f) * 32);
-            sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+        for (int n = 0; n < S::PIECE_N; n++) {
+            const int32_t f = ((wg + j * S::WG) * 4 + warp) * S::PIECE_N + n, owner = f / owned;
+            const float *d = &acc[j][4 * (piece * S::PIECE_N + n)];
+            ptx_store_async(ptx_mapa(ptx_shared(&ring.exchange[(f - owner * owned) * g.cluster + rank][lane]), owner),
+                            make_float4(d[0], d[1], d[2], d[3]), ptx_mapa(ptx_shared(&ring.exchange_full), owner));
         }
-        constexpr int N = S::TB / 8;
-        cu_gemm_store<S::TB>(g, group * S::RT + f / (4 * N), f / N % 4, f % N, lane, sum);
-    }
-    __syncwarp();
-    if (lane == 0) {
-        const uint32_t mine = (uint32_t)(end - begin);
-        if (ptx_atomic_add_relaxed(arrive, mine) + mine == (uint32_t)(2 * all)) *arrive = 0;
-    }
 }
 
-/* After all its quanta a warp says so for all at once: one fence a launch. */
+/* Adds up the fragments this CTA owns of a piece, in order of k, and stores them.  The buffer is free
+ * again before the stores: a release after them would wait until they reach L2. */
 template <class S>
-PTX_INLINE void cu_reduce_all(const cu_gemm &g, const cu_work &w, int warp, int lane)
+PTX_INLINE void cu_exchange_reduce(const cu_gemm &g, cu_gemm_ring<S> &ring, int32_t group, int piece, int32_t e,
+                                   int32_t rank, int warp, int lane)
 {
-    const int32_t quanta = w.remote_count + w.local_count;
-    __syncwarp();
-    if (lane == 0) {
-        __threadfence();
-        for (int32_t i = 0, end; i < quanta; i = end) {
-            end = cu_run_end(g, w, i);
-            ptx_atomic_add_relaxed(&g.arrive[cu_gemm_quantum(g, w, i).group], (uint32_t)(end - i));
+    constexpr int OWNED_MAX = (S::FRAGMENTS / 2 + S::WARPS - 1) / S::WARPS; /* of a warp */
+    const int32_t owned = S::FRAGMENTS / g.cluster;
+    const int32_t live = (g.blocks_per_tile + g.rank_blocks - 1) / g.rank_blocks;
+    if (warp == 0 && lane == 0) ptx_mbarrier_expect_tx(&ring.exchange_full, owned * live * 512);
+    PTX_SPIN_UNTIL(ptx_cluster_mbarrier_try_wait(&ring.exchange_full, e & 1));
+    float4 sum[OWNED_MAX];
+#pragma unroll
+    for (int k = 0; k < OWNED_MAX; k++) {
+        const int32_t i = warp + k * S::WARPS;
+        if (i >= owned) break;
+        sum[k] = ring.exchange[i * g.cluster][lane];
+        for (int32_t r = 1; r < live; r++) {
+            const float4 v = ring.exchange[i * g.cluster + r][lane];
+            sum[k] = make_float4(sum[k].x + v.x, sum[k].y + v.y, sum[k].z + v.z, sum[k].w + v.w);
         }
     }
-    for (int32_t i = 0, end; i < quanta; i = end) {
-        end = cu_run_end(g, w, i);
-        const cu_quantum q = cu_gemm_quantum(g, w, i);
-        cu_reduce<S>(g, q.group, q.index, q.index + end - i, warp, lane);
+    __syncwarp();
+    if (lane < g.cluster) ptx_cluster_mbarrier_arrive(ptx_mapa(ptx_shared(&ring.exchange_empty), lane));
+#pragma unroll
+    for (int k = 0; k < OWNED_MAX; k++) {
+        const int32_t i = warp + k * S::WARPS, f = rank * owned + i, tile = f / (4 * S::PIECE_N);
+        if (i >= owned) break;
+        cu_gemm_store<S::TB>(g, group * S::RT + tile, f / S::PIECE_N % 4, piece * S::PIECE_N + f % S::PIECE_N, lane,
+                             sum[k]);
     }
 }
 
@@ -485,28 +453,37 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
 {
     /* The epilogue touches what the previous kernel wrote and read, so every consumer waits. */
     ptx_griddep_wait();
+    if (g.cluster > 1) ptx_cluster_wait(); /* the peers' barriers are there */
     const int wg = warp >> 2;
-    const int32_t quanta = w.remote_count + w.local_count;
-    int32_t n = 0, m = 0;
-    for (int32_t i = 0; i < quanta; i++) {
-        const cu_quantum q = cu_gemm_quantum(g, w, i);
+    const int32_t units = w.remote_count + w.local_count, rank = blockIdx.x % g.cluster;
+    int32_t n = 0, m = 0, e = 0;
+    for (int32_t i = 0; i < units; i++) {
+        const int32_t group = cu_gemm_group(g, w, i);
         float acc[S::TPW][S::TB / 2];
-        cu_multiply<S>(acc, ring, q.block_count, n, m, wg, lane);
-        n += q.block_count * S::RT;
-        m += q.block_count * (2 / S::X_ATOMS);
-        if (g.quanta_per_group > 1) {
-            cu_hand_in<S>(g, acc, q, wg, warp & 3, lane);
+        cu_multiply<S>(acc, ring, w.block_count, n, m, wg, lane);
+        n += w.block_count * S::RT;
+        m += w.block_count * (2 / S::X_ATOMS);
+        if (g.cluster == 1) {
+#pragma unroll
+            for (int j = 0; j < S::TPW; j++)
+#pragma unroll
+                for (int c = 0; c < S::TB / 8; c++)
+                    cu_gemm_store<S::TB>(
+                        g, group * S::RT + wg + j * S::WG, warp & 3, c, lane,
+                        make_float4(acc[j][4 * c], acc[j][4 * c + 1], acc[j][4 * c + 2], acc[j][4 * c + 3]));
             continue;
         }
 #pragma unroll
-        for (int j = 0; j < S::TPW; j++)
-#pragma unroll
-            for (int c = 0; c < S::TB / 8; c++)
-                cu_gemm_store<S::TB>(
-                    g, q.group * S::RT + wg + j * S::WG, warp & 3, c, lane,
-                    make_float4(acc[j][4 * c], acc[j][4 * c + 1], acc[j][4 * c + 2], acc[j][4 * c + 3]));
+        for (int p = 0; p < S::PIECES; p++, e++) {
+            /* The piece before this one: of this unit, or the last of the unit before. */
+            if (e > 0)
+                cu_exchange_reduce<S>(g, ring, p > 0 ? group : cu_gemm_group(g, w, i - 1),
+                                      (p + S::PIECES - 1) % S::PIECES, e - 1, rank, warp, lane);
+            if (w.block_count > 0) cu_exchange_write<S>(g, acc, ring, p, e, rank, wg, warp & 3, lane);
+        }
     }
-    if (g.quanta_per_group > 1) cu_reduce_all<S>(g, w, warp, lane);
+    if (e > 0)
+        cu_exchange_reduce<S>(g, ring, cu_gemm_group(g, w, units - 1), S::PIECES - 1, e - 1, rank, warp, lane);
 }
 
 template <int TB, int RT>
@@ -529,18 +506,27 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB, RT>::THREADS, cu_gemm_shape<
             ptx_mbarrier_init(&ring.x_full[s], 1);
             ptx_mbarrier_init(&ring.x_empty[s], S::WARPS);
         }
+        ptx_mbarrier_init(&ring.exchange_full, 1);
+        ptx_mbarrier_init(&ring.exchange_empty, S::WARPS * g.cluster);
         ring.landed = 0;
         ptx_fence_mbarrier_init();
     }
     __syncthreads();
+    if (g.cluster > 1) ptx_cluster_arrive();
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         cu_consume<S>(g, w, ring, warp, lane);
-    } else if (warp == S::WARPS) {
-        if (lane == 0) cu_produce_weights<S>(g, w, ring);
     } else {
-        if (lane == 0) cu_produce_activations<S>(g, w, ring);
-        if (lane == 1) cu_poll_remote<S>(g, w, ring);
+        if (lane == 0) {
+            if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring);
+            if (warp == S::WARPS + 1) cu_produce_activations<S>(g, w, ring);
+            if (warp == S::WARPS + 2) cu_poll_remote<S>(g, w, ring);
+        }
+        if (g.cluster > 1) ptx_cluster_wait();
+    }
+    if (g.cluster > 1) { /* peers may still reach into this CTA's shared memory */
+        ptx_cluster_arrive();
+        ptx_cluster_wait();
     }
 }
 

@@ -63,8 +63,7 @@ static enum status cuda_check_model(const struct kn *kn, enum kn_dtype weights, 
                        "the GPU keeps KV in bfloat16, not %s: give --kv-cache-dtype bfloat16, or "
                        "--device cpu",
                        kn_dtype_name(kv->dtype));
-    (void)q_heads;
-    return ST_OK;
+    return kn_cu_attend_check(q_heads, kv, err);
 }
 
 static void cuda_close(struct kn *kn)
@@ -73,10 +72,11 @@ static void cuda_close(struct kn *kn)
     /* After a failure every call below fails as well, and there is nothing left to free. */
     if (cudaSetDevice(cu->device) == cudaSuccess && cu->stream)
         (void)cudaStreamSynchronize(cu->stream);
+    kn_cu_attend_close(cu);
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
-    if (cu->gemm_workspace) (void)cudaFree(cu->gemm_workspace);
     if (cu->device_window) (void)cudaFree(cu->device_window);
+    if (cu->stream_sum) (void)cudaFree(cu->stream_sum);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
     if (cu->stream) (void)cudaStreamDestroy(cu->stream);
     free(cu);
@@ -96,12 +96,12 @@ static const struct kn_backend backend = {
     .embed = kn_cu_embed,
     .norm = kn_cu_norm,
     .gemm = kn_cu_gemm,
-    .gemm_reserve = kn_cu_gemm_reserve,
     .qkv = kn_cu_qkv,
     .attention = kn_cu_attention,
     .gather = kn_cu_gather,
     .sample = kn_cu_sample,
     .sample_reserve = kn_cu_sample_reserve,
+    .stream_read = kn_cu_stream_read,
 };
 
 /* Finds the GPU; nothing is opened yet. */
@@ -147,7 +147,10 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
         kn_cu_ok(cu, cudaStreamCreateWithFlags(&cu->stream, cudaStreamNonBlocking),
                  "to make a stream") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->device_window, sizeof cu->window),
-                 "to allocate memory"))
+                 "to allocate memory") &&
+        kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_sum, sizeof *cu->stream_sum),
+                 "to allocate memory") &&
+        kn_cu_ok(cu, cudaMemset(cu->stream_sum, 0, sizeof *cu->stream_sum), "to clear memory"))
         snprintf(cu->name, sizeof cu->name,
                  "cuda (GPU %d, %.60s, %d SMs, %.1f GiB, driver for %d.%d)", cu->device, prop->name,
                  cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,

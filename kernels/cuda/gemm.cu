@@ -8,21 +8,17 @@
 #include "config/check.h"
 #include "kernels/cuda/decode_gemm.cuh"
 
-/* Counters of the workspace: one per group, before the partial sums. */
-#define ARRIVE_BYTES ((size_t)1 << 16)
-#define GROUPS_MAX ((int32_t)(ARRIVE_BYTES / sizeof(uint32_t)))
-
 typedef void (*cu_gemm_kernel)(cu_gemm);
 
 struct cu_gemm_variant {
-    int32_t bucket, group_tiles, threads, shared_bytes, resident;
+    int32_t bucket, group_tiles, threads, shared_bytes, resident, fragments;
     cu_gemm_kernel kernel;
 };
 
 template <int TB, int RT> static constexpr cu_gemm_variant variant()
 {
     using S = cu_gemm_shape<TB, RT>;
-    return {TB, RT, S::THREADS, S::SHARED_USED, S::RESIDENT, sm90_bf16_decode_gemm<TB, RT>};
+    return {TB, RT, S::THREADS, S::SHARED_USED, S::RESIDENT, S::FRAGMENTS, sm90_bf16_decode_gemm<TB, RT>};
 }
 
 static const cu_gemm_variant variants[] = {
@@ -38,9 +34,16 @@ static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles)
     return NULL;
 }
 
-extern "C" bool kn_cu_gemm_has(int32_t bucket, int32_t group_tiles)
+extern "C" int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles)
 {
-    return find_variant(bucket, group_tiles) != NULL;
+    const cu_gemm_variant *v = find_variant(bucket, group_tiles);
+    return v ? v->resident : 0;
+}
+
+extern "C" int32_t kn_cu_gemm_cluster_max(int32_t bucket, int32_t group_tiles)
+{
+    const cu_gemm_variant *v = find_variant(bucket, group_tiles);
+    return !v ? 0 : v->fragments < 8 ? v->fragments : 8;
 }
 
 static enum status cuda_failed(cudaError_t e, const char *what, char *err)
@@ -79,48 +82,44 @@ extern "C" enum status kn_cu_gemm_init(char *err)
     return ST_OK;
 }
 
-extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t cols, int32_t sm_count, struct kn_cu_gemm_plan *plan)
+extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn_cu_gemm_plan *plan)
 {
-    int32_t tiles = (rows + 63) / 64, blocks = (cols + 127) / 128;
+    int32_t tiles = (rows + 63) / 64;
     plan->group_count = (tiles + plan->group_tiles - 1) / plan->group_tiles;
-    plan->quanta_per_group = (blocks + plan->quantum_blocks - 1) / plan->quantum_blocks;
-    int64_t quanta = (int64_t)plan->group_count * plan->quanta_per_group;
-    plan->grid = quanta < sm_count ? (int32_t)quanta : sm_count;
+    int32_t clusters = sm_count * plan->ctas_per_sm / plan->cluster;
+    if (clusters < 1) clusters = 1;
+    plan->grid = (plan->group_count < clusters ? plan->group_count : clusters) * plan->cluster;
+}
+
+/* Estimated time in us: the bytes the busiest SM takes in, at its 45 GB/s or its share of HBM. */
+static double plan_us(const struct kn_cu_gemm_plan *p, int32_t cols)
+{
+    int32_t clusters = p->grid / p->cluster;
+    double units = (double)((p->group_count + clusters - 1) / clusters);
+    double rank_blocks = (double)(((cols + 127) / 128 + p->cluster - 1) / p->cluster);
+    double weights = units * rank_blocks * p->group_tiles * KN_BLOCK_BYTES;
+    double x = units * rank_blocks * p->bucket * 256.0;
+    double ingest = (weights + x) / 45e3, hbm = weights / 35.7e3;
+    return (ingest > hbm ? ingest : hbm) + (p->cluster > 1 ? 1 + units * 0.1 * p->bucket / 32 : 0);
 }
 
 extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
                                 struct kn_cu_gemm_plan *out)
 {
     CHECK(rows > 0 && cols > 0 && sm_count > 0);
-    const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
+    const int32_t bucket = kn_cu_bucket(tokens);
     double best = 0;
     memset(out, 0, sizeof *out);
-    for (int32_t group_tiles = 1; group_tiles <= 4; group_tiles *= 2) {
-        if (!find_variant(bucket, group_tiles)) continue;
-        for (int32_t q = 1; q <= blocks; q++) {
-            struct kn_cu_gemm_plan p = {bucket, group_tiles, q, 0, 0, 0};
-            kn_cu_gemm_plan_derive(rows, cols, sm_count, &p);
-            /* Bytes the busiest SM takes in, at its 45 GB/s or its share of HBM. */
-            double quanta = (double)p.group_count * p.quanta_per_group;
-            double per_sm = (double)(((int64_t)quanta + p.grid - 1) / p.grid);
-            double weights = per_sm * q * group_tiles * KN_BLOCK_BYTES, x = per_sm * q * bucket * 256.0;
-            double partial = p.quanta_per_group > 1 ? per_sm * group_tiles * 64.0 * bucket * 4 : 0;
-            double ingest = (weights + x + 2 * partial) / 45e3, hbm = (weights + partial) / 35.7e3;
-            double us = (ingest > hbm ? ingest : hbm) + per_sm * 0.2 + (p.quanta_per_group > 1 ? 1.5 : 0);
-            if (out->bucket == 0 || us < best) {
-                best = us;
-                *out = p;
-            }
+    for (int32_t group_tiles = 1; group_tiles <= 4; group_tiles *= 2)
+        for (int32_t cluster = 1; cluster <= kn_cu_gemm_cluster_max(bucket, group_tiles); cluster *= 2) {
+            struct kn_cu_gemm_plan p = {bucket, group_tiles, cluster, 1, 0, 0};
+            kn_cu_gemm_plan_derive(rows, sm_count, &p);
+            double us = plan_us(&p, cols);
+            if (out->bucket && us >= best) continue;
+            best = us;
+            *out = p;
         }
-    }
-    CHECK(out->bucket != 0 && out->group_count <= GROUPS_MAX);
-}
-
-extern "C" size_t kn_cu_gemm_workspace(const struct kn_cu_gemm_plan *plan)
-{
-    if (plan->quanta_per_group == 1) return ARRIVE_BYTES;
-    return ARRIVE_BYTES + (size_t)plan->group_count * (size_t)plan->quanta_per_group * (size_t)plan->group_tiles * 64 *
-                              (size_t)plan->bucket * sizeof(float);
+    CHECK(out->bucket != 0);
 }
 
 /* Which groups are read as which tier's: a remote tier's are those with any of its tiles, less those
@@ -173,7 +172,8 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
     CHECK(remote == 0 || a->windows);
     CHECK(plan->bucket == kn_cu_bucket(a->tokens));
     CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
-    CHECK((uintptr_t)a->in % KN_ALIGN == 0 && (uintptr_t)a->workspace % KN_ALIGN == 0);
+    CHECK((uintptr_t)a->in % KN_ALIGN == 0);
+    CHECK(plan->cluster <= kn_cu_gemm_cluster_max(plan->bucket, plan->group_tiles));
 }
 
 extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan, const struct kn_cu_gemm_args *a,
@@ -191,11 +191,9 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan, con
     assign_groups(w, plan, &g);
     g.tile_count = w->tile_count;
     g.blocks_per_tile = w->blocks_per_tile;
-    g.quantum_blocks = plan->quantum_blocks;
-    g.quanta_per_group = plan->quanta_per_group;
+    g.cluster = plan->cluster;
+    g.rank_blocks = (w->blocks_per_tile + plan->cluster - 1) / plan->cluster;
     g.x = (const uint8_t *)a->in;
-    g.arrive = (uint32_t *)a->workspace;
-    g.partial = (float4 *)((uint8_t *)a->workspace + ARRIVE_BYTES);
     g.bias = a->bias;
     g.out = a->out;
     g.rows = w->rows;
@@ -204,16 +202,26 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan, con
     g.windows = g.tier[0].group_count == plan->group_count ? NULL : a->windows;
     g.traffic = a->traffic;
 
-    cudaLaunchAttribute dependent = {};
-    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    dependent.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned count = 0;
+    if (plan->cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count].val.clusterDim.x = (unsigned)plan->cluster;
+        attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+        count++;
+    }
+    if (a->dependent) {
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count].val.programmaticStreamSerializationAllowed = 1;
+        count++;
+    }
     cudaLaunchConfig_t c = {};
     c.gridDim = dim3((unsigned)plan->grid);
     c.blockDim = dim3((unsigned)v->threads);
     c.dynamicSmemBytes = (size_t)v->shared_bytes;
     c.stream = (cudaStream_t)stream;
-    c.attrs = &dependent;
-    c.numAttrs = a->dependent ? 1 : 0;
+    c.attrs = attributes;
+    c.numAttrs = count;
     cudaError_t e = cudaLaunchKernelEx(&c, v->kernel, g);
     return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a decode GEMM", err);
 }

@@ -15,6 +15,7 @@
  * and the copy overlaps the packing of the next tile.  They are ordered by the stream.
  */
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -150,9 +151,32 @@ static char *map_huge(size_t bytes)
     return p + head;
 }
 
+/* What touching may take before the kernel kills somebody: the limit of our control group where it
+ * has one, else what could be had without swapping.  SIZE_MAX where nobody says. */
+static size_t host_memory(void)
+{
+    char line[128];
+    unsigned long long n, kib;
+    size_t limit = SIZE_MAX;
+    FILE *f = fopen("/sys/fs/cgroup/memory.max", "re");
+    if (f && fgets(line, sizeof line, f) && sscanf(line, "%llu", &n) == 1) limit = n;
+    if (f) fclose(f);
+    if (limit != SIZE_MAX || !(f = fopen("/proc/meminfo", "re"))) return limit;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) limit = kib * 1024;
+    fclose(f);
+    return limit;
+}
+
 static enum status alloc_host(struct kn_cu *cu, size_t bytes, char **out, char *err)
 {
     void *seen = NULL;
+    if (bytes > host_memory())
+        return err_set(
+            err, ST_NOMEM,
+            "%zu bytes (%.2f GiB) of host memory were asked for, and %.2f GiB can be had: "
+            "make the host tier of --remote smaller",
+            bytes, (double)bytes / GIB, (double)host_memory() / GIB);
     if (bytes > SIZE_MAX - 2 * HUGE_PAGE || !(*out = map_huge(round_up(bytes, HUGE_PAGE))))
         return err_set(err, ST_NOMEM,
                        "cannot allocate %zu bytes (%.2f GiB) of host memory: make the host tier of "

@@ -5,6 +5,7 @@
  *     device.c   open and close, errors, what is supported
  *     memory.c   memory of the tiers, uploads
  *     step.c     the batch's arrays on the device, and the operations
+ *     attend.c   the operations around attention
  *
  * Everything runs in one stream.  The first failure is kept in `failure`; after it operations
  * return at once and kn_sync reports it, each time it is asked.  The current device belongs to a
@@ -17,6 +18,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
 
 enum { KN_CU_UPLOAD_SLOTS = 4, KN_CU_PLANS_MAX = 512 };
@@ -44,6 +46,7 @@ struct kn_cu_stage {
     char *host;   /* pinned, [bytes] */
     char *device; /* [bytes] */
     size_t bytes, used;
+    uint64_t serial; /* of the batch: counts the batches copied */
     bool has_batch, has_rows;
     struct kn_batch seen;  /* the host's pointers that are on the device since the last kn_sync */
     struct kn_batch batch; /* the same with the device's pointers */
@@ -52,6 +55,21 @@ struct kn_cu_stage {
 struct kn_cu_planned {
     int32_t rows, cols;
     struct kn_cu_gemm_plan plan;
+};
+
+enum { KN_CU_ATTENTION_PLANS = 2 };
+
+/* Attention's workspace, for one shape of heads at a time, and the plans it holds. */
+struct kn_cu_attend {
+    struct kn_cu_attention a;
+    char *memory, *second_plan; /* owned */
+    struct kn_cu_attention_plan plan[KN_CU_ATTENTION_PLANS];
+    struct kn_cu_planned_step {
+        uint64_t serial; /* of the batch; 0: none */
+        int32_t window, chunk, begin, end;
+    } planned[KN_CU_ATTENTION_PLANS];
+    unsigned next;          /* the plan to overwrite */
+    struct kn_qkv_args qkv; /* of the last kn_qkv */
 };
 
 struct kn_cu {
@@ -64,12 +82,12 @@ struct kn_cu {
     struct kn_cu_region *regions; /* owned */
     struct kn_cu_upload upload;
     struct kn_cu_stage stage;
+    struct kn_cu_attend attend;
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
-    char *gemm_workspace; /* owned; grows while models are opened */
-    size_t gemm_workspace_bytes;
     struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
     bool has_window[KN_TIER_MAX];
+    uint64_t *stream_sum; /* owned, device: of what kn_stream_read has read */
 };
 
 static inline struct kn_cu *kn_cu_of(struct kn *kn)
@@ -108,8 +126,20 @@ size_t kn_cu_buffer_bytes(const struct kn *kn, int32_t rows, int32_t cols);
 void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
 void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a);
 void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a);
-enum status kn_cu_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                               char *err);
+/* Before an operation: chooses the device; false after a failure. */
+bool kn_cu_begin(struct kn_cu *cu);
+/* The batch with its arrays on the device; NULL after a failure. */
+const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b);
+/* All of a buffer, as fast as its memory is read without harm to HBM. */
+void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
+/* The control block must say how a tier, whose memory `base` is of, is read before a kernel reads
+ * it. */
+bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);
+
+/* --- attend.c --- */
+
+enum status kn_cu_attend_check(int32_t q_heads, const struct kn_kv *kv, char *err);
+void kn_cu_attend_close(struct kn_cu *cu);
 void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a);
 void kn_cu_attention(struct kn *kn, const struct kn_batch *batch,
                      const struct kn_attention_args *a);

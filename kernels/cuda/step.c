@@ -18,10 +18,10 @@
 #include <string.h>
 
 #include "config/check.h"
-#include "kernels/cuda/plain.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/small.h"
 #include "kernels/cuda/state.h"
+#include "kernels/cuda/stream.h"
 
 #define STAGE_BYTES ((size_t)8 << 20)
 
@@ -31,7 +31,7 @@ static void stage_free(struct kn_cu_stage *s)
 {
     if (s->host) (void)cudaFreeHost(s->host);
     if (s->device) (void)cudaFree(s->device);
-    *s = (struct kn_cu_stage){0};
+    *s = (struct kn_cu_stage){.serial = s->serial};
 }
 
 static bool stage_alloc(struct kn_cu *cu, size_t bytes)
@@ -119,8 +119,7 @@ static bool stage_rows(struct kn_cu *cu, const struct kn_batch *b)
     return send(cu, begin, at);
 }
 
-/* The batch with its arrays on the device; NULL after a failure. */
-static const struct kn_batch *stage_batch(struct kn_cu *cu, const struct kn_batch *b)
+const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b)
 {
     struct kn_cu_stage *s = &cu->stage;
     if (s->has_batch && same_batch(&s->seen, b)) return &s->batch;
@@ -140,11 +139,12 @@ static const struct kn_batch *stage_batch(struct kn_cu *cu, const struct kn_batc
     s->batch.pages = put(s, &at, b->pages, page_bytes);
     s->batch.rows = put(s, &at, b->rows, row_bytes);
     s->has_batch = true;
+    s->serial++;
     s->has_rows = row_bytes > 0;
     return send(cu, begin, at) ? &s->batch : NULL;
 }
 
-static bool begin(struct kn_cu *cu)
+bool kn_cu_begin(struct kn_cu *cu)
 {
     cu->busy = true;
     return kn_cu_enter(cu);
@@ -165,7 +165,7 @@ void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_em
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    const struct kn_batch *b = begin(cu) ? stage_batch(cu, batch) : NULL;
+    const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
     if (b) kn_cu_st(cu, kn_cu_embed_launch(b, a, cu->stream, err), err);
 }
 
@@ -173,7 +173,7 @@ void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    if (begin(cu)) kn_cu_st(cu, kn_cu_norm_launch(a, cu->stream, err), err);
+    if (kn_cu_begin(cu)) kn_cu_st(cu, kn_cu_norm_launch(a, cu->stream, err), err);
 }
 
 void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
@@ -181,7 +181,7 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    if (begin(cu) && stage_rows(cu, batch))
+    if (kn_cu_begin(cu) && stage_rows(cu, batch))
         kn_cu_st(cu, kn_cu_gather_launch(&cu->stage.batch, cols, x, out, cu->stream, err), err);
 }
 
@@ -204,38 +204,6 @@ static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_w
     return &p->plan;
 }
 
-/* The workspace's counters are zero between products, so one serves all shapes. */
-static bool grow_workspace(struct kn_cu *cu, size_t bytes)
-{
-    if (bytes <= cu->gemm_workspace_bytes) return true;
-    if (!kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step")) return false;
-    if (cu->gemm_workspace) (void)cudaFree(cu->gemm_workspace);
-    cu->gemm_workspace = NULL;
-    cu->gemm_workspace_bytes = 0;
-    bytes = round_up(bytes, (size_t)2 << 20); /* multiples of 2 MB come aligned to 2 MB */
-    if (!kn_cu_ok(cu, cudaMalloc((void **)&cu->gemm_workspace, bytes),
-                  "to allocate the workspace of products") ||
-        !kn_cu_ok(cu, cudaMemsetAsync(cu->gemm_workspace, 0, bytes, cu->stream),
-                  "to clear the workspace of products"))
-        return false;
-    CHECK((uintptr_t)cu->gemm_workspace % KN_ALIGN == 0);
-    cu->gemm_workspace_bytes = bytes;
-    return true;
-}
-
-enum status kn_cu_gemm_reserve(struct kn *kn, const struct kn_weight *w, int32_t rows_max,
-                               char *err)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    size_t bytes = 0;
-    for (int32_t tokens = 1; tokens <= KN_CU_TOKENS_MAX; tokens *= 2) {
-        bytes = size_max(bytes, kn_cu_gemm_workspace(plan_of(cu, w, tokens)));
-        if (tokens >= rows_max) break;
-    }
-    if (kn_cu_enter(cu) && grow_workspace(cu, bytes)) return ST_OK;
-    return err_set(err, ST_DEVICE, "%s", cu->failure);
-}
-
 /* How a remote tier is read until a controller says otherwise: what just fills the link, as
  * measured on an H200 (256 KB in flight over PCIe 5, 1 MB over NVLink). */
 static struct kn_cu_window first_window(const struct kn_cu_region *r)
@@ -245,8 +213,7 @@ static struct kn_cu_window first_window(const struct kn_cu_region *r)
     return (struct kn_cu_window){132, 4, 1}; /* local memory that stands for a tier */
 }
 
-/* The control block must say how each tier is read before a kernel reads it. */
-static bool need_window(struct kn_cu *cu, int tier, const void *base)
+bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
 {
     if (cu->has_window[tier]) return true;
     cu->window[tier] = first_window(kn_cu_region_of(cu, base));
@@ -255,6 +222,20 @@ static bool need_window(struct kn_cu *cu, int tier, const void *base)
                     cudaMemcpyAsync(cu->device_window, cu->window, sizeof cu->window,
                                     cudaMemcpyHostToDevice, cu->stream),
                     "to set the windows");
+}
+
+void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    const struct kn_cu_region *r = kn_cu_region_of(cu, ptr);
+    char err[ERR_CAP];
+    if (!kn_cu_begin(cu)) return;
+    /* 96 KB an SM fill HBM; links are filled by less, and by twice their window for certain. */
+    int ctas = cu->sm_count, blocks = 6;
+    if (r && r->mem == KN_MEM_HOST) ctas = 32, blocks = 1;
+    if (r && r->mem == KN_MEM_PEER) ctas = 32, blocks = 4;
+    kn_cu_st(cu, kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_sum, cu->stream, err),
+             err);
 }
 
 /* Where rows from `row` on begin in a product's output. */
@@ -276,7 +257,6 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
     int32_t left = a->row_count - row;
     int32_t count = left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
     const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, count);
-    if (!grow_workspace(cu, kn_cu_gemm_workspace(plan))) return false;
     struct kn_cu_gemm_args args = {
         .w = a->w,
         .bias = a->bias,
@@ -284,7 +264,6 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
         .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
         .epilogue = a->epilogue,
         .out = out_at(a, out, row),
-        .workspace = cu->gemm_workspace,
         .windows = cu->device_window,
         .dependent = true,
     };
@@ -294,11 +273,13 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
 void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    if (!begin(cu)) return;
+    if (!kn_cu_begin(cu)) return;
     for (int t = 1; t < KN_TIER_MAX; t++)
-        if (a->w->span[t].tile_count > 0 && !need_window(cu, t, a->w->span[t].base)) return;
+        if (a->w->span[t].tile_count > 0 && !kn_cu_need_window(cu, t, a->w->span[t].base)) return;
     const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
     bool staged = r && r->mem == KN_MEM_STAGING;
+    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
+    CHECK(!staged || (char *)a->out + bytes <= r->base + r->bytes);
     char *out = staged ? r->twin + ((char *)a->out - r->base) : a->out;
     for (int32_t row = 0; row < a->row_count; row += KN_CU_TOKENS_MAX)
         if (!gemm_chunk(cu, a, out, row)) return;
@@ -309,7 +290,7 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
 void kn_cu_download(struct kn *kn, void *staging, size_t bytes)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    if (!begin(cu)) return;
+    if (!kn_cu_begin(cu)) return;
     const struct kn_cu_region *r = kn_cu_region_of(cu, staging);
     CHECK(r && r->mem == KN_MEM_STAGING && (char *)staging + bytes <= r->base + r->bytes);
     const char *from = r->twin + ((char *)staging - r->base);
@@ -327,7 +308,7 @@ void kn_cu_sample(struct kn *kn, const struct kn_sample_args *a)
         r && r->twin ? (const float *)(r->twin + ((const char *)a->logits - r->base)) : a->logits;
     CHECK(to && to->mem == KN_MEM_STAGING);
     CHECK((char *)(a->out + a->row_count) <= to->base + to->bytes);
-    if (begin(cu))
+    if (kn_cu_begin(cu))
         kn_cu_st(
             cu,
             kn_cu_sample_launch(logits, a->vocab, a->row_count, a->rows, a->out, cu->stream, err),
@@ -341,22 +322,4 @@ enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, char *err)
     return err_set(err, ST_UNSUPPORTED,
                    "the GPU samples from at most %d tokens, not %d: give --device cpu",
                    KN_CU_SAMPLE_VOCAB_MAX, vocab);
-}
-
-/* --- attention --- */
-
-void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    char err[ERR_CAP];
-    const struct kn_batch *b = begin(cu) ? stage_batch(cu, batch) : NULL;
-    if (b) kn_cu_st(cu, kn_cu_plain_qkv_launch(b, a, cu->stream, err), err);
-}
-
-void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    char err[ERR_CAP];
-    const struct kn_batch *b = begin(cu) ? stage_batch(cu, batch) : NULL;
-    if (b) kn_cu_st(cu, kn_cu_plain_attention_launch(b, a, cu->stream, err), err);
 }

@@ -30,12 +30,12 @@ def run(*args, timeout=START_LIMIT_S):
 
 
 class Daemon:
-    def __init__(self, *flags, model=MODEL, key=None):
+    def __init__(self, *flags, model=MODEL, key=None, program=(DAKD,)):
         self.folder = tempfile.TemporaryDirectory(prefix="dakd-")
         self.log_path = Path(self.folder.name) / "log"
         self.key = key
         port_file = Path(self.folder.name) / "port"
-        command = [DAKD, "serve", model, "--port", 0, "--port-file", port_file, *flags]
+        command = [*program, "serve", model, "--port", 0, "--port-file", port_file, *flags]
         if key:
             command += ["--api-key", key]
         with open(self.log_path, "wb") as log:

@@ -21,7 +21,7 @@ def test_idle_stop(number):
 
 
 def test_drain_finishes_a_stream_and_refuses_new_requests(start):
-    daemon = start("--max-num-batched-tokens", 16)
+    daemon = start("--max-num-batched-tokens", 16, "--shutdown-timeout", 600)
     body = {"prompt": "dakd", "max_tokens": min(600, model_limit(daemon) - 16), "ignore_eos": True, "temperature": 0,
             "stream": True}
     streaming, idle = daemon.connect(), daemon.connect()
@@ -107,6 +107,11 @@ def test_bad_model_folders(tmp_path):
 def test_context_larger_than_the_model(start):
     done = run("serve", MODEL, "--port", 0, "--max-model-len", 10**7)
     assert done.returncode == 1 and "max-model-len" in done.stdout
+
+
+def test_gpu_memory_is_not_the_cpus():
+    done = run("serve", MODEL, "--port", 0, "--device", "cpu", "--gpu-memory-utilization", 0.5)
+    assert done.returncode == 1 and "--gpu-memory-utilization" in done.stdout
 
 
 def test_help_and_version():

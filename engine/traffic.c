@@ -1,0 +1,100 @@
+#include "engine/traffic.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "engine/model_state.h"
+
+/* Rows of a weight that lie in a tier, the last tile's padding left out. */
+static int64_t span_rows(const struct kn_weight *w, int tier)
+{
+    const struct kn_span *span = &w->span[tier];
+    int64_t begin = (int64_t)span->tile_begin * KN_TILE_ROWS;
+    int64_t end = begin + (int64_t)span->tile_count * KN_TILE_ROWS;
+    if (end > w->rows) end = w->rows;
+    return span->tile_count ? end - begin : 0;
+}
+
+static uint64_t row_bytes(const struct kn_weight *w)
+{
+    return (uint64_t)w->cols * kn_dtype_bytes(w->dtype);
+}
+
+static void add_weight(struct eng_traffic *t, const struct kn_weight *w)
+{
+    for (int tier = 0; tier < KN_TIER_MAX; tier++)
+        t->weight_bytes[tier] += (uint64_t)span_rows(w, tier) * row_bytes(w);
+}
+
+/* A table of which a token reads one row. */
+static void add_table(struct eng_traffic *t, const struct kn_weight *w)
+{
+    for (int tier = 0; tier < KN_TIER_MAX; tier++)
+        t->row_bytes[tier] += (double)span_rows(w, tier) / w->rows * (double)row_bytes(w);
+}
+
+/* Norms and biases are fp32 and lie in tier 0. */
+static void add_vector(struct eng_traffic *t, const float *vector, int32_t count)
+{
+    if (vector) t->weight_bytes[0] += (uint64_t)count * sizeof *vector;
+}
+
+static void add_layer(struct eng_traffic *t, const struct eng_shape *shape,
+                      const struct eng_layer *l)
+{
+    const int32_t H = shape->info.hidden, D = shape->info.head_dim;
+    const struct kn_weight *const weights[] = {&l->qkv, &l->o, &l->up, &l->down};
+    for (size_t i = 0; i < ARRAY_COUNT(weights); i++) add_weight(t, weights[i]);
+    add_vector(t, l->qkv_bias, l->qkv.rows);
+    add_vector(t, l->o_bias, H);
+    add_vector(t, l->up_bias, l->up.rows);
+    add_vector(t, l->down_bias, H);
+    add_vector(t, l->attn_norm, H);
+    add_vector(t, l->attn_norm_bias, H);
+    add_vector(t, l->mlp_norm, H);
+    add_vector(t, l->mlp_norm_bias, H);
+    add_vector(t, l->q_norm, D);
+    add_vector(t, l->k_norm, D);
+}
+
+void eng_traffic_init(struct eng_traffic *t, const struct eng_shape *shape,
+                      const struct eng_weights *weights, enum kn_dtype kv_dtype)
+{
+    const struct eng_model_info *info = &shape->info;
+    *t = (struct eng_traffic){.layer_count = info->layer_count};
+    for (int32_t i = 0; i < info->layer_count; i++) add_layer(t, shape, &weights->layers[i]);
+    add_vector(t, weights->final_norm, info->hidden);
+    add_vector(t, weights->final_norm_bias, info->hidden);
+    add_weight(t, &weights->head);
+    add_table(t, &weights->embed);
+    if (shape->has & ENG_HAS_POSITIONS) add_table(t, &weights->positions);
+    t->kv_token_bytes =
+        2 * (uint64_t)info->kv_heads * (uint64_t)info->head_dim * kn_dtype_bytes(kv_dtype);
+    memcpy(t->window, shape->window, sizeof t->window);
+}
+
+void eng_model_traffic(const struct eng_model *model, enum kn_dtype kv_dtype, struct eng_traffic *t)
+{
+    eng_traffic_init(t, &model->shape, &model->weights, kv_dtype);
+}
+
+uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context)
+{
+    uint64_t tokens = 0;
+    CHECK(context >= 0);
+    for (int32_t i = 0; i < t->layer_count; i++) {
+        bool cut = t->window[i] > 0 && t->window[i] < context;
+        tokens += (uint64_t)(cut ? t->window[i] : context);
+    }
+    return tokens * t->kv_token_bytes;
+}
+
+void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t context,
+                        uint64_t bytes[KN_TIER_MAX])
+{
+    CHECK(seq_count >= 0);
+    for (int tier = 0; tier < KN_TIER_MAX; tier++)
+        bytes[tier] = t->weight_bytes[tier] + (uint64_t)llround(seq_count * t->row_bytes[tier]);
+    bytes[0] += (uint64_t)seq_count * eng_traffic_kv_bytes(t, context);
+}

@@ -1,0 +1,36 @@
+/*
+ * traffic.h - how many bytes a decode step must read from each tier.  Pure: from the model's shapes
+ * and the placement of its weights.
+ *
+ * A step of S sequences reads once, whatever S is, every weight of every layer, the norms and
+ * biases, and the head; of the embedding table (and of learned positions) one row a token; and of
+ * each sequence the keys and values of its context, in every layer, the layer's window applied.
+ * Activations are not counted, nor is the padding of blocks and pages: the figure is what the
+ * mathematics needs, so that a floor made of it is not flattered by a format.
+ */
+#ifndef DAKD_ENGINE_TRAFFIC_H
+#define DAKD_ENGINE_TRAFFIC_H
+
+#include "engine/weights.h"
+
+struct eng_traffic {
+    uint64_t weight_bytes[KN_TIER_MAX]; /* read once a step */
+    double row_bytes[KN_TIER_MAX];      /* of embeddings, a token; where tokens fall evenly */
+    uint64_t kv_token_bytes;            /* keys and values of one token in one layer */
+    int32_t layer_count;
+    int32_t window[ENG_LAYER_MAX]; /* 0: none */
+};
+
+void eng_traffic_init(struct eng_traffic *t, const struct eng_shape *shape,
+                      const struct eng_weights *weights, enum kn_dtype kv_dtype);
+/* The same of an opened model. */
+void eng_model_traffic(const struct eng_model *model, enum kn_dtype kv_dtype,
+                       struct eng_traffic *t);
+
+/* KV a step reads for one sequence whose context, the new token included, is `context` tokens. */
+uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context);
+/* bytes[tier] of a decode step of seq_count sequences of that context.  KV pages lie in tier 0. */
+void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t context,
+                        uint64_t bytes[KN_TIER_MAX]);
+
+#endif

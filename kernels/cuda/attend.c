@@ -1,0 +1,199 @@
+/*
+ * attend.c - kn_qkv and kn_attention by the kernels of attention.h.
+ *
+ * A step is cut into chunks of 256 tokens, as activations are.  The workspace holds the queries of
+ * one chunk: kn_qkv lays them out, and where a step has several chunks kn_attention lays out each
+ * one's again, which also writes its keys and values once more as they are.  Within a chunk a plan
+ * lists the work of as many tokens as its units have room for: all of them, unless contexts are
+ * very long.
+ *
+ * A plan depends on the batch and the window alone, so the layers of a step share it; models that
+ * mix two windows have two.  What a token comes to does not depend on how tokens are cut into
+ * chunks and plans (attention_plan.cuh).
+ */
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cuda/state.h"
+
+/* Pages seen by all tokens of a plan together beyond what short contexts need: room for eight
+ * tokens of a context of 2^19. */
+#define PAGES_MAX 32768
+
+static struct kn_cu_attention_shape shape_of(int32_t q_heads, const struct kn_kv *kv)
+{
+    return (struct kn_cu_attention_shape){.q_heads = q_heads,
+                                          .kv_heads = kv->kv_heads,
+                                          .head_dim = kv->head_dim,
+                                          .tokens_max = KN_CU_TOKENS_MAX,
+                                          .pages_max = PAGES_MAX};
+}
+
+enum status kn_cu_attend_check(int32_t q_heads, const struct kn_kv *kv, char *err)
+{
+    size_t bytes;
+    struct kn_cu_attention_shape shape = shape_of(q_heads, kv);
+    return kn_cu_attention_bytes(&shape, &bytes, err);
+}
+
+void kn_cu_attend_close(struct kn_cu *cu)
+{
+    if (cu->attend.memory) (void)cudaFree(cu->attend.memory);
+    if (cu->attend.second_plan) (void)cudaFree(cu->attend.second_plan);
+    cu->attend = (struct kn_cu_attend){0};
+}
+
+/* The workspace for these heads; allocated by the first step of a model, which warms it up. */
+static bool open_for(struct kn_cu *cu, int32_t q_heads, const struct kn_kv *kv)
+{
+    struct kn_cu_attend *t = &cu->attend;
+    char err[ERR_CAP];
+    size_t bytes = 0;
+    struct kn_cu_attention_shape shape = shape_of(q_heads, kv);
+    if (t->second_plan && !memcmp(&t->a.shape, &shape, sizeof shape)) return true;
+    if (!kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step")) return false;
+    kn_cu_attend_close(cu);
+    if (!kn_cu_st(cu, kn_cu_attention_bytes(&shape, &bytes, err), err)) return false;
+    if (!kn_cu_ok(cu, cudaMalloc((void **)&t->memory, bytes), "to allocate for attention") ||
+        !kn_cu_ok(cu, cudaMemsetAsync(t->memory, 0, bytes, cu->stream),
+                  "to clear attention's memory") ||
+        !kn_cu_st(cu, kn_cu_attention_init(&t->a, &shape, t->memory, err), err))
+        return false;
+    size_t plan_bytes = kn_cu_attention_plan_bytes(&t->a);
+    if (!kn_cu_ok(cu, cudaMalloc((void **)&t->second_plan, plan_bytes),
+                  "to allocate for attention") ||
+        !kn_cu_ok(cu, cudaMemsetAsync(t->second_plan, 0, plan_bytes, cu->stream),
+                  "to clear attention's memory"))
+        return false;
+    t->plan[0] = t->a.plan;
+    kn_cu_attention_plan_init(&t->a, &t->plan[1], t->second_plan);
+    return true;
+}
+
+/* Tokens [begin, begin + count) as a batch of their own: sequences and pages stay. */
+static struct kn_batch chunk_of(const struct kn_batch *b, int32_t begin, int32_t count)
+{
+    struct kn_batch c = *b;
+    c.token_count = count;
+    c.tokens += begin;
+    c.positions += begin;
+    c.token_seq += begin;
+    return c;
+}
+
+static int32_t chunk_count(const struct kn_batch *b, int32_t begin)
+{
+    int32_t left = b->token_count - begin;
+    return left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
+}
+
+static bool finish_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t begin)
+{
+    char err[ERR_CAP];
+    const struct kn_qkv_args *a = &cu->attend.qkv;
+    struct kn_batch chunk = chunk_of(b, begin, chunk_count(b, begin));
+    size_t width = (size_t)(a->q_heads + 2 * a->kv->kv_heads) * (size_t)a->kv->head_dim;
+    struct kn_cu_qkv_args args = {.qkv = (const float *)a->qkv + (size_t)begin * width,
+                                  .q_norm = a->q_norm,
+                                  .k_norm = a->k_norm,
+                                  .norm_eps = a->norm_eps,
+                                  .rope = a->rope,
+                                  .kv = a->kv,
+                                  .layer = a->layer};
+    return kn_cu_st(cu, kn_cu_qkv_finish(&cu->attend.a, &chunk, &args, cu->stream, err), err);
+}
+
+void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
+    if (!b || !open_for(cu, a->q_heads, a->kv)) return;
+    cu->attend.qkv = *a;
+    for (int32_t begin = 0; begin < b->token_count; begin += KN_CU_TOKENS_MAX)
+        if (!finish_chunk(cu, b, begin)) return;
+}
+
+/* The end of the run of tokens from `begin` on whose units fit a plan. */
+static int32_t plan_end(const struct kn_cu_attention *a, const int32_t *positions, int32_t window,
+                        int32_t begin, int32_t count)
+{
+    int32_t units = 0, end = begin;
+    for (; end < count; end++) {
+        int32_t seen = window > 0 && positions[end] >= window ? positions[end] - window + 1 : 0;
+        int32_t pages = positions[end] / KN_PAGE_TOKENS - seen / KN_PAGE_TOKENS + 1;
+        units += kn_cu_attention_unit_count(pages);
+        if (units > a->units_max) break;
+    }
+    CHECK(end > begin);
+    return end;
+}
+
+/* The plan of tokens [begin, end) of a chunk; NULL after a failure. */
+static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struct kn_batch *chunk,
+                                                   const struct kn_cu_planned_step *step,
+                                                   bool remote)
+{
+    struct kn_cu_attend *t = &cu->attend;
+    char err[ERR_CAP];
+    for (unsigned i = 0; i < KN_CU_ATTENTION_PLANS; i++) {
+        const struct kn_cu_planned_step *p = &t->planned[i];
+        if (p->serial == step->serial && p->window == step->window && p->chunk == step->chunk &&
+            p->begin == step->begin && p->end == step->end)
+            return &t->plan[i];
+    }
+    unsigned i = t->next++ % KN_CU_ATTENTION_PLANS;
+    struct kn_cu_plan_args args = {.batch = chunk,
+                                   .token_begin = step->begin,
+                                   .window = step->window,
+                                   .windows = remote ? cu->device_window : NULL};
+    t->planned[i] = *step;
+    if (!kn_cu_st(cu, kn_cu_attention_plan(&t->a, &t->plan[i], &args, cu->stream, err), err))
+        return NULL;
+    return &t->plan[i];
+}
+
+/* One chunk: positions are the host's, of its tokens. */
+static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
+                         const int32_t *positions, const struct kn_attention_args *a, bool remote)
+{
+    struct kn_cu_attend *t = &cu->attend;
+    char err[ERR_CAP];
+    int32_t count = chunk_count(b, at), cols = a->q_heads * a->kv->head_dim;
+    struct kn_cu_attention_args args = {.kv = a->kv,
+                                        .layer = a->layer,
+                                        .scale = a->scale,
+                                        .token_rows = kn_cu_bucket(count),
+                                        .out = (char *)a->out +
+                                               (size_t)(at / KN_CU_TOKENS_MAX) *
+                                                   kn_cu_act_bytes(KN_CU_TOKENS_MAX, cols)};
+    for (int32_t begin = 0, end; begin < count; begin = end) {
+        end = plan_end(&t->a, positions, a->window, begin, count);
+        struct kn_batch chunk = chunk_of(b, at, end);
+        struct kn_cu_planned_step step = {cu->stage.serial, a->window, at, begin, end};
+        const struct kn_cu_attention_plan *plan = plan_for(cu, &chunk, &step, remote);
+        if (!plan ||
+            !kn_cu_st(cu, kn_cu_decode_attention(&t->a, plan, &chunk, &args, cu->stream, err), err))
+            return false;
+    }
+    return true;
+}
+
+void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    const struct kn_qkv_args *q = &cu->attend.qkv;
+    bool remote = false;
+    const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
+    if (!b) return;
+    /* The queries come from kn_qkv's workspace, not from a->qkv. */
+    CHECK(q->qkv == a->qkv && q->layer == a->layer && q->q_heads == a->q_heads && q->kv == a->kv);
+    for (int i = 1; i < KN_TIER_MAX; i++) {
+        if (!a->kv->base[i]) continue;
+        remote = true;
+        if (!kn_cu_need_window(cu, i, a->kv->base[i])) return;
+    }
+    for (int32_t at = 0; at < b->token_count; at += KN_CU_TOKENS_MAX) {
+        if (b->token_count > KN_CU_TOKENS_MAX && !finish_chunk(cu, b, at)) return;
+        if (!attend_chunk(cu, b, at, batch->positions + at, a, remote)) return;
+    }
+}

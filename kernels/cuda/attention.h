@@ -1,0 +1,121 @@
+/*
+ * attention.h - attention on the GPU, for host C: what follows the QKV product of a decode step.
+ *
+ * A step runs, in one stream or one captured graph,
+ *     kn_cu_attention_plan   once per step and distinct window: the work list, from lengths and page
+ *                         tables that lie in device memory, so a graph replays with new ones;
+ *     and per layer
+ *     kn_cu_qkv_finish       norm and rotation per head, k and v into the pages, q into the workspace;
+ *     kn_cu_decode_attention every token of the batch against its sequence's pages.
+ *
+ * Memory is the caller's: kn_cu_attention_bytes says how much, kn_cu_attention_init lays it out.  One
+ * workspace serves all layers; a model with two window sizes has two plans.  All calls come from
+ * one thread; nothing here blocks.  Addresses in kn_batch and kn_kv are device addresses (pinned
+ * host memory and peer memory too).
+ *
+ * Result: bf16 in the activation layout that a GEMM reads, [ceil(Hq*D/128)][2 atoms][TB rows]
+ * [128 bytes], each atom swizzled as kn_atom_offset says with row = token; inputs beyond Hq*D are
+ * zero, rows of absent tokens are left as they are.
+ */
+#ifndef DAKD_KERNELS_CUDA_ATTENTION_H
+#define DAKD_KERNELS_CUDA_ATTENTION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "kernels/cuda/cuda.h"
+
+struct kn_cu_attention_shape {
+    int32_t q_heads, kv_heads, head_dim;
+    int32_t tokens_max; /* T of a step at most */
+    int32_t pages_max;  /* pages seen by all tokens of a step together, at most */
+};
+
+struct kn_cu_plan_head;
+struct kn_cu_unit;
+
+/* A step's work list; laid out by kn_cu_attention_init. */
+struct kn_cu_attention_plan {
+    struct kn_cu_plan_head *head;
+    struct kn_cu_unit *units; /* [KN_TIER_MAX][units_max] */
+    int32_t *first_slot;   /* [tokens_max + 1] */
+};
+
+struct kn_cu_attention {
+    struct kn_cu_attention_shape shape;
+    int32_t units_max;
+    int32_t cta_count; /* one per SM */
+    struct kn_cu_attention_plan plan;
+    uint8_t *q;            /* [T][Hkv] query rows as mma fragments, bf16 */
+    float *partial;        /* [units_max][Hq][D] */
+    float *partial_ml;     /* [units_max][Hq][2]: maximum (log2 domain) and sum */
+    float *group_ml;       /* the same of 16 units together, at the first one's slot */
+    uint32_t *group_count; /* [units_max][Hkv]: arrivals; zero between launches */
+    uint32_t *root_count;  /* [units_max][Hkv] */
+};
+
+/* Bytes of device memory for kn_cu_attention_init.  ST_UNSUPPORTED names what the kernels lack. */
+MUST_USE enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape *shape, size_t *bytes,
+                                        char *err);
+/* Lays out `memory` (KN_ALIGN-aligned, zeroed, borrowed) on the current device. */
+MUST_USE enum status kn_cu_attention_init(struct kn_cu_attention *a,
+                                       const struct kn_cu_attention_shape *shape, void *memory,
+                                       char *err);
+/* Bytes of one more plan, and its layout in zeroed memory; for models with two window sizes. */
+size_t kn_cu_attention_plan_bytes(const struct kn_cu_attention *a);
+void kn_cu_attention_plan_init(const struct kn_cu_attention *a, struct kn_cu_attention_plan *plan,
+                            void *memory);
+
+/* Units (token, run of pages) of a token that sees `pages` pages: what a step's tokens add up to
+ * must not exceed units_max, or the plan kernel traps. */
+int32_t kn_cu_attention_unit_count(int32_t pages);
+
+struct kn_cu_plan_args {
+    const struct kn_batch *batch; /* token_seq[t] < 0: no token there */
+    int32_t token_begin;          /* the plan covers tokens [token_begin, batch->token_count) */
+    int32_t window;
+    const struct kn_cu_window *windows; /* [KN_TIER_MAX] device memory, read once per step; NULL
+                                           if all is local */
+    int32_t split_pages;             /* 0: the rule; else pages per unit (a power of two), for measuring */
+};
+MUST_USE enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
+                                       const struct kn_cu_attention_plan *plan,
+                                       const struct kn_cu_plan_args *args, void *stream,
+                                       char *err);
+
+struct kn_cu_qkv_args {
+    const float *qkv; /* [T, (Hq + 2 Hkv) * D] fp32 */
+    const float *q_norm, *k_norm;
+    float norm_eps;
+    const float *rope; /* as kn_qkv_args */
+    const struct kn_kv *kv;
+    int32_t layer;
+};
+MUST_USE enum status kn_cu_qkv_finish(const struct kn_cu_attention *a, const struct kn_batch *batch,
+                                   const struct kn_cu_qkv_args *args, void *stream,
+                                   char *err);
+
+struct kn_cu_attention_args {
+    const struct kn_kv *kv;
+    int32_t layer;
+    float scale;
+    int32_t token_rows; /* TB: rows of an atom in `out`, a multiple of 8 */
+    void *out;
+    struct kn_cu_traffic *traffic; /* [KN_TIER_MAX] device memory, or NULL */
+};
+MUST_USE enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
+                                         const struct kn_cu_attention_plan *plan,
+                                         const struct kn_batch *batch,
+                                         const struct kn_cu_attention_args *args,
+                                         void *stream, char *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,98 @@
+/*
+ * attention_plan.cuh - what the kernels around attention share: how a token's pages are cut into
+ * units, the work list, and where a query row's elements lie.
+ *
+ * A unit is one token and a run of consecutive pages of its sequence.  How many pages depends on the
+ * number of pages the token sees and on nothing else; units are merged in order, sixteen at a time
+ * (a group), then the groups.  Hence a token's result is the same for every neighbour, placement and
+ * window.  What is dealt to CTAs are runs of units within a group, times kv-heads: long runs where
+ * there is much work (one arrival to count, none where the run is the whole group), single units
+ * towards the end and where pages are remote.  That choice may depend on the batch, for it changes
+ * who computes a unit and not what comes of it.
+ */
+#ifndef DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
+#define DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/ptx.cuh"
+
+enum {
+    CU_ATT_FAN = 16,        /* units of a group, and groups of a token */
+    CU_ATT_RUN_PAGES = 32,  /* most pages of an item: one page-table entry per lane */
+    CU_ATT_GROUP_MAX = 16,  /* query heads of a kv-head: rows of an mma */
+    CU_ATT_STATIC = 4,      /* items a CTA takes without asking the ticket */
+};
+
+/* An item of the work list: a run of units. */
+struct __align__(16) kn_cu_unit {
+    int32_t token;
+    int32_t slot;                    /* where the first unit's partial goes; the others follow */
+    int32_t first_slot, split_count; /* of all units of the token */
+    int32_t page_begin, page_end;    /* pages of the sequence, absolute; 32 at most */
+    int32_t key_begin, key_end;      /* positions the token sees, absolute */
+    int32_t table;                   /* the sequence's page table in batch.pages */
+    int32_t old_pages;               /* its pages that this step does not write */
+    int32_t unit_shift;              /* log2 of pages of a unit */
+    int32_t unused;
+};
+
+struct kn_cu_plan_head {
+    int32_t unit_count[KN_TIER_MAX]; /* by the highest tier among a unit's pages */
+    struct kn_cu_window window[KN_TIER_MAX];
+    uint32_t ticket[KN_TIER_MAX]; /* zero between launches */
+    uint32_t done;
+};
+
+/* log2 of the pages of a unit of a token that sees `pages` pages. */
+__host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
+{
+    int32_t shift = pages <= 32 ? 1 : pages <= 64 ? 2 : 3;
+    while (pages > CU_ATT_FAN * CU_ATT_FAN << shift) shift++;
+    return shift;
+}
+
+/* Rows of a query tile: the group padded to half an mma or a whole one. */
+__host__ __device__ inline int32_t cu_att_rows(int32_t group) { return group <= 8 ? 8 : 16; }
+/* 128-byte atoms that hold a head of K or V. */
+__host__ __device__ inline int32_t cu_att_atoms(int32_t head_dim) { return (head_dim + 63) / 64; }
+__host__ __device__ inline int32_t cu_att_q_bytes(int32_t group, int32_t head_dim)
+{
+    return cu_att_rows(group) * cu_att_atoms(head_dim) * 128;
+}
+
+/* Byte of element (row, d) in a query tile: the A fragments of m16n8k16, one k-step after another,
+ * each lane's registers together; with 8 rows the registers of rows 8..15 are left out. */
+PTX_INLINE uint32_t cu_att_q_offset(int rows, int row, int d)
+{
+    const int step = d >> 4, c = d & 15;
+    const int lane = (row & 7) * 4 + ((c & 7) >> 1);
+    const int reg = rows == 8 ? c >> 3 : (row >> 3) + 2 * (c >> 3);
+    return step * rows * 32 + lane * (rows == 8 ? 8 : 16) + reg * 4 + (c & 1) * 2;
+}
+
+/* kn_page_tier, kn_page_index and kn_atom_offset for device code. */
+PTX_INLINE uint32_t cu_page_tier(kn_page page) { return page >> 28; }
+PTX_INLINE uint32_t cu_page_index(kn_page page) { return page & 0x0FFFFFFFu; }
+PTX_INLINE uint32_t cu_atom_offset(uint32_t row, uint32_t byte)
+{
+    return row * KN_ATOM_ROW_BYTES + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15);
+}
+
+/* Byte of input k of a token in an activation buffer of token_rows rows. */
+PTX_INLINE size_t cu_att_out_offset(int token_rows, int token, int k)
+{
+    const int block = k >> 7, atom = (k >> 6) & 1, byte = (k & 63) * 2;
+    return ((size_t)block * 2 + atom) * token_rows * 128 + (size_t)token * 128 +
+           (((byte >> 4) ^ (token & 7)) << 4) + (byte & 15);
+}
+
+/* Pages [*begin, *end) and the first key that a token at `position` sees. */
+PTX_INLINE void cu_att_visible(int32_t position, int32_t window, int32_t *key_begin, int32_t *begin,
+                               int32_t *end)
+{
+    *key_begin = window > 0 && position >= window ? position - window + 1 : 0;
+    *begin = *key_begin / KN_PAGE_TOKENS;
+    *end = position / KN_PAGE_TOKENS + 1;
+}
+
+#endif

@@ -1,0 +1,197 @@
+/*
+ * qkv.cu - what happens between the QKV product and attention: RMSNorm per head, rotary embedding,
+ * k and v appended to the pages in bf16, q laid out for the matrix instruction.
+ *
+ * Floor: nothing but latency; a decode step has T * (Hq + 2 Hkv) heads of D floats.  One warp per
+ * head, a thread holding pairs (2i, 2i + 1) of the lower half and their partners of the upper half,
+ * so that rotation needs no exchange and all accesses are of 4 or 8 bytes.  An append writes the
+ * whole 128-byte rows of its atoms, zeros beyond the head dimension included.
+ */
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/attention_plan.cuh"
+
+extern "C" {
+#include "config/check.h"
+}
+
+enum { QKV_WARPS = 4, HEAD_DIM_MAX = 256, PAIRS = HEAD_DIM_MAX / 2 / 64 };
+
+struct qkv_params {
+    const float *qkv, *q_norm, *k_norm, *rope;
+    const int32_t *positions, *token_seq;
+    const kn_seq *seqs;
+    const kn_page *pages;
+    uint8_t *base[KN_TIER_MAX]; /* of this layer's heads */
+    size_t page_bytes;
+    uint8_t *q;
+    float norm_eps;
+    int32_t token_count, q_heads, kv_heads, group, head_dim;
+};
+
+/* A warp's head: lane l holds dimensions 2l + 64i, 2l + 64i + 1 and those half a head above. */
+struct qkv_head {
+    float2 low[PAIRS], high[PAIRS];
+};
+
+PTX_INLINE void qkv_norm(qkv_head &x, const float *weight, float eps, int dim, int lane)
+{
+    const int half = dim / 2;
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++)
+        sum += x.low[i].x * x.low[i].x + x.low[i].y * x.low[i].y + x.high[i].x * x.high[i].x +
+               x.high[i].y * x.high[i].y;
+#pragma unroll
+    for (int d = 16; d; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+    const float scale = 1.f / sqrtf(sum / (float)dim + eps);
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int d = 2 * lane + 64 * i;
+        if (d >= half) break;
+        const float2 low = *(const float2 *)(weight + d), high = *(const float2 *)(weight + half + d);
+        x.low[i] = make_float2(x.low[i].x * scale * low.x, x.low[i].y * scale * low.y);
+        x.high[i] = make_float2(x.high[i].x * scale * high.x, x.high[i].y * scale * high.y);
+    }
+}
+
+/* table: D/2 cosines, then D/2 sines. */
+PTX_INLINE void qkv_rotate(qkv_head &x, const float *table, int dim, int lane)
+{
+    const int half = dim / 2;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int d = 2 * lane + 64 * i;
+        if (d >= half) break;
+        const float2 c = *(const float2 *)(table + d), s = *(const float2 *)(table + half + d);
+        const float2 low = x.low[i], high = x.high[i];
+        x.low[i] = make_float2(low.x * c.x - high.x * s.x, low.y * c.y - high.y * s.y);
+        x.high[i] = make_float2(high.x * c.x + low.x * s.x, high.y * c.y + low.y * s.y);
+    }
+}
+
+PTX_INLINE uint32_t qkv_pack(float2 v)
+{
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(v.x, v.y);
+    return *(const uint32_t *)&pair;
+}
+
+/* Byte of dimension d in a page's row of K or V. */
+PTX_INLINE size_t qkv_row_offset(int row, int d)
+{
+    return (size_t)(d >> 6) * KN_ATOM_BYTES + cu_atom_offset(row, (d & 63) * 2);
+}
+
+PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head &x, int token, int seq, int position,
+                           int kv_head, bool value, int lane)
+{
+    const int dim = p.head_dim, half = dim / 2, atoms = cu_att_atoms(dim);
+    const int row = position % KN_PAGE_TOKENS;
+    const kn_page page = p.pages[p.seqs[seq].page_begin + position / KN_PAGE_TOKENS];
+    uint8_t *to = p.base[cu_page_tier(page)] + cu_page_index(page) * p.page_bytes +
+                  (size_t)(2 * kv_head + value) * atoms * KN_ATOM_BYTES;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int d = 2 * lane + 64 * i;
+        if (d >= half) break;
+        *(uint32_t *)(to + qkv_row_offset(row, d)) = qkv_pack(x.low[i]);
+        *(uint32_t *)(to + qkv_row_offset(row, half + d)) = qkv_pack(x.high[i]);
+    }
+    for (int d = dim + 2 * lane; d < atoms * 64; d += 64)
+        *(uint32_t *)(to + qkv_row_offset(row, d)) = 0;
+}
+
+__global__ void __launch_bounds__(QKV_WARPS * 32) sm90_qkv_finish(const __grid_constant__ qkv_params p)
+{
+    ptx_griddep_launch();
+    const int lane = threadIdx.x & 31, task = blockIdx.x * QKV_WARPS + (threadIdx.x >> 5);
+    const int heads = p.q_heads + 2 * p.kv_heads, dim = p.head_dim, half = dim / 2;
+    const int token = task / heads, head = task - token * heads;
+    if (token >= p.token_count) return;
+    ptx_griddep_wait();
+    const int seq = p.token_seq[token];
+    if (seq < 0) return;
+    const int position = p.positions[token];
+    const float *from = p.qkv + ((size_t)token * heads + head) * dim;
+    const float2 none = make_float2(0.f, 0.f);
+    qkv_head x;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int d = 2 * lane + 64 * i;
+        x.low[i] = d < half ? *(const float2 *)(from + d) : none;
+        x.high[i] = d < half ? *(const float2 *)(from + half + d) : none;
+    }
+    const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
+    const float *norm = is_q ? p.q_norm : p.k_norm;
+    if (!is_v && norm) qkv_norm(x, norm, p.norm_eps, dim, lane);
+    if (!is_v && p.rope) qkv_rotate(x, p.rope + (size_t)position * dim, dim, lane);
+    if (!is_q) {
+        const int kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
+        qkv_append(p, x, token, seq, position, kv_head, is_v, lane);
+        if (is_v) return;
+    }
+    const int rows = cu_att_rows(p.group), padded = cu_att_atoms(dim) * 64;
+    const int kv_head = is_q ? head / p.group : head - p.q_heads;
+    uint8_t *q = p.q + ((size_t)token * p.kv_heads + kv_head) * cu_att_q_bytes(p.group, dim);
+    if (!is_q) { /* the key's warp clears the tile's idle rows */
+        for (int row = p.group; row < rows; row++)
+            for (int d = 2 * lane; d < padded; d += 64)
+                *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
+        return;
+    }
+    const int row = head - kv_head * p.group;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int d = 2 * lane + 64 * i;
+        if (d >= half) break;
+        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = qkv_pack(x.low[i]);
+        *(uint32_t *)(q + cu_att_q_offset(rows, row, half + d)) = qkv_pack(x.high[i]);
+    }
+    for (int d = dim + 2 * lane; d < padded; d += 64)
+        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
+}
+
+extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a, const struct kn_batch *batch,
+                                     const struct kn_cu_qkv_args *args, void *stream,
+                                     char *err)
+{
+    const struct kn_cu_attention_shape *s = &a->shape;
+    const struct kn_kv *kv = args->kv;
+    if (kv->dtype != KN_BF16)
+        return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels write bfloat16",
+                       kn_dtype_name(kv->dtype));
+    CHECK(kv->kv_heads == s->kv_heads && kv->head_dim == s->head_dim);
+    CHECK(batch->token_count <= s->tokens_max);
+    qkv_params p;
+    p.qkv = args->qkv;
+    p.q_norm = args->q_norm;
+    p.k_norm = args->k_norm;
+    p.rope = args->rope;
+    p.positions = batch->positions;
+    p.token_seq = batch->token_seq;
+    p.seqs = batch->seqs;
+    p.pages = batch->pages;
+    for (int t = 0; t < KN_TIER_MAX; t++)
+        p.base[t] = (uint8_t *)kv->base[t] + args->layer * kn_kv_layer_bytes(kv);
+    p.page_bytes = kn_kv_page_bytes(kv);
+    p.q = a->q;
+    p.norm_eps = args->norm_eps;
+    p.token_count = batch->token_count;
+    p.q_heads = s->q_heads;
+    p.kv_heads = s->kv_heads;
+    p.group = s->q_heads / s->kv_heads;
+    p.head_dim = s->head_dim;
+    const int tasks = p.token_count * (p.q_heads + 2 * p.kv_heads);
+    cudaLaunchAttribute dependent = {};
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((tasks + QKV_WARPS - 1) / QKV_WARPS);
+    config.blockDim = dim3(QKV_WARPS * 32);
+    config.stream = (cudaStream_t)stream;
+    config.attrs = &dependent;
+    config.numAttrs = 1;
+    cudaError_t e = cudaLaunchKernelEx(&config, sm90_qkv_finish, p);
+    if (e == cudaSuccess) return ST_OK;
+    return err_set(err, ST_DEVICE, "launching the QKV finish failed: %s", cudaGetErrorString(e));
+}

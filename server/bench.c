@@ -1,0 +1,333 @@
+/*
+ * bench.c - see bench.h.
+ *
+ *     flags -> machine (startup.c) -> probe tiers -> warm up -> measure -> figures -> print, --json
+ *
+ * The machine is the daemon's own: scheduler, sampler, events, the engine's thread.  Only HTTP and
+ * text are left out.  All sequences are submitted at once, and KV pages are allotted for all of
+ * them, so that nothing is ever preempted.  A short run comes first, so that the measured one pays
+ * for no first touch.
+ *
+ * Time is taken where the engine wakes its caller, once a step and on the engine's thread: tokens
+ * are there then, and a caller that is scheduled late does not disturb the figures.  The calling
+ * thread only takes the events off the ring.
+ *
+ * Floor: the bytes a steady step must read (engine/traffic.h, at the mean context of the steady
+ * steps) over the bandwidth of their tier, probed before the run on the same machine; tiers are
+ * read side by side, so the slowest decides.  It is a floor of memory: a model small
+ * enough to stay in a cache may be faster.
+ */
+#include "server/bench.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "config/clock.h"
+#include "config/log.h"
+#include "server/bench_report.h"
+#include "server/startup.h"
+
+#define WARM_INPUT 64
+#define WARM_OUTPUT 4
+
+/* The engine's counters when a step was over, and when that was. */
+struct mark {
+    uint64_t ns, device_ns, host_ns;
+};
+
+struct bench {
+    struct options options; /* as given, with what a benchmark decides itself */
+    struct srv_machine machine;
+    sem_t wake; /* the engine has events */
+    int32_t batch, input_len, output_len;
+    struct eng_request *requests;   /* [B], owned */
+    int32_t *tokens;                /* [B, N + M], owned */
+    uint64_t *submit_ns;            /* [B], owned */
+    struct srv_bench_token *record; /* [B,M], owned */
+    /* Marks of all steps since the engine was opened, written by its thread once `marking`; those
+     * below `marked` may be read. */
+    struct mark *marks; /* [mark_max], owned */
+    uint64_t mark_max;
+    _Atomic bool marking;
+    _Atomic uint64_t marked;
+    /* Of the run under way. */
+    uint64_t step_last; /* that gave a token */
+    int32_t unfinished;
+};
+
+/* --- flags ------------------------------------------------------------------------------------ */
+
+static enum status check_flags(const struct options *o, char *err)
+{
+    if (!o->batch || !o->input_len || !o->output_len)
+        return err_set(err, ST_INVALID,
+                       "%s is missing: dakd bench MODEL_DIR --batch SEQUENCES --input-len TOKENS "
+                       "--output-len TOKENS",
+                       !o->batch       ? "--batch"
+                       : !o->input_len ? "--input-len"
+                                       : "--output-len");
+    if (o->output_len - 1 < SRV_BENCH_STEADY_MIN)
+        return err_set(err, ST_INVALID,
+                       "--output-len %" PRId64 " gives %" PRId64
+                       " decode steps at most, and a TPOT is not reported from fewer than %d",
+                       o->output_len, o->output_len - 1, SRV_BENCH_STEADY_MIN);
+    if (o->batch > o->max_num_batched_tokens)
+        return err_set(err, ST_INVALID,
+                       "--batch %" PRId64 " sequences cannot decode together in steps of "
+                       "--max-num-batched-tokens %" PRId64 ": raise the one or lower the other",
+                       o->batch, o->max_num_batched_tokens);
+    if (o->max_model_len && o->input_len + o->output_len > o->max_model_len)
+        return err_set(err, ST_INVALID,
+                       "--input-len %" PRId64 " and --output-len %" PRId64
+                       " together are more than --max-model-len %" PRId64,
+                       o->input_len, o->output_len, o->max_model_len);
+    return ST_OK;
+}
+
+/* Limits that fit the run: as many sequences, as long, with KV for all of them. */
+static enum status decide(struct bench *b, char *err)
+{
+    struct options *o = &b->options;
+    struct eng_model_info info;
+    const struct eng_model_options shapes_only = {.load_format = ENG_LOAD_DUMMY};
+    int64_t length = o->input_len + o->output_len;
+    enum status st = eng_model_read_info(o->model_dir, &shapes_only, &info, err);
+    if (st) return st;
+    if (length > info.context_max)
+        return err_set(err, ST_INVALID,
+                       "--input-len %" PRId64 " and --output-len %" PRId64
+                       " together are more than the %d positions this model was made for",
+                       o->input_len, o->output_len, info.context_max);
+    o->max_num_seqs = o->batch;
+    o->max_waiting = 0;
+    if (!o->max_model_len) o->max_model_len = length;
+    if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */
+    b->batch = (int32_t)o->batch;
+    b->input_len = (int32_t)o->input_len;
+    b->output_len = (int32_t)o->output_len;
+    return ST_OK;
+}
+
+/* --- a run ------------------------------------------------------------------------------------ */
+
+/* The engine's thread, after every step, and when nothing is to be done. */
+static void on_wake(void *user)
+{
+    struct bench *b = user;
+    if (atomic_load(&b->marking)) {
+        struct eng_stats t;
+        uint64_t now = clock_now_ns(), marked = atomic_load(&b->marked);
+        eng_stats(b->machine.engine, &t);
+        if (t.step_count > marked) { /* else woken amid a step, or idle */
+            CHECK(marked < b->mark_max);
+            b->marks[marked] = (struct mark){now, t.device_ns_sum, t.host_ns_sum};
+            atomic_store(&b->marked, marked + 1);
+        }
+    }
+    CHECK(sem_post(&b->wake) == 0);
+}
+
+static uint64_t next_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9E3779B97F4A7C15ull;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+    return z ^ z >> 31;
+}
+
+static enum status submit_all(struct bench *b, int32_t input_len, int32_t output_len)
+{
+    uint64_t state = b->options.seed;
+    struct eng_limits limits;
+    eng_limits(b->machine.engine, &limits);
+    b->step_last = 0;
+    b->unfinished = b->batch;
+    for (int32_t s = 0; s < b->batch; s++) {
+        struct eng_request *r = &b->requests[s];
+        *r = (struct eng_request){.tokens = b->tokens +
+                                            (size_t)s * (size_t)(b->input_len + b->output_len),
+                                  .prompt_count = input_len,
+                                  .sampling = {.top_p = 1,
+                                               .repetition_penalty = 1,
+                                               .max_tokens = output_len,
+                                               .ignore_eos = true,
+                                               .logprobs = -1,
+                                               .prompt_logprobs = -1}};
+        for (int32_t i = 0; i < input_len; i++)
+            r->tokens[i] = (int32_t)(next_random(&state) % (uint64_t)limits.vocab);
+    }
+    return eng_submit_all(b->machine.engine, b->requests, b->batch);
+}
+
+static enum status on_event(struct bench *b, const struct eng_event *event, char *err)
+{
+    size_t sequence = (size_t)(event->request - b->requests);
+    if (event->kind == ENG_EVENT_TOKEN) {
+        b->record[sequence * (size_t)b->output_len + (size_t)event->index].step = event->step;
+        if (event->step > b->step_last) b->step_last = event->step;
+        return ST_OK;
+    }
+    b->unfinished--;
+    if (event->finish == ENG_FINISH_LENGTH) return ST_OK;
+    struct eng_stats stats;
+    eng_stats(b->machine.engine, &stats);
+    return err_set(err, ST_DEVICE, "the engine failed: %.400s", stats.failure);
+}
+
+/* One run, to the last step's mark. */
+static enum status run(struct bench *b, int32_t input_len, int32_t output_len, char *err)
+{
+    struct eng_event event;
+    enum status st = submit_all(b, input_len, output_len);
+    if (st) return err_set(err, st, "the engine takes no work: %s", status_text(st));
+    while (!st && (b->unfinished > 0 || atomic_load(&b->marked) <= b->step_last)) {
+        if (eng_poll(b->machine.engine, &event)) st = on_event(b, &event, err);
+        else if (sem_wait(&b->wake)) continue; /* a signal came between */
+    }
+    for (int32_t s = 0; s < b->batch && !st; s++) {
+        b->submit_ns[s] = b->requests[s].submit_ns;
+        for (int32_t i = 0; i < output_len; i++) {
+            struct srv_bench_token *t = &b->record[(size_t)s * (size_t)b->output_len + (size_t)i];
+            t->ns = b->marks[t->step].ns;
+        }
+    }
+    return st;
+}
+
+static enum status alloc_runs(struct bench *b, char *err)
+{
+    size_t batch = (size_t)b->batch, length = (size_t)(b->input_len + b->output_len);
+    b->requests = calloc(batch, sizeof *b->requests);
+    b->tokens = calloc(batch * length, sizeof *b->tokens);
+    b->submit_ns = calloc(batch, sizeof *b->submit_ns);
+    b->record = calloc(batch * (size_t)b->output_len, sizeof *b->record);
+    b->mark_max = 2 * batch * length; /* two runs, at least a token in a step */
+    b->marks = calloc(b->mark_max, sizeof *b->marks);
+    if (b->requests && b->tokens && b->submit_ns && b->record && b->marks) return ST_OK;
+    return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", b->batch);
+}
+
+/* --- the measurement -------------------------------------------------------------------------- */
+
+/* The scheduler keeps a page in reserve for each of several sequences that run together. */
+static enum status check_pages(const struct bench *b, char *err)
+{
+    size_t each = div_up((size_t)(b->input_len + b->output_len), KN_PAGE_TOKENS);
+    size_t need = (size_t)b->batch * (each + (b->batch > 1));
+    if ((size_t)b->machine.page_count >= need) return ST_OK;
+    return err_set(err, ST_LIMIT,
+                   "the sequences need %zu KV pages together and there are %d: raise "
+                   "--kv-cache-memory-bytes to %zu, or leave it out",
+                   need, b->machine.page_count, need * kn_kv_page_bytes(&b->machine.kv));
+}
+
+/* No sequence was interrupted. */
+static enum status check_whole(const struct bench *b, char *err)
+{
+    struct eng_stats t;
+    eng_stats(b->machine.engine, &t);
+    if (!t.sched.preempt_count) return ST_OK;
+    return err_set(err, ST_LIMIT,
+                   "sequences were preempted for want of KV pages: their times mean nothing");
+}
+
+/* The engine's own time of a step, and the machine's: means of the steady steps. */
+static void find_times(const struct bench *b, struct srv_bench_result *r)
+{
+    uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
+    const struct mark *from = &b->marks[begin], *to = &b->marks[begin + count];
+    r->host_s = (double)(to->host_ns - from->host_ns) / (double)count / 1e9;
+    r->device_s = (double)(to->device_ns - from->device_ns) / (double)count / 1e9;
+}
+
+static void find_floor(const struct bench *b, struct srv_bench_result *r)
+{
+    struct eng_traffic t;
+    int32_t context = (int32_t)lround(r->stats.steady_context_tokens);
+    eng_model_traffic(b->machine.model, b->machine.kv.dtype, &t);
+    eng_traffic_decode(&t, b->batch, context, r->step_bytes);
+    r->kv_bytes[0] = (uint64_t)b->batch * eng_traffic_kv_bytes(&t, context);
+    for (int i = 0; i < r->bandwidth.tier_count; i++)
+        r->weight_bytes[i] = r->step_bytes[i] - r->kv_bytes[i];
+    r->floor_s = off_floor_s(&r->bandwidth, r->step_bytes, &r->floor_tier);
+}
+
+static enum status measure(struct bench *b, struct srv_bench_result *r, char *err)
+{
+    const struct off_probe_config probe = off_probe_config_default();
+    const struct srv_machine *m = &b->machine;
+    const struct srv_bench_record record = {.batch = b->batch,
+                                            .input_len = b->input_len,
+                                            .output_len = b->output_len,
+                                            .submit_ns = b->submit_ns,
+                                            .tokens = b->record};
+    int32_t warm_input = (int32_t)size_min((size_t)b->input_len, WARM_INPUT);
+    enum status st = off_probe_tiers(m->kn, m->tiers, &probe, &r->bandwidth, err);
+    if (st) return st;
+    for (int t = 0; t < r->bandwidth.tier_count; t++)
+        log_info("bench", "tier %s: %.2f GB/s of reading", off_tier_name(m->tiers, t),
+                 r->bandwidth.read_bytes_per_s[t] / 1e9);
+    if ((st = run(b, warm_input, WARM_OUTPUT, err))) return st;
+    log_info("bench", "%d sequences of %d prompt and %d answer tokens", b->batch, b->input_len,
+             b->output_len);
+    if ((st = run(b, b->input_len, b->output_len, err)) || (st = check_whole(b, err)) ||
+        (st = srv_bench_stats(&record, &r->stats, err)))
+        return st;
+    find_times(b, r);
+    find_floor(b, r);
+    return ST_OK;
+}
+
+static void on_progress(void *user, int percent)
+{
+    (void)user;
+    if (percent % 10 == 0) log_info("startup", "loading weights %d %%", percent);
+}
+
+static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
+{
+    const struct srv_startup_hooks hooks = {
+        .wake = on_wake, .wake_user = b, .progress = on_progress};
+    enum status st;
+    if ((st = decide(b, err)) || (st = alloc_runs(b, err)) ||
+        (st = srv_startup(&b->options, &hooks, &b->machine, err)))
+        return st;
+    atomic_store(&b->marking, true);
+    if ((st = check_pages(b, err))) return st;
+    return measure(b, r, err);
+}
+
+int srv_bench(const struct options *o)
+{
+    static struct bench b; /* large, and one */
+    struct srv_bench_result result = {.unix_s = clock_unix_s()};
+    char err[ERR_CAP] = "";
+    FILE *json = NULL;
+    b.options = *o;
+    if (check_flags(o, err)) {
+        fprintf(stderr, "dakd: %s\n", err);
+        return 2;
+    }
+    CHECK(sem_init(&b.wake, 0, 0) == 0);
+    enum status st = srv_bench_json_open(o->json, &json, err);
+    if (!st) st = bench(&b, &result, err);
+    if (!st) srv_bench_print(&b.options, &b.machine, &result);
+    if (st) (void)!srv_bench_json_finish(json, o, NULL, NULL, NULL);
+    else st = srv_bench_json_finish(json, &b.options, &b.machine, &result, err);
+    srv_shutdown(&b.machine);
+    sem_destroy(&b.wake);
+    free(b.requests);
+    free(b.tokens);
+    free(b.submit_ns);
+    free(b.record);
+    free(b.marks);
+    if (!st) return 0;
+    log_error("bench", "%s", err);
+    return 1;
+}

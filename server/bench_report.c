@@ -1,0 +1,235 @@
+#include "server/bench_report.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "config/buf.h"
+#include "config/check.h"
+#include "config/version.h"
+
+#define PATH_CAP (OPT_STRING_CAP + 8)
+#define JSON_BYTES_MAX 65536
+#define MS 1e3
+
+/* A heading where key is NULL. */
+struct figure {
+    const char *key, *label;
+    double value;
+    int decimals; /* for people */
+};
+#define FIGURES_MAX 40
+
+struct list {
+    struct figure at[FIGURES_MAX];
+    size_t count;
+};
+
+static void add(struct list *l, const char *key, const char *label, double value, int decimals)
+{
+    CHECK(l->count < FIGURES_MAX);
+    l->at[l->count++] = (struct figure){key, label, value, decimals};
+}
+
+static void list_decode(const struct srv_bench_result *r, struct list *l)
+{
+    const struct srv_bench_stats *s = &r->stats;
+    add(l, NULL, "decode, steady steps", 0, 0);
+    add(l, "steady_step_count", "steps in which every sequence decoded",
+        (double)s->steady_step_count, 0);
+    add(l, "steady_context_mean_tokens", "mean context of a sequence (tokens)",
+        s->steady_context_tokens, 1);
+    add(l, "floor_per_step_ms", "floor of a step (ms)", r->floor_s * MS, 4);
+    add(l, "tpot_steady_median_ms", "TPOT, median (ms)", s->steady_tpot_s * MS, 4);
+    add(l, "floor_over_tpot_ratio", "floor / TPOT", r->floor_s / s->steady_tpot_s, 4);
+    add(l, "decode_tokens_per_s", "decode throughput (tokens/s)", s->decode_tokens_per_s, 2);
+    add(l, "device_per_step_ms", "from issue to sync, mean of a step (ms)", r->device_s * MS, 4);
+    add(l, "engine_outside_device_per_step_ms", "engine outside the device, mean of a step (ms)",
+        r->host_s * MS, 4);
+    add(l, "engine_outside_device_share_ratio", "engine outside the device / all",
+        r->host_s / (r->host_s + r->device_s), 4);
+}
+
+static void list_clients(const struct options *o, const struct srv_bench_result *r, struct list *l)
+{
+    const struct srv_bench_stats *s = &r->stats;
+    double input = (double)o->batch * (double)o->input_len;
+    double output = (double)o->batch * (double)o->output_len;
+    add(l, NULL, "whole run", 0, 0);
+    add(l, "completed_request_count", "completed requests", (double)o->batch, 0);
+    add(l, "duration_s", "duration (s)", s->duration_s, 3);
+    add(l, "total_input_tokens", "input tokens", input, 0);
+    add(l, "total_output_tokens", "output tokens", output, 0);
+    add(l, "request_throughput_per_s", "requests/s", (double)o->batch / s->duration_s, 3);
+    add(l, "prefill_tokens_per_s", "prefill throughput (tokens/s)", s->prefill_tokens_per_s, 2);
+    add(l, "output_tokens_per_s", "output throughput (tokens/s)", output / s->duration_s, 2);
+    add(l, "total_tokens_per_s", "total throughput (tokens/s)", (input + output) / s->duration_s,
+        2);
+    add(l, NULL, "time to first token (TTFT)", 0, 0);
+    add(l, "ttft_mean_ms", "mean (ms)", s->ttft_s.mean * MS, 3);
+    add(l, "ttft_median_ms", "median (ms)", s->ttft_s.median * MS, 3);
+    add(l, "ttft_p99_ms", "P99 (ms)", s->ttft_s.p99 * MS, 3);
+    add(l, NULL, "time per output token (TPOT), of requests", 0, 0);
+    add(l, "tpot_mean_ms", "mean (ms)", s->tpot_s.mean * MS, 3);
+    add(l, "tpot_median_ms", "median (ms)", s->tpot_s.median * MS, 3);
+    add(l, "tpot_p99_ms", "P99 (ms)", s->tpot_s.p99 * MS, 3);
+    add(l, NULL, "inter-token latency (ITL)", 0, 0);
+    add(l, "itl_mean_ms", "mean (ms)", s->itl_s.mean * MS, 3);
+    add(l, "itl_median_ms", "median (ms)", s->itl_s.median * MS, 3);
+    add(l, "itl_p99_ms", "P99 (ms)", s->itl_s.p99 * MS, 3);
+}
+
+static void list_all(const struct options *o, const struct srv_bench_result *r, struct list *l)
+{
+    l->count = 0;
+    list_decode(r, l);
+    list_clients(o, r, l);
+}
+
+static void date_text(int64_t unix_s, char out[32])
+{
+    struct tm tm;
+    time_t t = (time_t)unix_s;
+    gmtime_r(&t, &tm);
+    CHECK(strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) > 0);
+}
+
+static double tier_s(const struct srv_bench_result *r, int tier)
+{
+    return (double)r->step_bytes[tier] / r->bandwidth.read_bytes_per_s[tier];
+}
+
+/* --- for people ------------------------------------------------------------------------------- */
+
+void srv_bench_print(const struct options *o, const struct srv_machine *m,
+                     const struct srv_bench_result *r)
+{
+    const struct eng_model_info *info = eng_model_info(m->model);
+    struct list l;
+    char date[32];
+    date_text(r->unix_s, date);
+    printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn), date);
+    printf("%s (%s), weights %s, KV %s, offload %g%s%s\n", o->model_dir, info->architecture,
+           kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype), o->offload,
+           o->remote[0] ? " to " : "", o->remote);
+    printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
+           (long long)o->batch, (long long)o->input_len, (long long)o->output_len,
+           (long long)o->max_num_batched_tokens);
+    printf("\n%-8s %12s   %33s %12s\n", "", "", "read by a steady decode step", "at least");
+    printf("%-8s %12s %12s %10s %12s %12s\n", "tier", "read GB/s", "weights MB", "KV MB", "all MB",
+           "ms");
+    for (int t = 0; t < r->bandwidth.tier_count; t++)
+        printf("%-8s %12.3f %12.3f %10.3f %12.3f %12.4f%s\n", off_tier_name(m->tiers, t),
+               r->bandwidth.read_bytes_per_s[t] / 1e9, (double)r->weight_bytes[t] / 1e6,
+               (double)r->kv_bytes[t] / 1e6, (double)r->step_bytes[t] / 1e6, tier_s(r, t) * MS,
+               t == r->floor_tier ? "  <- the floor" : "");
+    list_all(o, r, &l);
+    for (size_t i = 0; i < l.count; i++) {
+        const struct figure *f = &l.at[i];
+        if (f->key) printf("  %-44s %14.*f\n", f->label, f->decimals, f->value);
+        else printf("\n%s\n", f->label);
+    }
+    if (r->floor_s > r->stats.steady_tpot_s)
+        puts("\nSteps are faster than their floor: what they read fits in a cache, which the probe "
+             "avoids.");
+}
+
+/* --- for programs ----------------------------------------------------------------------------- */
+
+static void put_text(struct buf *b, const char *key, const char *value)
+{
+    buf_printf(b, ",\n  \"%s\": ", key);
+    buf_put_json_string(b, value, strlen(value));
+}
+
+static void put_number(struct buf *b, const char *key, double value)
+{
+    buf_printf(b, ",\n  \"%s\": %.12g", key, value);
+}
+
+static void put_tiers(struct buf *b, const struct srv_machine *m, const struct srv_bench_result *r)
+{
+    buf_puts(b, ",\n  \"tiers\": [");
+    for (int t = 0; t < r->bandwidth.tier_count; t++) {
+        const char *name = off_tier_name(m->tiers, t);
+        buf_printf(b, "%s\n    {\"name\": ", t ? "," : "");
+        buf_put_json_string(b, name, strlen(name));
+        buf_printf(b, ", \"read_bytes_per_s\": %.12g, \"capacity_bytes\": %llu",
+                   r->bandwidth.read_bytes_per_s[t],
+                   (unsigned long long)off_tier_capacity(m->tiers, t));
+        buf_printf(b, ", \"step_weight_bytes\": %llu, \"step_kv_bytes\": %llu",
+                   (unsigned long long)r->weight_bytes[t], (unsigned long long)r->kv_bytes[t]);
+        buf_printf(b, ", \"step_bytes\": %llu, \"step_at_least_ms\": %.12g}",
+                   (unsigned long long)r->step_bytes[t], tier_s(r, t) * MS);
+    }
+    buf_puts(b, "\n  ]");
+}
+
+static void put_json(struct buf *b, const struct options *o, const struct srv_machine *m,
+                     const struct srv_bench_result *r)
+{
+    const struct eng_model_info *info = eng_model_info(m->model);
+    struct list l;
+    char date[32];
+    date_text(r->unix_s, date);
+    buf_puts(b, "{\n  \"version\": ");
+    buf_put_json_string(b, version_string(), strlen(version_string()));
+    put_text(b, "commit", version_commit());
+    put_text(b, "date", date);
+    put_text(b, "backend", kn_name(m->kn));
+    put_text(b, "model", o->model_dir);
+    put_text(b, "architecture", info->architecture);
+    put_text(b, "load_format", o->load_format);
+    put_text(b, "weight_dtype", kn_dtype_name(info->dtype));
+    put_text(b, "kv_cache_dtype", kn_dtype_name(m->kv.dtype));
+    put_text(b, "remote", o->remote);
+    put_number(b, "offload_ratio", o->offload);
+    put_number(b, "seed", (double)o->seed);
+    put_number(b, "parameter_count", (double)info->parameter_count);
+    put_number(b, "batch_sequences", (double)o->batch);
+    put_number(b, "input_tokens_per_sequence", (double)o->input_len);
+    put_number(b, "output_tokens_per_sequence", (double)o->output_len);
+    put_number(b, "step_tokens_max", (double)o->max_num_batched_tokens);
+    put_tiers(b, m, r);
+    put_text(b, "floor_tier", off_tier_name(m->tiers, r->floor_tier));
+    list_all(o, r, &l);
+    for (size_t i = 0; i < l.count; i++)
+        if (l.at[i].key) put_number(b, l.at[i].key, l.at[i].value);
+    buf_puts(b, "\n}\n");
+}
+
+static void aside_path(const char *path, char out[PATH_CAP])
+{
+    CHECK(snprintf(out, PATH_CAP, "%s.new", path) < PATH_CAP);
+}
+
+enum status srv_bench_json_open(const char *path, FILE **out, char *err)
+{
+    char aside[PATH_CAP];
+    *out = NULL;
+    if (!path[0]) return ST_OK;
+    aside_path(path, aside);
+    *out = fopen(aside, "we");
+    if (*out) return ST_OK;
+    return err_set(err, ST_IO, "--json %s: %s", path, strerror(errno));
+}
+
+enum status srv_bench_json_finish(FILE *f, const struct options *o, const struct srv_machine *m,
+                                  const struct srv_bench_result *r, char *err)
+{
+    char aside[PATH_CAP];
+    struct buf b;
+    if (!f) return ST_OK;
+    aside_path(o->json, aside);
+    buf_init(&b, JSON_BYTES_MAX);
+    if (r) put_json(&b, o, m, r);
+    enum status st = buf_status(&b);
+    bool ok = !st && (b.len == 0 || fwrite(b.data, b.len, 1, f) == 1);
+    buf_deinit(&b);
+    if (fclose(f)) ok = false;
+    if (r && ok && rename(aside, o->json) == 0) return ST_OK;
+    if (r) err_set(err, st ? st : ST_IO, "--json %s: %s", o->json, strerror(errno));
+    if (remove(aside)) { /* what is left of it does no harm */
+    }
+    return r ? ST_IO : ST_OK;
+}

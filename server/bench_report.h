@@ -1,0 +1,38 @@
+/*
+ * bench_report.h - the results of a benchmark for people (standard output) and for programs (JSON,
+ * units in the names of the keys), from one list of figures.
+ */
+#ifndef DAKD_SERVER_BENCH_REPORT_H
+#define DAKD_SERVER_BENCH_REPORT_H
+
+#include <stdio.h>
+
+#include "engine/traffic.h"
+#include "offload/probe.h"
+#include "server/bench_stats.h"
+#include "server/startup.h"
+
+struct srv_bench_result {
+    int64_t unix_s; /* when it began */
+    struct off_bandwidth bandwidth;
+    /* Of a steady step, by tier. */
+    uint64_t step_bytes[KN_TIER_MAX], weight_bytes[KN_TIER_MAX], kv_bytes[KN_TIER_MAX];
+    double floor_s;          /* of a step */
+    int floor_tier;          /* the tier that decides it */
+    double device_s, host_s; /* of a step: from issue to sync, and the engine's own */
+    struct srv_bench_stats stats;
+};
+
+/* Options as the run had them. */
+void srv_bench_print(const struct options *o, const struct srv_machine *m,
+                     const struct srv_bench_result *r);
+/* Opens a file beside `path`, before anything is measured, so that a wrong path costs nothing; *out
+ * is NULL where path is "".  ST_IO. */
+MUST_USE enum status srv_bench_json_open(const char *path, FILE **out, char *err);
+/* Writes the results, closes, and gives the file its name: a reader sees all of it or none.  r NULL
+ * drops the file.  Nothing happens where f is NULL. */
+MUST_USE enum status srv_bench_json_finish(FILE *f, const struct options *o,
+                                           const struct srv_machine *m,
+                                           const struct srv_bench_result *r, char *err);
+
+#endif

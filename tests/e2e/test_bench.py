@@ -1,0 +1,153 @@
+"""`dakd bench`: what it prints and writes is complete and agrees with itself; flags that make no measurement are
+refused with a sentence.  No figure is compared with another machine's, or with a limit."""
+
+import json
+import math
+import re
+
+import pytest
+
+from daemon import MODEL, ROOT, run
+
+TINY = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 1000, "hidden_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False,
+        "rope_theta": 10000.0, "torch_dtype": "bfloat16"}
+SUMMARIES = [f"{what}_{which}_ms" for what in ("ttft", "tpot", "itl") for which in ("mean", "median", "p99")]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY))
+    return folder
+
+
+def bench(tmp_path, model, *flags):
+    path = tmp_path / "result.json"
+    done = run("bench", model, "--json", path, "--log-level", "warn", *flags)
+    assert done.returncode == 0, done.stdout
+    assert not path.with_name("result.json.new").exists()
+    return json.loads(path.read_text()), done.stdout
+
+
+def check(result, text, batch, prompt, answer):
+    """What holds for every run."""
+    close = lambda a, b: math.isclose(a, b, rel_tol=1e-6)
+    assert (result["batch_sequences"], result["input_tokens_per_sequence"], result["output_tokens_per_sequence"]) == \
+        (batch, prompt, answer)
+    assert result["total_input_tokens"] == batch * prompt and result["total_output_tokens"] == batch * answer
+    assert result["completed_request_count"] == batch
+    assert 8 <= result["steady_step_count"] <= answer - 1
+    assert prompt < result["steady_context_mean_tokens"] < prompt + answer
+    for tier in result["tiers"]:
+        assert tier["read_bytes_per_s"] > 0
+        assert tier["step_bytes"] == tier["step_weight_bytes"] + tier["step_kv_bytes"]
+        assert close(tier["step_at_least_ms"], tier["step_bytes"] / tier["read_bytes_per_s"] * 1e3)
+    slowest = max(result["tiers"], key=lambda tier: tier["step_at_least_ms"])
+    assert slowest["name"] == result["floor_tier"] and close(slowest["step_at_least_ms"], result["floor_per_step_ms"])
+    assert close(result["floor_over_tpot_ratio"], result["floor_per_step_ms"] / result["tpot_steady_median_ms"])
+    host, device = result["engine_outside_device_per_step_ms"], result["device_per_step_ms"]
+    assert host > 0 and device > 0 and close(result["engine_outside_device_share_ratio"], host / (host + device))
+    seconds = result["duration_s"]
+    assert close(result["output_tokens_per_s"], batch * answer / seconds)
+    assert close(result["total_tokens_per_s"], batch * (prompt + answer) / seconds)
+    assert close(result["request_throughput_per_s"], batch / seconds)
+    assert result["prefill_tokens_per_s"] >= batch * prompt / seconds
+    # A request's time is its TTFT and its ITLs; no more than the whole run.
+    assert close(result["tpot_mean_ms"], result["itl_mean_ms"])
+    assert result["ttft_mean_ms"] + result["tpot_mean_ms"] * (answer - 1) <= seconds * 1e3 * (1 + 1e-6)
+    for what in ("ttft", "tpot", "itl"):
+        assert 0 < result[f"{what}_median_ms"] <= result[f"{what}_p99_ms"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", result["date"])
+    version = run("--version").stdout
+    assert version == f"dakd {result['version']} ({result['commit']})\n"
+    assert result["backend"].startswith("cpu (")
+    # People read the same figures.
+    assert result["backend"] in text and version.strip() in text
+    for label, key, digits in (("floor / TPOT", "floor_over_tpot_ratio", 4), ("TPOT, median (ms)", "tpot_steady_median_ms", 4),
+                               ("steps in which every sequence decoded", "steady_step_count", 0)):
+        shown = re.search(rf"^ +{re.escape(label)} +(\S+)$", text, re.M)
+        assert shown and shown[1] == f"{result[key]:.{digits}f}", text
+
+
+def test_demo_model(tmp_path):
+    result, text = bench(tmp_path, MODEL, "--batch", 3, "--input-len", 70, "--output-len", 20)
+    check(result, text, 3, 70, 20)
+    assert result["architecture"] == "LlamaForCausalLM" and result["weight_dtype"] == "bfloat16"
+    # All prompts fit one step, so every decode step is steady: contexts 71 to 89.
+    assert result["steady_step_count"] == 19 and result["steady_context_mean_tokens"] == 80
+    (tier,) = result["tiers"]
+    # Eight layers of 868,352 weights, a head of 4096 x 256, in 2 bytes; 17 norms of 256 floats; a row of the
+    # embedding a sequence.  KV: 8 layers x 2 heads x 64 x (K and V) x 2 bytes.
+    assert tier["step_weight_bytes"] == 2 * (8 * 868352 + 4096 * 256) + 4 * 17 * 256 + 3 * 512
+    assert tier["step_kv_bytes"] == 3 * 80 * 4096
+
+
+def test_dummy_model_over_two_tiers(tmp_path, tiny):
+    result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
+                         "--offload", 0.5, "--remote", "host:64MiB", "--kv-cache-dtype", "float32", "--threads", 1)
+    check(result, text, 2, 5, 12)
+    local, remote = result["tiers"]
+    assert (local["name"], remote["name"]) == ("hbm", "host")
+    # Layer: q k v 128 x 64, o 64 x 64, gate and up 256 x 64, down 64 x 128; the head 1000 x 64; 2 bytes each.  Norms
+    # and the biases of q, k, v are floats.
+    weights = 2 * (2 * (128 * 64 + 64 * 64 + 256 * 64 + 64 * 128) + 1000 * 64) + 4 * (5 * 64 + 2 * 128)
+    assert local["step_weight_bytes"] + remote["step_weight_bytes"] == weights + 2 * 2 * 64
+    assert remote["step_weight_bytes"] > 0.3 * weights and remote["step_kv_bytes"] == 0
+    assert local["step_kv_bytes"] == 2 * 11 * (2 * 2 * 32 * 4 * 2) / 2
+    assert result["kv_cache_dtype"] == "float32" and result["offload_ratio"] == 0.5
+
+
+def test_prompts_in_chunks(tmp_path, tiny):
+    """Sequences begin one after another; only steps in which all decode are steady."""
+    result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 4, "--input-len", 30, "--output-len", 40,
+                         "--max-num-batched-tokens", 16)
+    check(result, text, 4, 30, 40)
+    assert result["steady_step_count"] < 39
+    assert result["ttft_mean_ms"] > 0
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--input-len", 5, "--output-len", 20], "--batch is missing"),
+    (["--batch", 1, "--output-len", 20], "--input-len is missing"),
+    (["--batch", 1, "--input-len", 5], "--output-len is missing"),
+    (["--batch", 1, "--input-len", 5, "--output-len", 8], "7 decode steps at most, and a TPOT is not reported"),
+    (["--batch", 40, "--input-len", 5, "--output-len", 20, "--max-num-batched-tokens", 32], "--batch 40 sequences"),
+    (["--batch", 1, "--input-len", 5, "--output-len", 20, "--max-model-len", 24], "more than --max-model-len 24"),
+    (["--batch", 1, "--input-len", 5, "--output-len", 20, "--port", 1], "--port is not a flag of dakd bench"),
+    (["--batch", 1, "--input-len", -5, "--output-len", 20], "--input-len must be between"),
+])
+def test_refused_flags(flags, words):
+    done = run("bench", MODEL, *flags)
+    assert done.returncode == 2 and words in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--input-len", 2000, "--output-len", 100], "more than the 2048 positions"),
+    (["--input-len", 64, "--output-len", 20, "--offload", 0.5], "--remote"),
+    (["--input-len", 640, "--output-len", 20, "--kv-cache-memory-bytes", "4MiB"], "KV pages together"),
+    (["--input-len", 64, "--output-len", 20, "--json", "/nonexistent/x"], "--json /nonexistent/x: No such file"),
+    (["--input-len", 64, "--output-len", 9, "--max-num-batched-tokens", 32], "raise --output-len"),
+])
+def test_refused_runs(flags, words):
+    done = run("bench", MODEL, "--batch", 4, *flags)
+    assert done.returncode == 1 and words in done.stdout, done.stdout
+    assert "floor / TPOT" not in done.stdout
+
+
+def test_failed_run_leaves_no_file(tmp_path):
+    done = run("bench", tmp_path / "nothing", "--batch", 1, "--input-len", 5, "--output-len", 20, "--json",
+               tmp_path / "result.json")
+    assert done.returncode == 1 and "nothing" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_help():
+    shown = run("bench", "--help")
+    assert shown.returncode == 0
+    assert "dakd bench MODEL_DIR" in shown.stdout and "--batch" in shown.stdout and "--offload" in shown.stdout
+    assert "--port" not in shown.stdout and "--api-key" not in shown.stdout
+    assert "--batch" not in run("serve", "--help").stdout
+    assert "bench" in run("--help").stdout and (ROOT / "README.md").read_text().count("dakd bench")

@@ -1,0 +1,161 @@
+/*
+ * gpu_attention_bench.cuh - decode attention timed in graphs of as many launches as there are
+ * layers, each layer with KV of its own so that nothing is found in L2, against a kernel that
+ * streams the same bytes by bulk copies and does nothing with them.
+ */
+#ifndef DAKD_TESTS_GPU_ATTENTION_BENCH_CUH
+#define DAKD_TESTS_GPU_ATTENTION_BENCH_CUH
+
+__global__ void bench_fill(uint32_t *p, size_t n)
+{
+    const size_t step = (size_t)gridDim.x * blockDim.x;
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += step)
+        p[i] = (mix(1, (uint32_t)i, (uint32_t)(i >> 32)) & 0x807F807Fu) | 0x3F003F00u;
+}
+
+enum { PROBE_STAGES = 6 };
+__global__ void __launch_bounds__(32) bench_stream(const uint8_t *from, size_t blocks)
+{
+    extern __shared__ __align__(128) uint8_t ring[];
+    __shared__ uint64_t full[PROBE_STAGES];
+    if (threadIdx.x) return;
+    for (int s = 0; s < PROBE_STAGES; s++) ptx_mbarrier_init(&full[s], 1);
+    ptx_fence_mbarrier_init();
+    const uint64_t policy = ptx_policy_evict_first();
+    const size_t begin = blocks * blockIdx.x / gridDim.x, end = blocks * (blockIdx.x + 1) / gridDim.x;
+    for (size_t i = begin; i < end + PROBE_STAGES; i++) {
+        const int s = (int)((i - begin) % PROBE_STAGES), use = (int)((i - begin) / PROBE_STAGES);
+        if (use && i - PROBE_STAGES < end) ptx_mbarrier_wait(&full[s], (use - 1) & 1);
+        if (i >= end) continue;
+        ptx_mbarrier_expect_tx(&full[s], KN_BLOCK_BYTES);
+        ptx_bulk_load_hint(ring + s * KN_BLOCK_BYTES, from + i * KN_BLOCK_BYTES, KN_BLOCK_BYTES, &full[s], policy);
+    }
+}
+
+/* Median milliseconds of a graph's replays. */
+static double bench_graph(cudaStream_t stream, int replays)
+{
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    cudaEvent_t a, b;
+    CUDA(cudaEventCreate(&a));
+    CUDA(cudaEventCreate(&b));
+    std::vector<float> times;
+    for (int i = 0; i < replays + 2; i++) {
+        float ms;
+        CUDA(cudaEventRecord(a, stream));
+        CUDA(cudaGraphLaunch(exec, stream));
+        CUDA(cudaEventRecord(b, stream));
+        CUDA(cudaEventSynchronize(b));
+        CUDA(cudaEventElapsedTime(&ms, a, b));
+        if (i >= 2) times.push_back(ms);
+    }
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+struct bench_case {
+    int sequences, length, layers;
+};
+
+static double bench_case_run(const bench_case &c, uint8_t *kv_memory, int split_pages, bool finish,
+                             cudaStream_t stream)
+{
+    char err[ERR_CAP];
+    kn_kv kv = {KN_BF16, c.layers, 8, 128, {kv_memory}};
+    const int pages_each = (c.length + 63) / 64, total = pages_each * c.sequences;
+    std::vector<kn_page> pages;
+    for (int i = 0; i < total; i++) pages.push_back(kn_page_make(0, i));
+    for (int i = total; i > 1; i--) std::swap(pages[i - 1], pages[mix(9, i, 2) % i]);
+    std::vector<kn_seq> seqs;
+    std::vector<int32_t> positions, token_seq;
+    for (int s = 0; s < c.sequences; s++) {
+        seqs.push_back({s, 1, c.length, s * pages_each});
+        positions.push_back(c.length - 1);
+        token_seq.push_back(s);
+    }
+    kn_batch b = {};
+    b.token_count = b.seq_count = c.sequences;
+    b.positions = to_device(positions);
+    b.token_seq = to_device(token_seq);
+    b.seqs = to_device(seqs);
+    b.pages = to_device(pages);
+    const kn_cu_attention_shape shape = {32, 8, 128, c.sequences, 8 * total};
+    size_t bytes;
+    uint8_t *memory, *out;
+    float *qkv;
+    kn_cu_attention a;
+    STATUS(kn_cu_attention_bytes(&shape, &bytes, err), err);
+    CUDA(cudaMalloc(&memory, bytes));
+    CUDA(cudaMemset(memory, 0, bytes));
+    STATUS(kn_cu_attention_init(&a, &shape, memory, err), err);
+    const int rows = (c.sequences + 7) / 8 * 8;
+    CUDA(cudaMalloc(&out, (size_t)rows * 32 * 128 * 2));
+    const size_t qkv_floats = (size_t)c.sequences * 48 * 128;
+    CUDA(cudaMalloc(&qkv, qkv_floats * 4));
+    bench_fill<<<132, 256, 0, stream>>>((uint32_t *)qkv, qkv_floats);
+    const kn_cu_plan_args plan = {&b, 0, 0, NULL, split_pages};
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    STATUS(kn_cu_attention_plan(&a, &a.plan, &plan, stream, err), err);
+    const double plan_ms = bench_graph(stream, 5);
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    for (int l = 0; l < c.layers; l++) {
+        const kn_cu_qkv_args fin = {qkv, NULL, NULL, 0.f, NULL, &kv, l};
+        const kn_cu_attention_args att = {&kv, l, 0.08838834764f, rows, out, NULL};
+        if (finish || l == 0) STATUS(kn_cu_qkv_finish(&a, &b, &fin, stream, err), err);
+        STATUS(kn_cu_decode_attention(&a, &a.plan, &b, &att, stream, err), err);
+    }
+    const double us = bench_graph(stream, 15) * 1e3 / c.layers;
+    if (finish) printf("    plan %.1f us\n", plan_ms * 1e3);
+    for (const void *x : {(const void *)b.positions, (const void *)b.token_seq, (const void *)b.seqs,
+                          (const void *)b.pages, (const void *)memory, (const void *)out, (const void *)qkv})
+        CUDA(cudaFree((void *)x));
+    return us;
+}
+
+static int bench()
+{
+    const size_t capacity = (size_t)5 << 30;
+    uint8_t *kv;
+    int sms;
+    CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
+    CUDA(cudaMalloc(&kv, capacity));
+    cudaStream_t stream;
+    CUDA(cudaStreamCreate(&stream));
+    bench_fill<<<sms * 8, 256, 0, stream>>>((uint32_t *)kv, capacity / 4);
+    CUDA(cudaFuncSetAttribute(bench_stream, cudaFuncAttributeMaxDynamicSharedMemorySize, PROBE_STAGES * KN_BLOCK_BYTES));
+    const size_t probe = (size_t)4 << 30;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    bench_stream<<<sms, 32, PROBE_STAGES * KN_BLOCK_BYTES, stream>>>(kv, probe / KN_BLOCK_BYTES);
+    const double peak = probe / bench_graph(stream, 9) / 1e6;
+    printf("probe: %.0f GB/s over 4 GiB in one launch\n", peak);
+    const bench_case cases[] = {{64, 4096, 4}, {1, 131072, 8}, {8, 16384, 8}, {128, 1024, 8},
+                                {1, 512, 64},  {1, 4096, 64},  {8, 512, 64},  {256, 512, 8}};
+    for (const bench_case &c : cases) {
+        const size_t bytes = (size_t)c.sequences * ((c.length + 63) / 64) * 8 * 32768;
+        CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+        for (int l = 0; l < c.layers; l++)
+            bench_stream<<<sms, 32, PROBE_STAGES * KN_BLOCK_BYTES, stream>>>(kv + l * bytes, bytes / KN_BLOCK_BYTES);
+        const double floor_us = bench_graph(stream, 9) * 1e3 / c.layers;
+        printf("%3d x %6d: %7.1f MB, %.1f us at the probe's rate, streamed in one launch %.1f us\n", c.sequences,
+               c.length, bytes / 1e6, bytes / peak / 1e3, floor_us);
+        for (int split : {0, 1, 2, 4, 8, 16}) {
+            const int pages = (c.length + 63) / 64;
+            if (split && (pages + split - 1) / split > 256) continue;
+            if (split > pages) continue;
+            const double us = bench_case_run(c, kv, split, false, stream);
+            printf("    %2d pages a unit: %8.2f us, %5.0f GB/s, %.3f of the probe\n", split, us, bytes / us / 1e3,
+                   bytes / us / 1e3 / peak);
+        }
+        const double us = bench_case_run(c, kv, 0, true, stream);
+        printf("    with the qkv finish: %8.2f us\n", us);
+        fflush(stdout);
+    }
+    return 0;
+}
+
+#endif

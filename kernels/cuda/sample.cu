@@ -2,10 +2,10 @@
  * sample.cu - kn_sample: a token from a row of logits, by a cluster of eight CTAs.
  *
  * Floor.  A row of V = 128,256 logits is 513 KB.  The product before has just written it, so it
- * lies in L2 (60 MB) up to some 100 rows: eight SMs read it there in about 0.6 us, and the rows of a
- * batch of 256 (131 MB) need 28 us of HBM.  Greedy rows are one pass over the logits.  Rows with top_k or
- * top_p are four to seven, and what they cost in large batches is arithmetic: some 30 instructions
- * a logit and pass.  Measured on an H200, us a launch, of normally distributed logits:
+ * lies in L2 (60 MB) up to some 100 rows: eight SMs read it there in about 0.6 us, and the rows of
+ * a batch of 256 (131 MB) need 28 us of HBM.  Greedy rows are one pass over the logits.  Rows with
+ * top_k or top_p are four to seven, and what they cost in large batches is arithmetic: some 30
+ * instructions a logit and pass.  Measured on an H200, us a launch, of normally distributed logits:
  *
  *     rows                          1      8     32     64    128    256
  *     greedy                      5.8    7.7   11.6   17.9   34.9   65.8
@@ -19,16 +19,16 @@
  * warp, and then one warp's walk.
  *
  * top_k and top_p look for the smallest key to keep, a key being (logit in an order-preserving
- * form, then inverted id), hence no two equal.  A histogram over 512 steps of the scaled logit, which
- * spreads what weighs anything evenly enough for shared-memory atomics, names the step where the
+ * form, then inverted id), hence no two equal.  A histogram over 512 steps of the scaled logit,
+ * which spreads what weighs anything evenly enough for shared-memory atomics, names the step where the
  * edge lies; what lies in that step, usually some dozens of keys, is listed and ranked by
  * comparing all pairs.  Where it holds more than the list does, as in flat rows, histograms over
  * the keys themselves narrow it first.
  *
  * Invariants
  *  1. Weights are computed by the same operations as in kernels/sample.c, each rounded by itself,
- *     and are multiples of 2^-34: their sums are exact up to V = 2^19, so the order of atomics does not
- *     matter and the token is the host's.
+ *     and are multiples of 2^-34: their sums are exact up to V = 2^19, so the order of atomics does
+ *     not matter and the token is the host's.
  *  2. A row depends on nothing but its logits and parameters: clusters do not meet.
  *  3. Nothing is read or written before griddepcontrol.wait but the launch's arguments.
  *  4. What a CTA publishes is not written again before a cluster barrier behind its last reader.
@@ -413,7 +413,8 @@ static __device__ void list_bin(struct cta *s, const struct row &r, const struct
 }
 
 /* Of the kept keys: the smallest of the shortest run, from the largest down, that holds `count`
- * keys or whose weights come to at least `weight`, whichever is first; of all where neither is reached.
+ * keys or whose weights come to at least `weight`, whichever is first; of all where neither is
+ * reached.
  * near: all of the run is known to be not below that scaled logit. */
 static __device__ uint64_t select_key(struct cta *s, const struct row &r, uint32_t count,
                                       double weight, float near)

@@ -20,8 +20,8 @@
  *
  * top_k and top_p look for the smallest key to keep, a key being (logit in an order-preserving
  * form, then inverted id), hence no two equal.  A histogram over 512 steps of the scaled logit,
- * which spreads what weighs anything evenly enough for shared-memory atomics, names the step where the
- * edge lies; what lies in that step, usually some dozens of keys, is listed and ranked by
+ * which spreads what weighs anything evenly enough for shared-memory atomics, names the step where
+ * the edge lies; what lies in that step, usually some dozens of keys, is listed and ranked by
  * comparing all pairs.  Where it holds more than the list does, as in flat rows, histograms over
  * the keys themselves narrow it first.
  *

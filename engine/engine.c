@@ -37,7 +37,11 @@ struct step {
     int32_t *row_item;   /* [tokens_max]: index of the plan item a row belongs to */
     int32_t *row_target; /* [tokens_max]: prompt position the row scores, or -1 for a sample */
     int32_t row_count, sample_count;
-    float *logits;              /* [rows_max, V] */
+    float *logits;                /* [rows_max, V] in KN_MEM_STAGING */
+    struct kn_sample_row *choice; /* [rows_max]: the rows of a group that the backend samples */
+    int32_t *choice_item;         /* [rows_max]: the plan item of each */
+    int32_t choice_count;
+    struct kn_sampled *chosen;  /* [rows_max] in KN_MEM_STAGING: their tokens */
     struct eng_sample *samples; /* [seqs_max], by plan item */
 };
 
@@ -296,12 +300,56 @@ static void send_prompt_token(struct eng_engine *e, struct eng_request *r, int32
     push_event(e, &event);
 }
 
-/* Samples or scores the rows of one group of logits. */
+/* Whether row i needs its logits on the host: to score a prompt, to change them before a token is
+ * chosen, or to list alternatives.  It depends on the request and the index of the token alone, and
+ * both ways choose the same token. */
+static bool host_row(const struct eng_plan *plan, const struct step *s, int32_t i)
+{
+    if (s->row_target[i] >= 0) return true;
+    const struct eng_request *r = request_of(plan->items[s->row_item[i]].seq);
+    return r->sampling.logprobs > 0 ||
+           eng_sampler_adjusts(&r->sampling, r->seq.token_count - r->prompt_count);
+}
+
+/* Issues what follows one group of logits: rows for the host are brought there, tokens of the
+ * others are chosen where their logits are. */
+static void issue_rows(struct eng_engine *e, const struct eng_plan *plan, int32_t begin,
+                       int32_t count)
+{
+    struct step *s = &e->step;
+    const size_t vocab = (size_t)e->limits.vocab;
+    s->choice_count = 0;
+    for (int32_t i = begin; i < begin + count; i++) {
+        if (host_row(plan, s, i)) {
+            kn_download(e->kn, s->logits + (size_t)(i - begin) * vocab, vocab * sizeof(float));
+            continue;
+        }
+        const struct eng_request *r = request_of(plan->items[s->row_item[i]].seq);
+        struct kn_sample_row *choice = &s->choice[s->choice_count];
+        *choice = eng_sampler_row(&r->sampling, r->seq.token_count - r->prompt_count);
+        choice->row = i - begin;
+        s->choice_item[s->choice_count++] = s->row_item[i];
+    }
+    kn_sample(e->kn, &(struct kn_sample_args){.logits = s->logits,
+                                              .vocab = e->limits.vocab,
+                                              .row_count = s->choice_count,
+                                              .rows = s->choice,
+                                              .out = s->chosen});
+}
+
+/* Takes the chosen tokens of one group, and samples or scores its rows on the host. */
 static enum status use_rows(struct eng_engine *e, const struct eng_plan *plan, int32_t begin,
                             int32_t count)
 {
     struct step *s = &e->step;
+    for (int32_t i = 0; i < s->choice_count; i++) {
+        const struct kn_sampled *c = &s->chosen[i];
+        if (c->token < 0) return ST_DEVICE;
+        s->samples[s->choice_item[i]] =
+            (struct eng_sample){.token = c->token, .logprob = c->logprob, .rank = c->rank};
+    }
     for (int32_t i = begin; i < begin + count; i++) {
+        if (!host_row(plan, s, i)) continue;
         const float *logits = s->logits + (size_t)(i - begin) * (size_t)e->limits.vocab;
         int32_t item = s->row_item[i];
         struct eng_request *r = request_of(plan->items[item].seq);
@@ -407,6 +455,7 @@ static enum status run_step(struct eng_engine *e, struct eng_plan *plan, char *e
         batch.row_count = s->row_count - begin;
         if (batch.row_count > e->config.rows_max) batch.row_count = e->config.rows_max;
         eng_model_logits(e->model, &batch, s->logits);
+        issue_rows(e, plan, begin, batch.row_count);
         enum status st = kn_sync(e->kn, err);
         charge(e, &e->device_ns);
         if (st) return st;
@@ -506,7 +555,7 @@ static enum status alloc_step(struct eng_engine *e, char *err)
 {
     struct step *s = &e->step;
     size_t tokens = (size_t)e->config.tokens_max, seqs = (size_t)e->config.sched.seqs_max;
-    size_t queue = (size_t)e->config.queue_max;
+    size_t queue = (size_t)e->config.queue_max, rows = (size_t)e->config.rows_max;
     e->pages_per_seq = (int32_t)div_up((size_t)e->config.model_len_max, KN_PAGE_TOKENS);
     s->tokens = calloc(tokens, sizeof *s->tokens);
     s->positions = calloc(tokens, sizeof *s->positions);
@@ -517,21 +566,26 @@ static enum status alloc_step(struct eng_engine *e, char *err)
     s->row_item = calloc(tokens + seqs, sizeof *s->row_item);
     s->row_target = calloc(tokens + seqs, sizeof *s->row_target);
     s->samples = calloc(seqs, sizeof *s->samples);
+    s->choice = calloc(rows, sizeof *s->choice);
+    s->choice_item = calloc(rows, sizeof *s->choice_item);
     e->live = calloc(queue, sizeof(struct eng_request *));
     e->free_slots = calloc(queue, sizeof *e->free_slots);
     e->page_tables = calloc(queue * (size_t)e->pages_per_seq, sizeof *e->page_tables);
     e->ring = calloc((size_t)e->config.event_ring, sizeof *e->ring);
     if (!s->tokens || !s->positions || !s->token_seq || !s->seqs || !s->pages || !s->rows ||
-        !s->row_item || !s->row_target || !s->samples || !e->live || !e->free_slots ||
-        !e->page_tables || !e->ring)
+        !s->row_item || !s->row_target || !s->samples || !s->choice || !s->choice_item ||
+        !e->live || !e->free_slots || !e->page_tables || !e->ring)
         return err_set(
             err, ST_NOMEM,
             "no memory for the step buffers; lower --max-num-seqs, --max-num-batched-tokens "
             "or --max-model-len");
     for (int32_t i = 0; i < e->config.queue_max; i++)
         e->free_slots[e->free_count++] = e->config.queue_max - 1 - i;
-    e->logits_bytes = (size_t)e->config.rows_max * (size_t)e->limits.vocab * sizeof(float);
-    return kn_alloc(e->kn, KN_MEM_STAGING, 0, e->logits_bytes, (void **)&s->logits, err);
+    e->logits_bytes = rows * (size_t)e->limits.vocab * sizeof(float);
+    enum status st = kn_alloc(e->kn, KN_MEM_STAGING, 0, e->logits_bytes, (void **)&s->logits, err);
+    if (st) return st;
+    st = kn_alloc(e->kn, KN_MEM_STAGING, 0, rows * sizeof *s->chosen, (void **)&s->chosen, err);
+    return st ? st : kn_sample_reserve(e->kn, e->limits.vocab, err);
 }
 
 /* Computes one token into page 0, so that the first request does not pay for first touches. */
@@ -550,7 +604,14 @@ static enum status warm_up(struct eng_engine *e, char *err)
                                    .row_count = 1,
                                    .rows = &zero};
     eng_model_forward(e->model, &batch, &e->kv);
+    const struct kn_sample_row greedy = {.top_p = 1};
     eng_model_logits(e->model, &batch, e->step.logits);
+    kn_sample(e->kn, &(struct kn_sample_args){.logits = e->step.logits,
+                                              .vocab = e->limits.vocab,
+                                              .row_count = 1,
+                                              .rows = &greedy,
+                                              .out = e->step.chosen});
+    kn_download(e->kn, e->step.logits, (size_t)e->limits.vocab * sizeof(float));
     enum status st = kn_sync(e->kn, err);
     if (st) return st;
     for (int32_t i = 0; i < e->limits.vocab; i++)
@@ -644,9 +705,11 @@ void eng_close(struct eng_engine *e)
     }
     struct step *s = &e->step;
     if (s->logits) kn_free(e->kn, KN_MEM_STAGING, s->logits, e->logits_bytes);
-    void *owned[] = {s->tokens,     s->positions,   s->token_seq,  s->seqs,    s->pages,
-                     s->rows,       s->row_item,    s->row_target, s->samples, e->live,
-                     e->free_slots, e->page_tables, e->ring};
+    size_t chosen_bytes = (size_t)e->config.rows_max * sizeof *s->chosen;
+    if (s->chosen) kn_free(e->kn, KN_MEM_STAGING, s->chosen, chosen_bytes);
+    void *owned[] = {s->tokens,      s->positions, s->token_seq,  s->seqs,        s->pages,
+                     s->rows,        s->row_item,  s->row_target, s->samples,     s->choice,
+                     s->choice_item, e->live,      e->free_slots, e->page_tables, e->ring};
     for (size_t i = 0; i < ARRAY_COUNT(owned); i++) free(owned[i]);
     if (e->sampler) eng_sampler_close(e->sampler);
     if (e->sched) eng_sched_close(e->sched);

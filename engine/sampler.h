@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "config/status.h"
+#include "kernels/kernels.h"
 
 #define ENG_LOGPROBS_MAX 20
 
@@ -68,6 +69,13 @@ MUST_USE enum status eng_sample_token(struct eng_sampler *s, const struct eng_sa
                                       const float *logits, const int32_t *tokens,
                                       int32_t prompt_count, int32_t total, const int32_t *eos,
                                       int32_t eos_count, struct eng_sample *out);
+/* First 53 bits of Philox4x32-10(key = seed, counter = index) as a number in [0, 1). */
+double eng_sampler_uniform(uint64_t seed, uint64_t index);
+/* What kn_sample is asked for the token at index `generated` of an answer, `row` aside. */
+struct kn_sample_row eng_sampler_row(const struct eng_sampling *p, int32_t generated);
+/* Whether that token's logits are to be changed before a token is chosen: then eng_sample_token
+ * must, otherwise kn_sample chooses the same token. */
+bool eng_sampler_adjusts(const struct eng_sampling *p, int32_t generated);
 /* Log-probabilities of a given token (for echoed prompts): `count` alternatives, 0..20.  A row of
  * -inf and NaN alone gives log-probabilities of NAN. */
 void eng_score_token(struct eng_sampler *s, const float *logits, int32_t token, int32_t count,

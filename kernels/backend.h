@@ -25,6 +25,7 @@ struct kn_backend {
                          char *err);
     void (*free)(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
     enum status (*upload)(struct kn *kn, void *dst, const void *src, size_t bytes);
+    void (*download)(struct kn *kn, void *staging, size_t bytes);
     enum status (*sync)(struct kn *kn, char *err);
     void (*embed)(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
     void (*norm)(struct kn *kn, const struct kn_norm_args *a);
@@ -34,6 +35,8 @@ struct kn_backend {
                       const struct kn_attention_args *a);
     void (*gather)(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                    float *out);
+    void (*sample)(struct kn *kn, const struct kn_sample_args *a);
+    enum status (*sample_reserve)(struct kn *kn, int32_t vocab, char *err);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
 };
 

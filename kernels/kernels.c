@@ -58,6 +58,11 @@ enum status kn_upload(struct kn *kn, void *dst, const void *src, size_t bytes)
     return kn->backend->upload(kn, dst, src, bytes);
 }
 
+void kn_download(struct kn *kn, void *staging, size_t bytes)
+{
+    if (bytes > 0) kn->backend->download(kn, staging, bytes);
+}
+
 enum status kn_sync(struct kn *kn, char *err)
 {
     return kn->backend->sync(kn, err);
@@ -113,6 +118,23 @@ void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const 
 {
     CHECK(cols > 0);
     if (batch->row_count > 0) kn->backend->gather(kn, batch, cols, x, out);
+}
+
+void kn_sample(struct kn *kn, const struct kn_sample_args *a)
+{
+    CHECK(a->vocab > 0);
+    for (int32_t i = 0; i < a->row_count; i++) {
+        const struct kn_sample_row *r = &a->rows[i];
+        CHECK(r->row >= 0 && r->top_k >= 0 && r->temperature >= 0 && r->top_p > 0 &&
+              r->top_p <= 1 && r->min_p >= 0 && r->min_p <= 1 && r->u >= 0 && r->u < 1);
+    }
+    if (a->row_count > 0) kn->backend->sample(kn, a);
+}
+
+enum status kn_sample_reserve(struct kn *kn, int32_t vocab, char *err)
+{
+    CHECK(vocab > 0);
+    return kn->backend->sample_reserve(kn, vocab, err);
 }
 
 void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes)

@@ -166,8 +166,9 @@ enum kn_mem {
     KN_MEM_LOCAL,   /* HBM, or plain memory on the CPU */
     KN_MEM_HOST,    /* host memory that kernels read over the GPU's link */
     KN_MEM_PEER,    /* another GPU's memory, read over the link between the two */
-    KN_MEM_STAGING, /* host memory for results: the out of KN_EPI_F32 may lie here and nothing else;
-                     * the host reads it once kn_sync returned */
+    KN_MEM_STAGING, /* results on their way to the host: the out of KN_EPI_F32 or kn_sample may lie
+                     * here and nothing else.  The host sees what kn_sample wrote, and of a product
+                     * what kn_download asked for, once kn_sync returned */
 };
 
 struct kn; /* one opened backend */
@@ -197,6 +198,9 @@ void kn_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
  * issued later see the copy.  Any thread, one at a time.  What fails late is reported by kn_sync.
  */
 MUST_USE enum status kn_upload(struct kn *kn, void *dst, const void *src, size_t bytes);
+/* Lets the host see part of KN_MEM_STAGING, at its own address, as operations issued before leave
+ * it: to be read once kn_sync returned. */
+void kn_download(struct kn *kn, void *staging, size_t bytes);
 /* Waits for everything issued; ST_DEVICE where any of it failed, and ever after. */
 MUST_USE enum status kn_sync(struct kn *kn, char *err);
 
@@ -287,6 +291,45 @@ void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* out[R,H] fp32 = x[rows]. */
 void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                float *out);
+
+/* Chooses tokens from rows of logits[.,V]; `rows` may be reused when it returns.  For each of
+ * rows[R]:
+ *   1. NaN counts as -inf and is never chosen; +inf counts as the largest float.
+ *   2. temperature 0: the largest logit, the lowest id among equals.  Otherwise
+ *   3. weight = exp((logit - largest) / temperature), as kernels/sample.c computes it: a multiple
+ *      of 2^-34
+ *   4. min_p drops weights below it; top_k keeps the largest k of what is left; top_p keeps, of
+ *      that, the shortest prefix by falling logit whose weights come to top_p of their sum.  Among
+ *      equal logits at an edge the lower ids stay.
+ *   5. the first id at which the cumulative weight exceeds u times the sum.
+ * Sums of such weights are exact for V up to 2^19, hence the token is the same on every backend, in
+ * any company: the host's kn_sampler_choose and this may take turns within an answer.
+ * Penalties, biases, masks and lists of alternatives are not done here: rows that need them go to
+ * the host (kn_download). */
+struct kn_sample_row {
+    int32_t row;       /* of the logits */
+    int32_t top_k;     /* 0: off */
+    float temperature; /* 0: greedy */
+    float top_p;       /* (0, 1]; 1: off */
+    float min_p;       /* [0, 1]; 0: off */
+    bool score;        /* whether logprob and rank are wanted */
+    double u;          /* random, in [0, 1) */
+};
+struct kn_sampled {
+    int32_t token; /* -1 where every logit is -inf or NaN; the rest is then not set */
+    int32_t rank;  /* 1 + number of tokens with a larger logit; 0 without score */
+    float logprob; /* under softmax of the row; NAN without score */
+};
+struct kn_sample_args {
+    const float *logits; /* in KN_MEM_STAGING or KN_MEM_LOCAL, KN_ALIGN-aligned */
+    int32_t vocab;       /* V */
+    int32_t row_count;   /* R */
+    const struct kn_sample_row *rows;
+    struct kn_sampled *out; /* [R] in KN_MEM_STAGING */
+};
+void kn_sample(struct kn *kn, const struct kn_sample_args *a);
+/* Makes room for sampling from this vocabulary; before the first kn_sample of it. */
+MUST_USE enum status kn_sample_reserve(struct kn *kn, int32_t vocab, char *err);
 
 #ifdef __cplusplus
 }

@@ -108,6 +108,7 @@ static void *gpu_product(const struct kn_weight *w, int32_t T, const void *in, c
     kn_gemm(gpu, &(struct kn_gemm_args){w, bias, T, in, epilogue, out});
     void *got = staged ? test_malloc(bytes) : test_download(gpu, out, bytes);
     if (staged) {
+        kn_download(gpu, out, bytes);
         test_sync(gpu);
         memcpy(got, out, bytes);
     }

@@ -99,6 +99,7 @@ static void forward(struct rig *r, const int32_t *tokens, int32_t begin, int32_t
                          .rows = rows};
     eng_model_forward(r->model, &b, &r->kv);
     eng_model_logits(r->model, &b, r->logits);
+    kn_download(r->kn, r->logits, (size_t)b.row_count * (size_t)r->vocab * sizeof *r->logits);
     test_sync(r->kn);
 }
 

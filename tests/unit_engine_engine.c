@@ -89,6 +89,13 @@ static struct eng_request *make_request(const struct rig *r, uint32_t seed, int3
                                         .ignore_eos = true,
                                         .logprobs = -1,
                                         .prompt_logprobs = -1};
+    switch (seed % 6) { /* some are sampled by the backend, some here, some by turns */
+    case 1: q->sampling.repetition_penalty = 1.2f; break;
+    case 2: q->sampling.logprobs = (int32_t)(seed / 6 % 3); break;
+    case 5: q->sampling.min_tokens = 1 + (int32_t)(seed % 7); break;
+    case 4: q->sampling.presence_penalty = 0.5f; break;
+    default: break;
+    }
     return q;
 }
 
@@ -190,6 +197,47 @@ static void test_batch_invariance(void **state)
     compare_together(alone, 5, MANY, 64, 256); /* pages run out: preemption and recomputing */
     compare_together(alone, 64, 3, 64, 1);     /* an event ring of one */
     for (int i = 0; i < MANY; i++) free_request(alone[i]);
+}
+
+static bool holds_any(const int32_t *tokens, int32_t count, const int32_t *any, int32_t any_count)
+{
+    for (int32_t i = 0; i < count; i++)
+        for (int32_t k = 0; k < any_count; k++)
+            if (tokens[i] == any[k]) return true;
+    return false;
+}
+
+/* Asking for alternatives brings a request's logits to the host, min_tokens some of them: neither
+ * may change its text, sampled beside each other or not. */
+static void test_where_sampled_does_not_matter(void **state)
+{
+    (void)state;
+    enum { KINDS = 5, ANSWER = 40 };
+    struct rig r;
+    struct eng_request *q[KINDS];
+    enum eng_finish finishes[KINDS];
+    open_rig(&r, 64, KINDS, 128, KINDS, 256);
+    for (uint32_t seed = 0; seed < 12; seed += 6) {
+        for (int greedy = 0; greedy < 2; greedy++) {
+            for (int k = 0; k < KINDS; k++) {
+                q[k] = make_request(&r, seed, 30, ANSWER);
+                q[k]->sampling.temperature = greedy ? 0.f : 1.1f;
+                q[k]->sampling.logprobs = k == 1 ? 3 : k == 2 ? 0 : -1;
+                q[k]->sampling.min_tokens = k == 3 ? ANSWER / 2 : k == 4 ? 1 : 0;
+                submit(&r, q[k], (size_t)k);
+            }
+            run_to_end(&r, KINDS, finishes, NULL);
+            for (int k = 1; k < KINDS; k++) {
+                size_t bytes = ANSWER * sizeof(int32_t);
+                if (holds_any(q[0]->tokens + 30, ANSWER, r.limits.eos, r.limits.eos_count) &&
+                    k >= 3)
+                    continue; /* min_tokens masked what was drawn */
+                assert_memory_equal(q[k]->tokens + 30, q[0]->tokens + 30, bytes);
+            }
+            for (int k = 0; k < KINDS; k++) free_request(q[k]);
+        }
+    }
+    close_rig(&r);
 }
 
 static void test_queue_full_and_cancel(void **state)
@@ -383,9 +431,13 @@ static void test_steps_and_times(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_batch_invariance), cmocka_unit_test(test_queue_full_and_cancel),
-        cmocka_unit_test(test_stop_token),       cmocka_unit_test(test_prompt_scores),
-        cmocka_unit_test(test_stop_with_work),   cmocka_unit_test(test_steps_and_times),
+        cmocka_unit_test(test_batch_invariance),
+        cmocka_unit_test(test_where_sampled_does_not_matter),
+        cmocka_unit_test(test_queue_full_and_cancel),
+        cmocka_unit_test(test_stop_token),
+        cmocka_unit_test(test_prompt_scores),
+        cmocka_unit_test(test_stop_with_work),
+        cmocka_unit_test(test_steps_and_times),
         cmocka_unit_test(test_submit_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

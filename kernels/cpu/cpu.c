@@ -66,6 +66,11 @@ static enum status cpu_upload(struct kn *kn, void *dst, const void *src, size_t 
     return ST_OK;
 }
 
+static void cpu_download(struct kn *kn, void *staging, size_t bytes)
+{
+    (void)kn, (void)staging, (void)bytes; /* the host's memory as it is */
+}
+
 static enum status cpu_sync(struct kn *kn, char *err)
 {
     (void)kn, (void)err;
@@ -115,6 +120,7 @@ static void cpu_close(struct kn *kn)
 {
     struct kn_cpu *cpu = cpu_of(kn);
     size_t thread_count = (size_t)kn_pool_thread_count(cpu->pool);
+    kn_sampler_close(cpu->sampler);
     kn_pool_close(cpu->pool);
     unmap(cpu->scratch, thread_count * sizeof *cpu->scratch);
     free(cpu);
@@ -139,6 +145,7 @@ static const struct kn_backend backend = {
     .alloc = cpu_alloc,
     .free = cpu_free,
     .upload = cpu_upload,
+    .download = cpu_download,
     .sync = cpu_sync,
     .embed = kn_cpu_embed,
     .norm = kn_cpu_norm,
@@ -146,6 +153,8 @@ static const struct kn_backend backend = {
     .qkv = kn_cpu_qkv,
     .attention = kn_cpu_attention,
     .gather = kn_cpu_gather,
+    .sample = kn_cpu_sample,
+    .sample_reserve = kn_cpu_sample_reserve,
     .stream_read = kn_cpu_stream_read,
 };
 

@@ -28,6 +28,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/pool.h"
+#include "kernels/sample.h"
 
 enum {
     KN_CPU_GEMM_TOKENS = 48, /* tokens that share one conversion of a weight tile */
@@ -82,6 +83,8 @@ struct kn_cpu {
     const struct kn_cpu_isa *isa;
     struct kn_pool *pool;          /* owned */
     union kn_cpu_scratch *scratch; /* owned: [thread_count] */
+    struct kn_sampler *sampler;    /* owned; NULL before kn_sample_reserve */
+    int32_t sampler_vocab;
     _Atomic uint64_t stream_sum;   /* of the 64-bit words kn_stream_read has read, mod 2^64 */
     char name[64];
 };
@@ -109,6 +112,8 @@ void kn_cpu_attention(struct kn *kn, const struct kn_batch *batch,
                       const struct kn_attention_args *a);
 void kn_cpu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                    float *out);
+void kn_cpu_sample(struct kn *kn, const struct kn_sample_args *a);
+enum status kn_cpu_sample_reserve(struct kn *kn, int32_t vocab, char *err);
 void kn_cpu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* RMSNorm (mean not subtracted) of n elements: y = x * weight / sqrt(mean(x^2) + eps).  y may be x.
  */

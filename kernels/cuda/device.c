@@ -91,6 +91,7 @@ static const struct kn_backend backend = {
     .alloc = kn_cu_alloc,
     .free = kn_cu_free,
     .upload = kn_cu_upload,
+    .download = kn_cu_download,
     .sync = kn_cu_sync,
     .embed = kn_cu_embed,
     .norm = kn_cu_norm,
@@ -98,6 +99,8 @@ static const struct kn_backend backend = {
     .qkv = kn_cu_qkv,
     .attention = kn_cu_attention,
     .gather = kn_cu_gather,
+    .sample = kn_cu_sample,
+    .sample_reserve = kn_cu_sample_reserve,
     .stream_read = kn_cu_stream_read,
 };
 

@@ -5,8 +5,8 @@
  *     HOST     an anonymous mapping on 2 MB pages, touched by several threads, then registered:
  *              0.6 s for 4 GiB where cudaHostAlloc takes 1.3 s, and the same bandwidth
  *     PEER     cudaMalloc on the other GPU, with peer access from ours
- *     STAGING  pinned host memory, and device memory of the same size that kernels write; the
- *              operation that writes it ends with a copy to the host (step.c)
+ *     STAGING  pinned host memory, and device memory of the same size that products write;
+ *              kn_download copies from it to the host (step.c)
  *
  * Addresses are unified: what kn_alloc returns is the address kernels use, which is checked for
  * HOST.

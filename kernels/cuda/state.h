@@ -146,4 +146,8 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch,
 void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                   float *out);
 
+void kn_cu_download(struct kn *kn, void *staging, size_t bytes);
+void kn_cu_sample(struct kn *kn, const struct kn_sample_args *a);
+enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, char *err);
+
 #endif

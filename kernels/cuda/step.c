@@ -11,15 +11,17 @@
  * layout of cuda.h for its bucket; fp32 buffers are row after row.  Products of more than 256
  * tokens are one launch a chunk.
  *
- * Logits.  KN_EPI_F32 into KN_MEM_STAGING computes into the region's twin on the device and copies
- * the rows to the host behind it.
+ * Logits.  KN_EPI_F32 into KN_MEM_STAGING computes into the region's twin on the device; kn_sample
+ * reads it there, and kn_download copies to the host what it names.  The tokens kn_sample chose are
+ * written by the kernel into the host's memory itself.
  */
 #include <string.h>
 
 #include "config/check.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/cuda/small.h"
-#include "kernels/cuda/stream.h"
 #include "kernels/cuda/state.h"
+#include "kernels/cuda/stream.h"
 
 #define STAGE_BYTES ((size_t)8 << 20)
 
@@ -276,12 +278,48 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
         if (a->w->span[t].tile_count > 0 && !kn_cu_need_window(cu, t, a->w->span[t].base)) return;
     const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
     bool staged = r && r->mem == KN_MEM_STAGING;
+    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
+    CHECK(!staged || (char *)a->out + bytes <= r->base + r->bytes);
     char *out = staged ? r->twin + ((char *)a->out - r->base) : a->out;
     for (int32_t row = 0; row < a->row_count; row += KN_CU_TOKENS_MAX)
         if (!gemm_chunk(cu, a, out, row)) return;
-    if (!staged) return;
-    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
-    CHECK((char *)a->out + bytes <= r->base + r->bytes);
-    kn_cu_ok(cu, cudaMemcpyAsync(a->out, out, bytes, cudaMemcpyDeviceToHost, cu->stream),
+}
+
+/* --- results --- */
+
+void kn_cu_download(struct kn *kn, void *staging, size_t bytes)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    if (!kn_cu_begin(cu)) return;
+    const struct kn_cu_region *r = kn_cu_region_of(cu, staging);
+    CHECK(r && r->mem == KN_MEM_STAGING && (char *)staging + bytes <= r->base + r->bytes);
+    const char *from = r->twin + ((char *)staging - r->base);
+    kn_cu_ok(cu, cudaMemcpyAsync(staging, from, bytes, cudaMemcpyDeviceToHost, cu->stream),
              "to copy results");
+}
+
+void kn_cu_sample(struct kn *kn, const struct kn_sample_args *a)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    char err[ERR_CAP];
+    const struct kn_cu_region *r = kn_cu_region_of(cu, a->logits);
+    const struct kn_cu_region *to = kn_cu_region_of(cu, a->out);
+    const float *logits =
+        r && r->twin ? (const float *)(r->twin + ((const char *)a->logits - r->base)) : a->logits;
+    CHECK(to && to->mem == KN_MEM_STAGING);
+    CHECK((char *)(a->out + a->row_count) <= to->base + to->bytes);
+    if (kn_cu_begin(cu))
+        kn_cu_st(
+            cu,
+            kn_cu_sample_launch(logits, a->vocab, a->row_count, a->rows, a->out, cu->stream, err),
+            err);
+}
+
+enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, char *err)
+{
+    (void)kn;
+    if (vocab <= KN_CU_SAMPLE_VOCAB_MAX) return ST_OK;
+    return err_set(err, ST_UNSUPPORTED,
+                   "the GPU samples from at most %d tokens, not %d: give --device cpu",
+                   KN_CU_SAMPLE_VOCAB_MAX, vocab);
 }

@@ -48,19 +48,6 @@
  * a fence (waits for the epilogue's global stores); the poller as a second lane of the activation
  * warp (starved by its try_wait: round trips read 20 us instead of 5).
  *
- * Measured on an H200, the 129 GEMMs of a Llama-3.1-8B step in one graph, floor 3.20 ms (predicted
- * 0.93 of it at up to 8 tokens, 0.90 at 32): 0.86 at 1, 0.855 at 8, 0.84 at 16, 0.79 at 32, 0.70 at
- * 64, 0.51 at 128, 0.28 at 256; cuBLAS 0.82, 0.82, 0.81, 0.79, 0.77, 0.71, 0.55.  Weights of 16,384
- * rows and more run at 0.95 of the floor at up to 16 tokens; what is lost is lost where K is cut, 4
- * to 5 us a kernel: launch, first activations, exchange and residual follow one another while a ring
- * of 96 KB, all of it in flight, hides 2.7 us.  From 64 tokens on an SM's intake from L2 binds
- * (activations are half of the weights there, twice them at 256): the lever left is to multicast
- * activations within a cluster of row groups.
- * Tried and dropped: partial sums through a workspace in L2, reduced by last arrivers or by all (6
- * to 10 us a kernel: each fence, arrival and load is a round trip of a saturated memory system);
- * remote stores released by a fence (waits for the epilogue's global stores); the poller as a second
- * lane of the activation warp (starved by its try_wait: round trips read 20 us instead of 5).
- *
  * Sources: CUTLASS (swapped operands, split K), Marlin (fixed-order reduction); PTX ISA 9.0.
  */
 #ifndef DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
@@ -99,9 +86,9 @@ template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int TPW = RT / WG;                    /* tiles of a warpgroup */
     static constexpr int WARPS = WG * 4;                   /* consumer warps */
     static constexpr int THREADS = (WARPS + 3) * 32;
-    /* Up to 16 tokens two CTAs share an SM: the next kernel fills its ring while this one drains.
+    /* Up to 32 tokens two CTAs share an SM: the next kernel fills its ring while this one drains.
      * Above, one CTA takes it all. */
-    static constexpr int RESIDENT = TB <= 16 ? 2 : 1;
+    static constexpr int RESIDENT = TB <= 32 ? 2 : 1;
     static constexpr int SHARED = RESIDENT == 2 ? 113 * 1024 : 227 * 1024;
     static constexpr int X_ATOMS = TB <= 64 ? 2 : 1; /* atoms of an activation slot */
     static constexpr int X_BYTES = TB * 128 * X_ATOMS;
@@ -112,7 +99,7 @@ template <int TOKENS, int TILES> struct cu_gemm_shape {
     static constexpr int FRAGMENTS = RT * 4 * PIECE_N;
     static constexpr int EXCHANGE_BYTES = FRAGMENTS * 512;
     /* Activation slots for the blocks in flight, and one more; the rest is weights. */
-    static constexpr int X_SLOTS = TB >= 32 ? 4 : 6 / RT + 1;
+    static constexpr int X_SLOTS = TB >= 64 ? 4 : TB == 32 ? 3 : 6 / RT + 1;
     static constexpr int BARRIERS = 512;
     static constexpr int W_FIT =
         (SHARED - BARRIERS - X_SLOTS * X_BYTES - EXCHANGE_BYTES) / KN_BLOCK_BYTES;

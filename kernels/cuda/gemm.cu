@@ -113,12 +113,12 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
     CHECK(rows > 0 && cols > 0 && sm_count > 0);
     const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
     const bool few = bucket <= 16;
-    struct kn_cu_gemm_plan p = {bucket, few ? 1 : 2, 1, few ? 2 : 1, 0, 0};
+    struct kn_cu_gemm_plan p = {bucket, few ? 1 : 2, 1, bucket <= 32 ? 2 : 1, 0, 0};
     const int32_t cluster_max = kn_cu_gemm_cluster_max(bucket, p.group_tiles);
     const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
     if (groups < (few ? 2 : 1) * sm_count) {
-        int32_t wanted = 2;
-        while (groups * wanted * (few ? 2 : 4) <= sm_count) wanted *= 2;
+        int32_t wanted = bucket == 32 ? 4 : 2;
+        while (groups * wanted * (bucket <= 32 ? 2 : 4) <= sm_count) wanted *= 2;
         while (p.cluster < wanted && p.cluster < cluster_max && blocks >= p.cluster * 4)
             p.cluster *= 2;
         if (few) p.ctas_per_sm = 1;

@@ -30,57 +30,7 @@ int main(void)
 
 #else
 
-void *__libc_malloc(size_t);
-void *__libc_calloc(size_t, size_t);
-void *__libc_realloc(void *, size_t);
-void *__libc_memalign(size_t, size_t);
-void __libc_free(void *);
-
-static _Atomic long fail_at; /* 0: never; else counts down */
-static _Atomic long live, failures;
-
-static int fails(void)
-{
-    if (atomic_load(&fail_at) == 0 || atomic_fetch_sub(&fail_at, 1) != 1) return 0;
-    atomic_fetch_add(&failures, 1);
-    errno = ENOMEM;
-    return 1;
-}
-
-static void *counted(void *p)
-{
-    if (p) atomic_fetch_add(&live, 1);
-    return p;
-}
-
-void *malloc(size_t n)
-{
-    return fails() ? NULL : counted(__libc_malloc(n));
-}
-
-void *calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : counted(__libc_calloc(n, size));
-}
-
-void *realloc(void *p, size_t n)
-{
-    if (fails()) return NULL;
-    void *q = __libc_realloc(p, n);
-    if (!p) counted(q);
-    return q;
-}
-
-void *aligned_alloc(size_t alignment, size_t n)
-{
-    return fails() ? NULL : counted(__libc_memalign(alignment, n));
-}
-
-void free(void *p)
-{
-    if (p) atomic_fetch_sub(&live, 1);
-    __libc_free(p);
-}
+#include "tests/failing_malloc.h"
 
 /* Opens and closes the model; true where the failure was reached. */
 static int open_failing(struct kn *kn, const char *dir, enum eng_load_format format, long n,
@@ -91,20 +41,20 @@ static int open_failing(struct kn *kn, const char *dir, enum eng_load_format for
     struct eng_model_options opt = {.load_format = format, .tokens_max = 4, .rows_max = 4};
     char err[ERR_CAP] = "";
     if (off_tiers_open(kn, 4 << 20, NULL, &tiers, err)) fail_msg("%s", err);
-    long before = atomic_load(&live);
-    atomic_store(&failures, 0);
-    atomic_store(&fail_at, n);
+    long before = atomic_load(&control->live);
+    atomic_store(&control->failures, 0);
+    atomic_store(&control->countdown, n);
     *st = eng_model_open(kn, tiers, dir, &opt, &model, err);
-    atomic_store(&fail_at, 0);
+    atomic_store(&control->countdown, 0);
     if (*st) {
         assert_int_equal(*st, ST_NOMEM);
         assert_true(err[0]);
         assert_null(model);
     }
     eng_model_close(model);
-    assert_int_equal(atomic_load(&live), before);
+    assert_int_equal(atomic_load(&control->live), before);
     off_tiers_close(tiers);
-    return atomic_load(&failures) > 0;
+    return atomic_load(&control->failures) > 0;
 }
 
 static void every_allocation(void **state)

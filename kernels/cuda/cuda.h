@@ -25,7 +25,14 @@ extern "C" {
 
 #define KN_CU_TOKENS_MAX 256 /* tokens of one decode GEMM */
 
-/* The token bucket of T tokens, 1..256: 8, 16, 32, 64, 128 or 256. */
+/* The token bucket of T tokens, 1..256: 8, 16, 32, 64, 128 or 256.  kn_cu_bucket checks the
+ * range. */
+KN_CU_BOTH static inline int32_t kn_cu_bucket_of(int32_t tokens)
+{
+    int32_t bucket = 8;
+    while (bucket < tokens) bucket *= 2;
+    return bucket;
+}
 int32_t kn_cu_bucket(int32_t tokens);
 /* Bytes of an activation buffer of cols inputs for a bucket. */
 size_t kn_cu_act_bytes(int32_t bucket, int32_t cols);

@@ -61,9 +61,7 @@ static enum status cuda_failed(cudaError_t e, const char *what, char *err)
 extern "C" int32_t kn_cu_bucket(int32_t tokens)
 {
     CHECK(tokens >= 1 && tokens <= KN_CU_TOKENS_MAX);
-    int32_t bucket = 8;
-    while (bucket < tokens) bucket *= 2;
-    return bucket;
+    return kn_cu_bucket_of(tokens);
 }
 
 extern "C" size_t kn_cu_act_bytes(int32_t bucket, int32_t cols)

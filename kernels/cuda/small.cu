@@ -25,13 +25,6 @@
 #define CHUNK 8 /* bf16 elements in 16 bytes: what a thread takes at a time */
 #define THREADS_MAX 1024
 
-static __host__ __device__ inline int32_t bucket_of(int32_t tokens)
-{
-    int32_t bucket = 8;
-    while (bucket < tokens) bucket *= 2;
-    return bucket;
-}
-
 /* --- embed ------------------------------------------------------------------------------------ */
 
 /* Elements 8c..8c+7 of a row of a bf16 weight. */
@@ -140,7 +133,7 @@ static __global__ void __launch_bounds__(THREADS_MAX)
 
     const int32_t chunk_begin = token / KN_CU_TOKENS_MAX * KN_CU_TOKENS_MAX;
     const int32_t left = a.row_count - chunk_begin;
-    const int32_t bucket = bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
+    const int32_t bucket = kn_cu_bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
     const size_t padded = ((size_t)n + 127) / 128 * 128;
     uint8_t *y = (uint8_t *)a.y + (size_t)chunk_begin * padded * 2;
     for (int32_t c = threadIdx.x; c * CHUNK < (int32_t)padded; c += blockDim.x) {

@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/decode_attention.cuh"
+#include "kernels/cuda/launch.cuh"
 
 extern "C" {
 #include "config/check.h"
@@ -344,26 +345,20 @@ extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
     for (int32_t pages = args->split_pages; pages; pages /= 2) p.split_shift++;
     p.kv_heads = a->shape.kv_heads;
     p.cta_count = a->cta_count;
-    attention_plan<<<1, PLAN_THREADS, 0, (cudaStream_t)stream>>>(p);
-    attention_plan_done<<<1, 32, 0, (cudaStream_t)stream>>>();
-    return launched(cudaGetLastError(), "the attention plan", err);
+    const cu_launch plan_launch(1, PLAN_THREADS, 0, stream, false);
+    const cu_launch done_launch(1, 32, 0, stream, false);
+    cudaError_t e = cudaLaunchKernelEx(&plan_launch.config, attention_plan, p);
+    if (e == cudaSuccess) e = cudaLaunchKernelEx(&done_launch.config, attention_plan_done);
+    return launched(e, "the attention plan", err);
 }
 
 template <int ATOMS, int ROWS>
 static cudaError_t launch(const struct kn_cu_attention *a, cu_att_params &p, void *stream)
 {
     p.stages = ring_stages<ATOMS, ROWS>(p.group);
-    cudaLaunchAttribute dependent = {};
-    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    dependent.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(a->cta_count);
-    config.blockDim = dim3(cu_att_shape<ATOMS, ROWS>::THREADS);
-    config.dynamicSmemBytes = cu_att_shared_bytes<ATOMS, ROWS>(p.stages, p.group);
-    config.stream = (cudaStream_t)stream;
-    config.attrs = &dependent;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, sm90_bf16_decode_attention<ATOMS, ROWS>, p);
+    const cu_launch l(a->cta_count, cu_att_shape<ATOMS, ROWS>::THREADS,
+                      cu_att_shared_bytes<ATOMS, ROWS>(p.stages, p.group), stream);
+    return cudaLaunchKernelEx(&l.config, sm90_bf16_decode_attention<ATOMS, ROWS>, p);
 }
 
 extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "config/check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/decode_gemm.cuh"
 
 typedef void (*cu_gemm_kernel)(cu_gemm);
@@ -210,26 +211,8 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.windows = g.tier[0].group_count == plan->group_count ? NULL : a->windows;
     g.traffic = a->traffic;
 
-    cudaLaunchAttribute attributes[2] = {};
-    unsigned count = 0;
-    if (plan->cluster > 1) {
-        attributes[count].id = cudaLaunchAttributeClusterDimension;
-        attributes[count].val.clusterDim.x = (unsigned)plan->cluster;
-        attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-        count++;
-    }
-    if (a->dependent) {
-        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[count].val.programmaticStreamSerializationAllowed = 1;
-        count++;
-    }
-    cudaLaunchConfig_t c = {};
-    c.gridDim = dim3((unsigned)plan->grid);
-    c.blockDim = dim3((unsigned)v->threads);
-    c.dynamicSmemBytes = (size_t)v->shared_bytes;
-    c.stream = (cudaStream_t)stream;
-    c.attrs = attributes;
-    c.numAttrs = count;
-    cudaError_t e = cudaLaunchKernelEx(&c, v->kernel, g);
+    const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent,
+                      plan->cluster);
+    cudaError_t e = cudaLaunchKernelEx(&l.config, v->kernel, g);
     return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a decode GEMM", err);
 }

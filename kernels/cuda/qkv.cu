@@ -9,6 +9,7 @@
  */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/attention_plan.cuh"
 
 extern "C" {
@@ -184,16 +185,8 @@ extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
     p.group = s->q_heads / s->kv_heads;
     p.head_dim = s->head_dim;
     const int tasks = p.token_count * (p.q_heads + 2 * p.kv_heads);
-    cudaLaunchAttribute dependent = {};
-    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    dependent.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((tasks + QKV_WARPS - 1) / QKV_WARPS);
-    config.blockDim = dim3(QKV_WARPS * 32);
-    config.stream = (cudaStream_t)stream;
-    config.attrs = &dependent;
-    config.numAttrs = 1;
-    cudaError_t e = cudaLaunchKernelEx(&config, sm90_qkv_finish, p);
+    const cu_launch l((tasks + QKV_WARPS - 1) / QKV_WARPS, QKV_WARPS * 32, 0, stream);
+    cudaError_t e = cudaLaunchKernelEx(&l.config, sm90_qkv_finish, p);
     if (e == cudaSuccess) return ST_OK;
     return err_set(err, ST_DEVICE, "launching the QKV finish failed: %s", cudaGetErrorString(e));
 }

@@ -19,6 +19,7 @@
 
 #include "config/check.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small.h"
 
@@ -173,22 +174,10 @@ static __global__ void sm90_gather(const int32_t *rows, int32_t cols, const floa
 /* --- launches --------------------------------------------------------------------------------- */
 
 /* A CTA a row, a thread for each chunk of it. */
-struct launch {
-    cudaLaunchAttribute dependent;
-    cudaLaunchConfig_t config;
-
-    launch(int32_t rows, int32_t cols, void *stream) : dependent(), config()
-    {
-        const size_t threads = round_up(div_up((size_t)cols, CHUNK), 32);
-        dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        dependent.val.programmaticStreamSerializationAllowed = 1;
-        config.gridDim = dim3((unsigned)rows);
-        config.blockDim = dim3((unsigned)size_min(threads, THREADS_MAX));
-        config.stream = (cudaStream_t)stream;
-        config.attrs = &dependent;
-        config.numAttrs = 1;
-    }
-};
+static int threads_for(int32_t cols)
+{
+    return (int)size_min(round_up(div_up((size_t)cols, CHUNK), 32), THREADS_MAX);
+}
 
 static enum status launched(cudaError_t e, const char *what, char *err)
 {
@@ -200,7 +189,7 @@ static enum status launched(cudaError_t e, const char *what, char *err)
 extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
                                           const struct kn_embed_args *a, void *stream, char *err)
 {
-    const launch l(batch->token_count, a->table->cols, stream);
+    const cu_launch l(batch->token_count, threads_for(a->table->cols), 0, stream);
     const kn_weight none = {};
     CHECK(a->table->dtype == KN_BF16 && (!a->pos_table || a->pos_table->dtype == KN_BF16));
     return launched(cudaLaunchKernelEx(&l.config, sm90_embed, *a->table,
@@ -211,14 +200,14 @@ extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
 
 extern "C" enum status kn_cu_norm_launch(const struct kn_norm_args *a, void *stream, char *err)
 {
-    const launch l(a->row_count, a->cols, stream);
+    const cu_launch l(a->row_count, threads_for(a->cols), 0, stream);
     return launched(cudaLaunchKernelEx(&l.config, sm90_norm, *a), "norm", err);
 }
 
 extern "C" enum status kn_cu_gather_launch(const struct kn_batch *batch, int32_t cols,
                                            const float *x, float *out, void *stream, char *err)
 {
-    const launch l(batch->row_count, cols, stream);
+    const cu_launch l(batch->row_count, threads_for(cols), 0, stream);
     return launched(cudaLaunchKernelEx(&l.config, sm90_gather, batch->rows, cols, x, out), "gather",
                     err);
 }

@@ -53,31 +53,8 @@
 #ifndef DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
 #define DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
 
-#include "kernels/cuda/cuda.h"
-#include "kernels/cuda/ptx.cuh"
-
-/* A tier's tiles, and the groups that are read as its own: those with at least one of its tiles,
- * for tier 0 those with no other. */
-struct cu_gemm_tier {
-    const uint8_t *base;
-    int32_t tile_begin, tile_end;
-    int32_t group_begin, group_count;
-};
-
-/* What a launch needs; passed by value. */
-struct cu_gemm {
-    cu_gemm_tier tier[KN_TIER_MAX];
-    int32_t tile_count, blocks_per_tile;
-    int32_t cluster;     /* CTAs of a cluster */
-    int32_t rank_blocks; /* blocks of K of each rank; the last ranks may have fewer or none */
-    const uint8_t *x;
-    const float *bias;
-    void *out;
-    int32_t rows, tokens; /* N, T */
-    kn_epilogue epilogue;
-    const kn_cu_window *windows;
-    kn_cu_traffic *traffic;
-};
+#include "kernels/cuda/gemm_epilogue.cuh"
+#include "kernels/cuda/gemm_work.cuh"
 
 /* Constants of a bucket and group height. */
 template <int TOKENS, int TILES> struct cu_gemm_shape {
@@ -120,120 +97,6 @@ template <class S> struct cu_gemm_ring {
     uint32_t issue_clock[S::W_SLOTS];
     uint32_t landed; /* remote blocks the poller has seen land */
 };
-
-/* --- who computes what --- */
-
-/* The units (groups) of one cluster, in its order: remote ones (of at most one tier), then local
- * ones. */
-struct cu_work {
-    int32_t tier, window;                            /* of the remote units */
-    int32_t remote_begin, remote_step, remote_count; /* groups of that tier */
-    int32_t local_begin, local_count;                /* consecutive groups of tier 0 */
-    int32_t block_begin, block_count; /* of K, for this rank: the same for every unit */
-    int32_t remote_blocks;            /* this rank's blocks of remote units, absent tiles too */
-};
-
-/* Local units before cluster c, when the clusters [first[j], first[j + 1]) of tier j have weight
- * share[j] and the rest share[0].  In integers: a cluster's end must be its neighbour's begin. */
-PTX_INLINE int32_t cu_local_before(int32_t units, int32_t clusters,
-                                   const int32_t (&first)[KN_TIER_MAX + 1],
-                                   const int64_t (&share)[KN_TIER_MAX], int32_t c)
-{
-    int64_t before = share[0] * max(c - first[KN_TIER_MAX], 0);
-    int64_t all = share[0] * (clusters - first[KN_TIER_MAX]);
-#pragma unroll
-    for (int j = 1; j < KN_TIER_MAX; j++) {
-        before += share[j] * (min(max(c, first[j]), first[j + 1]) - first[j]);
-        all += share[j] * (first[j + 1] - first[j]);
-    }
-    return all > 0 ? (int32_t)((units * before + all / 2) / all)
-                   : (int32_t)((int64_t)units * c / clusters);
-}
-
-template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
-{
-    const int32_t clusters = gridDim.x / g.cluster, cluster = blockIdx.x / g.cluster;
-    const int32_t local = g.tier[0].group_count;
-    cu_work w = {};
-    w.block_begin = (int32_t)(blockIdx.x % g.cluster) * g.rank_blocks;
-    w.block_count = max(min(g.rank_blocks, g.blocks_per_tile - w.block_begin), 0);
-    if (!g.windows) {
-        w.local_begin = (int32_t)((int64_t)local * cluster / clusters);
-        w.local_count = (int32_t)((int64_t)local * (cluster + 1) / clusters) - w.local_begin;
-        return w;
-    }
-    /* Reading clusters of the remote tiers, side by side, and what each tier's part costs one of
-     * them in local blocks a rank.  Every tier still to come keeps a cluster: there are as many as
-     * units. */
-    int32_t first[KN_TIER_MAX + 1] = {0, 0}, tiers_left = 0;
-    float load[KN_TIER_MAX] = {};
-#pragma unroll
-    for (int j = 1; j < KN_TIER_MAX; j++) tiers_left += g.tier[j].group_count > 0;
-#pragma unroll
-    for (int j = 1; j < KN_TIER_MAX; j++) {
-        const int32_t units = g.tier[j].group_count;
-        int32_t readers = 0;
-        if (units > 0) {
-            const kn_cu_window window = g.windows[j];
-            const int32_t wanted = max(window.ctas, 1), in_flight = max(window.blocks, 1);
-            tiers_left--;
-            readers = min((wanted + g.cluster - 1) / g.cluster,
-                          min(units, clusters - first[j] - tiers_left));
-            load[j] = window.cost * (float)(units * g.rank_blocks * S::RT) / (float)readers;
-            if (cluster >= first[j] && cluster < first[j] + readers) {
-                w.tier = j;
-                /* The readers there are share the window of all that were wanted. */
-                w.window = min(max(in_flight * wanted / (readers * g.cluster), 1), S::W_SLOTS);
-                w.remote_begin = cluster - first[j];
-                w.remote_step = readers;
-                w.remote_count = (units - w.remote_begin + readers - 1) / readers;
-                w.remote_blocks = w.remote_count * w.block_count * S::RT;
-            }
-        }
-        first[j + 1] = first[j] + readers;
-    }
-    /* Level all clusters: those whose remote load is above the level get no local work. */
-    int64_t share[KN_TIER_MAX] = {};
-    bool over[KN_TIER_MAX] = {};
-#pragma unroll
-    for (int round = 1; round < KN_TIER_MAX; round++) {
-        float sum = (float)(local * g.rank_blocks * S::RT),
-              count = (float)(clusters - first[KN_TIER_MAX]);
-#pragma unroll
-        for (int j = 1; j < KN_TIER_MAX; j++)
-            if (!over[j]) {
-                sum += load[j] * (float)(first[j + 1] - first[j]);
-                count += (float)(first[j + 1] - first[j]);
-            }
-        const float level = count > 0.f ? sum / count : 0.f;
-        share[0] = (int64_t)(level * 256.f);
-#pragma unroll
-        for (int j = 1; j < KN_TIER_MAX; j++) {
-            over[j] |= load[j] >= level;
-            share[j] = over[j] ? 0 : (int64_t)((level - load[j]) * 256.f);
-        }
-    }
-    w.local_begin = cu_local_before(local, clusters, first, share, cluster);
-    w.local_count = cu_local_before(local, clusters, first, share, cluster + 1) - w.local_begin;
-    return w;
-}
-
-/* Unit i of a cluster: its group. */
-PTX_INLINE int32_t cu_gemm_group(const cu_gemm &g, const cu_work &w, int32_t i)
-{
-    return i < w.remote_count ? g.tier[w.tier].group_begin + w.remote_begin + i * w.remote_step
-                              : g.tier[0].group_begin + w.local_begin + i - w.remote_count;
-}
-
-/* The tier of a tile, or -1 beyond the last. */
-PTX_INLINE int32_t cu_gemm_tile_tier(const cu_gemm &g, int32_t tile)
-{
-    int32_t tier = -1;
-#pragma unroll
-    for (int j = 0; j < KN_TIER_MAX; j++)
-        if (tile >= g.tier[j].tile_begin && tile < g.tier[j].tile_end) tier = j;
-    return tier;
-}
 
 /* --- producers --- */
 
@@ -336,67 +199,6 @@ PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_work &w, cu_gemm_ring<
 }
 
 /* --- consumers --- */
-
-/* A warp fragment of the finished product: rows r and r + 8, tokens t and t + 1. */
-PTX_INLINE void cu_store_act(const cu_gemm &g, int tb, int t, int i, int stride, int limit, float v)
-{
-    uint8_t *out = (uint8_t *)g.out;
-    if (t >= g.tokens) return;
-    *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, i)) = __float2bfloat16(v);
-    /* The last tile also clears what the next GEMM's last block reads beyond the columns. */
-    for (int k = i + stride; k < limit; k += stride)
-        *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, k)) = __float2bfloat16(0.f);
-}
-
-/* What KN_EPI_ADD finds at the four outputs of a lane's fragment; zeros for the others. */
-PTX_INLINE float4 cu_gemm_old(const cu_gemm &g, int tile, int warp, int n, int lane)
-{
-    const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
-    float4 old = make_float4(0.f, 0.f, 0.f, 0.f);
-    if (g.epilogue != KN_EPI_ADD) return old;
-    const float *out = (const float *)g.out + (size_t)t * g.rows;
-    if (t < g.tokens && r0 < g.rows) old.x = out[r0];
-    if (t < g.tokens && r1 < g.rows) old.z = out[r1];
-    if (t + 1 < g.tokens && r0 < g.rows) old.y = out[g.rows + r0];
-    if (t + 1 < g.tokens && r1 < g.rows) old.w = out[g.rows + r1];
-    return old;
-}
-
-template <int TB>
-PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int lane, float4 v,
-                              float4 old)
-{
-    const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
-    const float b0 = g.bias && r0 < g.rows ? g.bias[r0] : 0.f,
-                b1 = g.bias && r1 < g.rows ? g.bias[r1] : 0.f;
-    const float r0t[2] = {v.x + b0, v.y + b0}, r1t[2] = {v.z + b1, v.w + b1};
-    const bool last = tile == g.tile_count - 1;
-    if (tile >= g.tile_count) return;
-    if (g.epilogue == KN_EPI_SWIGLU) {
-        /* r0 is a gate row, r1 its up row (kn_glu_row). */
-        const int i = tile * 32 + warp * 8 + (lane >> 2),
-                  limit = last ? (g.tile_count * 32 + 127) & ~127 : 0;
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-            cu_store_act(g, TB, t + j, i, 32, limit, r0t[j] / (1.f + __expf(-r0t[j])) * r1t[j]);
-    } else if (g.epilogue == KN_EPI_RELU) {
-        const int limit = last ? (g.tile_count * 64 + 127) & ~127 : 0;
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            cu_store_act(g, TB, t + j, r0, 64, limit, fmaxf(r0t[j], 0.f));
-            cu_store_act(g, TB, t + j, r1, 64, limit, fmaxf(r1t[j], 0.f));
-        }
-    } else {
-        const float o0[2] = {old.x, old.y}, o1[2] = {old.z, old.w};
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            if (t + j >= g.tokens) continue;
-            float *out = (float *)g.out + (size_t)(t + j) * g.rows;
-            if (r0 < g.rows) out[r0] = o0[j] + r0t[j];
-            if (r1 < g.rows) out[r1] = o1[j] + r1t[j];
-        }
-    }
-}
 
 /* Sums of one unit for the tiles of a warpgroup; n and m count the slots used so far. */
 template <class S>

@@ -73,6 +73,12 @@ static const struct option table[] = {
      "remote tiers, e.g. host:64GiB (on the CPU backend, a second arena)"},
     {"offload", REAL, AT(offload), 0, 1, "0", NULL,
      "share of the weights kept in the remote tiers"},
+    {"congestion-control", CHOICE, AT(congestion_control), 0, 0, "static", "off|static|adaptive",
+     "how remote bytes in flight are bounded; off: not at all, which stalls the GPU's own memory; "
+     "adaptive: not there yet"},
+    {"remote-window", TEXT, AT(remote_window), 0, 0, "", NULL,
+     "of static, in place of what fills the link: CTAs that read a tier x 16 KiB blocks in flight "
+     "each, e.g. host:16x1,peer:16x4"},
     {"host", TEXT, SERVE(host), 0, 0, "127.0.0.1", NULL, "address to listen on"},
     {"port", INT, SERVE(port), 0, 65535, "8000", NULL, "0: any free port"},
     {"port-file", TEXT, SERVE(port_file), 0, 0, "", NULL, "the port is written there once serving"},

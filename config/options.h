@@ -43,6 +43,8 @@ struct options {
     int64_t threads;
     char remote[OPT_STRING_CAP];
     double offload;
+    char congestion_control[12]; /* off, static, adaptive */
+    char remote_window[OPT_STRING_CAP];
     /* Server. */
     char host[256];
     int64_t port;

@@ -63,6 +63,7 @@ struct eng_engine {
     int32_t live_count;
     /* Where the thread's time goes: charge() adds what passed since turn_ns to one of the two. */
     uint64_t turn_ns, device_ns, host_ns;
+    uint64_t traffic_ns; /* of the device, since kn_traffic last told of more */
     bool broken; /* a step failed: the scheduler's plan was never committed, and it is not asked
                     again */
 
@@ -396,6 +397,25 @@ static void take_token(struct eng_engine *e, struct eng_request *r, const struct
         finish(e, r, ENG_FINISH_LENGTH, NULL);
 }
 
+/* The counters come a step late, or many together: device time is gathered until they change. Under
+ * `lock`. */
+static void count_traffic(struct eng_engine *e, uint64_t step_device_ns)
+{
+    struct kn_traffic now[KN_TIER_MAX];
+    bool changed = false;
+    e->traffic_ns += step_device_ns;
+    for (int t = 0; t < KN_TIER_MAX; t++) {
+        kn_traffic(e->kn, t, &now[t]);
+        changed |= now[t].bytes != e->stats.traffic[t].bytes;
+    }
+    if (!changed || e->traffic_ns == 0) return;
+    for (int t = 0; t < KN_TIER_MAX; t++)
+        e->stats.read_bytes_per_s[t] =
+            (double)(now[t].bytes - e->stats.traffic[t].bytes) / ((double)e->traffic_ns / 1e9);
+    memcpy(e->stats.traffic, now, sizeof now);
+    e->traffic_ns = 0;
+}
+
 static void count_step(struct eng_engine *e, const struct eng_plan *plan, uint64_t start_ns,
                        uint64_t prompt_tokens, uint64_t recomputed)
 {
@@ -406,6 +426,7 @@ static void count_step(struct eng_engine *e, const struct eng_plan *plan, uint64
     struct eng_stats *t = &e->stats;
     t->step_count++;
     t->step_ns_sum += now - start_ns;
+    count_traffic(e, e->device_ns - t->device_ns_sum);
     t->device_ns_sum = e->device_ns;
     t->host_ns_sum = e->host_ns;
     t->step_tokens_sum += (uint64_t)plan->token_count;

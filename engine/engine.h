@@ -111,6 +111,10 @@ struct eng_stats {
      * own time between (planning, batches, sampling, events), up to the last step's samples;
      * idle waits are in neither. */
     uint64_t device_ns_sum, host_ns_sum;
+    /* What steps read from each tier, and how fast as of the last reading: bytes over device time
+     * (kn_traffic). */
+    struct kn_traffic traffic[KN_TIER_MAX];
+    double read_bytes_per_s[KN_TIER_MAX];
     uint64_t step_tokens_sum;
     uint64_t step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
     uint64_t queue_ns_sum, queue_count;            /* submission to first step */

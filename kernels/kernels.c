@@ -137,6 +137,32 @@ enum status kn_sample_reserve(struct kn *kn, int32_t vocab, char *err)
     return kn->backend->sample_reserve(kn, vocab, err);
 }
 
+struct kn_window kn_window_default(enum kn_mem mem)
+{
+    switch (mem) {
+    case KN_MEM_HOST: return (struct kn_window){16, 1, 91};
+    case KN_MEM_PEER: return (struct kn_window){16, 4, 12.5f};
+    case KN_MEM_LOCAL:
+    case KN_MEM_STAGING: break;
+    }
+    return (struct kn_window){KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND, 1};
+}
+
+void kn_set_window(struct kn *kn, int tier, const struct kn_window *w)
+{
+    CHECK(tier >= 1 && tier < KN_TIER_MAX);
+    CHECK(w->ctas >= 1 && w->ctas <= KN_WINDOW_NO_BOUND);
+    CHECK(w->blocks >= 1 && w->blocks <= KN_WINDOW_NO_BOUND);
+    CHECK(w->cost >= 0 && w->cost < 1e6f);
+    kn->backend->set_window(kn, tier, w);
+}
+
+void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out)
+{
+    CHECK(tier >= 0 && tier < KN_TIER_MAX);
+    kn->backend->traffic(kn, tier, out);
+}
+
 void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes)
 {
     CHECK((uintptr_t)ptr % KN_ALIGN == 0 && bytes % KN_ALIGN == 0);

@@ -204,6 +204,45 @@ void kn_download(struct kn *kn, void *staging, size_t bytes);
 /* Waits for everything issued; ST_DEVICE where any of it failed, and ever after. */
 MUST_USE enum status kn_sync(struct kn *kn, char *err);
 
+/* --- remote tiers -------------------------------------------------------------------------------
+ */
+
+/* How kernels read a remote tier.  Too many remote bytes in flight stall the GPU's own memory (17
+ * MB of them over PCIe make it a hundred times slower), so a kernel reads a remote tier with up to
+ * `ctas` CTAs (one or two an SM) that keep up to `blocks` blocks of KN_BLOCK_BYTES in flight each;
+ * where fewer CTAs have remote work, they share the window of all.  `ctas` of at least the kernel's
+ * grid means no roles: every CTA reads what falls to it, `blocks` deep.  Results are the same for
+ * every window. */
+struct kn_window {
+    int32_t ctas, blocks; /* 1..KN_WINDOW_NO_BOUND */
+    /* Local bytes that HBM delivers in the time this tier's link takes for one: work is dealt so
+     * that both are done at the same time. */
+    float cost;
+};
+#define KN_WINDOW_NO_BOUND 65536 /* more than any GPU has CTAs, or a CTA blocks */
+
+/* What just fills the link while HBM streams, as measured on an H200 (PCIe 5: 256 KB in flight;
+ * NVLink: 1 MB).  KN_MEM_LOCAL stands for a tier in tests: no bound, no cost. */
+struct kn_window kn_window_default(enum kn_mem mem);
+/* Sets the window of remote tier `tier` (1..KN_TIER_MAX - 1): operations issued later obey it.  Not
+ * while a step is under way: after kn_sync.  A tier that was given none has the default of its
+ * memory.  The CPU backend, which reads every tier with the same loads, checks and ignores it. */
+void kn_set_window(struct kn *kn, int tier, const struct kn_window *window);
+
+/* What operations read from a tier, since the backend was opened.  On CUDA: blocks of weights and
+ * of KV, as the copies that were issued, and the round trips of remote copies, from issue to the
+ * last byte's landing.  On the CPU: bytes of the weights that products read, by where they lie; no
+ * round trips. */
+struct kn_traffic {
+    uint64_t bytes;
+    uint64_t trip_count, trip_ns_sum;  /* remote copies, and the sum of their round trips */
+    uint64_t trip_ns_min, trip_ns_max; /* of the latest stretch between two kn_sync that had any; 0
+                                          where none had */
+};
+/* As of the kn_sync before the last (where no remote tier is in use, of one up to 64 earlier).
+ * Costs nothing: kn_sync reads the counters beside the computation. */
+void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out);
+
 /* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes
  * between operations, in the backend's own element type and order (CPU: fp32, row after row; CUDA:
  * kernels/cuda/cuda.h).  kn_act_bytes is what [T,cols] needs for every T up to rows. */

@@ -39,6 +39,7 @@
 /* The engine's counters when a step was over, and when that was. */
 struct mark {
     uint64_t ns, device_ns, host_ns;
+    struct kn_traffic traffic[KN_TIER_MAX];
 };
 
 struct bench {
@@ -126,7 +127,8 @@ static void on_wake(void *user)
         eng_stats(b->machine.engine, &t);
         if (t.step_count > marked) { /* else woken amid a step, or idle */
             CHECK(marked < b->mark_max);
-            b->marks[marked] = (struct mark){now, t.device_ns_sum, t.host_ns_sum};
+            b->marks[marked] = (struct mark){now, t.device_ns_sum, t.host_ns_sum, {{0}}};
+            memcpy(b->marks[marked].traffic, t.traffic, sizeof t.traffic);
             atomic_store(&b->marked, marked + 1);
         }
     }
@@ -246,6 +248,28 @@ static void find_times(const struct bench *b, struct srv_bench_result *r)
     r->device_s = (double)(to->device_ns - from->device_ns) / (double)count / 1e9;
 }
 
+/* What the steady steps' kernels counted; their counters come a step late, so the first and the
+ * last step are the neighbours' where these differ. */
+static void find_trips(const struct bench *b, struct srv_bench_result *r)
+{
+    uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
+    for (int t = 0; t < r->bandwidth.tier_count; t++) {
+        const struct kn_traffic *from = &b->marks[begin].traffic[t];
+        const struct kn_traffic *to = &b->marks[begin + count].traffic[t];
+        struct srv_bench_trips *trips = &r->trips[t];
+        r->counted_bytes[t] = (double)(to->bytes - from->bytes) / (double)count;
+        trips->count = to->trip_count - from->trip_count;
+        if (!trips->count) continue;
+        trips->mean_s = (double)(to->trip_ns_sum - from->trip_ns_sum) / (double)trips->count / 1e9;
+        trips->min_s = INFINITY;
+        for (uint64_t i = begin + 1; i <= begin + count; i++) {
+            const struct kn_traffic *step = &b->marks[i].traffic[t];
+            trips->min_s = fmin(trips->min_s, (double)step->trip_ns_min / 1e9);
+            trips->max_s = fmax(trips->max_s, (double)step->trip_ns_max / 1e9);
+        }
+    }
+}
+
 static void find_floor(const struct bench *b, struct srv_bench_result *r)
 {
     struct eng_traffic t;
@@ -281,6 +305,7 @@ static enum status measure(struct bench *b, struct srv_bench_result *r, char *er
         return st;
     find_times(b, r);
     find_floor(b, r);
+    find_trips(b, r);
     return ST_OK;
 }
 

@@ -7,6 +7,7 @@
 #include "config/buf.h"
 #include "config/check.h"
 #include "config/version.h"
+#include "offload/window.h"
 
 #define PATH_CAP (OPT_STRING_CAP + 8)
 #define JSON_BYTES_MAX 65536
@@ -99,7 +100,42 @@ static double tier_s(const struct srv_bench_result *r, int tier)
     return (double)r->step_bytes[tier] / r->bandwidth.read_bytes_per_s[tier];
 }
 
+/* What a tier delivered: the bytes a steady step must read over its time. */
+static double achieved_bytes_per_s(const struct srv_bench_result *r, int tier)
+{
+    return (double)r->step_bytes[tier] / r->stats.steady_tpot_s;
+}
+
+static void window_text(const struct kn_window *w, char out[32])
+{
+    if (w->ctas == 0) snprintf(out, 32, "-");
+    else if (off_window_bytes(w) == UINT64_MAX) snprintf(out, 32, "none");
+    else snprintf(out, 32, "%dx%d", w->ctas, w->blocks);
+}
+
 /* --- for people ------------------------------------------------------------------------------- */
+
+/* How each tier was read in steady steps. */
+static void print_reading(const struct srv_machine *m, const struct srv_bench_result *r)
+{
+    printf("\n%-8s %12s %12s %9s %12s   %33s\n", "", "", "of what was", "", "counted",
+           "round trip (us)");
+    printf("%-8s %12s %12s %9s %12s %12s %10s %10s\n", "tier", "got GB/s", "probed", "window", "MB",
+           "mean", "least", "largest");
+    for (int t = 0; t < r->bandwidth.tier_count; t++) {
+        const struct srv_bench_trips *trips = &r->trips[t];
+        char window[32];
+        window_text(&m->window[t], window);
+        printf("%-8s %12.3f %12.3f %9s %12.3f", off_tier_name(m->tiers, t),
+               achieved_bytes_per_s(r, t) / 1e9,
+               achieved_bytes_per_s(r, t) / r->bandwidth.read_bytes_per_s[t], window,
+               r->counted_bytes[t] / 1e6);
+        if (trips->count)
+            printf(" %12.2f %10.2f %10.2f\n", trips->mean_s * 1e6, trips->min_s * 1e6,
+                   trips->max_s * 1e6);
+        else printf(" %12s %10s %10s\n", "-", "-", "-");
+    }
+}
 
 void srv_bench_print(const struct options *o, const struct srv_machine *m,
                      const struct srv_bench_result *r)
@@ -109,9 +145,9 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
     char date[32];
     date_text(r->unix_s, date);
     printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn), date);
-    printf("%s (%s), weights %s, KV %s, offload %g%s%s\n", o->model_dir, info->architecture,
-           kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype), o->offload,
-           o->remote[0] ? " to " : "", o->remote);
+    printf("%s (%s), weights %s, KV %s, offload %g%s%s, congestion control %s\n", o->model_dir,
+           info->architecture, kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype), o->offload,
+           o->remote[0] ? " to " : "", o->remote, o->congestion_control);
     printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
            (long long)o->batch, (long long)o->input_len, (long long)o->output_len,
            (long long)o->max_num_batched_tokens);
@@ -123,6 +159,7 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
                r->bandwidth.read_bytes_per_s[t] / 1e9, (double)r->weight_bytes[t] / 1e6,
                (double)r->kv_bytes[t] / 1e6, (double)r->step_bytes[t] / 1e6, tier_s(r, t) * MS,
                t == r->floor_tier ? "  <- the floor" : "");
+    print_reading(m, r);
     list_all(o, r, &l);
     for (size_t i = 0; i < l.count; i++) {
         const struct figure *f = &l.at[i];
@@ -147,6 +184,23 @@ static void put_number(struct buf *b, const char *key, double value)
     buf_printf(b, ",\n  \"%s\": %.12g", key, value);
 }
 
+static void put_reading(struct buf *b, const struct kn_window *w, const struct srv_bench_result *r,
+                        int tier)
+{
+    const struct srv_bench_trips *trips = &r->trips[tier];
+    buf_printf(b, ", \"achieved_bytes_per_s\": %.12g, \"step_counted_bytes\": %.12g",
+               achieved_bytes_per_s(r, tier), r->counted_bytes[tier]);
+    if (w->ctas && off_window_bytes(w) != UINT64_MAX)
+        buf_printf(b, ", \"window_ctas\": %d, \"window_blocks\": %d", w->ctas, w->blocks);
+    if (trips->count)
+        buf_printf(b,
+                   ", \"round_trip_count\": %llu, \"round_trip_mean_us\": %.6g, "
+                   "\"round_trip_min_us\": %.6g, \"round_trip_max_us\": %.6g",
+                   (unsigned long long)trips->count, trips->mean_s * 1e6, trips->min_s * 1e6,
+                   trips->max_s * 1e6);
+    buf_putc(b, '}');
+}
+
 static void put_tiers(struct buf *b, const struct srv_machine *m, const struct srv_bench_result *r)
 {
     buf_puts(b, ",\n  \"tiers\": [");
@@ -159,8 +213,9 @@ static void put_tiers(struct buf *b, const struct srv_machine *m, const struct s
                    (unsigned long long)off_tier_capacity(m->tiers, t));
         buf_printf(b, ", \"step_weight_bytes\": %llu, \"step_kv_bytes\": %llu",
                    (unsigned long long)r->weight_bytes[t], (unsigned long long)r->kv_bytes[t]);
-        buf_printf(b, ", \"step_bytes\": %llu, \"step_at_least_ms\": %.12g}",
+        buf_printf(b, ", \"step_bytes\": %llu, \"step_at_least_ms\": %.12g",
                    (unsigned long long)r->step_bytes[t], tier_s(r, t) * MS);
+        put_reading(b, &m->window[t], r, t);
     }
     buf_puts(b, "\n  ]");
 }
@@ -184,6 +239,8 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     put_text(b, "kv_cache_dtype", kn_dtype_name(m->kv.dtype));
     put_text(b, "remote", o->remote);
     put_number(b, "offload_ratio", o->offload);
+    put_text(b, "congestion_control", o->congestion_control);
+    put_text(b, "remote_window", o->remote_window);
     put_number(b, "seed", (double)o->seed);
     put_number(b, "parameter_count", (double)info->parameter_count);
     put_number(b, "batch_sequences", (double)o->batch);

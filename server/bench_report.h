@@ -12,11 +12,20 @@
 #include "server/bench_stats.h"
 #include "server/startup.h"
 
+/* Round trips of remote copies in the steady steps; none where count is 0. */
+struct srv_bench_trips {
+    uint64_t count;
+    double mean_s, min_s, max_s;
+};
+
 struct srv_bench_result {
     int64_t unix_s; /* when it began */
     struct off_bandwidth bandwidth;
     /* Of a steady step, by tier. */
     uint64_t step_bytes[KN_TIER_MAX], weight_bytes[KN_TIER_MAX], kv_bytes[KN_TIER_MAX];
+    /* Read by a steady step as the kernels counted, padding and all; 0 where they do not. */
+    double counted_bytes[KN_TIER_MAX];
+    struct srv_bench_trips trips[KN_TIER_MAX];
     double floor_s;          /* of a step */
     int floor_tier;          /* the tier that decides it */
     double device_s, host_s; /* of a step: from issue to sync, and the engine's own */

@@ -1,6 +1,7 @@
 /* metrics.c - see metrics.h. */
 #include "server/metrics.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "config/check.h"
@@ -131,6 +132,52 @@ static void put_own(struct buf *out, const struct srv_metrics *m)
 #undef X
 }
 
+static void put_tier_value(struct buf *out, const char *family, const char *tier, double value)
+{
+    buf_printf(out, "dakd_%s{tier=", family);
+    put_label(out, tier);
+    if (isinf(value)) buf_puts(out, "} +Inf\n");
+    else buf_printf(out, "} %.17g\n", value);
+}
+
+static double window_bytes(const struct srv_tier *tier)
+{
+    return tier->window_bytes == UINT64_MAX ? INFINITY : (double)tier->window_bytes;
+}
+
+/* How the tiers are read: tier 0 has neither window nor round trips. */
+static void put_reading(struct buf *out, const struct srv_metrics_view *v)
+{
+    static const struct {
+        const char *name, *type, *help;
+        bool remote;
+    } families[] = {
+        {"tier_read_bytes_total", "counter", "Bytes that steps read from a memory tier.", false},
+        {"tier_read_bandwidth_bytes_per_second", "gauge",
+         "Bytes read from a memory tier over the device time of the latest steps.", false},
+        {"tier_window_bytes", "gauge", "Bytes in flight from a remote tier, at most.", true},
+        {"tier_round_trips_total", "counter", "Copies from a remote tier that were timed.", true},
+        {"tier_round_trip_seconds_total", "counter",
+         "Sum of their round trips, from issue to landing.", true},
+        {"tier_round_trip_min_seconds", "gauge", "Least round trip of the latest step.", true},
+        {"tier_round_trip_max_seconds", "gauge", "Largest round trip of the latest step.", true}};
+    for (size_t f = 0; f < ARRAY_COUNT(families); f++) {
+        if (families[f].remote && v->tier_count < 2) continue;
+        put_family(out, families[f].name, families[f].type, families[f].help);
+        for (int t = families[f].remote; t < v->tier_count; t++) {
+            const struct kn_traffic *r = &v->engine->traffic[t];
+            const double values[] = {(double)r->bytes,
+                                     v->engine->read_bytes_per_s[t],
+                                     window_bytes(&v->tiers[t]),
+                                     (double)r->trip_count,
+                                     (double)r->trip_ns_sum * 1e-9,
+                                     (double)r->trip_ns_min * 1e-9,
+                                     (double)r->trip_ns_max * 1e-9};
+            put_tier_value(out, families[f].name, v->tiers[t].name, values[f]);
+        }
+    }
+}
+
 static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
 {
     const struct eng_sched_stats *s = &v->engine->sched;
@@ -150,6 +197,7 @@ static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
             buf_printf(out, "} %llu\n", (unsigned long long)values[f]);
         }
     }
+    put_reading(out, v);
     put_gauge(out, "kv_page_bytes", "Size of one KV page.", (double)v->kv_page_bytes);
 }
 

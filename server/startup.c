@@ -6,6 +6,7 @@
 
 #include "config/check.h"
 #include "config/log.h"
+#include "offload/window.h"
 
 #define GIB 1073741824.0
 /* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more.
@@ -191,6 +192,20 @@ static enum status choose_pages(const struct options *o, const struct kn_kv *kv,
     return ST_OK;
 }
 
+static enum status set_windows(const struct options *o, const struct off_remote *remote,
+                               const struct budget *b, struct srv_machine *m, char *err)
+{
+    enum status st =
+        off_windows_read(o->congestion_control, o->remote_window, remote, m->window, err);
+    if (st) return st;
+    for (int t = 1; t <= remote->count; t++) kn_set_window(m->kn, t, &m->window[t]);
+    if (!b->gpu && remote->count && (*o->remote_window || strcmp(o->congestion_control, "static")))
+        log_warn("startup",
+                 "--congestion-control and --remote-window are of the GPU's kernels, and "
+                 "the CPU computes");
+    return ST_OK;
+}
+
 /* Local memory for the share that stays, norms and all, and the KV pool; refused before anything is
  * read. */
 static enum status open_tiers(const struct options *o, const struct eng_model_info *info,
@@ -199,7 +214,7 @@ static enum status open_tiers(const struct options *o, const struct eng_model_in
 {
     struct off_remote remote;
     enum status st = off_remote_parse(o->remote, &remote, err);
-    if (st) return st;
+    if (st || (st = set_windows(o, &remote, b, m, err))) return st;
     if (o->offload > 0 && remote.count == 0)
         return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE",
                        o->offload);
@@ -239,6 +254,14 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
                  off_tier_name(m->tiers, t), (double)eng_model_tier_bytes(m->model, t) / GIB,
                  (double)off_tier_used(m->tiers, t) / GIB,
                  (double)off_tier_capacity(m->tiers, t) / GIB);
+    for (int t = 1; t < off_tiers_count(m->tiers); t++)
+        if (off_window_bytes(&m->window[t]) == UINT64_MAX)
+            log_info("startup", "tier %s: read with no bound on bytes in flight",
+                     off_tier_name(m->tiers, t));
+        else
+            log_info("startup", "tier %s: read by %d CTAs with %d blocks in flight each, %g KiB",
+                     off_tier_name(m->tiers, t), m->window[t].ctas, m->window[t].blocks,
+                     (double)off_window_bytes(&m->window[t]) / 1024);
     log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
              m->page_count, KN_PAGE_TOKENS,
              (double)m->page_count * (double)kn_kv_page_bytes(&m->kv) / GIB, m->model_len_max);

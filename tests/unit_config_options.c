@@ -56,6 +56,8 @@ static void test_defaults(void **state)
     assert_true(o.shutdown_timeout == 30.0);
     assert_int_equal(o.max_body_bytes, 32u << 20);
     assert_string_equal(o.device, "auto");
+    assert_string_equal(o.congestion_control, "static");
+    assert_string_equal(o.remote_window, "");
     assert_true(o.gpu_memory_utilization == 0.0); /* not given */
 }
 
@@ -105,6 +107,7 @@ static void test_bad_flags(void **state)
         {"m", "n"},
         {"m", "--offload", "1.1"},
         {"m", "--device", "tpu"},
+        {"m", "--congestion-control", "on"},
         {"m", "--gpu-memory-utilization", "1.01"},
         {"m", "--offload", "nan"},
         {"m", "--offload", "inf"},

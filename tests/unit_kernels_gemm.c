@@ -213,13 +213,55 @@ static void test_swiglu_over_the_range(void **state)
     }
 }
 
+/* A product counts the bytes of its weight by tier, and a window changes nothing but is taken. */
+static void test_traffic_by_tier(void **state)
+{
+    (void)state;
+    enum { T = 3, N = 200, K = 300 };
+    struct kn *kn = test_open(2, NULL);
+    struct test_weight t = test_weight_make(KN_BF16, N, K, 1, NULL);
+    float *in = test_floats(T * K), *out = test_poisoned(T * N), *again = test_poisoned(T * N);
+    struct kn_gemm_args a = {&t.w, NULL, T, in, KN_EPI_F32, out};
+    struct kn_traffic traffic;
+    uint64_t sum = 0;
+    kn_gemm(kn, &a);
+    kn_set_window(kn, 1, &(struct kn_window){1, 1, 1});
+    kn_set_window(kn, 1, &(struct kn_window){KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND, 91});
+    a.out = again;
+    kn_gemm(kn, &a);
+    check_rows_equal(again, out, T, N);
+    for (int i = 0; i < KN_TIER_MAX; i++) {
+        kn_traffic(kn, i, &traffic);
+        assert_int_equal(traffic.bytes,
+                         2 * (uint64_t)t.w.span[i].tile_count * kn_weight_tile_bytes(&t.w));
+        assert_int_equal(traffic.trip_count, 0);
+        sum += traffic.bytes;
+    }
+    assert_int_equal(sum, 2 * 4 * kn_weight_tile_bytes(&t.w));
+    assert_true(t.w.span[0].tile_count > 0 && t.w.span[2].tile_count > 0);
+    free(in), free(out), free(again);
+    test_weight_free(&t);
+    kn_close(kn);
+}
+
+static void test_default_windows(void **state)
+{
+    (void)state;
+    const struct kn_window host = kn_window_default(KN_MEM_HOST);
+    const struct kn_window peer = kn_window_default(KN_MEM_PEER);
+    assert_int_equal(host.ctas * host.blocks * KN_BLOCK_BYTES, 256 << 10);
+    assert_int_equal(peer.ctas * peer.blocks * KN_BLOCK_BYTES, 1 << 20);
+    assert_int_equal(kn_window_default(KN_MEM_LOCAL).ctas, KN_WINDOW_NO_BOUND);
+}
+
 int main(void)
 {
     test_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matches_fp64),           cmocka_unit_test(test_epilogues_match_fp64),
         cmocka_unit_test(test_rows_are_bitwise_equal), cmocka_unit_test(test_neighbours_do_not_mix),
-        cmocka_unit_test(test_swiglu_over_the_range),
+        cmocka_unit_test(test_swiglu_over_the_range),  cmocka_unit_test(test_traffic_by_tier),
+        cmocka_unit_test(test_default_windows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

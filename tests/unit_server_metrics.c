@@ -141,7 +141,7 @@ static void read_page(struct page *p, char *text)
 
 static struct srv_metrics metrics;
 static struct eng_stats stats;
-static const struct srv_tier tiers[] = {{"hbm", 100, 1000}, {"ho\"st\\\n", 50, 500}};
+static const struct srv_tier tiers[] = {{"hbm", 100, 1000, 0}, {"ho\"st\\\n", 50, 500, 262144}};
 static const struct srv_route routes[] = {{"GET", "/metrics", NULL},
                                           {"POST", "/v1/completions", NULL}};
 static const struct srv_http_route_stats route_stats[] = {{.responses = {0, 5, 0, 0, 0, 0}},
@@ -215,6 +215,13 @@ static void test_values(void **state)
                                            .pages_used = {3, 1},
                                            .pages_total = {6, 2},
                                            .preempt_count = 9};
+    stats.traffic[0].bytes = 1000;
+    stats.traffic[1] = (struct kn_traffic){.bytes = 32768,
+                                           .trip_count = 2,
+                                           .trip_ns_sum = 3000,
+                                           .trip_ns_min = 1000,
+                                           .trip_ns_max = 2000};
+    stats.read_bytes_per_s[1] = 5e9;
     stats.step_tokens_bucket[1] = 2;
     stats.step_tokens_bucket[ENG_STEP_BUCKETS - 1] = 1;
     srv_histogram_observe(&metrics.ttft, 0.001); /* a bound belongs to its bucket */
@@ -240,6 +247,16 @@ static void test_values(void **state)
     assert_true(sample(t, "dakd_iteration_tokens_total_sum") == 30);
     assert_true(sample(t, "dakd_tier_kv_pages_used{tier=\"hbm\"}") == 3);
     assert_true(sample(t, "dakd_tier_weight_bytes{tier=\"ho\\\"st\\\\\\n\"}") == 50);
+    assert_true(sample(t, "dakd_tier_read_bytes_total{tier=\"hbm\"}") == 1000);
+#define REMOTE "{tier=\"ho\\\"st\\\\\\n\"}"
+    assert_true(sample(t, "dakd_tier_read_bytes_total" REMOTE) == 32768);
+    assert_true(sample(t, "dakd_tier_read_bandwidth_bytes_per_second" REMOTE) == 5e9);
+    assert_true(sample(t, "dakd_tier_window_bytes" REMOTE) == 262144);
+    assert_true(sample(t, "dakd_tier_round_trips_total" REMOTE) == 2);
+    assert_true(fabs(sample(t, "dakd_tier_round_trip_seconds_total" REMOTE) - 3e-6) < 1e-12);
+    assert_true(fabs(sample(t, "dakd_tier_round_trip_min_seconds" REMOTE) - 1e-6) < 1e-12);
+    assert_true(fabs(sample(t, "dakd_tier_round_trip_max_seconds" REMOTE) - 2e-6) < 1e-12);
+    assert_null(strstr(t, "dakd_tier_window_bytes{tier=\"hbm\"}")); /* local: no window */
     assert_true(sample(t, "dakd_http_responses_total{method=\"POST\",route=\"/v1/completions\","
                           "code=\"499\"}") == 2);
     assert_true(sample(t, "dakd_http_responses_total{method=\"\",route=\"other\",code=\"4xx\"}") ==
@@ -247,9 +264,35 @@ static void test_values(void **state)
     free(t);
 }
 
+/* A tier with no bound says so, and a machine without remote tiers has no families of theirs. */
+static void test_windows(void **state)
+{
+    struct srv_tier unbounded[2] = {{"hbm", 1, 2, 0}, {"host", 1, 2, UINT64_MAX}};
+    struct srv_metrics_view view = {.own = &metrics,
+                                    .engine = &stats,
+                                    .tiers = unbounded,
+                                    .tier_count = 2,
+                                    .model_name = "m",
+                                    .version = "1",
+                                    .commit = "c"};
+    struct buf b;
+    (void)state;
+    buf_init(&b, 1 << 20);
+    srv_metrics_format(&view, &b);
+    assert_non_null(strstr(b.data, "dakd_tier_window_bytes{tier=\"host\"} +Inf\n"));
+    buf_deinit(&b);
+    buf_init(&b, 1 << 20);
+    view.tier_count = 1;
+    srv_metrics_format(&view, &b);
+    assert_null(strstr(b.data, "dakd_tier_window_bytes"));
+    assert_non_null(strstr(b.data, "dakd_tier_read_bytes_total{tier=\"hbm\"}"));
+    buf_deinit(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_valid_exposition),
-                                       cmocka_unit_test(test_values)};
+                                       cmocka_unit_test(test_values),
+                                       cmocka_unit_test(test_windows)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

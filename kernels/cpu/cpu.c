@@ -77,6 +77,16 @@ static enum status cpu_sync(struct kn *kn, char *err)
     return ST_OK;
 }
 
+static void cpu_set_window(struct kn *kn, int tier, const struct kn_window *window)
+{
+    (void)kn, (void)tier, (void)window; /* loads are loads, whichever tier they are from */
+}
+
+static void cpu_traffic(struct kn *kn, int tier, struct kn_traffic *out)
+{
+    *out = (struct kn_traffic){.bytes = cpu_of(kn)->tier_bytes[tier]};
+}
+
 static size_t cpu_act_bytes(const struct kn *kn, int32_t rows, int32_t cols)
 {
     (void)kn;
@@ -155,6 +165,8 @@ static const struct kn_backend backend = {
     .gather = kn_cpu_gather,
     .sample = kn_cpu_sample,
     .sample_reserve = kn_cpu_sample_reserve,
+    .set_window = cpu_set_window,
+    .traffic = cpu_traffic,
     .stream_read = kn_cpu_stream_read,
 };
 

@@ -85,7 +85,8 @@ struct kn_cpu {
     union kn_cpu_scratch *scratch; /* owned: [thread_count] */
     struct kn_sampler *sampler;    /* owned; NULL before kn_sample_reserve */
     int32_t sampler_vocab;
-    _Atomic uint64_t stream_sum;   /* of the 64-bit words kn_stream_read has read, mod 2^64 */
+    uint64_t tier_bytes[KN_TIER_MAX]; /* of weights that products read */
+    _Atomic uint64_t stream_sum;      /* of the 64-bit words kn_stream_read has read, mod 2^64 */
     char name[64];
 };
 

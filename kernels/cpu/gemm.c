@@ -27,6 +27,8 @@ void kn_cpu_gemm(struct kn *kn, const struct kn_gemm_args *a)
     struct kn_cpu *cpu = (struct kn_cpu *)kn;
     int32_t blocks = (a->row_count + KN_CPU_GEMM_TOKENS - 1) / KN_CPU_GEMM_TOKENS;
     struct gemm_job job = {cpu, a, blocks};
+    for (int t = 0; t < KN_TIER_MAX; t++)
+        cpu->tier_bytes[t] += (uint64_t)a->w->span[t].tile_count * kn_weight_tile_bytes(a->w);
     size_t element_count = (size_t)a->w->rows * (size_t)a->w->cols;
     kn_cpu_for(cpu, gemm_item, &job, a->w->tile_count * blocks, element_count);
 }

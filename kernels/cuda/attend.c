@@ -145,7 +145,7 @@ static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struc
     struct kn_cu_plan_args args = {.batch = chunk,
                                    .token_begin = step->begin,
                                    .window = step->window,
-                                   .windows = remote ? cu->device_window : NULL};
+                                   .windows = remote ? cu->control.device_window : NULL};
     t->planned[i] = *step;
     if (!kn_cu_st(cu, kn_cu_attention_plan(&t->a, &t->plan[i], &args, cu->stream, err), err))
         return NULL;
@@ -163,6 +163,7 @@ static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
                                         .layer = a->layer,
                                         .scale = a->scale,
                                         .token_rows = kn_cu_bucket(count),
+                                        .traffic = cu->control.device_traffic,
                                         .out = (char *)a->out +
                                                (size_t)(at / KN_CU_TOKENS_MAX) *
                                                    kn_cu_act_bytes(KN_CU_TOKENS_MAX, cols)};

@@ -49,17 +49,20 @@ KN_CU_BOTH static inline size_t kn_cu_act_offset(int32_t bucket, int32_t token, 
  * control block every kernel reads when it starts.  It may change only between launches that do not
  * overlap: a plain copy in stream order, before a kernel that is not launched dependently. */
 struct kn_cu_window {
-    int32_t ctas;   /* how many CTAs read the tier; 0 is taken as 1 */
-    int32_t blocks; /* how many blocks each keeps in flight; 0 is taken as 1 */
-    float cost;     /* local blocks a CTA could stream in the time it takes one of these */
+    int32_t ctas, blocks; /* as struct kn_window; 0 is taken as 1 */
+    float cost;           /* local blocks HBM delivers in the time the tier's link takes for one */
 };
 
-/* What the kernels read from a tier, in device memory; added to, never reset by kernels. */
+/* What the kernels read from a tier, in device memory; added to, and reset by none that reads. */
 struct kn_cu_traffic {
     uint64_t blocks;             /* 16 KB each */
     uint64_t trips, trip_clocks; /* round trips seen, and the sum of them in SM clocks */
     uint32_t trip_min, trip_max; /* trip_min starts at UINT32_MAX */
 };
+/* Copies the counters [KN_TIER_MAX] to the host's pinned memory, and starts trip_min and trip_max
+ * anew.  ST_DEVICE with CUDA's sentence. */
+MUST_USE enum status kn_cu_traffic_launch(struct kn_cu_traffic *counters,
+                                          struct kn_cu_traffic *host, void *stream, char *err);
 
 /* The shape of one GEMM's launch. */
 struct kn_cu_gemm_plan {

@@ -28,10 +28,11 @@
  *  1. How K is cut depends on shape and bucket alone, hence the result is bitwise the same
  * whichever cluster computes which unit: for every placement, window and run.
  *  2. Clusters never wait for one another.
- *  3. Remote units come first and are read by the first clusters, tier after tier; the local ones
- * are dealt so that a cluster with remote work gets less of them.
+ *  3. Who computes a unit, and in which order a cluster has them, gemm_work.cuh decides; tier and
+ *     window take part in nothing else.
  *  4. At most window blocks of a remote tier are in flight per CTA: block n is issued when the
- *     poller has seen block n - window land.
+ *     poller has seen block n - window land.  The poller sees every block up to the last remote one
+ *     land, local ones too: a phase of a slot it missed would pass for the next.
  *  5. All CTAs of a launch read the same control block, or they would disagree on who does what.
  *  6. A ring slot belongs to one warpgroup: one that skipped a phase of a barrier could not tell
  * the next from the last.
@@ -118,14 +119,14 @@ PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_r
             from[t] = tier < 0 ? nullptr : g.tier[tier].base + (size_t)block * KN_BLOCK_BYTES;
             remote[t] = tier > 0;
         }
-        const int32_t reach = i < w.remote_count ? w.window : S::W_SLOTS;
+        const int32_t reach = cu_gemm_remote(w, i) ? w.window : S::W_SLOTS;
         for (int32_t b = 0; b < w.block_count; b++) {
 #pragma unroll
             for (int t = 0; t < S::RT; t++, n++) {
                 const int32_t slot = n % S::W_SLOTS;
                 if (n >= S::W_SLOTS)
                     ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
-                const int32_t landed = min(n - reach + 1, w.remote_blocks);
+                const int32_t landed = min(n - reach + 1, w.watched_blocks);
                 if (landed > 0)
                     PTX_SPIN_UNTIL((int32_t)ptx_load_acquire_shared(&ring.landed) >= landed);
                 if (!from[t]) { /* beyond the last tile: what it multiplies is never stored */
@@ -166,14 +167,15 @@ PTX_INLINE void cu_produce_activations(const cu_gemm &g, const cu_work &w, cu_ge
     }
 }
 
-/* Sees each remote block land, in order, and says so to the weight producer. */
+/* Sees blocks land, in order, up to the last remote one, and says so to the weight producer. */
 template <class S>
 PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
 {
     uint32_t trips = 0, trip_min = UINT32_MAX, trip_max = 0;
     uint64_t clocks = 0;
     int32_t n = 0;
-    for (int32_t i = 0; i < w.remote_count; i++) {
+    const int32_t units = w.remote_count > 0 ? w.remote_at + w.remote_count : 0;
+    for (int32_t i = 0; i < units; i++) {
         const int32_t group = cu_gemm_group(g, w, i);
         for (int32_t b = 0; b < w.block_count; b++)
             for (int t = 0; t < S::RT; t++, n++) {

@@ -39,6 +39,7 @@ enum status kn_cu_sync(struct kn *kn, char *err)
     struct kn_cu *cu = kn_cu_of(kn);
     if (kn_cu_enter(cu)) kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step");
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
+    if (cu->busy) kn_cu_count_step(cu);
     cu->busy = false;
     kn_cu_stage_reset(cu);
     return ST_OK;
@@ -75,7 +76,7 @@ static void cuda_close(struct kn *kn)
     kn_cu_attend_close(cu);
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
-    if (cu->device_window) (void)cudaFree(cu->device_window);
+    kn_cu_control_close(cu);
     if (cu->stream_sum) (void)cudaFree(cu->stream_sum);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
     if (cu->stream) (void)cudaStreamDestroy(cu->stream);
@@ -101,6 +102,8 @@ static const struct kn_backend backend = {
     .gather = kn_cu_gather,
     .sample = kn_cu_sample,
     .sample_reserve = kn_cu_sample_reserve,
+    .set_window = kn_cu_set_window,
+    .traffic = kn_cu_traffic,
     .stream_read = kn_cu_stream_read,
 };
 
@@ -146,8 +149,6 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
         kn_cu_ok(cu, cudaSetDevice(cu->device), "to open") &&
         kn_cu_ok(cu, cudaStreamCreateWithFlags(&cu->stream, cudaStreamNonBlocking),
                  "to make a stream") &&
-        kn_cu_ok(cu, cudaMalloc((void **)&cu->device_window, sizeof cu->window),
-                 "to allocate memory") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_sum, sizeof *cu->stream_sum),
                  "to allocate memory") &&
         kn_cu_ok(cu, cudaMemset(cu->stream_sum, 0, sizeof *cu->stream_sum), "to clear memory"))
@@ -156,7 +157,9 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,
                  driver % 1000 / 10);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
-    if ((st = kn_cu_upload_open(cu, err)) || (st = kn_cu_stage_open(cu, err))) return st;
+    if ((st = kn_cu_control_open(cu, err)) || (st = kn_cu_upload_open(cu, err)) ||
+        (st = kn_cu_stage_open(cu, err)))
+        return st;
     return kn_cu_gemm_init(err);
 }
 

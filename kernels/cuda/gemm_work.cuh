@@ -1,9 +1,19 @@
 /*
  * gemm_work.cuh - what a launch of a GEMM needs, and who computes which part of it.
  *
- * A unit is a group of row tiles, computed by one cluster.  Remote units come first and are read by
- * the first clusters, tier after tier; the local ones are dealt so that a cluster with remote work
- * gets less of them.  All CTAs of a launch read the same control block, or they would disagree.
+ * A unit is a group of row tiles, computed by one cluster, whichever tier it lies in.  How a remote
+ * tier is read, its window says:
+ *
+ *     roles     A few clusters, as many as the window has CTAs, read all of the tier's units,
+ * before any local ones, so that the link is busy from the start.  As few clusters as leave all of
+ * them equally many units; they share the window of all that might have read. no roles  (a window
+ * of as many CTAs as the grid): every cluster reads its part, one unit for most that have any. Each
+ * has it at another place among its local units, so that at any time as many read the tier as its
+ * share of the work.
+ *
+ * Local units are dealt so that all clusters end together: the link takes window.cost times as long
+ * for a block as HBM, so a reader's remote units cost it a known part of its time.  All CTAs of a
+ * launch read the same control block, or they would disagree.
  */
 #ifndef DAKD_KERNELS_CUDA_GEMM_WORK_CUH
 #define DAKD_KERNELS_CUDA_GEMM_WORK_CUH
@@ -34,15 +44,21 @@ struct cu_gemm {
     kn_cu_traffic *traffic;
 };
 
-/* The units (groups) of one cluster, in its order: remote ones (of at most one tier), then local
- * ones. */
+/* The units (groups) of one cluster, in its order: remote_at local ones, the remote ones (of at
+ * most one tier), the other local ones. */
 struct cu_work {
-    int32_t tier, window;                            /* of the remote units */
-    int32_t remote_begin, remote_step, remote_count; /* groups of that tier */
-    int32_t local_begin, local_count;                /* consecutive groups of tier 0 */
+    int32_t tier, window; /* of the remote units; blocks in flight of this CTA */
+    int32_t remote_at, remote_begin, remote_step, remote_count; /* groups of that tier */
+    int32_t local_begin, local_count;                           /* consecutive groups of tier 0 */
     int32_t block_begin, block_count; /* of K, for this rank: the same for every unit */
-    int32_t remote_blocks;            /* this rank's blocks of remote units, absent tiles too */
+    int32_t watched_blocks; /* this rank's blocks up to the last remote one, absent tiles too */
 };
+
+/* Whether unit i of a cluster is read from its remote tier. */
+PTX_INLINE bool cu_gemm_remote(const cu_work &w, int32_t i)
+{
+    return i >= w.remote_at && i < w.remote_at + w.remote_count;
+}
 
 /* Local units before cluster c, when the clusters [first[j], first[j + 1]) of tier j have weight
  * share[j] and the rest share[0].  In integers: a cluster's end must be its neighbour's begin. */
@@ -86,19 +102,25 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
         int32_t readers = 0;
         if (units > 0) {
             const kn_cu_window window = g.windows[j];
-            const int32_t wanted = max(window.ctas, 1), in_flight = max(window.blocks, 1);
+            const int32_t ctas = min(max(window.ctas, 1), (int32_t)gridDim.x);
+            const int32_t blocks = min(max(window.blocks, 1), S::W_SLOTS * (int32_t)gridDim.x);
+            const bool roles = window.ctas < (int32_t)gridDim.x;
             tiers_left--;
-            readers = min((wanted + g.cluster - 1) / g.cluster,
-                          min(units, clusters - first[j] - tiers_left));
-            load[j] = window.cost * (float)(units * g.rank_blocks * S::RT) / (float)readers;
-            if (cluster >= first[j] && cluster < first[j] + readers) {
+            readers = min((ctas + g.cluster - 1) / g.cluster, clusters - first[j] - tiers_left);
+            const int32_t each = (units + readers - 1) / readers;
+            readers = (units + each - 1) / each;
+            /* The link's time for all of it; a reader takes at least what local units would. */
+            load[j] = max(window.cost * (float)units / (float)clusters, (float)each) *
+                      (float)(g.rank_blocks * S::RT);
+            const int32_t rank = cluster - first[j];
+            if (rank >= 0 && rank < readers) {
+                const int32_t shared = readers * g.cluster;
                 w.tier = j;
-                /* The readers there are share the window of all that were wanted. */
-                w.window = min(max(in_flight * wanted / (readers * g.cluster), 1), S::W_SLOTS);
-                w.remote_begin = cluster - first[j];
+                w.window = min(roles ? (blocks * ctas + shared - 1) / shared : blocks, S::W_SLOTS);
+                w.remote_at = roles ? 0 : rank; /* of `readers` places: see below */
+                w.remote_begin = rank;
                 w.remote_step = readers;
-                w.remote_count = (units - w.remote_begin + readers - 1) / readers;
-                w.remote_blocks = w.remote_count * w.block_count * S::RT;
+                w.remote_count = (units - rank + readers - 1) / readers;
             }
         }
         first[j + 1] = first[j] + readers;
@@ -126,14 +148,19 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     }
     w.local_begin = cu_local_before(local, clusters, first, share, cluster);
     w.local_count = cu_local_before(local, clusters, first, share, cluster + 1) - w.local_begin;
+    if (w.remote_count > 0) {
+        w.remote_at = w.remote_at * (w.local_count + 1) / w.remote_step;
+        w.watched_blocks = (w.remote_at + w.remote_count) * w.block_count * S::RT;
+    }
     return w;
 }
 
 /* Unit i of a cluster: its group. */
 PTX_INLINE int32_t cu_gemm_group(const cu_gemm &g, const cu_work &w, int32_t i)
 {
-    return i < w.remote_count ? g.tier[w.tier].group_begin + w.remote_begin + i * w.remote_step
-                              : g.tier[0].group_begin + w.local_begin + i - w.remote_count;
+    if (cu_gemm_remote(w, i))
+        return g.tier[w.tier].group_begin + w.remote_begin + (i - w.remote_at) * w.remote_step;
+    return g.tier[0].group_begin + w.local_begin + (i < w.remote_at ? i : i - w.remote_count);
 }
 
 /* The tier of a tile, or -1 beyond the last. */

@@ -6,6 +6,7 @@
  *     memory.c   memory of the tiers, uploads
  *     step.c     the batch's arrays on the device, and the operations
  *     attend.c   the operations around attention
+ *     control.c  the windows kernels read remote tiers by, and their counters
  *
  * Everything runs in one stream.  The first failure is kept in `failure`; after it operations
  * return at once and kn_sync reports it, each time it is asked.  The current device belongs to a
@@ -72,6 +73,19 @@ struct kn_cu_attend {
     struct kn_qkv_args qkv; /* of the last kn_qkv */
 };
 
+/* What kernels are told, and what they tell. */
+struct kn_cu_control {
+    struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
+    bool has_window[KN_TIER_MAX];
+    bool remote;                          /* a remote tier has been read */
+    struct kn_cu_traffic *device_traffic; /* [KN_TIER_MAX], owned */
+    struct kn_cu_traffic *reading; /* [KN_TIER_MAX], owned, pinned: the counters' last copy */
+    bool reading_pending;
+    int32_t steps_unread;
+    double ns_per_clock;
+    struct kn_traffic traffic[KN_TIER_MAX];
+};
+
 struct kn_cu {
     struct kn kn; /* first */
     int device, sm_count;
@@ -85,8 +99,7 @@ struct kn_cu {
     struct kn_cu_attend attend;
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
-    struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
-    bool has_window[KN_TIER_MAX];
+    struct kn_cu_control control;
     uint64_t *stream_sum; /* owned, device: of what kn_stream_read has read */
 };
 
@@ -132,9 +145,18 @@ bool kn_cu_begin(struct kn_cu *cu);
 const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b);
 /* All of a buffer, as fast as its memory is read without harm to HBM. */
 void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
+
+/* --- control.c --- */
+
+enum status kn_cu_control_open(struct kn_cu *cu, char *err);
+void kn_cu_control_close(struct kn_cu *cu);
+void kn_cu_set_window(struct kn *kn, int tier, const struct kn_window *w);
 /* The control block must say how a tier, whose memory `base` is of, is read before a kernel reads
  * it. */
 bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);
+/* After kn_sync has waited for a step: takes the counters' last copy and asks for the next. */
+void kn_cu_count_step(struct kn_cu *cu);
+void kn_cu_traffic(struct kn *kn, int tier, struct kn_traffic *out);
 
 /* --- attend.c --- */
 

@@ -204,26 +204,6 @@ static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_w
     return &p->plan;
 }
 
-/* How a remote tier is read until a controller says otherwise: what just fills the link, as
- * measured on an H200 (256 KB in flight over PCIe 5, 1 MB over NVLink). */
-static struct kn_cu_window first_window(const struct kn_cu_region *r)
-{
-    if (r && r->mem == KN_MEM_PEER) return (struct kn_cu_window){16, 4, 1.5f};
-    if (r && r->mem == KN_MEM_HOST) return (struct kn_cu_window){16, 1, 11};
-    return (struct kn_cu_window){132, 4, 1}; /* local memory that stands for a tier */
-}
-
-bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
-{
-    if (cu->has_window[tier]) return true;
-    cu->window[tier] = first_window(kn_cu_region_of(cu, base));
-    cu->has_window[tier] = true;
-    return kn_cu_ok(cu,
-                    cudaMemcpyAsync(cu->device_window, cu->window, sizeof cu->window,
-                                    cudaMemcpyHostToDevice, cu->stream),
-                    "to set the windows");
-}
-
 void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
 {
     struct kn_cu *cu = kn_cu_of(kn);
@@ -264,7 +244,8 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
         .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
         .epilogue = a->epilogue,
         .out = out_at(a, out, row),
-        .windows = cu->device_window,
+        .windows = cu->control.device_window,
+        .traffic = cu->control.device_traffic,
         .dependent = true,
     };
     return kn_cu_st(cu, kn_cu_gemm_launch(plan, &args, cu->stream, err), err);

@@ -73,6 +73,9 @@ static const struct option table[] = {
      "remote tiers, e.g. host:64GiB (on the CPU backend, a second arena)"},
     {"offload", REAL, AT(offload), 0, 1, "0", NULL,
      "share of the weights kept in the remote tiers"},
+    {"placement", CHOICE, AT(placement), 0, 0, "auto", "auto|even",
+     "which weights --offload moves; auto: those that cost a step least; even: the same share of "
+     "each"},
     {"congestion-control", CHOICE, AT(congestion_control), 0, 0, "static", "off|static|adaptive",
      "how remote bytes in flight are bounded; off: not at all, which stalls the GPU's own memory; "
      "adaptive: not there yet"},

@@ -43,6 +43,7 @@ struct options {
     int64_t threads;
     char remote[OPT_STRING_CAP];
     double offload;
+    char placement[8];           /* auto, even */
     char congestion_control[12]; /* off, static, adaptive */
     char remote_window[OPT_STRING_CAP];
     /* Server. */

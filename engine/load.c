@@ -355,7 +355,7 @@ static enum status check_capacity(struct off_tiers *tiers, const struct eng_weig
     return ST_OK;
 }
 
-static enum status alloc_spans(struct job *j, const struct eng_shape *shape, const int32_t *counts,
+static enum status alloc_spans(struct job *j, const struct eng_shape *shape, const int32_t *tiles,
                                struct off_tiers *tiers, char *err)
 {
     struct kn_weight *w = j->weight;
@@ -363,38 +363,47 @@ static enum status alloc_spans(struct job *j, const struct eng_shape *shape, con
     char what[ENG_TENSOR_NAME_CAP];
     eng_shape_tensor_name(shape, j->part[0], j->layer, what);
     for (int t = 0; t < off_tiers_count(tiers); t++) {
-        if (counts[t] == 0) continue;
+        if (tiles[t] == 0) continue;
         void *base;
-        uint64_t bytes = (uint64_t)counts[t] * kn_weight_tile_bytes(w);
+        uint64_t bytes = (uint64_t)tiles[t] * kn_weight_tile_bytes(w);
         enum status st = off_tier_alloc(tiers, t, bytes, what, &base, err);
         if (st) return st;
-        w->span[t] = (struct kn_span){base, begin, counts[t]};
-        begin += counts[t];
+        w->span[t] = (struct kn_span){base, begin, tiles[t]};
+        begin += tiles[t];
     }
     return ST_OK;
 }
 
-static enum status place(struct plan *p, struct eng_weights *w, struct off_tiers *tiers,
-                         double share, char *err)
+/* A weight of which a step reads a row a token; an embedding that is the head as well is not. */
+static bool is_table(const struct plan *p, const struct job *j)
 {
-    struct off_placer placer;
-    enum status st = off_placer_init(&placer, share, tiers, err);
-    if (st) return st;
-    int32_t(*counts)[KN_TIER_MAX] = calloc((size_t)p->job_count, sizeof counts[0]);
-    if (!counts) return err_set(err, ST_NOMEM, "no memory to place %d weights", p->job_count);
-    w->tier_bytes[0] = vector_bytes(p);
+    return j->part[0] == ENG_PART_POSITIONS ||
+           (j->part[0] == ENG_PART_EMBED && (p->shape->has & ENG_HAS_HEAD));
+}
+
+static enum status place(struct plan *p, struct eng_weights *w, struct off_tiers *tiers,
+                         double share, enum off_placement placement, char *err)
+{
+    int32_t count = 0;
+    struct off_weight *placed = calloc((size_t)p->job_count, sizeof *placed);
+    if (!placed) return err_set(err, ST_NOMEM, "no memory to place %d weights", p->job_count);
     for (int32_t i = 0; i < p->job_count; i++) {
-        const struct kn_weight *weight = p->jobs[i].weight;
-        if (!weight) continue;
-        size_t tile_bytes = kn_weight_tile_bytes(weight);
-        off_place(&placer, weight->tile_count, tile_bytes, counts[i]);
-        for (int t = 0; t < KN_TIER_MAX; t++)
-            w->tier_bytes[t] += (uint64_t)counts[i][t] * tile_bytes;
+        const struct job *j = &p->jobs[i];
+        if (!j->weight) continue;
+        placed[count++] = (struct off_weight){.tile_count = j->weight->tile_count,
+                                              .tile_bytes = kn_weight_tile_bytes(j->weight),
+                                              .table = is_table(p, j)};
     }
-    st = check_capacity(tiers, w, share, err);
-    for (int32_t i = 0; i < p->job_count && !st; i++)
-        if (p->jobs[i].weight) st = alloc_spans(&p->jobs[i], p->shape, counts[i], tiers, err);
-    free(counts);
+    enum status st = off_place(placed, count, share, placement, tiers, err);
+    w->tier_bytes[0] = vector_bytes(p);
+    for (int32_t i = 0; i < count && !st; i++)
+        for (int t = 0; t < KN_TIER_MAX; t++)
+            w->tier_bytes[t] += (uint64_t)placed[i].tiles[t] * placed[i].tile_bytes;
+    if (!st) st = check_capacity(tiers, w, share, err);
+    for (int32_t i = 0, k = 0; i < p->job_count && !st; i++)
+        if (p->jobs[i].weight)
+            st = alloc_spans(&p->jobs[i], p->shape, placed[k++].tiles, tiers, err);
+    free(placed);
     return st;
 }
 
@@ -710,7 +719,7 @@ enum status eng_weights_load(struct kn *kn, struct off_tiers *tiers, const char 
     enum status st = plan_init(&p, shape, out, err);
     if (!st && !dummy) st = eng_st_open(dir, &set, err);
     if (!st && !dummy) st = bind(&p, set, dir, err);
-    if (!st) st = place(&p, out, tiers, opt->offload, err);
+    if (!st) st = place(&p, out, tiers, opt->offload, opt->placement, err);
     if (!st) st = pack(&p, kn, opt, dummy, err);
     if (!st) st = load_vectors(&p, kn, tiers, dummy, opt->seed, err);
     if (!st && !(shape->has & ENG_HAS_HEAD)) out->head = out->embed;

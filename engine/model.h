@@ -9,6 +9,7 @@
 #define DAKD_ENGINE_MODEL_H
 
 #include "kernels/kernels.h"
+#include "offload/place.h"
 #include "offload/tiers.h"
 
 enum eng_load_format { ENG_LOAD_SAFETENSORS, ENG_LOAD_DUMMY };
@@ -37,8 +38,9 @@ struct eng_model_info {
 struct eng_model_options {
     enum eng_load_format load_format;
     enum eng_dtype dtype;
-    uint64_t seed;         /* of dummy weights */
-    double offload;        /* share of the weights in the remote tiers, 0..1 */
+    uint64_t seed;  /* of dummy weights */
+    double offload; /* share of the weights in the remote tiers, 0..1 */
+    enum off_placement placement;
     int32_t model_len_max; /* rows of the rope table; 0: context_max */
     int32_t tokens_max;    /* T of the largest step */
     int32_t rows_max;      /* R of the largest step */

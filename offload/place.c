@@ -1,61 +1,164 @@
 /*
  * place.c - see place.h.
  *
- * Each weight's tiles are handed out one by one to the tier that is owed most, counting what
- * earlier weights left over.  Deficits sum to the bytes still to be handed out, so the largest is
- * positive, and giving a tile to it leaves it at more than minus one tile.  Hence, up to rounding
- * of doubles, after every weight
+ * What a remote byte costs.  A kernel reads its local and its remote part side by side and takes as
+ * long as the slower.  In units of the time HBM takes for a byte, and with cost = HBM bandwidth
+ * over the link's,
  *
- *     -tile_max < owed_bytes[t] < (tier_count - 1) * tile_max      and      their sum is 0
+ *     time of a weight = max(local bytes, cost * remote bytes of each tier)
  *
- * where tile_max is the largest tile seen: the total of each tier is met to within a tile or two,
- * however many weights there are.  A tier whose fraction is zero gets nothing at all.
+ * so a tile moved out saves its bytes while the link keeps up, and costs `cost` times them after;
+ * between the two lies the tile at which the link becomes the slower one, dear where tiles are few
+ * and large: one tile of a down projection of an 8B model takes PCIe longer than the rest of it
+ * takes HBM.  A table costs nothing: a step reads a row of it a token.  The sum over all weights is
+ * a sum of convex functions, so taking the cheapest tile each time is best but for what the last
+ * one leaves over.  Among equally cheap tiles the weight that has the smallest share out so far
+ * gives the next, so that a plateau is filled evenly: every kernel then keeps the link busy for the
+ * same part of its time.
+ *
+ * Three things the model takes from measurement rather than from bandwidths: a chain of kernels
+ * keeps a link busy 93 % of the time (LINK_USE); what a slow link adds to HBM, 1 % over PCIe, its
+ * window takes away, so that there tables go first (GAINLESS_COST); and the link's cost is that of
+ * kn_window_default, so that a placement does not depend on the day's probe.
+ *
+ * Totals.  A tile is taken only while more than half of it is still wanted, hence the total ends
+ * within half a tile of what was asked: above by less than half the last tile, below by less than
+ * half of the smallest tile that is left.
  */
 #include "offload/place.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "config/check.h"
 
-enum status off_placer_init(struct off_placer *p, double share, const struct off_tiers *tiers,
-                            char *err)
+#define LINK_USE 0.93
+#define GAINLESS_COST 32
+
+/* The cost of each tier's link, its idle times included, in eighths: sums of bytes times it are
+ * exact, and equal tiles compare equal. */
+struct links {
+    double cost[KN_TIER_MAX];
+    int count; /* of tiers */
+};
+
+static struct links links_of(const struct off_tiers *tiers)
 {
-    *p = (struct off_placer){.share = share, .tier_count = off_tiers_count(tiers)};
-    if (!(share >= 0 && share <= 1))
-        return err_set(err, ST_INVALID, "--offload must be between 0 and 1, not %g", share);
-    p->weight[0] = 1 - share;
-    if (share == 0) return ST_OK;
-    if (p->tier_count == 1)
-        return err_set(err, ST_INVALID,
-                       "--offload %g needs a remote tier to put weights in: name one with "
-                       "--remote, for example "
-                       "--remote host:64GiB",
-                       share);
-    double remote = 0;
-    for (int t = 1; t < p->tier_count; t++) remote += (double)off_tier_capacity(tiers, t);
-    if (remote <= 0)
-        return err_set(err, ST_INVALID, "--offload %g: the remote tiers of --remote hold no bytes",
-                       share);
-    for (int t = 1; t < p->tier_count; t++)
-        p->weight[t] = share * ((double)off_tier_capacity(tiers, t) / remote);
-    return ST_OK;
+    struct links l = {.count = off_tiers_count(tiers)};
+    for (int t = 1; t < l.count; t++)
+        l.cost[t] = round(kn_window_default(off_tier_spec(tiers, t)->mem).cost / LINK_USE * 8) / 8;
+    return l;
 }
 
-void off_place(struct off_placer *p, int32_t tile_count, uint64_t tile_bytes,
-               int32_t counts[KN_TIER_MAX])
+/* What a weight takes of a step when `moved` more of its tiles lie in `tier`, in tiles' times. */
+static double time_of(const struct off_weight *w, int tier, int32_t moved, const struct links *l)
 {
-    CHECK(tile_count >= 0 && p->tier_count >= 1 && p->tier_count <= KN_TIER_MAX);
-    double tile = (double)tile_bytes, deficit[KN_TIER_MAX];
-    memset(counts, 0, KN_TIER_MAX * sizeof counts[0]);
-    for (int t = 0; t < p->tier_count; t++)
-        deficit[t] = p->weight[t] * tile * tile_count + p->owed_bytes[t];
-    for (int32_t i = 0; i < tile_count; i++) {
-        int most = -1;
-        for (int t = 0; t < p->tier_count; t++)
-            if (p->weight[t] > 0 && (most < 0 || deficit[t] > deficit[most])) most = t;
-        CHECK(most >= 0);
-        counts[most]++;
-        deficit[most] -= tile;
+    double time = w->tiles[0] - moved;
+    for (int t = 1; t < l->count; t++) {
+        double link = (w->tiles[t] + (t == tier ? moved : 0)) * l->cost[t];
+        if (link > time) time = link;
     }
-    memcpy(p->owed_bytes, deficit, (size_t)p->tier_count * sizeof deficit[0]);
+    return time;
+}
+
+/* What it adds to a step to move one more tile of w to a tier, per byte. */
+static double marginal(const struct off_weight *w, int tier, const struct links *l)
+{
+    if (w->table) return l->cost[tier] > GAINLESS_COST ? -2 : 0;
+    return time_of(w, tier, 1, l) - time_of(w, tier, 0, l);
+}
+
+static double share_out(const struct off_weight *w)
+{
+    return (double)(w->tile_count - w->tiles[0]) / w->tile_count;
+}
+
+/* Moves `bytes` to a tier, the cheapest tile each time. */
+static void fill_cheapest(struct off_weight *weights, int32_t count, int tier, double bytes,
+                          const struct links *l)
+{
+    for (;;) {
+        struct off_weight *best = NULL;
+        double best_cost = 0;
+        for (int32_t i = 0; i < count; i++) {
+            struct off_weight *w = &weights[i];
+            if (w->tiles[0] == 0 || (double)w->tile_bytes >= 2 * bytes) continue;
+            double cost = marginal(w, tier, l);
+            if (best &&
+                (cost > best_cost || (cost == best_cost && share_out(w) >= share_out(best))))
+                continue;
+            best = w;
+            best_cost = cost;
+        }
+        if (!best) return;
+        best->tiles[0]--;
+        best->tiles[tier]++;
+        bytes -= (double)best->tile_bytes;
+    }
+}
+
+/* Moves the share of every weight to a tier; what rounding leaves over goes on to the next, and at
+ * last to whoever has a tile that fits. */
+static void fill_evenly(struct off_weight *weights, int32_t count, int tier, double share,
+                        const struct links *l)
+{
+    double owed = 0;
+    for (int32_t i = 0; i < count; i++) {
+        struct off_weight *w = &weights[i];
+        double tile = (double)w->tile_bytes;
+        owed += share * tile * w->tile_count;
+        double wanted = round(owed / tile);
+        int32_t moved = (int32_t)fmin(fmax(wanted, 0), w->tiles[0]);
+        w->tiles[0] -= moved;
+        w->tiles[tier] += moved;
+        owed -= moved * tile;
+    }
+    fill_cheapest(weights, count, tier, owed, l);
+}
+
+static enum status check_share(double share, const struct off_tiers *tiers, double *capacity,
+                               char *err)
+{
+    *capacity = 0;
+    if (!(share >= 0 && share <= 1))
+        return err_set(err, ST_INVALID, "--offload must be between 0 and 1, not %g", share);
+    for (int t = 1; t < off_tiers_count(tiers); t++)
+        *capacity += (double)off_tier_capacity(tiers, t);
+    if (share == 0 || *capacity > 0) return ST_OK;
+    if (off_tiers_count(tiers) > 1)
+        return err_set(err, ST_INVALID, "--offload %g: the remote tiers of --remote hold no bytes",
+                       share);
+    return err_set(err, ST_INVALID,
+                   "--offload %g needs a remote tier to put weights in: name one with "
+                   "--remote, for example --remote host:64GiB",
+                   share);
+}
+
+enum status off_place(struct off_weight *weights, int32_t count, double share,
+                      enum off_placement placement, const struct off_tiers *tiers, char *err)
+{
+    double total = 0, capacity;
+    enum status st = check_share(share, tiers, &capacity, err);
+    if (st) return st;
+    for (int32_t i = 0; i < count; i++) {
+        CHECK(weights[i].tile_count > 0 && weights[i].tile_bytes > 0);
+        memset(weights[i].tiles, 0, sizeof weights[i].tiles);
+        weights[i].tiles[0] = weights[i].tile_count;
+        total += (double)weights[i].tile_bytes * weights[i].tile_count;
+    }
+    const struct links links = links_of(tiers);
+    double wanted = share * total, left = wanted, given = 0;
+    for (int t = 1; t < off_tiers_count(tiers) && share > 0; t++) {
+        double part = (double)off_tier_capacity(tiers, t) / capacity;
+        /* The last one gets what the others left of the whole. */
+        bool last = t == off_tiers_count(tiers) - 1;
+        double bytes = last ? left : wanted * part;
+        if (placement == OFF_PLACE_EVEN) fill_evenly(weights, count, t, bytes / total, &links);
+        else fill_cheapest(weights, count, t, bytes, &links);
+        given = 0;
+        for (int32_t i = 0; i < count; i++)
+            given += (double)weights[i].tile_bytes * (weights[i].tile_count - weights[i].tiles[0]);
+        left = wanted - given;
+    }
+    return ST_OK;
 }

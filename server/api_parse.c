@@ -691,8 +691,8 @@ static bool parse_fields(struct parser *p)
     return settle(p);
 }
 
-bool srv_ask_parse(struct srv_ask *out, enum srv_endpoint endpoint, const char *body,
-                       size_t len, const struct srv_parse_limits *limits, struct srv_fault *fault)
+bool srv_ask_parse(struct srv_ask *out, enum srv_endpoint endpoint, const char *body, size_t len,
+                   const struct srv_parse_limits *limits, struct srv_fault *fault)
 {
     char err[ERR_CAP];
     *out = (struct srv_ask){.endpoint = endpoint};
@@ -725,7 +725,7 @@ bool srv_ask_score_only(const struct srv_ask *r)
 }
 
 bool srv_ask_fit(struct srv_ask *r, int32_t prompt_tokens, int32_t context_tokens,
-                     struct srv_fault *fault)
+                 struct srv_fault *fault)
 {
     const char *param = r->endpoint == SRV_CHAT ? "messages" : "prompt";
     if (prompt_tokens == 0)

@@ -145,9 +145,10 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
     char date[32];
     date_text(r->unix_s, date);
     printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn), date);
-    printf("%s (%s), weights %s, KV %s, offload %g%s%s, congestion control %s\n", o->model_dir,
-           info->architecture, kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype), o->offload,
-           o->remote[0] ? " to " : "", o->remote, o->congestion_control);
+    printf("%s (%s), weights %s, KV %s, offload %g%s%s, placement %s, "
+           "congestion control %s\n",
+           o->model_dir, info->architecture, kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
+           o->offload, o->remote[0] ? " to " : "", o->remote, o->placement, o->congestion_control);
     printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
            (long long)o->batch, (long long)o->input_len, (long long)o->output_len,
            (long long)o->max_num_batched_tokens);
@@ -239,6 +240,7 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     put_text(b, "kv_cache_dtype", kn_dtype_name(m->kv.dtype));
     put_text(b, "remote", o->remote);
     put_number(b, "offload_ratio", o->offload);
+    put_text(b, "placement", o->placement);
     put_text(b, "congestion_control", o->congestion_control);
     put_text(b, "remote_window", o->remote_window);
     put_number(b, "seed", (double)o->seed);

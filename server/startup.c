@@ -56,6 +56,7 @@ static struct eng_model_options model_options(const struct options *o, struct lo
         .load_format = strcmp(o->load_format, "dummy") ? ENG_LOAD_SAFETENSORS : ENG_LOAD_DUMMY,
         .seed = o->seed,
         .offload = o->offload,
+        .placement = strcmp(o->placement, "even") ? OFF_PLACE_AUTO : OFF_PLACE_EVEN,
         .tokens_max = (int32_t)o->max_num_batched_tokens,
         .rows_max = (int32_t)size_min(size_max((size_t)o->max_num_seqs, LOGIT_ROWS_MIN),
                                       (size_t)o->max_num_batched_tokens),

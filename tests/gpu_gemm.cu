@@ -1,9 +1,10 @@
 /*
  * gpu_gemm.cu - the decode GEMM against an fp64 reference, and against itself: every result must be
  * bitwise the same for every run, placement, window and neighbour.  With --bench it measures the
- * GEMMs of a decode step (gpu_gemm_bench.cuh); --quick runs small shapes alone, for
- * compute-sanitizer.  Stands alone: nvcc tests/gpu_gemm.cu kernels/cuda/gemm.cu and the ground
- * floor.
+ * GEMMs of a decode step (gpu_gemm_bench.cuh), with --remote those of a step with a share of the
+ * weights remote; --peer takes the second GPU's memory for remote, not the host's; --quick runs
+ * small shapes alone, for compute-sanitizer.  Stands alone: nvcc tests/gpu_gemm.cu
+ * kernels/cuda/gemm.cu and the ground floor.
  *
  * The reference is a kernel in fp64 that computes each element from the random data directly; it is
  * itself held to a loop on the host.  Outputs, workspaces and padding are poisoned before each run.
@@ -135,7 +136,8 @@ struct bed {
     struct tally *tally;
     int sm_count;
     struct kn_weight w;
-    uint8_t *local, *pinned; /* all tiles, in either memory */
+    bool peer;
+    uint8_t *local, *pinned; /* all tiles, in HBM and in remote memory */
     uint8_t *x;
     float *bias;
     uint8_t *out, *first; /* of this run, and of the one it must equal */
@@ -153,6 +155,26 @@ static size_t out_bytes(const struct bed *b, enum kn_epilogue e, int tokens)
     return (size_t)tokens * b->w.rows * sizeof(float);
 }
 
+/* Remote memory: of the second GPU with --peer, else the host's. */
+static uint8_t *remote_alloc(size_t bytes, bool peer)
+{
+    uint8_t *memory;
+    if (peer) {
+        CUDA(cudaSetDevice(1));
+        CUDA(cudaMalloc(&memory, bytes));
+        CUDA(cudaSetDevice(0));
+    } else {
+        CUDA(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped));
+    }
+    return memory;
+}
+
+static void remote_free(uint8_t *memory, bool peer)
+{
+    if (peer) CUDA(cudaFree(memory));
+    else CUDA(cudaFreeHost(memory));
+}
+
 static void bed_open(struct bed *b, int rows, int cols, bool pinned)
 {
     kn_weight_init(&b->w, KN_BF16, rows, cols);
@@ -161,8 +183,8 @@ static void bed_open(struct bed *b, int rows, int cols, bool pinned)
     fill_tiles<<<1024, 256>>>(b->local, rows, cols, b->w.blocks_per_tile, bytes / 2);
     b->pinned = NULL;
     if (pinned) {
-        CUDA(cudaHostAlloc(&b->pinned, bytes, cudaHostAllocMapped));
-        CUDA(cudaMemcpy(b->pinned, b->local, bytes, cudaMemcpyDeviceToHost));
+        b->pinned = remote_alloc(bytes, b->peer);
+        CUDA(cudaMemcpy(b->pinned, b->local, bytes, cudaMemcpyDefault));
     }
     b->out_capacity = (size_t)256 * (rows + 256) * sizeof(float) + GUARD_BYTES;
     CUDA(cudaMalloc(&b->x, kn_cu_act_bytes(256, cols)));
@@ -183,10 +205,10 @@ static void bed_close(struct bed *b)
     void *device[] = {b->local, b->x,        b->bias, b->out,     b->first,
                       b->sum,   b->absolute, b->bad,  b->windows, b->traffic};
     for (size_t i = 0; i < ARRAY_COUNT(device); i++) CUDA(cudaFree(device[i]));
-    if (b->pinned) CUDA(cudaFreeHost(b->pinned));
+    if (b->pinned) remote_free(b->pinned, b->peer);
 }
 
-/* Tiles [0, before) and the last `after` in pinned memory as tiers 2 and 1, the rest local. */
+/* Tiles [0, before) and the last `after` in remote memory as tiers 2 and 1, the rest local. */
 static void bed_place(struct bed *b, int before, int after)
 {
     size_t tile = (size_t)b->w.blocks_per_tile * KN_BLOCK_BYTES;
@@ -333,8 +355,14 @@ static void test_plans(struct bed *b, enum kn_epilogue e, int tokens)
 /* Every placement and window: bitwise what all-local gives; and the traffic counters add up. */
 static void test_placements(struct bed *b, enum kn_epilogue e, int tokens)
 {
-    static const int windows[][2] = {{1, 1}, {16, 1}, {16, 2}, {5, 6}, {132, 8}};
-    static const float costs[] = {0.f, 11.f, 1000.f};
+    static const int windows[][2] = {{1, 1},
+                                     {16, 1},
+                                     {16, 4},
+                                     {5, 6},
+                                     {132, 8},
+                                     {KN_WINDOW_NO_BOUND, 2},
+                                     {KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND}};
+    static const float costs[] = {0.f, 12.5f, 1000.f};
     struct kn_cu_gemm_plan p;
     kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, &p);
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
@@ -396,7 +424,7 @@ static void test_overlap(struct bed *b, int tokens)
     kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, &p);
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
     bed_place(b, 0, b->w.tile_count / 5);
-    bed_window(b, 16, 1, 11.f);
+    bed_window(b, 16, 1, 91.f);
     size_t bytes = out_bytes(b, KN_EPI_ADD, tokens);
     for (int dependent = 0; dependent < 2; dependent++) {
         uint8_t *out = dependent ? b->out : b->first;
@@ -435,7 +463,7 @@ struct test_shape {
     bool bias, quick;
 };
 
-static void run_tests(struct tally *tally, int sm_count, bool quick)
+static void run_tests(struct tally *tally, int sm_count, bool quick, bool peer)
 {
     static const struct test_shape shapes[] = {
         {65, 129, KN_EPI_F32, true, true},        {320, 200, KN_EPI_SWIGLU, true, true},
@@ -454,6 +482,7 @@ static void run_tests(struct tally *tally, int sm_count, bool quick)
         struct bed b = {};
         b.tally = tally;
         b.sm_count = sm_count;
+        b.peer = peer;
         bed_open(&b, s->rows, s->cols, !head);
         CUDA(cudaMemset(b.bad, 0, sizeof(uint32_t)));
         if (s->quick) test_reference(&b);
@@ -483,23 +512,26 @@ int main(int argc, char **argv)
 {
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
-    bool quick = false, bench = false, tune = false;
+    bool quick = false, bench = false, tune = false, remote = false, peer = false;
     const char *cublas = NULL;
     for (int i = 1; i < argc; i++) {
         quick |= !strcmp(argv[i], "--quick");
         bench |= !strcmp(argv[i], "--bench");
         tune |= !strcmp(argv[i], "--tune");
+        remote |= !strcmp(argv[i], "--remote");
+        peer |= !strcmp(argv[i], "--peer");
         if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
     }
     STATUS(kn_cu_gemm_init(err), err);
     int device, sm_count;
     CUDA(cudaGetDevice(&device));
     CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
-    if (bench || tune) {
-        bench_gemm(sm_count, tune, bench, cublas);
+    if (peer) CUDA(cudaDeviceEnablePeerAccess(1, 0));
+    if (bench || tune || remote) {
+        bench_gemm(sm_count, tune, bench, remote, peer, cublas);
         return 0;
     }
-    run_tests(&tally, sm_count, quick);
+    run_tests(&tally, sm_count, quick, peer);
     printf("%d passed, %d failed\n", tally.passed, tally.failed);
     return tally.failed != 0;
 }

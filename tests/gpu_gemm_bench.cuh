@@ -4,14 +4,16 @@
  *
  * Floor: one launch that streams the same 15 GB through rings of 6 x 16 KB, with no arithmetic.
  * cuBLAS: bf16 in and out, fp32 accumulation, the same sizes over the same bytes, in a graph.
- * Remote: a share of every weight's tiles in pinned host memory; the floor is the larger of local
- * bytes over the HBM rate and remote bytes over the link's, both probed in the same run.
+ * Remote: a share of every weight's tiles in pinned host memory or in a peer's; the floor is the
+ * larger of local bytes over the HBM rate and remote bytes over the link's, both probed in the same
+ * run.
  * Every figure is the median of replays; weights are random and distinct, 250 times the L2.
  */
 #ifndef DAKD_TESTS_GPU_GEMM_BENCH_CUH
 #define DAKD_TESTS_GPU_GEMM_BENCH_CUH
 
 #include <dlfcn.h>
+#include <math.h>
 #include <string.h>
 
 #include "config/check.h"
@@ -218,8 +220,9 @@ static void tune_step(struct bench *b, int tokens)
         }
 }
 
-/* One step; share of every weight's tiles remote, rounded so that the sum is right. */
-static double time_step(struct bench *b, int tokens, double share, size_t *remote_bytes)
+/* One step; share of every weight's tiles remote, rounded so that the sum is right.  With alone,
+ * one CTA an SM where remote tiles are. */
+static double time_step(struct bench *b, int tokens, double share, bool alone, size_t *remote_bytes)
 {
     double owed = 0;
     size_t at = 0;
@@ -233,11 +236,15 @@ static double time_step(struct bench *b, int tokens, double share, size_t *remot
         int tiles = (int)(owed / (double)tile);
         owed -= (double)tiles * (double)tile;
         if (at + tiles * tile > b->pinned_bytes && tiles) at = 0;
+        if (alone && tiles) {
+            plan.ctas_per_sm = 1;
+            kn_cu_gemm_plan_derive(op->rows, b->sm_count, &plan);
+        }
         bench_launch(b, op, tokens, &plan, b->pinned + at, tiles);
         at += tiles * tile;
         if (remote_bytes) *remote_bytes += tiles * tile;
     }
-    return time_graph(b, capture_end(b), share > 0.04 ? 3 : REPLAYS);
+    return time_graph(b, capture_end(b), share > 0.04 * b->link_gbps / 50 ? 3 : REPLAYS);
 }
 
 /* --- cuBLAS, loaded where it is installed --- */
@@ -295,7 +302,7 @@ static void bench_steps(struct bench *b, const char *cublas_path)
     struct cublas c;
     bool has_cublas = cublas_open(&c, b, cublas_path);
     for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) {
-        double ms = time_step(b, tokens[i], 0, NULL);
+        double ms = time_step(b, tokens[i], 0, false, NULL);
         printf("T %3d: %.3f ms, floor/time %.3f", tokens[i], ms, b->floor_ms / ms);
         if (has_cublas) {
             double theirs = time_cublas(b, &c, tokens[i]);
@@ -307,42 +314,86 @@ static void bench_steps(struct bench *b, const char *cublas_path)
     }
 }
 
-static void bench_remote(struct bench *b)
+struct bench_window {
+    int ctas, blocks;
+    float cost; /* of the probed ratio of bandwidths */
+    bool alone;
+};
+
+/* The remote memory, and its link's rate. */
+static void bench_remote_open(struct bench *b, bool peer)
 {
-    static const double shares[] = {0.004, 0.01, 0.05, 0.1, 0.3, 0.5};
-    static const int tokens[] = {1, 32};
+    const size_t probe = (size_t)1 << 30;
     b->pinned_bytes = (size_t)7600 << 20;
-    CUDA(cudaHostAlloc(&b->pinned, b->pinned_bytes, cudaHostAllocMapped));
+    if (peer) CUDA(cudaSetDevice(1));
+    if (peer) CUDA(cudaMalloc(&b->pinned, b->pinned_bytes));
+    else CUDA(cudaHostAlloc(&b->pinned, b->pinned_bytes, cudaHostAllocMapped));
     fill_random<<<b->sm_count * 4, 256>>>((uint32_t *)b->pinned, b->pinned_bytes / 4, 11);
     CUDA(cudaDeviceSynchronize());
-    const size_t probe = (size_t)1 << 30;
-    b->link_gbps = (double)probe / time_stream(b, b->pinned, probe, 16, 1) / 1e6;
+    if (peer) CUDA(cudaSetDevice(0));
+    b->link_gbps = (double)probe / time_stream(b, b->pinned, probe, 16, peer ? 6 : 1) / 1e6;
+    printf("link to the %s: %.1f GB/s\n", peer ? "peer" : "host", b->link_gbps);
+}
+
+static void bench_cell(struct bench *b, int tokens, double share, const struct bench_window *w,
+                       double all_local_ms)
+{
+    struct kn_cu_window window[KN_TIER_MAX] = {};
+    struct kn_cu_traffic t[KN_TIER_MAX] = {};
+    size_t remote = 0;
     double hbm_gbps = (double)b->bytes / b->floor_ms / 1e6;
-    printf("link: %.1f GB/s with 16 x 16 KB in flight\n", b->link_gbps);
-    static const int windows[][2] = {{16, 1}, {8, 2}, {4, 4}};
-    for (size_t k = 0; k < ARRAY_COUNT(windows); k++) {
-        struct kn_cu_window window[KN_TIER_MAX] = {};
-        window[1] = {windows[k][0], windows[k][1],
-                     (float)(windows[k][0] * hbm_gbps / (b->sm_count * b->link_gbps))};
-        CUDA(cudaMemcpy(b->windows, window, sizeof window, cudaMemcpyHostToDevice));
-        for (size_t j = 0; j < ARRAY_COUNT(tokens); j++)
-            for (size_t i = 0; i < ARRAY_COUNT(shares); i++) {
-                if (k > 0 && (j > 0 || shares[i] > 0.1)) continue;
-                size_t remote = 0;
-                CUDA(cudaMemset(b->traffic, 0, KN_TIER_MAX * sizeof *b->traffic));
-                double ms = time_step(b, tokens[j], shares[i], &remote);
-                struct kn_cu_traffic t[KN_TIER_MAX];
-                CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
-                double local_ms = (double)(b->bytes - remote) / hbm_gbps / 1e6;
-                double link_ms = (double)remote / b->link_gbps / 1e6;
-                double floor = local_ms > link_ms ? local_ms : link_ms;
-                printf("remote %4.1f %%, T %2d, window %2d x %d: %.3f ms, floor %.3f (%s), "
-                       "floor/time %.3f, all-local floor/time %.3f, round trip %.0f clocks\n",
-                       shares[i] * 100, tokens[j], windows[k][0], windows[k][1], ms, floor,
-                       local_ms > link_ms ? "HBM" : "link", floor / ms, b->floor_ms / ms,
-                       t[1].trips ? (double)t[1].trip_clocks / (double)t[1].trips : 0.);
-                fflush(stdout);
-            }
+    window[1] = {w->ctas, w->blocks, (float)(w->cost * hbm_gbps / b->link_gbps)};
+    for (int j = 0; j < KN_TIER_MAX; j++) t[j].trip_min = UINT32_MAX;
+    CUDA(cudaMemcpy(b->windows, window, sizeof window, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(b->traffic, t, sizeof t, cudaMemcpyHostToDevice));
+    double ms = time_step(b, tokens, share, w->alone, &remote);
+    CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
+    double local_ms = (double)(b->bytes - remote) / hbm_gbps / 1e6;
+    double link_ms = (double)remote / b->link_gbps / 1e6;
+    double trip = t[1].trips ? (double)t[1].trip_clocks / (double)t[1].trips / 1980 : 0;
+    printf(" %6.3f %5.3f %5.1f |", all_local_ms / ms, fmax(local_ms, link_ms) / ms, trip);
+    fflush(stdout);
+}
+
+/* Cells: all-local time / time, floor / time, mean round trip in us at 1.98 GHz. */
+static void bench_remote(struct bench *b, bool peer)
+{
+    enum { N = KN_WINDOW_NO_BOUND };
+    static const double host_shares[] = {0.004, 0.008, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5};
+    static const double peer_shares[] = {0.02, 0.04, 0.06, 0.07, 0.08, 0.1, 0.2, 0.3, 0.5};
+    static const struct bench_window host_windows[] = {
+        {16, 1, 1, false}, {16, 1, 1, true}, {8, 2, 1, false}, {16, 2, 1, false},
+        {32, 1, 1, false}, {N, 1, 1, false}, {N, N, 1, false}};
+    static const struct bench_window peer_windows[] = {
+        {16, 4, 1, false}, {16, 4, 1, true},  {16, 4, 1.5, false}, {32, 2, 1, false},
+        {32, 4, 1, false}, {64, 1, 1, false}, {N, 1, 1, false},    {N, 2, 1, false},
+        {N, 4, 1, false},  {N, 4, 1, true},   {N, N, 1, false}};
+    static const int tokens[] = {1, 16, 32};
+    const double *shares = peer ? peer_shares : host_shares;
+    const struct bench_window *windows = peer ? peer_windows : host_windows;
+    const size_t share_count = peer ? ARRAY_COUNT(peer_shares) : ARRAY_COUNT(host_shares);
+    const size_t window_count = peer ? ARRAY_COUNT(peer_windows) : ARRAY_COUNT(host_windows);
+    bench_remote_open(b, peer);
+    for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
+        double all_local_ms = time_step(b, tokens[j], 0, false, NULL);
+        printf("T %d, all local %.3f ms, floor/time %.3f; windows:\n  remote", tokens[j],
+               all_local_ms, b->floor_ms / all_local_ms);
+        for (size_t k = 0; k < window_count; k++) {
+            const struct bench_window *w = &windows[k];
+            char name[32], ctas[12], blocks[12];
+            snprintf(ctas, sizeof ctas, w->ctas == N ? "all" : "%d", w->ctas);
+            snprintf(blocks, sizeof blocks, w->blocks == N ? "ring" : "%d", w->blocks);
+            snprintf(name, sizeof name, "%sx%s%s cost %g", ctas, blocks, w->alone ? " alone" : "",
+                     w->cost);
+            printf(" %19s |", name);
+        }
+        for (size_t i = 0; i < share_count; i++) {
+            if (j > 0 && i % 2 == 0) continue;
+            printf("\n %5.1f %%", shares[i] * 100);
+            for (size_t k = 0; k < window_count; k++)
+                bench_cell(b, tokens[j], shares[i], &windows[k], all_local_ms);
+        }
+        printf("\n");
     }
 }
 
@@ -391,11 +442,13 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
     fflush(stdout);
 }
 
-static void bench_gemm(int sm_count, bool tune, bool steps, const char *cublas)
+static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool peer,
+                       const char *cublas)
 {
     static const int tokens[] = {8, 16, 32, 64, 128, 256};
     struct bench b;
     bench_open(&b, sm_count);
+    b.link_gbps = 50;
     b.floor_ms = time_stream(&b, b.weights, b.bytes, sm_count, 6);
     printf("floor: %.3f ms for %.2f GB, %.0f GB/s\n", b.floor_ms, (double)b.bytes / 1e9,
            (double)b.bytes / b.floor_ms / 1e6);
@@ -405,7 +458,7 @@ static void bench_gemm(int sm_count, bool tune, bool steps, const char *cublas)
         for (size_t i = 0; i < ARRAY_COUNT(tokens); i++)
             for (int op = 0; op < 5; op++)
                 tune_shape(&b, op < 4 ? op : b.op_count - 1, 4, tokens[i]);
-    if (steps) bench_remote(&b);
+    if (remote) bench_remote(&b, peer);
 }
 
 #endif

@@ -43,6 +43,7 @@ static enum status rig_open(struct rig *r, struct kn *kn, const char *dir, doubl
     struct off_remote remote;
     struct eng_model_options opt = {.dtype = ENG_DTYPE_BF16,
                                     .offload = offload,
+                                    .placement = OFF_PLACE_EVEN, /* tiles of every weight */
                                     .tokens_max = TOKENS_MAX,
                                     .rows_max = TOKENS_MAX};
     struct eng_model_info info;
@@ -405,6 +406,7 @@ static void bench(double offload, const char *tier)
 {
     struct eng_model_options opt = {.load_format = ENG_LOAD_DUMMY,
                                     .offload = offload,
+                                    .placement = OFF_PLACE_EVEN, /* tiles of every weight */
                                     .model_len_max = 2 * BENCH_CONTEXT,
                                     .tokens_max = TOKENS_MAX,
                                     .rows_max = BENCH_SEQS};

@@ -1,6 +1,7 @@
 /*
- * unit_offload_place.c - division of tiles among tiers: sums, proportions, and the bound on what is
- * left over, for random weights and for many equal ones.
+ * unit_offload_place.c - which tiles go where: totals within half a tile, every tile in one tier,
+ * the same twice; the cheapest way against all ways of small cases; and what that means for the
+ * shapes of an 8B model.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -8,6 +9,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -40,34 +42,50 @@ static void rig_close(struct rig *r)
     kn_close(r->kn);
 }
 
-/* Places 200 random weights and checks every invariant after each. */
-static void check_random(const char *remotes, double share, const double *fractions, uint64_t seed)
+static void place_ok(struct off_weight *w, int32_t count, double share,
+                     enum off_placement placement, const struct off_tiers *tiers)
+{
+    char err[ERR_CAP] = "";
+    if (off_place(w, count, share, placement, tiers, err)) fail_msg("%s", err);
+}
+
+/* --- what holds always --- */
+
+enum { MANY = 120 };
+
+static void check_random(const char *remotes, double share, const double *fractions,
+                         enum off_placement placement, uint64_t *seed)
 {
     struct rig r;
-    struct off_placer p;
-    char err[ERR_CAP] = "";
-    double given[KN_TIER_MAX] = {0}, total = 0, tile_max = 0;
+    struct off_weight w[MANY], again[MANY];
+    double total = 0, given[KN_TIER_MAX] = {0}, tile_max = 0;
     rig_open(&r, remotes);
-    assert_int_equal(off_placer_init(&p, share, r.tiers, err), ST_OK);
-    for (int w = 0; w < 200; w++) {
-        int32_t tiles = (int32_t)(next(&seed) % (w % 10 ? 300 : 4)), counts[KN_TIER_MAX], sum = 0;
-        uint64_t bytes = 16384 * (1 + next(&seed) % 224);
-        off_place(&p, tiles, bytes, counts);
-        if (tiles) tile_max = fmax(tile_max, (double)bytes);
-        for (int t = 0; t < KN_TIER_MAX; t++) {
-            assert_true(counts[t] >= 0);
-            if (fractions[t] == 0) assert_int_equal(counts[t], 0);
-            sum += counts[t];
-            given[t] += counts[t] * (double)bytes;
-        }
-        assert_int_equal(sum, tiles);
-        total += tiles * (double)bytes;
-        for (int t = 0; t < off_tiers_count(r.tiers); t++) {
-            double off = fractions[t] * total - given[t];
-            assert_true(off > -tile_max * 1.001 - 1);
-            assert_true(off < tile_max * (off_tiers_count(r.tiers) - 1) * 1.001 + 1);
-        }
+    for (int i = 0; i < MANY; i++) {
+        int32_t tiles = 1 + (int32_t)(next(seed) % (i % 10 ? 300 : 4));
+        w[i] = (struct off_weight){.tile_count = tiles,
+                                   .tile_bytes = 16384 * (1 + next(seed) % 224),
+                                   .table = next(seed) % 20 == 0};
+        total += (double)w[i].tile_bytes * tiles;
+        tile_max = fmax(tile_max, (double)w[i].tile_bytes);
     }
+    memcpy(again, w, sizeof w);
+    place_ok(w, MANY, share, placement, r.tiers);
+    place_ok(again, MANY, share, placement, r.tiers);
+    assert_memory_equal(w, again, sizeof w);
+    for (int i = 0; i < MANY; i++) {
+        int32_t sum = 0;
+        for (int t = 0; t < KN_TIER_MAX; t++) {
+            assert_true(w[i].tiles[t] >= 0);
+            if (fractions[t] == 0) assert_int_equal(w[i].tiles[t], 0);
+            sum += w[i].tiles[t];
+            given[t] += (double)w[i].tiles[t] * (double)w[i].tile_bytes;
+        }
+        assert_int_equal(sum, w[i].tile_count);
+    }
+    /* All remote tiers together, and each of them but for what the others left the last. */
+    assert_true(fabs(given[0] - fractions[0] * total) <= tile_max / 2 + 1);
+    for (int t = 1; t < KN_TIER_MAX; t++)
+        assert_true(fabs(given[t] - fractions[t] * total) <= tile_max * 1.5 + 1);
     rig_close(&r);
 }
 
@@ -77,59 +95,177 @@ static void random_weights(void **state)
     uint64_t seed = text ? strtoull(text, NULL, 0) : 20240607;
     (void)state;
     print_message("seed %" PRIu64 "\n", seed);
-    for (uint64_t i = 0; i < 20; i++) {
-        double x = (double)(next(&seed) % 1001) / 1000;
-        check_random("host:10GiB", x, (double[KN_TIER_MAX]){1 - x, x}, seed);
-        check_random("host:30GiB,peer:1:10GiB", x, (double[KN_TIER_MAX]){1 - x, x * 0.75, x * 0.25},
-                     seed);
-        check_random("host:10GiB,peer:1:10GiB,peer:2:20GiB", x,
-                     (double[KN_TIER_MAX]){1 - x, x * 0.25, x * 0.25, x * 0.5}, seed);
+    for (int p = OFF_PLACE_AUTO; p <= OFF_PLACE_EVEN; p++) {
+        enum off_placement placement = (enum off_placement)p;
+        for (int i = 0; i < 8; i++) {
+            double x = (double)(next(&seed) % 1001) / 1000;
+            check_random("host:10GiB", x, (double[KN_TIER_MAX]){1 - x, x}, placement, &seed);
+            check_random("host:30GiB,peer:1:10GiB", x,
+                         (double[KN_TIER_MAX]){1 - x, x * 0.75, x * 0.25}, placement, &seed);
+            check_random("host:10GiB,peer:1:10GiB,peer:2:20GiB", x,
+                         (double[KN_TIER_MAX]){1 - x, x * 0.25, x * 0.25, x * 0.5}, placement,
+                         &seed);
+        }
+        check_random("", 0, (double[KN_TIER_MAX]){1}, placement, &seed);
+        check_random("host:1GiB,peer:1:1GiB", 0, (double[KN_TIER_MAX]){1}, placement, &seed);
+        check_random("host:1GiB,peer:1:1GiB", 1, (double[KN_TIER_MAX]){0, 0.5, 0.5}, placement,
+                     &seed);
     }
-    check_random("", 0, (double[KN_TIER_MAX]){1}, seed);
-    check_random("host:1GiB,peer:1:1GiB", 0, (double[KN_TIER_MAX]){1}, seed);
-    check_random("host:1GiB,peer:1:1GiB", 1, (double[KN_TIER_MAX]){0, 0.5, 0.5}, seed);
 }
 
-/* A share smaller than a tile of any one weight is still met in the total. */
-static void small_shares_add_up(void **state)
+/* --- the cheapest way --- */
+
+/* Time of a step as place.c models it, for one remote tier. */
+static double step_time(const struct off_weight *w, int count, double cost)
 {
-    struct rig r;
-    struct off_placer p;
-    char err[ERR_CAP];
-    int64_t remote = 0;
-    (void)state;
-    rig_open(&r, "host:100GiB");
-    assert_int_equal(off_placer_init(&p, 0.001, r.tiers, err), ST_OK);
-    for (int w = 0; w < 1000; w++) {
-        int32_t counts[KN_TIER_MAX];
-        off_place(&p, 64, 1 << 19, counts);
-        assert_in_range(counts[1], 0, 1);
-        remote += counts[1];
+    double sum = 0;
+    for (int i = 0; i < count; i++)
+        if (!w[i].table) sum += fmax(w[i].tiles[0], cost * w[i].tiles[1]);
+    return sum;
+}
+
+/* The least time over all ways to put `left` tiles of weights i.. out. */
+static double least_time(struct off_weight *w, int i, int count, int left, double cost)
+{
+    double best = INFINITY;
+    if (i == count) return left ? INFINITY : step_time(w, count, cost);
+    for (int32_t out = 0; out <= w[i].tile_count && out <= left; out++) {
+        w[i].tiles[1] = out;
+        w[i].tiles[0] = w[i].tile_count - out;
+        best = fmin(best, least_time(w, i + 1, count, left - out, cost));
     }
-    assert_int_equal(remote, 64);
+    return best;
+}
+
+static void best_of_all_ways(void **state)
+{
+    uint64_t seed = 7;
+    struct rig r;
+    (void)state;
+    rig_open(&r, "peer:1:1GiB");
+    const double cost = round(kn_window_default(KN_MEM_PEER).cost / 0.93 * 8) / 8;
+    for (int i = 0; i < 60; i++) {
+        struct off_weight w[3], tried[3];
+        int total = 0;
+        for (int k = 0; k < 3; k++) {
+            /* Sizes on both sides of the tile where the link becomes the slower one. */
+            w[k] = (struct off_weight){.tile_count = 1 + (int32_t)(next(&seed) % (k ? 20 : 60)),
+                                       .tile_bytes = 1 << 19,
+                                       .table = next(&seed) % 4 == 0};
+            total += w[k].tile_count;
+        }
+        for (int out = 0; out <= total; out += 1 + total / 9) {
+            place_ok(w, 3, (double)out / total, OFF_PLACE_AUTO, r.tiers);
+            assert_int_equal(w[0].tiles[1] + w[1].tiles[1] + w[2].tiles[1], out);
+            memcpy(tried, w, sizeof w);
+            double best = least_time(tried, 0, 3, out, cost);
+            assert_true(fabs(step_time(w, 3, cost) - best) < 1e-9);
+        }
+    }
     rig_close(&r);
 }
+
+/* --- an 8B model --- */
+
+enum { LAYERS = 32, QKV = 0, O, UP, DOWN, KINDS, WEIGHTS = LAYERS * KINDS + 2 };
+
+/* Embedding table, layers, head; 16.06 GB, of which the table 6.5 %. */
+static void shapes_8b(struct off_weight w[WEIGHTS])
+{
+    static const struct off_weight layer[KINDS] = {[QKV] = {96, 64 * 4096 * 2, false, {0}},
+                                                   [O] = {64, 64 * 4096 * 2, false, {0}},
+                                                   [UP] = {448, 64 * 4096 * 2, false, {0}},
+                                                   [DOWN] = {64, 64 * 14336 * 2, false, {0}}};
+    w[0] = (struct off_weight){2004, 64 * 4096 * 2, true, {0}};
+    for (int i = 0; i < LAYERS * KINDS; i++) w[1 + i] = layer[i % KINDS];
+    w[WEIGHTS - 1] = (struct off_weight){2004, 64 * 4096 * 2, false, {0}};
+}
+
+static void tables_go_first_over_pcie(void **state)
+{
+    struct off_weight w[WEIGHTS];
+    struct rig r;
+    (void)state;
+    rig_open(&r, "host:64GiB");
+    shapes_8b(w);
+    place_ok(w, WEIGHTS, 0.05, OFF_PLACE_AUTO, r.tiers);
+    for (int i = 1; i < WEIGHTS; i++) assert_int_equal(w[i].tiles[1], 0);
+    assert_in_range(w[0].tiles[1], 1530, 1535);
+    /* Beyond the table: only where a whole tile fits beside HBM's part of the same weight. */
+    place_ok(w, WEIGHTS, 0.068, OFF_PLACE_AUTO, r.tiers);
+    assert_int_equal(w[0].tiles[1], 2004);
+    for (int i = 0; i < LAYERS * KINDS; i++) {
+        int32_t out = w[1 + i].tiles[1];
+        if (i % KINDS == UP) assert_in_range(out, 1, 4);
+        else assert_int_equal(out, 0);
+    }
+    assert_true(w[WEIGHTS - 1].tiles[1] > 0);
+    rig_close(&r);
+}
+
+static void a_fast_link_is_filled_evenly(void **state)
+{
+    struct off_weight w[WEIGHTS];
+    struct rig r;
+    (void)state;
+    rig_open(&r, "peer:1:64GiB");
+    shapes_8b(w);
+    place_ok(w, WEIGHTS, 0.06, OFF_PLACE_AUTO, r.tiers);
+    assert_int_equal(w[0].tiles[1], 0); /* a byte out of a table is no byte less for HBM */
+    for (int i = 1; i < WEIGHTS; i++) {
+        double share = (double)w[i].tiles[1] / w[i].tile_count;
+        assert_true(share > 0.04 && share < 0.07);
+    }
+    rig_close(&r);
+}
+
+static void even_is_even(void **state)
+{
+    static const double shares[] = {0.001, 0.004, 0.05, 0.3, 0.5};
+    struct off_weight w[WEIGHTS];
+    struct rig r;
+    (void)state;
+    rig_open(&r, "host:64GiB");
+    shapes_8b(w);
+    for (size_t k = 0; k < ARRAY_COUNT(shares); k++) {
+        double left = 0, total = 0;
+        place_ok(w, WEIGHTS, shares[k], OFF_PLACE_EVEN, r.tiers);
+        for (int i = 0; i < WEIGHTS; i++) {
+            double tile = (double)w[i].tile_bytes;
+            /* Half a tile of rounding, and what the weight before left over: up to 3.5 tiles. */
+            assert_true(fabs(w[i].tiles[1] - shares[k] * w[i].tile_count) < 2.5);
+            left += shares[k] * tile * w[i].tile_count - tile * w[i].tiles[1];
+            total += tile * w[i].tile_count;
+        }
+        assert_true(fabs(left) <= 64 * 4096); /* half the smallest tile */
+        assert_true(total > 16e9);
+    }
+    rig_close(&r);
+}
+
+/* --- what is refused --- */
 
 static void refused(void **state)
 {
     static const double shares[] = {-0.01, 1.01, 7, -INFINITY, INFINITY, NAN};
+    struct off_weight w = {4, 16384, false, {0}};
     struct rig r;
-    struct off_placer p;
+    char err[ERR_CAP];
     (void)state;
     rig_open(&r, "host:1GiB");
     for (size_t i = 0; i < ARRAY_COUNT(shares); i++) {
-        char err[ERR_CAP] = "";
-        assert_int_equal(off_placer_init(&p, shares[i], r.tiers, err), ST_INVALID);
+        err[0] = '\0';
+        assert_int_equal(off_place(&w, 1, shares[i], OFF_PLACE_AUTO, r.tiers, err), ST_INVALID);
         assert_true(err[0]);
     }
     rig_close(&r);
     rig_open(&r, "");
-    char err[ERR_CAP] = "";
-    assert_int_equal(off_placer_init(&p, 0.1, r.tiers, err), ST_INVALID);
-    assert_true(err[0]);
+    err[0] = '\0';
+    assert_int_equal(off_place(&w, 1, 0.1, OFF_PLACE_EVEN, r.tiers, err), ST_INVALID);
+    assert_non_null(strstr(err, "--remote host:64GiB"));
     rig_close(&r);
     rig_open(&r, "host:1B"); /* less than one aligned unit */
-    assert_int_equal(off_placer_init(&p, 0.1, r.tiers, err), ST_INVALID);
+    assert_int_equal(off_place(&w, 1, 0.1, OFF_PLACE_AUTO, r.tiers, err), ST_INVALID);
     rig_close(&r);
 }
 
@@ -137,7 +273,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_weights),
-        cmocka_unit_test(small_shares_add_up),
+        cmocka_unit_test(best_of_all_ways),
+        cmocka_unit_test(tables_go_first_over_pcie),
+        cmocka_unit_test(a_fast_link_is_filled_evenly),
+        cmocka_unit_test(even_is_even),
         cmocka_unit_test(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

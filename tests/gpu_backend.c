@@ -191,6 +191,70 @@ static void test_product_placement(int32_t N, int32_t K, int32_t T, enum kn_mem 
     free(in), free(first);
 }
 
+/* --- windows and counters --- */
+
+/* The counters as they are now: a kn_sync that waits for something asks for them, the next has
+ * them. */
+static struct kn_traffic traffic_now(int tier)
+{
+    struct kn_traffic t;
+    void *p = test_upload(gpu, KN_MEM_LOCAL, NULL, 1024);
+    for (int i = 0; i < 2; i++) {
+        kn_stream_read(gpu, p, 1024); /* reads that products did not ask for are not counted */
+        test_sync(gpu);
+    }
+    kn_free(gpu, KN_MEM_LOCAL, p, 1024);
+    kn_traffic(gpu, tier, &t);
+    return t;
+}
+
+/* A window changes how a product is computed and not what comes of it; and each product's blocks
+ * are counted by tier. */
+static void test_window(int32_t N, int32_t K, int32_t T, int32_t split)
+{
+    static const struct kn_window windows[] = {{1, 1, 91},
+                                               {16, 1, 91},
+                                               {5, 3, 0},
+                                               {KN_WINDOW_NO_BOUND, 1, 12.5f},
+                                               {KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND, 1}};
+    struct test_weight w = test_weight_make(gpu, N, K, split, 1);
+    size_t in_n = (size_t)T * (size_t)K, bytes = (size_t)T * (size_t)N * sizeof(float);
+    float *in = test_floats(in_n);
+    void *gin = test_act_upload(gpu, T, K, in), *first = NULL;
+    uint64_t local = (uint64_t)w.gpu.span[0].tile_count * w.tile_bytes;
+    uint64_t remote = (uint64_t)w.gpu.span[1].tile_count * w.tile_bytes;
+    for (size_t i = 0; i < ARRAY_COUNT(windows); i++) {
+        struct kn_traffic from[2] = {traffic_now(0), traffic_now(1)};
+        kn_set_window(gpu, 1, &windows[i]);
+        void *got = gpu_product(&w.gpu, T, gin, NULL, KN_EPI_F32, NULL, false, bytes);
+        struct kn_traffic to[2] = {traffic_now(0), traffic_now(1)};
+        uint64_t trips = to[1].trip_count - from[1].trip_count;
+        uint64_t ns = to[1].trip_ns_sum - from[1].trip_ns_sum;
+        if (!first) first = got;
+        EXPECT(memcmp(got, first, bytes) == 0, "N %d K %d T %d split %d window %d x %d", N, K, T,
+               split, windows[i].ctas, windows[i].blocks);
+        EXPECT(to[0].bytes - from[0].bytes == local && to[1].bytes - from[1].bytes == remote,
+               "counted %llu and %llu bytes of %llu and %llu",
+               (unsigned long long)(to[0].bytes - from[0].bytes),
+               (unsigned long long)(to[1].bytes - from[1].bytes), (unsigned long long)local,
+               (unsigned long long)remote);
+        EXPECT(to[0].trip_count == 0 && trips * KN_BLOCK_BYTES == remote, "%llu trips",
+               (unsigned long long)trips);
+        /* From a fifth of a microsecond to a millisecond, and the mean between the two ends. */
+        EXPECT(to[1].trip_ns_min > 200 && to[1].trip_ns_max < 1000000 &&
+                   ns + trips >= trips * to[1].trip_ns_min && ns <= trips * (to[1].trip_ns_max + 1),
+               "%llu ns in %llu trips of %llu..%llu", (unsigned long long)ns,
+               (unsigned long long)trips, (unsigned long long)to[1].trip_ns_min,
+               (unsigned long long)to[1].trip_ns_max);
+        if (got != first) free(got);
+    }
+    const struct kn_window usual = kn_window_default(KN_MEM_HOST);
+    kn_set_window(gpu, 1, &usual);
+    kn_free(gpu, KN_MEM_LOCAL, gin, kn_act_bytes(gpu, T, K));
+    test_weight_free(gpu, &w);
+    free(in), free(first);
+}
+
 /* --- qkv and attention --- */
 
 enum { SEQS = 5, PAGES_PER_SEQ = 24, POOL_PAGES = SEQS * PAGES_PER_SEQ, TOKENS = 700 };
@@ -511,6 +575,9 @@ static void test_products(bool quick)
             if (T <= 257) test_product_placement(N, K, T, KN_MEM_HOST);
             if (T <= 257 && gpus() > 1) test_product_placement(N, K, T, KN_MEM_PEER);
         }
+    test_window(1024, 704, 1, 10);
+    test_window(4096, 1040, 9, 50);
+    test_window(3088, 2048, 40, 3);
     test_product(201, 72, 33, KN_EPI_F32, 1, true); /* rows that are no multiple of anything */
 }
 

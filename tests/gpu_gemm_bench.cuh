@@ -380,7 +380,7 @@ static void bench_remote(struct bench *b, bool peer)
                all_local_ms, b->floor_ms / all_local_ms);
         for (size_t k = 0; k < window_count; k++) {
             const struct bench_window *w = &windows[k];
-            char name[32], ctas[12], blocks[12];
+            char name[64], ctas[12], blocks[12];
             snprintf(ctas, sizeof ctas, w->ctas == N ? "all" : "%d", w->ctas);
             snprintf(blocks, sizeof blocks, w->blocks == N ? "ring" : "%d", w->blocks);
             snprintf(name, sizeof name, "%sx%s%s cost %g", ctas, blocks, w->alone ? " alone" : "",
@@ -388,7 +388,7 @@ static void bench_remote(struct bench *b, bool peer)
             printf(" %19s |", name);
         }
         for (size_t i = 0; i < share_count; i++) {
-            if (j > 0 && i % 2 == 0) continue;
+            if (j > 0 && (i % 2 == 0 || shares[i] > 0.1)) continue;
             printf("\n %5.1f %%", shares[i] * 100);
             for (size_t k = 0; k < window_count; k++)
                 bench_cell(b, tokens[j], shares[i], &windows[k], all_local_ms);

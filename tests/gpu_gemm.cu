@@ -18,6 +18,7 @@
 
 #include "config/check.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/small.h"
 #include "tests/gpu_check.cuh"
 #include "tests/gpu_gemm_bench.cuh"
 
@@ -141,6 +142,7 @@ struct bed {
     uint8_t *x;
     float *bias;
     uint8_t *out, *first; /* of this run, and of the one it must equal */
+    float *partial;       /* [4 parts][32 tokens][N] */
     double *sum, *absolute;
     uint32_t *bad;
     struct kn_cu_window *windows;
@@ -192,6 +194,7 @@ static void bed_open(struct bed *b, int rows, int cols, bool pinned)
     CUDA(cudaMalloc(&b->out, b->out_capacity));
     CUDA(cudaMalloc(&b->first, b->out_capacity));
     CUDA(cudaMalloc(&b->sum, (size_t)256 * rows * sizeof(double)));
+    CUDA(cudaMalloc(&b->partial, PARTIAL_BYTES(rows)));
     CUDA(cudaMalloc(&b->absolute, (size_t)256 * rows * sizeof(double)));
     CUDA(cudaMalloc(&b->bad, sizeof(uint32_t)));
     CUDA(cudaMalloc(&b->windows, KN_TIER_MAX * sizeof *b->windows));
@@ -202,8 +205,8 @@ static void bed_open(struct bed *b, int rows, int cols, bool pinned)
 
 static void bed_close(struct bed *b)
 {
-    void *device[] = {b->local, b->x,        b->bias, b->out,     b->first,
-                      b->sum,   b->absolute, b->bad,  b->windows, b->traffic};
+    void *device[] = {b->local,    b->x,   b->bias,    b->out,     b->first,  b->sum,
+                      b->absolute, b->bad, b->windows, b->traffic, b->partial};
     for (size_t i = 0; i < ARRAY_COUNT(device); i++) CUDA(cudaFree(device[i]));
     if (b->pinned) remote_free(b->pinned, b->peer);
 }
@@ -227,20 +230,55 @@ static void bed_window(struct bed *b, int ctas, int blocks, float cost)
     CUDA(cudaMemcpy(b->windows, windows, sizeof windows, cudaMemcpyHostToDevice));
 }
 
+static void bed_plan(struct bed *b, enum kn_epilogue e, int tokens, struct kn_cu_gemm_plan *p)
+{
+    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, in_parts(e, tokens), p);
+}
+
+static struct kn_cu_gemm_args bed_args(struct bed *b, enum kn_epilogue e, int tokens, bool bias,
+                                       void *out, bool dependent)
+{
+    struct kn_cu_gemm_args a = {};
+    a.w = &b->w;
+    a.bias = bias ? b->bias : NULL;
+    a.tokens = tokens;
+    a.in = b->x;
+    a.epilogue = e;
+    a.out = out;
+    a.partial = in_parts(e, tokens) ? b->partial : NULL;
+    a.windows = b->windows;
+    a.traffic = b->traffic;
+    a.dependent = dependent;
+    return a;
+}
+
+/* Launches a product, and what adds its parts up. */
+static void bed_launch(struct bed *b, const struct kn_cu_gemm_plan *plan,
+                       const struct kn_cu_gemm_args *a)
+{
+    char err[ERR_CAP] = "";
+    STATUS(kn_cu_gemm_launch(plan, a, NULL, err), err);
+    if (!a->partial) return;
+    const struct kn_cu_parts parts = {a->partial, 1 << plan->part_shift,
+                                      (size_t)a->tokens * b->w.rows, a->bias};
+    STATUS(kn_cu_settle_launch(&parts, a->tokens, b->w.rows, a->epilogue == KN_EPI_ADD,
+                               (float *)a->out, NULL, err),
+           err);
+}
+
 /* Poisons everything the launch writes, launches, waits. */
 static void bed_run(struct bed *b, const struct kn_cu_gemm_plan *plan, enum kn_epilogue e,
                     int tokens, bool bias)
 {
-    char err[ERR_CAP] = "";
     size_t bytes = out_bytes(b, e, tokens);
     CHECK(bytes + GUARD_BYTES <= b->out_capacity);
     CUDA(cudaMemset(b->out, POISON, bytes + GUARD_BYTES));
+    CUDA(cudaMemset(b->partial, POISON, PARTIAL_BYTES(b->w.rows)));
     CUDA(cudaMemset(b->traffic, 0, KN_TIER_MAX * sizeof *b->traffic));
     if (e == KN_EPI_ADD)
         fill_floats<<<512, 256>>>((float *)b->out, SEED_OUT, (size_t)tokens * b->w.rows);
-    struct kn_cu_gemm_args a = {
-        &b->w, bias ? b->bias : NULL, tokens, b->x, e, b->out, b->windows, b->traffic, true};
-    STATUS(kn_cu_gemm_launch(plan, &a, NULL, err), err);
+    const struct kn_cu_gemm_args a = bed_args(b, e, tokens, bias, b->out, true);
+    bed_launch(b, plan, &a);
     CUDA(cudaDeviceSynchronize());
 }
 
@@ -282,8 +320,9 @@ static void bed_compare(struct bed *b, const struct kn_cu_gemm_plan *p, enum kn_
     uint32_t written = bed_count(b);
     uint32_t guard = bed_differs(b, b->out + out_bytes(b, e, tokens), NULL, POISON, GUARD_BYTES);
     EXPECT(b->tally, bad == 0 && written == 0 && guard == 0,
-           "%s %dx%d T %d epilogue %d tiles %d cluster %d: %u wrong, %u padding, %u guard", what,
-           r.rows, r.cols, tokens, e, p->group_tiles, p->cluster, bad, written, guard);
+           "%s %dx%d T %d epilogue %d tiles %d cluster %d parts %d: %u wrong, %u padding, %u guard",
+           what, r.rows, r.cols, tokens, e, p->group_tiles, p->cluster, 1 << p->part_shift, bad,
+           written, guard);
 }
 
 static void bed_reference(struct bed *b, int tokens, bool bias)
@@ -319,7 +358,7 @@ static void test_reference(struct bed *b)
 static void test_shape(struct bed *b, enum kn_epilogue e, int tokens, bool bias)
 {
     struct kn_cu_gemm_plan p;
-    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, &p);
+    bed_plan(b, e, tokens, &p);
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
     bed_reference(b, tokens, bias);
     bed_place(b, 0, 0);
@@ -336,20 +375,22 @@ static void test_shape(struct bed *b, enum kn_epilogue e, int tokens, bool bias)
 static void test_plans(struct bed *b, enum kn_epilogue e, int tokens)
 {
     struct kn_cu_gemm_plan p;
-    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, &p);
+    bed_plan(b, e, tokens, &p);
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
     bed_reference(b, tokens, true);
     bed_place(b, 0, 0);
-    for (int tiles = 1; tiles <= 4; tiles *= 2) {
-        for (int cluster = 1; cluster <= kn_cu_gemm_cluster_max(p.bucket, tiles); cluster *= 2) {
-            p.group_tiles = tiles;
-            p.cluster = cluster;
-            p.ctas_per_sm = cluster % 3 == 1 ? kn_cu_gemm_resident(p.bucket, tiles) : 1;
-            kn_cu_gemm_plan_derive(b->w.rows, b->sm_count, &p);
-            bed_run(b, &p, e, tokens, true);
-            bed_compare(b, &p, e, tokens, true, "forced");
-        }
-    }
+    const int shifts = in_parts(e, tokens) ? KN_CU_PART_SHIFT_MAX : 0;
+    for (int tiles = 1; tiles <= 4; tiles *= 2)
+        for (int cluster = 1; cluster <= kn_cu_gemm_cluster_max(p.bucket, tiles); cluster *= 2)
+            for (int shift = 0; shift <= shifts; shift++) {
+                p.group_tiles = tiles;
+                p.cluster = cluster;
+                p.part_shift = shift;
+                p.ctas_per_sm = cluster % 3 == 1 ? kn_cu_gemm_resident(p.bucket, tiles) : 1;
+                kn_cu_gemm_plan_derive(b->w.rows, b->sm_count, &p);
+                bed_run(b, &p, e, tokens, true);
+                bed_compare(b, &p, e, tokens, true, "forced");
+            }
 }
 
 /* Every placement and window: bitwise what all-local gives; and the traffic counters add up. */
@@ -364,7 +405,7 @@ static void test_placements(struct bed *b, enum kn_epilogue e, int tokens)
                                      {KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND}};
     static const float costs[] = {0.f, 12.5f, 1000.f};
     struct kn_cu_gemm_plan p;
-    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, &p);
+    bed_plan(b, e, tokens, &p);
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
     bed_place(b, 0, 0);
     bed_run(b, &p, e, tokens, true);
@@ -402,7 +443,7 @@ static void test_placements(struct bed *b, enum kn_epilogue e, int tokens)
 static void test_neighbours(struct bed *b, int tokens, int alone)
 {
     struct kn_cu_gemm_plan p;
-    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, &p);
+    bed_plan(b, KN_EPI_F32, tokens, &p);
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
     bed_place(b, 0, 0);
     bed_run(b, &p, KN_EPI_F32, tokens, true);
@@ -419,9 +460,8 @@ static void test_neighbours(struct bed *b, int tokens, int alone)
 /* Launches that overlap give what launches one by one give. */
 static void test_overlap(struct bed *b, int tokens)
 {
-    char err[ERR_CAP] = "";
     struct kn_cu_gemm_plan p;
-    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, &p);
+    bed_plan(b, KN_EPI_ADD, tokens, &p);
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
     bed_place(b, 0, b->w.tile_count / 5);
     bed_window(b, 16, 1, 91.f);
@@ -430,10 +470,9 @@ static void test_overlap(struct bed *b, int tokens)
         uint8_t *out = dependent ? b->out : b->first;
         CUDA(cudaMemset(out, 0, bytes));
         CUDA(cudaDeviceSynchronize());
-        struct kn_cu_gemm_args a = {&b->w, b->bias,    tokens,     b->x,          KN_EPI_ADD,
-                                    out,   b->windows, b->traffic, dependent != 0};
+        const struct kn_cu_gemm_args a = bed_args(b, KN_EPI_ADD, tokens, true, out, dependent != 0);
         for (int i = 0; i < 40; i++) {
-            STATUS(kn_cu_gemm_launch(&p, &a, NULL, err), err);
+            bed_launch(b, &p, &a);
             if (!dependent) CUDA(cudaDeviceSynchronize());
         }
         CUDA(cudaDeviceSynchronize());
@@ -449,7 +488,7 @@ static void test_refusals(struct tally *tally)
     memset(&w, 0, sizeof w);
     w.dtype = KN_F32;
     struct kn_cu_gemm_plan p;
-    kn_cu_gemm_plan(64, 128, 1, 132, &p);
+    kn_cu_gemm_plan(64, 128, 1, 132, false, &p);
     struct kn_cu_gemm_args a = {};
     a.w = &w;
     a.tokens = 1;

@@ -25,6 +25,14 @@
 #define OPS_MAX (4 * LAYERS + 1)
 #define REPLAYS 9
 
+#define PARTIAL_BYTES(rows) ((size_t)KN_CU_PARTS_MAX * KN_CU_PARTS_TOKENS * (rows) * sizeof(float))
+
+/* Whether a product is left in parts for another kernel to add up. */
+static bool in_parts(enum kn_epilogue e, int tokens)
+{
+    return (e == KN_EPI_ADD || e == KN_EPI_STORE) && tokens <= KN_CU_PARTS_TOKENS;
+}
+
 struct bench_op {
     int rows, cols;
     enum kn_epilogue epilogue;
@@ -37,7 +45,7 @@ struct bench {
     uint8_t *weights, *pinned;
     size_t bytes, pinned_bytes;
     uint8_t *x, *wide; /* activations of 4,096 and of 14,336 inputs */
-    float *qkv, *residual, *logits;
+    float *qkv, *residual, *logits, *partial;
     __nv_bfloat16 *plain_x, *plain_out; /* row-major, for cuBLAS */
     struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
@@ -141,6 +149,7 @@ static void bench_open(struct bench *b, int sm_count)
     CUDA(cudaMalloc(&b->x, kn_cu_act_bytes(256, 4096)));
     CUDA(cudaMalloc(&b->wide, kn_cu_act_bytes(256, 14336)));
     CUDA(cudaMalloc(&b->qkv, (size_t)256 * 6144 * 4));
+    CUDA(cudaMalloc(&b->partial, PARTIAL_BYTES(6144)));
     CUDA(cudaMalloc(&b->residual, (size_t)256 * 4096 * 4));
     CUDA(cudaMalloc(&b->logits, (size_t)256 * 128256 * 4));
     CUDA(cudaMalloc(&b->plain_x, (size_t)256 * 14336 * 2));
@@ -185,6 +194,7 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
             : op->epilogue == KN_EPI_ADD    ? (void *)b->residual
             : op->epilogue == KN_EPI_SWIGLU ? (void *)b->wide
                                             : (void *)b->logits;
+    a.partial = in_parts(op->epilogue, tokens) ? b->partial : NULL;
     a.windows = b->windows;
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
     a.dependent = true;
@@ -230,7 +240,8 @@ static double time_step(struct bench *b, int tokens, double share, bool alone, s
     for (int i = 0; i < b->op_count; i++) {
         const struct bench_op *op = &b->ops[i];
         struct kn_cu_gemm_plan plan;
-        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, &plan);
+        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue, tokens),
+                        &plan);
         size_t tile = (size_t)op->cols * 128;
         owed += share * (double)op_bytes(op);
         int tiles = (int)(owed / (double)tile);
@@ -404,7 +415,8 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
     struct kn_cu_gemm_plan planned, best[3] = {};
     double best_us[3] = {1e9, 1e9, 1e9}, planned_us = 0;
     int count = 0;
-    kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, &planned);
+    kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue, tokens),
+                    &planned);
     for (int i = first; i < b->op_count && count < 20; i += stride)
         count += b->ops[i].rows == op->rows;
     for (int tiles = 1; tiles <= 4; tiles *= 2) {

@@ -93,7 +93,9 @@ static bool finish_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t beg
     const struct kn_qkv_args *a = &cu->attend.qkv;
     struct kn_batch chunk = chunk_of(b, begin, chunk_count(b, begin));
     size_t width = (size_t)(a->q_heads + 2 * a->kv->kv_heads) * (size_t)a->kv->head_dim;
-    struct kn_cu_qkv_args args = {.qkv = (const float *)a->qkv + (size_t)begin * width,
+    struct kn_cu_parts parts = kn_cu_take_parts(cu, (const float *)a->qkv, b->token_count);
+    parts.sum += (size_t)begin * width;
+    struct kn_cu_qkv_args args = {.qkv = parts,
                                   .q_norm = a->q_norm,
                                   .k_norm = a->k_norm,
                                   .norm_eps = a->norm_eps,

@@ -94,7 +94,7 @@ MUST_USE enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
                                           char *err);
 
 struct kn_cu_qkv_args {
-    const float *qkv; /* [T, (Hq + 2 Hkv) * D] fp32 */
+    struct kn_cu_parts qkv; /* [T, (Hq + 2 Hkv) * D] each */
     const float *q_norm, *k_norm;
     float norm_eps;
     const float *rope; /* as kn_qkv_args */

@@ -64,12 +64,26 @@ struct kn_cu_traffic {
 MUST_USE enum status kn_cu_traffic_launch(struct kn_cu_traffic *counters,
                                           struct kn_cu_traffic *host, void *stream, char *err);
 
+#define KN_CU_PART_SHIFT_MAX 2
+#define KN_CU_PARTS_MAX 4
+#define KN_CU_PARTS_TOKENS 32 /* products of more tokens are not left in parts */
+
+/* A product as parts that are yet to be added up: sum[part * stride + i], in order of part, and
+ * after them bias[i % N]. */
+struct kn_cu_parts {
+    const float *sum; /* NULL: nothing to add */
+    int32_t count;
+    size_t stride;     /* floats: T * N */
+    const float *bias; /* [N] or NULL */
+};
+
 /* The shape of one GEMM's launch. */
 struct kn_cu_gemm_plan {
     int32_t bucket;      /* TB */
     int32_t group_tiles; /* row tiles a CTA multiplies with the same activations: 1, 2 or 4 */
     int32_t cluster;     /* CTAs that share a group, each with a part of K: 1, 2, 4 or 8 */
     int32_t ctas_per_sm; /* 1, or 2 where two fit */
+    int32_t part_shift;  /* log2 of the parts K is cut into, whose sums another kernel adds up */
     int32_t group_count;
     int32_t grid;
 };
@@ -82,6 +96,7 @@ struct kn_cu_gemm_args {
     enum kn_epilogue epilogue; /* STORE and F32: fp32 [T,N] row-major; ADD: the same, +=; RELU and
                                   SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */
     void *out;
+    float *partial; /* parts [1 << part_shift][T,N] in place of out, without bias; or NULL */
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
     struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] on the device, or NULL */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
@@ -90,7 +105,8 @@ struct kn_cu_gemm_args {
 /* Once per process and device, before any launch.  ST_UNSUPPORTED where the GPU is not sm_90. */
 MUST_USE enum status kn_cu_gemm_init(char *err);
 /* Tile choice: depends on shape, bucket and SM count alone, never on placement or window. */
-void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
+/* parts: whether K may be cut into parts.  */
+void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count, bool parts,
                      struct kn_cu_gemm_plan *out);
 /* How many CTAs of a bucket and group height an SM holds; 0 where there is no such kernel. */
 int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles);

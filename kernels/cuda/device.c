@@ -37,7 +37,8 @@ bool kn_cu_enter(struct kn_cu *cu)
 enum status kn_cu_sync(struct kn *kn, char *err)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    if (kn_cu_enter(cu)) kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step");
+    if (kn_cu_enter(cu) && kn_cu_settle(cu))
+        kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step");
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
     if (cu->busy) kn_cu_count_step(cu);
     cu->busy = false;
@@ -77,6 +78,7 @@ static void cuda_close(struct kn *kn)
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
     kn_cu_control_close(cu);
+    if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
     if (cu->stream_sum) (void)cudaFree(cu->stream_sum);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
     if (cu->stream) (void)cudaStreamDestroy(cu->stream);
@@ -149,6 +151,8 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
         kn_cu_ok(cu, cudaSetDevice(cu->device), "to open") &&
         kn_cu_ok(cu, cudaStreamCreateWithFlags(&cu->stream, cudaStreamNonBlocking),
                  "to make a stream") &&
+        kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.memory, KN_CU_PARTS_BYTES),
+                 "to allocate for the parts of products") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_sum, sizeof *cu->stream_sum),
                  "to allocate memory") &&
         kn_cu_ok(cu, cudaMemset(cu->stream_sum, 0, sizeof *cu->stream_sum), "to clear memory"))

@@ -6,8 +6,9 @@
 #include <string.h>
 
 #include "config/check.h"
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/cluster_gemm.cuh"
 #include "kernels/cuda/decode_gemm.cuh"
+#include "kernels/cuda/launch.cuh"
 
 typedef void (*cu_gemm_kernel)(cu_gemm);
 
@@ -16,22 +17,26 @@ struct cu_gemm_variant {
     cu_gemm_kernel kernel;
 };
 
-template <int TB, int RT> static constexpr cu_gemm_variant variant()
+template <int TB> static constexpr cu_gemm_variant decode()
 {
-    using S = cu_gemm_shape<TB, RT>;
+    using S = cu_gemm_shape<TB>;
+    return {TB, 1, S::THREADS, S::SHARED_USED, S::RESIDENT, 1, sm90_bf16_decode_gemm<TB>};
+}
+
+template <int TB, int RT> static constexpr cu_gemm_variant cluster()
+{
+    using S = cu_cluster_shape<TB, RT>;
     return {TB,
             RT,
             S::THREADS,
             S::SHARED_USED,
             S::RESIDENT,
             S::FRAGMENTS,
-            sm90_bf16_decode_gemm<TB, RT>};
+            sm90_bf16_cluster_gemm<TB, RT>};
 }
 
 static const cu_gemm_variant variants[] = {
-    variant<8, 1>(),   variant<8, 2>(),   variant<8, 4>(),   variant<16, 1>(), variant<16, 2>(),
-    variant<16, 4>(),  variant<32, 2>(),  variant<32, 4>(),  variant<64, 2>(), variant<64, 4>(),
-    variant<128, 2>(), variant<128, 4>(), variant<256, 2>(),
+    decode<8>(), decode<16>(), decode<32>(), cluster<64, 2>(), cluster<128, 2>(), cluster<256, 2>(),
 };
 
 static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles)
@@ -98,29 +103,46 @@ extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn
     int32_t tiles = (rows + 63) / 64;
     plan->group_count = (tiles + plan->group_tiles - 1) / plan->group_tiles;
     int32_t clusters = sm_count * plan->ctas_per_sm / plan->cluster;
+    int32_t units = plan->group_count << plan->part_shift;
     if (clusters < 1) clusters = 1;
-    plan->grid = (plan->group_count < clusters ? plan->group_count : clusters) * plan->cluster;
+    plan->grid = (units < clusters ? units : clusters) * plan->cluster;
 }
 
-/* Measured over the choices of group height, cluster and CTAs per SM at the shapes of an 8B model
- * on an H200, each shape alone and within a step (tests/gpu_gemm.cu --tune).  A cluster costs 1 to
- * 2 us at the end of each unit that the ring has no room to hide, so K is cut only where there are
- * too few groups for all SMs; two CTAs per SM hide one another's waits where both fit. */
+/* Up to 32 tokens: the cut of K with which the busiest CTA has least to do, a unit costing about as
+ * much as two blocks beside its own.  Measured at the shapes of an 8B model on an H200, in us for
+ * 1, 2, 4 and 8 parts at 1 token: o 11.7, 9.4, 8.2, 8.4 (floor 7.3), down 36.3, 29.6, 26.1, 26.7
+ * (25.6), qkv 15.7, 12.4, 12.0, 11.7 (11.0). */
+static int32_t part_shift(int32_t tiles, int32_t blocks, int32_t ctas)
+{
+    int32_t best = 0, least = INT32_MAX;
+    for (int32_t shift = 0; shift <= KN_CU_PART_SHIFT_MAX; shift++) {
+        int32_t part_blocks = (blocks + (1 << shift) - 1) >> shift;
+        int32_t busiest = ((tiles << shift) + ctas - 1) / ctas * (part_blocks + 2);
+        if (shift > 0 && part_blocks < 4) break;
+        if (busiest < least) least = busiest, best = shift;
+    }
+    return best;
+}
+
 extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
-                                struct kn_cu_gemm_plan *out)
+                                bool parts, struct kn_cu_gemm_plan *out)
 {
     CHECK(rows > 0 && cols > 0 && sm_count > 0);
     const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
-    const bool few = bucket <= 16;
-    struct kn_cu_gemm_plan p = {bucket, few ? 1 : 2, 1, bucket <= 32 ? 2 : 1, 0, 0};
-    const int32_t cluster_max = kn_cu_gemm_cluster_max(bucket, p.group_tiles);
-    const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
-    if (groups < (few ? 2 : 1) * sm_count) {
-        int32_t wanted = bucket == 32 ? 4 : 2;
-        while (groups * wanted * (bucket <= 32 ? 2 : 4) <= sm_count) wanted *= 2;
-        while (p.cluster < wanted && p.cluster < cluster_max && blocks >= p.cluster * 4)
-            p.cluster *= 2;
-        if (few) p.ctas_per_sm = 1;
+    struct kn_cu_gemm_plan p = {bucket, 1, 1, 2, 0, 0, 0};
+    if (bucket <= 32) {
+        if (parts) p.part_shift = part_shift((rows + 63) / 64, blocks, 2 * sm_count);
+    } else {
+        p.group_tiles = 2;
+        p.ctas_per_sm = 1;
+        const int32_t cluster_max = kn_cu_gemm_cluster_max(bucket, p.group_tiles);
+        const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
+        if (groups < sm_count) {
+            int32_t wanted = 2;
+            while (groups * wanted * 4 <= sm_count) wanted *= 2;
+            while (p.cluster < wanted && p.cluster < cluster_max && blocks >= p.cluster * 4)
+                p.cluster *= 2;
+        }
     }
     kn_cu_gemm_plan_derive(rows, sm_count, &p);
     *out = p;
@@ -181,6 +203,9 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
     CHECK(plan->bucket == kn_cu_bucket(a->tokens));
     CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
     CHECK((uintptr_t)a->in % KN_ALIGN == 0);
+    CHECK(plan->part_shift == 0 || a->partial);
+    CHECK(!a->partial ||
+          (plan->bucket <= 32 && (a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE)));
     CHECK(plan->cluster <= kn_cu_gemm_cluster_max(plan->bucket, plan->group_tiles));
 }
 
@@ -201,10 +226,13 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.tile_count = w->tile_count;
     g.blocks_per_tile = w->blocks_per_tile;
     g.cluster = plan->cluster;
-    g.rank_blocks = (w->blocks_per_tile + plan->cluster - 1) / plan->cluster;
+    const int32_t shares = plan->cluster << plan->part_shift;
+    g.part_shift = plan->part_shift;
+    g.rank_blocks = (w->blocks_per_tile + shares - 1) / shares;
     g.x = (const uint8_t *)a->in;
     g.bias = a->bias;
     g.out = a->out;
+    g.partial = a->partial;
     g.rows = w->rows;
     g.tokens = a->tokens;
     g.epilogue = a->epilogue;

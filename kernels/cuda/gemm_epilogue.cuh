@@ -70,4 +70,16 @@ PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int l
     }
 }
 
+/* A part's sum, for another kernel to add up. */
+PTX_INLINE void cu_gemm_store_partial(const cu_gemm &g, int part, int tile, int warp, int n,
+                                      int lane, float4 v)
+{
+    const int r0 = tile * 64 + warp * 16 + (lane >> 2), r1 = r0 + 8, t = n * 8 + (lane & 3) * 2;
+    float *out = g.partial + ((size_t)part * g.tokens + t) * g.rows;
+    if (t < g.tokens && r0 < g.rows) out[r0] = v.x;
+    if (t < g.tokens && r1 < g.rows) out[r1] = v.z;
+    if (t + 1 < g.tokens && r0 < g.rows) out[g.rows + r0] = v.y;
+    if (t + 1 < g.tokens && r1 < g.rows) out[g.rows + r1] = v.w;
+}
+
 #endif

@@ -33,23 +33,25 @@ struct cu_gemm_tier {
 struct cu_gemm {
     cu_gemm_tier tier[KN_TIER_MAX];
     int32_t tile_count, blocks_per_tile;
-    int32_t cluster;     /* CTAs of a cluster */
-    int32_t rank_blocks; /* blocks of K of each rank; the last ranks may have fewer or none */
+    int32_t cluster;     /* CTAs of a cluster, each a rank with its blocks of K */
+    int32_t part_shift;  /* log2 of the parts K is cut into, each a unit of its own */
+    int32_t rank_blocks; /* blocks of K of a rank of a part; the last may have fewer or none */
     const uint8_t *x;
     const float *bias;
     void *out;
+    float *partial; /* [parts][T][N] sums that another kernel adds up, in place of out; or NULL */
     int32_t rows, tokens; /* N, T */
     kn_epilogue epilogue;
     const kn_cu_window *windows;
     kn_cu_traffic *traffic;
 };
 
-/* The units (groups) of one cluster, in its order: remote_at local ones, the remote ones (of at
+/* The units of one cluster, in its order: remote_at local ones, the remote ones (of at
  * most one tier), the other local ones. */
 struct cu_work {
     int32_t tier, window; /* of the remote units; blocks in flight of this CTA */
-    int32_t remote_at, remote_begin, remote_step, remote_count; /* groups of that tier */
-    int32_t local_begin, local_count;                           /* consecutive groups of tier 0 */
+    int32_t remote_at, remote_begin, remote_step, remote_count; /* units of that tier */
+    int32_t local_begin, local_count;                           /* consecutive units of tier 0 */
     int32_t block_begin, block_count; /* of K, for this rank: the same for every unit */
     int32_t watched_blocks; /* this rank's blocks up to the last remote one, absent tiles too */
 };
@@ -77,10 +79,36 @@ PTX_INLINE int32_t cu_local_before(int32_t units, int32_t clusters,
                    : (int32_t)((int64_t)units * c / clusters);
 }
 
+/* A unit as one CTA has it. */
+struct cu_unit {
+    int32_t group, part;
+    int32_t block_begin, block_count; /* of K */
+};
+
+/* Unit i of a cluster. */
+PTX_INLINE cu_unit cu_gemm_unit(const cu_gemm &g, const cu_work &w, int32_t i)
+{
+    const bool remote = cu_gemm_remote(w, i);
+    const int32_t n = remote ? w.remote_begin + (i - w.remote_at) * w.remote_step
+                             : w.local_begin + (i < w.remote_at ? i : i - w.remote_count);
+    cu_unit u;
+    u.part = n & ((1 << g.part_shift) - 1);
+    u.group = g.tier[remote ? w.tier : 0].group_begin + (n >> g.part_shift);
+    u.block_begin = (u.part * g.cluster + (int32_t)(blockIdx.x % g.cluster)) * g.rank_blocks;
+    u.block_count = max(min(g.rank_blocks, g.blocks_per_tile - u.block_begin), 0);
+    return u;
+}
+
+/* Unit i of a cluster whose units are whole groups: its group. */
+PTX_INLINE int32_t cu_gemm_group(const cu_gemm &g, const cu_work &w, int32_t i)
+{
+    return cu_gemm_unit(g, w, i).group;
+}
+
 template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
 {
     const int32_t clusters = gridDim.x / g.cluster, cluster = blockIdx.x / g.cluster;
-    const int32_t local = g.tier[0].group_count;
+    const int32_t local = g.tier[0].group_count << g.part_shift;
     cu_work w = {};
     w.block_begin = (int32_t)(blockIdx.x % g.cluster) * g.rank_blocks;
     w.block_count = max(min(g.rank_blocks, g.blocks_per_tile - w.block_begin), 0);
@@ -98,7 +126,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     for (int j = 1; j < KN_TIER_MAX; j++) tiers_left += g.tier[j].group_count > 0;
 #pragma unroll
     for (int j = 1; j < KN_TIER_MAX; j++) {
-        const int32_t units = g.tier[j].group_count;
+        const int32_t units = g.tier[j].group_count << g.part_shift;
         int32_t readers = 0;
         if (units > 0) {
             const kn_cu_window window = g.windows[j];
@@ -150,17 +178,10 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     w.local_count = cu_local_before(local, clusters, first, share, cluster + 1) - w.local_begin;
     if (w.remote_count > 0) {
         w.remote_at = w.remote_at * (w.local_count + 1) / w.remote_step;
-        w.watched_blocks = (w.remote_at + w.remote_count) * w.block_count * S::RT;
+        for (int32_t i = 0; i < w.remote_at + w.remote_count; i++)
+            w.watched_blocks += cu_gemm_unit(g, w, i).block_count * S::RT;
     }
     return w;
-}
-
-/* Unit i of a cluster: its group. */
-PTX_INLINE int32_t cu_gemm_group(const cu_gemm &g, const cu_work &w, int32_t i)
-{
-    if (cu_gemm_remote(w, i))
-        return g.tier[w.tier].group_begin + w.remote_begin + (i - w.remote_at) * w.remote_step;
-    return g.tier[0].group_begin + w.local_begin + (i < w.remote_at ? i : i - w.remote_count);
 }
 
 /* The tier of a tile, or -1 beyond the last. */

@@ -9,8 +9,8 @@
  */
 #include <cuda_runtime.h>
 
-#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/attention_plan.cuh"
+#include "kernels/cuda/launch.cuh"
 
 extern "C" {
 #include "config/check.h"
@@ -19,7 +19,8 @@ extern "C" {
 enum { QKV_WARPS = 4, HEAD_DIM_MAX = 256, PAIRS = HEAD_DIM_MAX / 2 / 64 };
 
 struct qkv_params {
-    const float *qkv, *q_norm, *k_norm, *rope;
+    kn_cu_parts qkv;
+    const float *q_norm, *k_norm, *rope;
     const int32_t *positions, *token_seq;
     const kn_seq *seqs;
     const kn_page *pages;
@@ -84,12 +85,11 @@ PTX_INLINE size_t qkv_row_offset(int row, int d)
     return (size_t)(d >> 6) * KN_ATOM_BYTES + cu_atom_offset(row, (d & 63) * 2);
 }
 
-PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head &x, int token, int seq, int position,
+PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head &x, kn_page page, int position,
                            int kv_head, bool value, int lane)
 {
     const int dim = p.head_dim, half = dim / 2, atoms = cu_att_atoms(dim);
     const int row = position % KN_PAGE_TOKENS;
-    const kn_page page = p.pages[p.seqs[seq].page_begin + position / KN_PAGE_TOKENS];
     uint8_t *to = p.base[cu_page_tier(page)] + cu_page_index(page) * p.page_bytes +
                   (size_t)(2 * kv_head + value) * atoms * KN_ATOM_BYTES;
 #pragma unroll
@@ -103,34 +103,57 @@ PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head &x, int token, in
         *(uint32_t *)(to + qkv_row_offset(row, d)) = 0;
 }
 
+/* The head that begins at `at` of each part. */
+PTX_INLINE void qkv_read(qkv_head &x, const kn_cu_parts &parts, size_t at, int bias_at, int half,
+                         int lane)
+{
+    float2 low[KN_CU_PARTS_MAX + 1][PAIRS], high[KN_CU_PARTS_MAX + 1][PAIRS];
+    const float2 none = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int k = 0; k <= KN_CU_PARTS_MAX; k++) {
+        const bool bias = k == KN_CU_PARTS_MAX, there = bias ? parts.bias != NULL : k < parts.count;
+        const float *from = bias ? parts.bias + bias_at : parts.sum + k * parts.stride + at;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            const int d = 2 * lane + 64 * i;
+            low[k][i] = there && d < half ? __ldcg((const float2 *)(from + d)) : none;
+            high[k][i] = there && d < half ? __ldcg((const float2 *)(from + half + d)) : none;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        x.low[i] = low[0][i], x.high[i] = high[0][i];
+#pragma unroll
+        for (int k = 1; k <= KN_CU_PARTS_MAX; k++) {
+            x.low[i].x += low[k][i].x, x.low[i].y += low[k][i].y;
+            x.high[i].x += high[k][i].x, x.high[i].y += high[k][i].y;
+        }
+    }
+}
+
 __global__ void __launch_bounds__(QKV_WARPS * 32)
     sm90_qkv_finish(const __grid_constant__ qkv_params p)
 {
     ptx_griddep_launch();
     const int lane = threadIdx.x & 31, task = blockIdx.x * QKV_WARPS + (threadIdx.x >> 5);
-    const int heads = p.q_heads + 2 * p.kv_heads, dim = p.head_dim, half = dim / 2;
+    const int heads = p.q_heads + 2 * p.kv_heads, dim = p.head_dim;
     const int token = task / heads, head = task - token * heads;
     if (token >= p.token_count) return;
-    ptx_griddep_wait();
+    /* The batch's arrays are older than the step's first kernel. */
     const int seq = p.token_seq[token];
     if (seq < 0) return;
     const int position = p.positions[token];
-    const float *from = p.qkv + ((size_t)token * heads + head) * dim;
-    const float2 none = make_float2(0.f, 0.f);
+    const kn_page page = p.pages[p.seqs[seq].page_begin + position / KN_PAGE_TOKENS];
+    ptx_griddep_wait();
     qkv_head x;
-#pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-        const int d = 2 * lane + 64 * i;
-        x.low[i] = d < half ? *(const float2 *)(from + d) : none;
-        x.high[i] = d < half ? *(const float2 *)(from + half + d) : none;
-    }
+    qkv_read(x, p.qkv, ((size_t)token * heads + head) * dim, head * dim, dim / 2, lane);
     const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
     const float *norm = is_q ? p.q_norm : p.k_norm;
     if (!is_v && norm) qkv_norm(x, norm, p.norm_eps, dim, lane);
     if (!is_v && p.rope) qkv_rotate(x, p.rope + (size_t)position * dim, dim, lane);
     if (!is_q) {
         const int kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
-        qkv_append(p, x, token, seq, position, kv_head, is_v, lane);
+        qkv_append(p, x, page, position, kv_head, is_v, lane);
         if (is_v) return;
     }
     const int rows = cu_att_rows(p.group), padded = cu_att_atoms(dim) * 64;
@@ -142,7 +165,7 @@ __global__ void __launch_bounds__(QKV_WARPS * 32)
                 *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
         return;
     }
-    const int row = head - kv_head * p.group;
+    const int row = head - kv_head * p.group, half = dim / 2;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
         const int d = 2 * lane + 64 * i;

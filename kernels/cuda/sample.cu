@@ -59,14 +59,14 @@
 
 /* What a step of a selection found: where the edge lies. */
 struct edge {
-    uint32_t bin, count;    /* and how many keys lie there */
-    uint32_t above_count;   /* keys above it */
+    uint32_t bin, count;  /* and how many keys lie there */
+    uint32_t above_count; /* keys above it */
     double above_weight;
 };
 
 /* Keys under consideration, in bins by falling key. */
 struct range {
-    bool coarse;     /* bins are steps of the scaled logit down to `near` */
+    bool coarse; /* bins are steps of the scaled logit down to `near` */
     float near;
     uint64_t lo, hi; /* otherwise: bins of 2^shift keys from hi down to lo */
     int shift;
@@ -181,8 +181,8 @@ static __device__ float exp_nonpositive(float x)
     bits = bits < 0x42B00000 ? bits : 0x42B00000;
     const float y = -__int_as_float(bits), rounder = 0x1.8p23f;
     const float n = __fsub_rn(__fadd_rn(__fmul_rn(y, 0x1.715476p0f), rounder), rounder);
-    const float r = __fadd_rn(__fsub_rn(y, __fmul_rn(n, 0x1.63p-1f)),
-                              __fmul_rn(n, 0x1.bd0106p-13f));
+    const float r =
+        __fadd_rn(__fsub_rn(y, __fmul_rn(n, 0x1.63p-1f)), __fmul_rn(n, 0x1.bd0106p-13f));
     float e = 1.0f / 5040;
     e = __fadd_rn(__fmul_rn(e, r), 1.0f / 720);
     e = __fadd_rn(__fmul_rn(e, r), 1.0f / 120);

@@ -101,6 +101,38 @@ static __device__ void row_chunk(const float *row, int32_t n, int32_t c, float o
     for (int i = 0; i < CHUNK; i++) out[i] = c * CHUNK + i < n ? __ldcg(row + c * CHUNK + i) : 0.f;
 }
 
+/* Elements 8c..8c+7 of a row of n floats that is the sum of parts; `at` is where the row begins in
+ * each.  All loads are on their way before the first is used. */
+static __device__ void add_parts(const kn_cu_parts &p, size_t at, int32_t n, int32_t c,
+                                 float out[CHUNK])
+{
+    float part[KN_CU_PARTS_MAX][CHUNK];
+#pragma unroll
+    for (int i = 0; i < KN_CU_PARTS_MAX; i++)
+        if (i < p.count) row_chunk(p.sum + i * p.stride + at, n, c, part[i]);
+#pragma unroll
+    for (int i = 0; i < KN_CU_PARTS_MAX; i++)
+#pragma unroll
+        for (int j = 0; i < p.count && j < CHUNK; j++) out[j] += part[i][j];
+    if (p.bias) {
+        row_chunk(p.bias, n, c, part[0]);
+#pragma unroll
+        for (int j = 0; j < CHUNK; j++) out[j] += part[0][j];
+    }
+}
+
+static __device__ void store_chunk(float *row, int32_t n, int32_t c, const float v[CHUNK])
+{
+    if (n % 4 == 0 && c * CHUNK + CHUNK <= n) {
+        *(float4 *)(row + c * CHUNK) = make_float4(v[0], v[1], v[2], v[3]);
+        *(float4 *)(row + c * CHUNK + 4) = make_float4(v[4], v[5], v[6], v[7]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++)
+        if (c * CHUNK + i < n) row[c * CHUNK + i] = v[i];
+}
+
 /* The sum over the thread's chunks of (x - shift)^power, power 1 or 2.  first is its first chunk.
  */
 static __device__ float chunk_sums(const float *row, int32_t n, const float first[CHUNK],
@@ -119,15 +151,25 @@ static __device__ float chunk_sums(const float *row, int32_t n, const float firs
 }
 
 static __global__ void __launch_bounds__(THREADS_MAX)
-    sm90_norm(const __grid_constant__ kn_norm_args a)
+    sm90_norm(const __grid_constant__ kn_norm_args a, const __grid_constant__ kn_cu_parts parts)
 {
     __shared__ float scratch[32];
     ptx_griddep_launch();
-    ptx_griddep_wait();
     const int32_t n = a.cols, token = blockIdx.x;
-    const float *row = a.x + (size_t)token * n;
-    float first[CHUNK], v[CHUNK], mean = 0.f;
+    float *row = (float *)a.x + (size_t)token * n;
+    float first[CHUNK], v[CHUNK], weight[CHUNK], mean = 0.f;
+    row_chunk(a.weight, n, threadIdx.x, weight); /* no kernel writes weights */
+    ptx_griddep_wait();
     row_chunk(row, n, threadIdx.x, first);
+    if (parts.count > 0) {
+        add_parts(parts, (size_t)token * n, n, threadIdx.x, first);
+        store_chunk(row, n, threadIdx.x, first);
+        for (int32_t c = threadIdx.x + blockDim.x; c * CHUNK < n; c += blockDim.x) {
+            row_chunk(row, n, c, v);
+            add_parts(parts, (size_t)token * n, n, c, v);
+            store_chunk(row, n, c, v);
+        }
+    }
     if (a.kind == KN_LAYER_NORM) mean = block_sum(chunk_sums(row, n, first, 0.f, 1), scratch) / n;
     const float square = block_sum(chunk_sums(row, n, first, mean, 2), scratch) / n;
     const float scale = 1.f / sqrtf(square + a.eps);
@@ -144,11 +186,12 @@ static __global__ void __launch_bounds__(THREADS_MAX)
             for (int i = 0; i < CHUNK; i++) v[i] = first[i];
         } else {
             row_chunk(row, n, c, v);
+            row_chunk(a.weight, n, c, weight);
         }
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) {
             const int32_t k = c * CHUNK + i;
-            v[i] = k < n ? (v[i] - mean) * scale * a.weight[k] + (a.bias ? a.bias[k] : 0.f) : 0.f;
+            v[i] = k < n ? (v[i] - mean) * scale * weight[i] + (a.bias ? a.bias[k] : 0.f) : 0.f;
         }
 #pragma unroll
         for (int i = 0; i < CHUNK / 2; i++) {
@@ -157,6 +200,23 @@ static __global__ void __launch_bounds__(THREADS_MAX)
         }
         *(uint4 *)(y + kn_cu_act_offset(bucket, token - chunk_begin, c * CHUNK)) =
             make_uint4(word[0], word[1], word[2], word[3]);
+    }
+}
+
+/* --- parts ------------------------------------------------------------------------------------ */
+
+/* out[T,N] = or += the sum of the parts. */
+static __global__ void __launch_bounds__(THREADS_MAX)
+    sm90_settle(const __grid_constant__ kn_cu_parts parts, int32_t n, bool add, float *out)
+{
+    ptx_griddep_launch();
+    ptx_griddep_wait();
+    float *row = out + (size_t)blockIdx.x * n;
+    for (int32_t c = threadIdx.x; c * CHUNK < n; c += blockDim.x) {
+        float v[CHUNK] = {};
+        if (add) row_chunk(row, n, c, v);
+        add_parts(parts, (size_t)blockIdx.x * n, n, c, v);
+        store_chunk(row, n, c, v);
     }
 }
 
@@ -198,10 +258,22 @@ extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
                     "embed", err);
 }
 
-extern "C" enum status kn_cu_norm_launch(const struct kn_norm_args *a, void *stream, char *err)
+extern "C" enum status kn_cu_norm_launch(const struct kn_norm_args *a,
+                                         const struct kn_cu_parts *parts, void *stream, char *err)
 {
+    const kn_cu_parts none = {};
     const cu_launch l(a->row_count, threads_for(a->cols), 0, stream);
-    return launched(cudaLaunchKernelEx(&l.config, sm90_norm, *a), "norm", err);
+    return launched(cudaLaunchKernelEx(&l.config, sm90_norm, *a, parts ? *parts : none), "norm",
+                    err);
+}
+
+extern "C" enum status kn_cu_settle_launch(const struct kn_cu_parts *parts, int32_t rows,
+                                           int32_t cols, bool add, float *out, void *stream,
+                                           char *err)
+{
+    const cu_launch l(rows, threads_for(cols), 0, stream);
+    return launched(cudaLaunchKernelEx(&l.config, sm90_settle, *parts, cols, add, out),
+                    "adding up a product's parts", err);
 }
 
 extern "C" enum status kn_cu_gather_launch(const struct kn_batch *batch, int32_t cols,

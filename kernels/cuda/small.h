@@ -8,7 +8,7 @@
 #ifndef DAKD_KERNELS_CUDA_SMALL_H
 #define DAKD_KERNELS_CUDA_SMALL_H
 
-#include "kernels/kernels.h"
+#include "kernels/cuda/cuda.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,8 +18,13 @@ extern "C" {
 MUST_USE enum status kn_cu_embed_launch(const struct kn_batch *batch, const struct kn_embed_args *a,
                                         void *stream, char *err);
 /* y: activations in chunks of KN_CU_TOKENS_MAX tokens, each in its bucket; inputs beyond cols are
- * written as zeros. */
-MUST_USE enum status kn_cu_norm_launch(const struct kn_norm_args *a, void *stream, char *err);
+ * written as zeros.  parts, [T,cols] each, or NULL: they are first added to x. */
+MUST_USE enum status kn_cu_norm_launch(const struct kn_norm_args *a,
+                                       const struct kn_cu_parts *parts, void *stream, char *err);
+/* out[rows,cols] = the sum of the parts; where `add`, out += it. */
+MUST_USE enum status kn_cu_settle_launch(const struct kn_cu_parts *parts, int32_t rows,
+                                         int32_t cols, bool add, float *out, void *stream,
+                                         char *err);
 MUST_USE enum status kn_cu_gather_launch(const struct kn_batch *batch, int32_t cols, const float *x,
                                          float *out, void *stream, char *err);
 

@@ -23,6 +23,7 @@
 #include "kernels/cuda/cuda.h"
 
 enum { KN_CU_UPLOAD_SLOTS = 4, KN_CU_PLANS_MAX = 512 };
+#define KN_CU_PARTS_BYTES ((size_t)16 << 20) /* products whose parts need more are not cut */
 
 /* One kn_alloc. */
 struct kn_cu_region {
@@ -55,7 +56,18 @@ struct kn_cu_stage {
 
 struct kn_cu_planned {
     int32_t rows, cols;
+    bool parts;
     struct kn_cu_gemm_plan plan;
+};
+
+/* A product left in parts.  The next operation that reads `out` adds them up; any other operation
+ * has that done first (kn_cu_settle). */
+struct kn_cu_pending {
+    float *memory; /* owned, device: [KN_CU_PARTS_BYTES] */
+    float *out;    /* [rows,cols]; NULL: nothing is pending */
+    bool add;
+    int32_t rows, cols;
+    struct kn_cu_parts parts;
 };
 
 enum { KN_CU_ATTENTION_PLANS = 2 };
@@ -97,6 +109,7 @@ struct kn_cu {
     struct kn_cu_upload upload;
     struct kn_cu_stage stage;
     struct kn_cu_attend attend;
+    struct kn_cu_pending pending;
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
     struct kn_cu_control control;
@@ -141,6 +154,11 @@ void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a);
 void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a);
 /* Before an operation: chooses the device; false after a failure. */
 bool kn_cu_begin(struct kn_cu *cu);
+/* Adds up what is pending. */
+bool kn_cu_settle(struct kn_cu *cu);
+/* The parts that out[rows, .] is pending in, which the caller adds up; all of it as one part where
+ * nothing is. */
+struct kn_cu_parts kn_cu_take_parts(struct kn_cu *cu, const float *out, int32_t rows);
 /* The batch with its arrays on the device; NULL after a failure. */
 const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b);
 /* All of a buffer, as fast as its memory is read without harm to HBM. */

@@ -150,6 +150,29 @@ bool kn_cu_begin(struct kn_cu *cu)
     return kn_cu_enter(cu);
 }
 
+/* --- products left in parts --- */
+
+bool kn_cu_settle(struct kn_cu *cu)
+{
+    struct kn_cu_pending *p = &cu->pending;
+    char err[ERR_CAP];
+    float *out = p->out;
+    p->out = NULL;
+    return !out ||
+           kn_cu_st(cu,
+                    kn_cu_settle_launch(&p->parts, p->rows, p->cols, p->add, out, cu->stream, err),
+                    err);
+}
+
+struct kn_cu_parts kn_cu_take_parts(struct kn_cu *cu, const float *out, int32_t rows)
+{
+    struct kn_cu_pending *p = &cu->pending;
+    if (p->out != out || p->add) return (struct kn_cu_parts){.sum = out, .count = 1};
+    CHECK(rows == p->rows);
+    p->out = NULL;
+    return p->parts;
+}
+
 /* --- small operations --- */
 
 size_t kn_cu_buffer_bytes(const struct kn *kn, int32_t rows, int32_t cols)
@@ -165,7 +188,8 @@ void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_em
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
+    const struct kn_batch *b =
+        kn_cu_begin(cu) && kn_cu_settle(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
     if (b) kn_cu_st(cu, kn_cu_embed_launch(b, a, cu->stream, err), err);
 }
 
@@ -173,7 +197,11 @@ void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    if (kn_cu_begin(cu)) kn_cu_st(cu, kn_cu_norm_launch(a, cu->stream, err), err);
+    struct kn_cu_pending *p = &cu->pending;
+    const bool takes = p->out == a->x && p->add && p->rows == a->row_count;
+    if (!kn_cu_begin(cu) || (!takes && !kn_cu_settle(cu))) return;
+    kn_cu_st(cu, kn_cu_norm_launch(a, takes ? &p->parts : NULL, cu->stream, err), err);
+    if (takes) p->out = NULL;
 }
 
 void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
@@ -181,7 +209,7 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    if (kn_cu_begin(cu) && stage_rows(cu, batch))
+    if (kn_cu_begin(cu) && kn_cu_settle(cu) && stage_rows(cu, batch))
         kn_cu_st(cu, kn_cu_gather_launch(&cu->stage.batch, cols, x, out, cu->stream, err), err);
 }
 
@@ -189,18 +217,21 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
 
 /* Choosing a plan takes some microseconds, so those chosen are kept. */
 static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_weight *w,
-                                             int32_t tokens)
+                                             int32_t tokens, bool parts)
 {
     int32_t bucket = kn_cu_bucket(tokens);
     for (int32_t i = 0; i < cu->plan_count; i++) {
         const struct kn_cu_planned *p = &cu->plans[i];
-        if (p->rows == w->rows && p->cols == w->cols && p->plan.bucket == bucket) return &p->plan;
+        if (p->rows == w->rows && p->cols == w->cols && p->parts == parts &&
+            p->plan.bucket == bucket)
+            return &p->plan;
     }
     CHECK(cu->plan_count < KN_CU_PLANS_MAX);
     struct kn_cu_planned *p = &cu->plans[cu->plan_count++];
     p->rows = w->rows;
     p->cols = w->cols;
-    kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, &p->plan);
+    p->parts = parts;
+    kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, parts, &p->plan);
     return &p->plan;
 }
 
@@ -229,6 +260,14 @@ static void *out_at(const struct kn_gemm_args *a, char *out, int32_t row)
     return out + (size_t)row * (size_t)a->w->rows * sizeof(float);
 }
 
+/* Whether a product is left in parts: where another operation will read the sums anyway. */
+static bool in_parts(const struct kn_gemm_args *a)
+{
+    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
+    return (a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE) &&
+           a->row_count <= KN_CU_PARTS_TOKENS && KN_CU_PARTS_MAX * bytes <= KN_CU_PARTS_BYTES;
+}
+
 /* Up to 256 rows from `row` on. */
 static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, int32_t row)
 {
@@ -236,7 +275,8 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
     size_t chunk = (size_t)(row / KN_CU_TOKENS_MAX);
     int32_t left = a->row_count - row;
     int32_t count = left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
-    const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, count);
+    const bool parts = in_parts(a);
+    const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, count, parts);
     struct kn_cu_gemm_args args = {
         .w = a->w,
         .bias = a->bias,
@@ -244,17 +284,30 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
         .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
         .epilogue = a->epilogue,
         .out = out_at(a, out, row),
+        .partial = parts ? cu->pending.memory : NULL,
         .windows = cu->control.device_window,
         .traffic = cu->control.device_traffic,
         .dependent = true,
     };
+    if (parts)
+        cu->pending = (struct kn_cu_pending){
+            .memory = cu->pending.memory,
+            .out = a->out,
+            .add = a->epilogue == KN_EPI_ADD,
+            .rows = count,
+            .cols = a->w->rows,
+            .parts = {.sum = cu->pending.memory,
+                      .count = 1 << plan->part_shift,
+                      .stride = (size_t)count * (size_t)a->w->rows,
+                      .bias = a->bias},
+        };
     return kn_cu_st(cu, kn_cu_gemm_launch(plan, &args, cu->stream, err), err);
 }
 
 void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    if (!kn_cu_begin(cu)) return;
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu)) return;
     for (int t = 1; t < KN_TIER_MAX; t++)
         if (a->w->span[t].tile_count > 0 && !kn_cu_need_window(cu, t, a->w->span[t].base)) return;
     const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;

@@ -66,8 +66,8 @@ enum status kn_cu_stream_launch(const void *ptr, size_t bytes, int ctas, int blo
                                 void *stream, char *err)
 {
     const int shared = blocks * KN_BLOCK_BYTES;
-    cudaError_t e = cudaFuncSetAttribute(sm90_stream_read,
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    cudaError_t e =
+        cudaFuncSetAttribute(sm90_stream_read, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (e == cudaSuccess) {
         sm90_stream_read<<<ctas, THREADS, shared, (cudaStream_t)stream>>>(
             (const uint8_t *)ptr, bytes, blocks, (unsigned long long *)sum);

@@ -3,8 +3,7 @@
  * bitwise the same for every run, placement, window and neighbour.  With --bench it measures the
  * GEMMs of a decode step (gpu_gemm_bench.cuh), with --remote those of a step with a share of the
  * weights remote; --peer takes the second GPU's memory for remote, not the host's; --quick runs
- * small shapes alone, for compute-sanitizer.  Stands alone: nvcc tests/gpu_gemm.cu
- * kernels/cuda/gemm.cu and the ground floor.
+ * small shapes alone, for compute-sanitizer.
  *
  * The reference is a kernel in fp64 that computes each element from the random data directly; it is
  * itself held to a loop on the host.  Outputs, workspaces and padding are poisoned before each run.

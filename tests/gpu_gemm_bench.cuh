@@ -19,6 +19,9 @@
 #include "config/check.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ptx.cuh"
+extern "C" {
+#include "offload/place.h"
+}
 #include "tests/gpu_check.cuh"
 
 #define LAYERS 32
@@ -51,6 +54,7 @@ struct bench {
     struct kn_cu_traffic *traffic;
     cudaStream_t stream;
     double floor_ms, link_gbps; /* the floor of all bytes in HBM */
+    struct off_tiers *tiers;    /* for off_place alone */
 };
 
 /* bf16 of both signs and magnitudes 2^-9..2^-5: finite sums, random bits. */
@@ -230,30 +234,39 @@ static void tune_step(struct bench *b, int tokens)
         }
 }
 
-/* One step; share of every weight's tiles remote, rounded so that the sum is right.  With alone,
- * one CTA an SM where remote tiles are. */
-static double time_step(struct bench *b, int tokens, double share, bool alone, size_t *remote_bytes)
+/* How many tiles of each op are remote. */
+static void bench_place(struct bench *b, double share, enum off_placement placement,
+                        struct off_weight *placed)
 {
-    double owed = 0;
+    char err[ERR_CAP] = "";
+    for (int i = 0; i < b->op_count; i++)
+        placed[i] = {b->ops[i].rows / KN_TILE_ROWS, (uint64_t)b->ops[i].cols * 128, false, {0}};
+    STATUS(off_place(placed, b->op_count, share, placement, b->tiers, err), err);
+}
+
+/* One step; a share of the tiles remote.  With alone, one CTA an SM where remote tiles are. */
+static double time_step(struct bench *b, int tokens, double share, enum off_placement placement,
+                        bool alone, size_t *remote_bytes)
+{
+    struct off_weight placed[OPS_MAX];
     size_t at = 0;
+    bench_place(b, share, placement, placed);
     capture_begin(b);
     for (int i = 0; i < b->op_count; i++) {
         const struct bench_op *op = &b->ops[i];
         struct kn_cu_gemm_plan plan;
         kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue, tokens),
                         &plan);
-        size_t tile = (size_t)op->cols * 128;
-        owed += share * (double)op_bytes(op);
-        int tiles = (int)(owed / (double)tile);
-        owed -= (double)tiles * (double)tile;
-        if (at + tiles * tile > b->pinned_bytes && tiles) at = 0;
+        const int tiles = placed[i].tiles[1];
+        const size_t bytes = tiles * placed[i].tile_bytes;
+        if (at + bytes > b->pinned_bytes && tiles) at = 0;
         if (alone && tiles) {
             plan.ctas_per_sm = 1;
             kn_cu_gemm_plan_derive(op->rows, b->sm_count, &plan);
         }
         bench_launch(b, op, tokens, &plan, b->pinned + at, tiles);
-        at += tiles * tile;
-        if (remote_bytes) *remote_bytes += tiles * tile;
+        at += bytes;
+        if (remote_bytes) *remote_bytes += bytes;
     }
     return time_graph(b, capture_end(b), share > 0.04 * b->link_gbps / 50 ? 3 : REPLAYS);
 }
@@ -313,7 +326,7 @@ static void bench_steps(struct bench *b, const char *cublas_path)
     struct cublas c;
     bool has_cublas = cublas_open(&c, b, cublas_path);
     for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) {
-        double ms = time_step(b, tokens[i], 0, false, NULL);
+        double ms = time_step(b, tokens[i], 0, OFF_PLACE_EVEN, false, NULL);
         printf("T %3d: %.3f ms, floor/time %.3f", tokens[i], ms, b->floor_ms / ms);
         if (has_cublas) {
             double theirs = time_cublas(b, &c, tokens[i]);
@@ -342,12 +355,17 @@ static void bench_remote_open(struct bench *b, bool peer)
     fill_random<<<b->sm_count * 4, 256>>>((uint32_t *)b->pinned, b->pinned_bytes / 4, 11);
     CUDA(cudaDeviceSynchronize());
     if (peer) CUDA(cudaSetDevice(0));
+    char err[ERR_CAP] = "";
+    struct off_remote remote;
+    STATUS(off_remote_parse(peer ? "peer:1:64GiB" : "host:64GiB", &remote, err), err);
+    off_tiers_close(b->tiers);
+    STATUS(off_tiers_open(NULL, 0, &remote, &b->tiers, err), err);
     b->link_gbps = (double)probe / time_stream(b, b->pinned, probe, 16, peer ? 6 : 1) / 1e6;
     printf("link to the %s: %.1f GB/s\n", peer ? "peer" : "host", b->link_gbps);
 }
 
-static void bench_cell(struct bench *b, int tokens, double share, const struct bench_window *w,
-                       double all_local_ms)
+static void bench_cell(struct bench *b, int tokens, double share, enum off_placement placement,
+                       const struct bench_window *w, double all_local_ms)
 {
     struct kn_cu_window window[KN_TIER_MAX] = {};
     struct kn_cu_traffic t[KN_TIER_MAX] = {};
@@ -357,7 +375,7 @@ static void bench_cell(struct bench *b, int tokens, double share, const struct b
     for (int j = 0; j < KN_TIER_MAX; j++) t[j].trip_min = UINT32_MAX;
     CUDA(cudaMemcpy(b->windows, window, sizeof window, cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(b->traffic, t, sizeof t, cudaMemcpyHostToDevice));
-    double ms = time_step(b, tokens, share, w->alone, &remote);
+    double ms = time_step(b, tokens, share, placement, w->alone, &remote);
     CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
     double local_ms = (double)(b->bytes - remote) / hbm_gbps / 1e6;
     double link_ms = (double)remote / b->link_gbps / 1e6;
@@ -373,8 +391,7 @@ static void bench_remote(struct bench *b, bool peer)
     static const double host_shares[] = {0.004, 0.008, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5};
     static const double peer_shares[] = {0.02, 0.04, 0.06, 0.07, 0.08, 0.1, 0.2, 0.3, 0.5};
     static const struct bench_window host_windows[] = {
-        {16, 1, 1, false}, {16, 1, 1, true}, {8, 2, 1, false}, {16, 2, 1, false},
-        {32, 1, 1, false}, {N, 1, 1, false}, {N, N, 1, false}};
+        {16, 1, 1, false}, {16, 2, 1, false}, {32, 1, 1, false}, {N, N, 1, false}};
     static const struct bench_window peer_windows[] = {
         {16, 4, 1, false}, {16, 4, 1, true},  {16, 4, 1.5, false}, {32, 2, 1, false},
         {32, 4, 1, false}, {64, 1, 1, false}, {N, 1, 1, false},    {N, 2, 1, false},
@@ -386,8 +403,8 @@ static void bench_remote(struct bench *b, bool peer)
     const size_t window_count = peer ? ARRAY_COUNT(peer_windows) : ARRAY_COUNT(host_windows);
     bench_remote_open(b, peer);
     for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
-        double all_local_ms = time_step(b, tokens[j], 0, false, NULL);
-        printf("T %d, all local %.3f ms, floor/time %.3f; windows:\n  remote", tokens[j],
+        double all_local_ms = time_step(b, tokens[j], 0, OFF_PLACE_EVEN, false, NULL);
+        printf("T %d, all local %.3f ms, floor/time %.3f; windows:\n    remote", tokens[j],
                all_local_ms, b->floor_ms / all_local_ms);
         for (size_t k = 0; k < window_count; k++) {
             const struct bench_window *w = &windows[k];
@@ -400,9 +417,13 @@ static void bench_remote(struct bench *b, bool peer)
         }
         for (size_t i = 0; i < share_count; i++) {
             if (j > 0 && (i % 2 == 0 || shares[i] > 0.1)) continue;
-            printf("\n %5.1f %%", shares[i] * 100);
-            for (size_t k = 0; k < window_count; k++)
-                bench_cell(b, tokens[j], shares[i], &windows[k], all_local_ms);
+            for (int p = OFF_PLACE_EVEN; p >= OFF_PLACE_AUTO; p--) {
+                if (p == OFF_PLACE_AUTO && shares[i] > (peer ? 0.1 : 0.02)) continue;
+                printf("\n%s %4.1f %%", p == OFF_PLACE_EVEN ? "even" : "auto", shares[i] * 100);
+                for (size_t k = 0; k < window_count; k++)
+                    bench_cell(b, tokens[j], shares[i], (enum off_placement)p, &windows[k],
+                               all_local_ms);
+            }
         }
         printf("\n");
     }
@@ -459,8 +480,10 @@ static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool pe
 {
     static const int tokens[] = {8, 16, 32, 64, 128, 256};
     struct bench b;
+    char err[ERR_CAP] = "";
     bench_open(&b, sm_count);
     b.link_gbps = 50;
+    STATUS(off_tiers_open(NULL, 0, NULL, &b.tiers, err), err);
     b.floor_ms = time_stream(&b, b.weights, b.bytes, sm_count, 6);
     printf("floor: %.3f ms for %.2f GB, %.0f GB/s\n", b.floor_ms, (double)b.bytes / 1e9,
            (double)b.bytes / b.floor_ms / 1e6);

@@ -184,6 +184,8 @@ static void compare_together(struct eng_request **alone, int32_t pages, int32_t 
     }
     eng_stats(r.engine, &stats);
     assert_false(stats.failed);
+    assert_true(stats.traffic[0].bytes > 0 && stats.traffic[0].bytes % KN_BLOCK_BYTES == 0);
+    assert_true(stats.read_bytes_per_s[0] > 0 && stats.read_bytes_per_s[1] == 0);
     close_rig(&r);
 }
 

@@ -207,13 +207,15 @@ static enum status alloc_host(struct kn_cu *cu, size_t bytes, char **out, char *
                    cu->device);
 }
 
-/* *raw is the device's copy. */
-static enum status alloc_staging(struct kn_cu *cu, size_t bytes, char **out, void **raw, char *err)
+/* *raw is the device's copy; *pinned what *out is an aligned part of. */
+static enum status alloc_staging(struct kn_cu *cu, size_t bytes, char **out, void **pinned,
+                                 void **raw, char *err)
 {
     enum status st = alloc_device(cu, cu->device, bytes, raw, err);
     if (st) return st;
-    cudaError_t e = cudaHostAlloc((void **)out, bytes, cudaHostAllocPortable);
+    cudaError_t e = cudaHostAlloc(pinned, bytes + KN_ALIGN, cudaHostAllocPortable);
     if (e == cudaSuccess) {
+        *out = (char *)round_up((uintptr_t)*pinned, KN_ALIGN);
         memset(*out, 0, bytes);
         return ST_OK;
     }
@@ -242,7 +244,9 @@ enum status kn_cu_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes
         r->device = device;
         st = alloc_peer(cu, device, r->bytes, &r->raw, err);
         break;
-    case KN_MEM_STAGING: st = alloc_staging(cu, r->bytes, &r->base, &r->raw, err); break;
+    case KN_MEM_STAGING:
+        st = alloc_staging(cu, r->bytes, &r->base, &r->pinned, &r->raw, err);
+        break;
     }
     if (st) {
         free(r);
@@ -273,7 +277,7 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
         (void)cudaHostUnregister(r->base);
         CHECK(munmap(r->base, round_up(r->bytes, HUGE_PAGE)) == 0);
     } else if (mem == KN_MEM_STAGING) {
-        (void)cudaFreeHost(r->base);
+        (void)cudaFreeHost(r->pinned);
     }
     if (r->raw) (void)cudaFree(r->raw);
     free(r);

@@ -31,9 +31,10 @@ struct kn_cu_region {
     enum kn_mem mem;
     int device; /* that holds it, where device memory */
     size_t bytes;
-    char *base; /* what kn_alloc gave */
-    char *twin; /* of KN_MEM_STAGING: device memory of the same size that kernels write */
-    void *raw;  /* owned: the device memory that base or twin lies in; NULL for HOST */
+    char *base;   /* what kn_alloc gave */
+    char *twin;   /* of KN_MEM_STAGING: device memory of the same size that kernels write */
+    void *pinned; /* owned: the host memory base of KN_MEM_STAGING lies in */
+    void *raw;    /* owned: the device memory that base or twin lies in; NULL for HOST */
 };
 
 /* The pinned ring uploads go through. */

@@ -87,7 +87,8 @@ def test_demo_model(tmp_path):
 
 def test_dummy_model_over_two_tiers(tmp_path, tiny):
     result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
-                         "--offload", 0.5, "--remote", "host:64MiB", "--kv-cache-dtype", "float32", "--threads", 1)
+                         "--offload", 0.5, "--remote", "host:64MiB", "--placement", "even", "--kv-cache-dtype", "float32",
+                         "--threads", 1, "--remote-window", "host:8x2")
     check(result, text, 2, 5, 12)
     local, remote = result["tiers"]
     assert (local["name"], remote["name"]) == ("hbm", "host")
@@ -98,6 +99,22 @@ def test_dummy_model_over_two_tiers(tmp_path, tiny):
     assert remote["step_weight_bytes"] > 0.3 * weights and remote["step_kv_bytes"] == 0
     assert local["step_kv_bytes"] == 2 * 11 * (2 * 2 * 32 * 4 * 2) / 2
     assert result["kv_cache_dtype"] == "float32" and result["offload_ratio"] == 0.5
+    assert result["placement"] == "even" and result["congestion_control"] == "static"
+    assert (remote["window_ctas"], remote["window_blocks"]) == (8, 2) and "window_ctas" not in local
+    for tier in result["tiers"]:
+        # The CPU counts the weights its products read, whole tiles of 64 rows of 128 inputs.
+        assert tier["step_counted_bytes"] > 0 and "round_trip_count" not in tier
+        seconds = result["tpot_steady_median_ms"] / 1e3
+        assert tier["achieved_bytes_per_s"] == pytest.approx(tier["step_bytes"] / seconds, rel=1e-6)
+
+
+def test_cheap_bytes_leave_first(tmp_path, tiny):
+    """A table of which a step reads a row a token costs nothing elsewhere."""
+    result, _ = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
+                      "--offload", 0.1, "--remote", "host:64MiB", "--threads", 1, "--congestion-control", "off")
+    local, remote = result["tiers"]
+    assert 0 < remote["step_weight_bytes"] <= 2 * 2 * 64 and remote["step_counted_bytes"] == 0
+    assert result["placement"] == "auto" and "window_ctas" not in remote
 
 
 def test_prompts_in_chunks(tmp_path, tiny):
@@ -127,6 +144,10 @@ def test_refused_flags(flags, words):
 @pytest.mark.parametrize("flags,words", [
     (["--input-len", 2000, "--output-len", 100], "more than the 2048 positions"),
     (["--input-len", 64, "--output-len", 20, "--offload", 0.5], "--remote"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--congestion-control", "adaptive"],
+     "adaptive is not there yet"),
+    (["--input-len", 64, "--output-len", 20, "--remote-window", "host:16x1"], "no tier that --remote names"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--remote-window", "host:16"], "not a window"),
     (["--input-len", 640, "--output-len", 20, "--kv-cache-memory-bytes", "4MiB"], "KV pages together"),
     (["--input-len", 64, "--output-len", 20, "--json", "/nonexistent/x"], "--json /nonexistent/x: No such file"),
     (["--input-len", 64, "--output-len", 9, "--max-num-batched-tokens", 32], "raise --output-len"),

@@ -279,7 +279,7 @@ static outcome run(const problem &p, const way &w)
     CUDA(cudaMemset(g_traffic, 0, sizeof(kn_cu_traffic) * KN_TIER_MAX));
 
     const kn_cu_plan_args plan = {&b, 0, p.window, g_windows, 0};
-    const kn_cu_qkv_args finish = {qkv,
+    const kn_cu_qkv_args finish = {{qkv, 1, 0, NULL},
                                    p.norm ? norm : NULL,
                                    p.norm ? norm + p.dim : NULL,
                                    1e-5f,

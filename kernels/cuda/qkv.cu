@@ -58,16 +58,26 @@ PTX_INLINE void qkv_norm(qkv_head &x, const float *weight, float eps, int dim, i
     }
 }
 
-/* table: D/2 cosines, then D/2 sines. */
-PTX_INLINE void qkv_rotate(qkv_head &x, const float *table, int dim, int lane)
+/* What a lane needs of a row of the table: D/2 cosines, then D/2 sines. */
+struct qkv_angles {
+    float2 cos[PAIRS], sin[PAIRS];
+};
+
+PTX_INLINE void qkv_read_angles(qkv_angles &a, const float *table, int half, int lane)
 {
-    const int half = dim / 2;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
         const int d = 2 * lane + 64 * i;
-        if (d >= half) break;
-        const float2 c = *(const float2 *)(table + d), s = *(const float2 *)(table + half + d);
-        const float2 low = x.low[i], high = x.high[i];
+        a.cos[i] = table && d < half ? *(const float2 *)(table + d) : make_float2(1.f, 1.f);
+        a.sin[i] = table && d < half ? *(const float2 *)(table + half + d) : make_float2(0.f, 0.f);
+    }
+}
+
+PTX_INLINE void qkv_rotate(qkv_head &x, const qkv_angles &a)
+{
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const float2 c = a.cos[i], s = a.sin[i], low = x.low[i], high = x.high[i];
         x.low[i] = make_float2(low.x * c.x - high.x * s.x, low.y * c.y - high.y * s.y);
         x.high[i] = make_float2(high.x * c.x + low.x * s.x, high.y * c.y + low.y * s.y);
     }
@@ -139,18 +149,20 @@ __global__ void __launch_bounds__(QKV_WARPS * 32)
     const int heads = p.q_heads + 2 * p.kv_heads, dim = p.head_dim;
     const int token = task / heads, head = task - token * heads;
     if (token >= p.token_count) return;
-    /* The batch's arrays are older than the step's first kernel. */
+    /* The batch's arrays and the tables are older than the step's first kernel. */
     const int seq = p.token_seq[token];
     if (seq < 0) return;
     const int position = p.positions[token];
     const kn_page page = p.pages[p.seqs[seq].page_begin + position / KN_PAGE_TOKENS];
+    const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
+    const float *norm = is_q ? p.q_norm : p.k_norm;
+    qkv_angles angles;
+    qkv_read_angles(angles, p.rope ? p.rope + (size_t)position * dim : NULL, dim / 2, lane);
     ptx_griddep_wait();
     qkv_head x;
     qkv_read(x, p.qkv, ((size_t)token * heads + head) * dim, head * dim, dim / 2, lane);
-    const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
-    const float *norm = is_q ? p.q_norm : p.k_norm;
     if (!is_v && norm) qkv_norm(x, norm, p.norm_eps, dim, lane);
-    if (!is_v && p.rope) qkv_rotate(x, p.rope + (size_t)position * dim, dim, lane);
+    if (!is_v && p.rope) qkv_rotate(x, angles);
     if (!is_q) {
         const int kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
         qkv_append(p, x, page, position, kv_head, is_v, lane);

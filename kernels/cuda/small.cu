@@ -4,15 +4,14 @@
  * Floor: these move a few KB per token and are bound by latency, a launch and two or three trips to
  * L2 (about 2 us each).  Prediction for a step of 64 layers: norms cost 128 x 2 us, of which
  * programmatic dependent launch hides the launch.  So the design is about few trips: a norm reads
- * its row once, eight elements a thread, keeps them in registers (rows of up to 8,192 elements;
- * longer ones are read again) and writes 16-byte chunks where the next product's bulk copies want
- * them.
+ * its row once, with all parts of the product that is to be added to it, keeps it in registers
+ * (rows of up to 4,096 elements; what is beyond is read again) and writes it where the next
+ * product's bulk copies want it.
  *
  * Invariants
  *  1. How a row's sum is cut depends on its length alone, so a row comes out the same in every
  * batch.
- *  2. Nothing is read or written before griddepcontrol.wait: these kernels pass on what a kernel
- *     before the previous one wrote.
+ *  2. Nothing but weights is read before griddepcontrol.wait, and nothing is written.
  *  3. A norm writes zeros for inputs beyond cols, up to the end of the block of 128.
  */
 #include <cuda_runtime.h>
@@ -25,6 +24,7 @@
 
 #define CHUNK 8 /* bf16 elements in 16 bytes: what a thread takes at a time */
 #define THREADS_MAX 1024
+#define NORM_THREADS 512
 
 /* --- embed ------------------------------------------------------------------------------------ */
 
@@ -87,136 +87,154 @@ static __device__ float block_sum(float v, float *scratch)
     return v;
 }
 
-/* Elements 8c..8c+7 of a row of n; zero beyond it. */
-static __device__ void row_chunk(const float *row, int32_t n, int32_t c, float out[CHUNK])
+/* Elements 4c..4c+3 of a row of n; zero beyond it. */
+static __device__ float4 read_quad(const float *row, int32_t n, int32_t c)
 {
-    if (n % 4 == 0 && c * CHUNK + CHUNK <= n) {
-        const float4 a = __ldcg((const float4 *)(row + c * CHUNK));
-        const float4 b = __ldcg((const float4 *)(row + c * CHUNK + 4));
-        out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
-        out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+    const float *at = row + 4 * c;
+    if (n % 4 == 0 && 4 * c < n) return __ldcg((const float4 *)at);
+    return make_float4(4 * c < n ? __ldcg(at) : 0.f, 4 * c + 1 < n ? __ldcg(at + 1) : 0.f,
+                       4 * c + 2 < n ? __ldcg(at + 2) : 0.f, 4 * c + 3 < n ? __ldcg(at + 3) : 0.f);
+}
+
+static __device__ void write_quad(float *row, int32_t n, int32_t c, float4 v)
+{
+    float *at = row + 4 * c;
+    if (n % 4 == 0) {
+        *(float4 *)at = v;
         return;
     }
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) out[i] = c * CHUNK + i < n ? __ldcg(row + c * CHUNK + i) : 0.f;
+    at[0] = v.x;
+    if (4 * c + 1 < n) at[1] = v.y;
+    if (4 * c + 2 < n) at[2] = v.z;
+    if (4 * c + 3 < n) at[3] = v.w;
 }
 
-/* Elements 8c..8c+7 of a row of n floats that is the sum of parts; `at` is where the row begins in
- * each.  All loads are on their way before the first is used. */
-static __device__ void add_parts(const kn_cu_parts &p, size_t at, int32_t n, int32_t c,
-                                 float out[CHUNK])
+static __device__ float4 add(float4 a, float4 b)
 {
-    float part[KN_CU_PARTS_MAX][CHUNK];
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+/* v and a product's parts, whose row begins at `at` in each.  All loads are on their way before the
+ * first is used. */
+static __device__ float4 add_parts(float4 v, const kn_cu_parts &p, size_t at, int32_t n, int32_t c)
+{
+    float4 part[KN_CU_PARTS_MAX], bias = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int i = 0; i < KN_CU_PARTS_MAX; i++)
-        if (i < p.count) row_chunk(p.sum + i * p.stride + at, n, c, part[i]);
+        if (i < p.count) part[i] = read_quad(p.sum + i * p.stride + at, n, c);
+    if (p.bias) bias = read_quad(p.bias, n, c);
 #pragma unroll
     for (int i = 0; i < KN_CU_PARTS_MAX; i++)
-#pragma unroll
-        for (int j = 0; i < p.count && j < CHUNK; j++) out[j] += part[i][j];
-    if (p.bias) {
-        row_chunk(p.bias, n, c, part[0]);
-#pragma unroll
-        for (int j = 0; j < CHUNK; j++) out[j] += part[0][j];
-    }
+        if (i < p.count) v = add(v, part[i]);
+    return p.bias ? add(v, bias) : v;
 }
 
-static __device__ void store_chunk(float *row, int32_t n, int32_t c, const float v[CHUNK])
-{
-    if (n % 4 == 0 && c * CHUNK + CHUNK <= n) {
-        *(float4 *)(row + c * CHUNK) = make_float4(v[0], v[1], v[2], v[3]);
-        *(float4 *)(row + c * CHUNK + 4) = make_float4(v[4], v[5], v[6], v[7]);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++)
-        if (c * CHUNK + i < n) row[c * CHUNK + i] = v[i];
-}
+/* A thread's elements are quads threadIdx.x + k * blockDim.x; it keeps the first HELD of them. */
+#define HELD 2
 
-/* The sum over the thread's chunks of (x - shift)^power, power 1 or 2.  first is its first chunk.
- */
-static __device__ float chunk_sums(const float *row, int32_t n, const float first[CHUNK],
-                                   float shift, int power)
+/* The sum of the thread's elements of (x - shift)^power, power 1 or 2. */
+static __device__ float quad_sums(const float *row, int32_t n, const float4 (&held)[HELD],
+                                  float shift, int power)
 {
-    float sum = 0.f, v[CHUNK];
-    for (int32_t c = threadIdx.x; c * CHUNK < n; c += blockDim.x) {
-        if (c != (int32_t)threadIdx.x) row_chunk(row, n, c, v);
+    float sum = 0.f;
 #pragma unroll
-        for (int i = 0; i < CHUNK; i++) {
-            const float d = (c == (int32_t)threadIdx.x ? first[i] : v[i]) - shift;
-            if (c * CHUNK + i < n) sum += power == 2 ? d * d : d;
-        }
+    for (int k = 0; k < HELD; k++) {
+        const int32_t c = threadIdx.x + k * blockDim.x;
+        const float d[4] = {held[k].x - shift, held[k].y - shift, held[k].z - shift,
+                            held[k].w - shift};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (4 * c + i < n) sum += power == 2 ? d[i] * d[i] : d[i];
+    }
+#pragma unroll 1
+    for (int32_t c = threadIdx.x + HELD * blockDim.x; 4 * c < n; c += blockDim.x) {
+        const float4 v = read_quad(row, n, c);
+        const float d[4] = {v.x - shift, v.y - shift, v.z - shift, v.w - shift};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (4 * c + i < n) sum += power == 2 ? d[i] * d[i] : d[i];
     }
     return sum;
 }
 
-static __global__ void __launch_bounds__(THREADS_MAX)
+/* Where a token's row goes, and how it is brought there. */
+struct norm_out {
+    uint8_t *y;
+    int32_t bucket, token;
+    float mean, scale;
+};
+
+/* Beyond the row weight and bias are zero, and so is y. */
+static __device__ void write_norm(const norm_out &o, int32_t c, float4 x, float4 w, float4 b)
+{
+    const __nv_bfloat162 low = __floats2bfloat162_rn((x.x - o.mean) * o.scale * w.x + b.x,
+                                                     (x.y - o.mean) * o.scale * w.y + b.y);
+    const __nv_bfloat162 high = __floats2bfloat162_rn((x.z - o.mean) * o.scale * w.z + b.z,
+                                                      (x.w - o.mean) * o.scale * w.w + b.w);
+    *(uint2 *)(o.y + kn_cu_act_offset(o.bucket, o.token, 4 * c)) =
+        make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
+}
+
+/* 512 threads of 72 registers fit beside two CTAs of the decode GEMM; 1,024 would wait for an SM of
+ * their own. */
+static __global__ void __maxnreg__(72)
     sm90_norm(const __grid_constant__ kn_norm_args a, const __grid_constant__ kn_cu_parts parts)
 {
     __shared__ float scratch[32];
     ptx_griddep_launch();
-    const int32_t n = a.cols, token = blockIdx.x;
-    float *row = (float *)a.x + (size_t)token * n;
-    float first[CHUNK], v[CHUNK], weight[CHUNK], mean = 0.f;
-    row_chunk(a.weight, n, threadIdx.x, weight); /* no kernel writes weights */
-    ptx_griddep_wait();
-    row_chunk(row, n, threadIdx.x, first);
+    const int32_t n = a.cols, token = blockIdx.x, mine = threadIdx.x, step = blockDim.x;
+    const size_t at = (size_t)token * n;
+    float *row = (float *)a.x + at;
+    const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
+    float4 weight[HELD], x[HELD];
+#pragma unroll
+    for (int k = 0; k < HELD; k++) weight[k] = read_quad(a.weight, n, mine + k * step);
+    ptx_griddep_wait(); /* no kernel writes weights */
+#pragma unroll
+    for (int k = 0; k < HELD; k++) x[k] = read_quad(row, n, mine + k * step);
     if (parts.count > 0) {
-        add_parts(parts, (size_t)token * n, n, threadIdx.x, first);
-        store_chunk(row, n, threadIdx.x, first);
-        for (int32_t c = threadIdx.x + blockDim.x; c * CHUNK < n; c += blockDim.x) {
-            row_chunk(row, n, c, v);
-            add_parts(parts, (size_t)token * n, n, c, v);
-            store_chunk(row, n, c, v);
-        }
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (4 * (mine + k * step) < n) {
+                x[k] = add_parts(x[k], parts, at, n, mine + k * step);
+                write_quad(row, n, mine + k * step, x[k]);
+            }
+#pragma unroll 1
+        for (int32_t c = mine + HELD * step; 4 * c < n; c += step)
+            write_quad(row, n, c, add_parts(read_quad(row, n, c), parts, at, n, c));
     }
-    if (a.kind == KN_LAYER_NORM) mean = block_sum(chunk_sums(row, n, first, 0.f, 1), scratch) / n;
-    const float square = block_sum(chunk_sums(row, n, first, mean, 2), scratch) / n;
-    const float scale = 1.f / sqrtf(square + a.eps);
-
     const int32_t chunk_begin = token / KN_CU_TOKENS_MAX * KN_CU_TOKENS_MAX;
-    const int32_t left = a.row_count - chunk_begin;
-    const int32_t bucket = kn_cu_bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
-    const size_t padded = ((size_t)n + 127) / 128 * 128;
-    uint8_t *y = (uint8_t *)a.y + (size_t)chunk_begin * padded * 2;
-    for (int32_t c = threadIdx.x; c * CHUNK < (int32_t)padded; c += blockDim.x) {
-        uint32_t word[CHUNK / 2];
-        if (c == (int32_t)threadIdx.x) {
+    const int32_t left = a.row_count - chunk_begin, padded = (n + 127) / 128 * 128;
+    norm_out o;
+    o.y = (uint8_t *)a.y + (size_t)chunk_begin * padded * 2;
+    o.bucket = kn_cu_bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
+    o.token = token - chunk_begin;
+    o.mean = a.kind == KN_LAYER_NORM ? block_sum(quad_sums(row, n, x, 0.f, 1), scratch) / n : 0.f;
+    o.scale = 1.f / sqrtf(block_sum(quad_sums(row, n, x, o.mean, 2), scratch) / n + a.eps);
 #pragma unroll
-            for (int i = 0; i < CHUNK; i++) v[i] = first[i];
-        } else {
-            row_chunk(row, n, c, v);
-            row_chunk(a.weight, n, c, weight);
-        }
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) {
-            const int32_t k = c * CHUNK + i;
-            v[i] = k < n ? (v[i] - mean) * scale * weight[i] + (a.bias ? a.bias[k] : 0.f) : 0.f;
-        }
-#pragma unroll
-        for (int i = 0; i < CHUNK / 2; i++) {
-            const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-            word[i] = *(const uint32_t *)&pair;
-        }
-        *(uint4 *)(y + kn_cu_act_offset(bucket, token - chunk_begin, c * CHUNK)) =
-            make_uint4(word[0], word[1], word[2], word[3]);
+    for (int k = 0; k < HELD; k++) {
+        const int32_t c = mine + k * step;
+        if (4 * c < padded)
+            write_norm(o, c, x[k], weight[k], a.bias ? read_quad(a.bias, n, c) : zero);
     }
+#pragma unroll 1
+    for (int32_t c = mine + HELD * step; 4 * c < padded; c += step)
+        write_norm(o, c, read_quad(row, n, c), read_quad(a.weight, n, c),
+                   a.bias ? read_quad(a.bias, n, c) : zero);
 }
 
 /* --- parts ------------------------------------------------------------------------------------ */
 
 /* out[T,N] = or += the sum of the parts. */
 static __global__ void __launch_bounds__(THREADS_MAX)
-    sm90_settle(const __grid_constant__ kn_cu_parts parts, int32_t n, bool add, float *out)
+    sm90_settle(const __grid_constant__ kn_cu_parts parts, int32_t n, bool to_old, float *out)
 {
     ptx_griddep_launch();
     ptx_griddep_wait();
-    float *row = out + (size_t)blockIdx.x * n;
-    for (int32_t c = threadIdx.x; c * CHUNK < n; c += blockDim.x) {
-        float v[CHUNK] = {};
-        if (add) row_chunk(row, n, c, v);
-        add_parts(parts, (size_t)blockIdx.x * n, n, c, v);
-        store_chunk(row, n, c, v);
+    const size_t at = (size_t)blockIdx.x * n;
+    for (int32_t c = threadIdx.x; 4 * c < n; c += blockDim.x) {
+        const float4 old = to_old ? read_quad(out + at, n, c) : make_float4(0.f, 0.f, 0.f, 0.f);
+        write_quad(out + at, n, c, add_parts(old, parts, at, n, c));
     }
 }
 
@@ -233,10 +251,10 @@ static __global__ void sm90_gather(const int32_t *rows, int32_t cols, const floa
 
 /* --- launches --------------------------------------------------------------------------------- */
 
-/* A CTA a row, a thread for each chunk of it. */
-static int threads_for(int32_t cols)
+/* A CTA a row, a thread for every `each` elements of it. */
+static int threads_for(int32_t cols, int32_t each, int32_t most)
 {
-    return (int)size_min(round_up(div_up((size_t)cols, CHUNK), 32), THREADS_MAX);
+    return (int)size_min(round_up(div_up((size_t)cols, (size_t)each), 32), (size_t)most);
 }
 
 static enum status launched(cudaError_t e, const char *what, char *err)
@@ -249,7 +267,8 @@ static enum status launched(cudaError_t e, const char *what, char *err)
 extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
                                           const struct kn_embed_args *a, void *stream, char *err)
 {
-    const cu_launch l(batch->token_count, threads_for(a->table->cols), 0, stream);
+    const cu_launch l(batch->token_count, threads_for(a->table->cols, CHUNK, THREADS_MAX), 0,
+                      stream);
     const kn_weight none = {};
     CHECK(a->table->dtype == KN_BF16 && (!a->pos_table || a->pos_table->dtype == KN_BF16));
     return launched(cudaLaunchKernelEx(&l.config, sm90_embed, *a->table,
@@ -262,7 +281,7 @@ extern "C" enum status kn_cu_norm_launch(const struct kn_norm_args *a,
                                          const struct kn_cu_parts *parts, void *stream, char *err)
 {
     const kn_cu_parts none = {};
-    const cu_launch l(a->row_count, threads_for(a->cols), 0, stream);
+    const cu_launch l(a->row_count, threads_for(a->cols, 4 * HELD, NORM_THREADS), 0, stream);
     return launched(cudaLaunchKernelEx(&l.config, sm90_norm, *a, parts ? *parts : none), "norm",
                     err);
 }
@@ -271,7 +290,7 @@ extern "C" enum status kn_cu_settle_launch(const struct kn_cu_parts *parts, int3
                                            int32_t cols, bool add, float *out, void *stream,
                                            char *err)
 {
-    const cu_launch l(rows, threads_for(cols), 0, stream);
+    const cu_launch l(rows, threads_for(cols, 4, NORM_THREADS), 0, stream);
     return launched(cudaLaunchKernelEx(&l.config, sm90_settle, *parts, cols, add, out),
                     "adding up a product's parts", err);
 }
@@ -279,7 +298,7 @@ extern "C" enum status kn_cu_settle_launch(const struct kn_cu_parts *parts, int3
 extern "C" enum status kn_cu_gather_launch(const struct kn_batch *batch, int32_t cols,
                                            const float *x, float *out, void *stream, char *err)
 {
-    const cu_launch l(batch->row_count, threads_for(cols), 0, stream);
+    const cu_launch l(batch->row_count, threads_for(cols, 4, NORM_THREADS), 0, stream);
     return launched(cudaLaunchKernelEx(&l.config, sm90_gather, batch->rows, cols, x, out), "gather",
                     err);
 }

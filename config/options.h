@@ -43,6 +43,8 @@ struct options {
     int64_t threads;
     char remote[OPT_STRING_CAP];
     double offload;
+    char cuda_graphs[8];      /* on, off */
+    char async_scheduling[8]; /* auto, on, off */
     /* Server. */
     char host[256];
     int64_t port;

@@ -40,6 +40,7 @@ enum status kn_cu_sync(struct kn *kn, char *err)
     if (kn_cu_enter(cu)) kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step");
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
     cu->busy = false;
+    cu->steps.waited = cu->steps.begun;
     kn_cu_stage_reset(cu);
     return ST_OK;
 }
@@ -72,17 +73,20 @@ static void cuda_close(struct kn *kn)
     /* After a failure every call below fails as well, and there is nothing left to free. */
     if (cudaSetDevice(cu->device) == cudaSuccess && cu->stream)
         (void)cudaStreamSynchronize(cu->stream);
+    kn_cu_steps_close(cu);
     kn_cu_attend_close(cu);
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
     if (cu->device_window) (void)cudaFree(cu->device_window);
     if (cu->stream_sum) (void)cudaFree(cu->stream_sum);
+    if (cu->chosen) (void)cudaFree(cu->chosen);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
     if (cu->stream) (void)cudaStreamDestroy(cu->stream);
     free(cu);
 }
 
 static const struct kn_backend backend = {
+    .async = true,
     .act_bytes = kn_cu_buffer_bytes,
     .close = cuda_close,
     .name = cuda_name,
@@ -93,6 +97,9 @@ static const struct kn_backend backend = {
     .upload = kn_cu_upload,
     .download = kn_cu_download,
     .sync = kn_cu_sync,
+    .step_begin = kn_cu_step_begin,
+    .step_end = kn_cu_step_end,
+    .step_wait = kn_cu_step_wait,
     .embed = kn_cu_embed,
     .norm = kn_cu_norm,
     .gemm = kn_cu_gemm,
@@ -102,6 +109,10 @@ static const struct kn_backend backend = {
     .sample = kn_cu_sample,
     .sample_reserve = kn_cu_sample_reserve,
     .stream_read = kn_cu_stream_read,
+    .record_tokens = kn_cu_record_tokens,
+    .record_begin = kn_cu_record_begin,
+    .record_end = kn_cu_record_end,
+    .play = kn_cu_play,
 };
 
 /* Finds the GPU; nothing is opened yet. */
@@ -156,7 +167,9 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,
                  driver % 1000 / 10);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
-    if ((st = kn_cu_upload_open(cu, err)) || (st = kn_cu_stage_open(cu, err))) return st;
+    if ((st = kn_cu_upload_open(cu, err)) || (st = kn_cu_stage_open(cu, err)) ||
+        (st = kn_cu_steps_open(cu, err)))
+        return st;
     return kn_cu_gemm_init(err);
 }
 

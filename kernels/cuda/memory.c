@@ -269,6 +269,7 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
     *link = r->next;
     (void)cudaSetDevice(cu->device);
     (void)cudaStreamSynchronize(cu->stream);
+    kn_cu_record_drop(cu);
     if (mem == KN_MEM_HOST) {
         (void)cudaHostUnregister(r->base);
         CHECK(munmap(r->base, round_up(r->bytes, HUGE_PAGE)) == 0);

@@ -425,11 +425,57 @@ static void bench_engine(const struct machine *m, int32_t count, int32_t prompt,
     free(tokens);
 }
 
+/* A decode step of `count` sequences again and again: issued, played, and the graph alone, which
+ * shows what the copy in front of it and its start cost. */
+static void bench_replay(struct machine *m, int32_t count)
+{
+    enum { REPEAT = 100 };
+    static struct arrays a;
+    struct rig r = {.model = m->model, .kv = m->kv, .vocab = eng_model_info(m->model)->vocab};
+    char err[ERR_CAP] = "";
+    double ms[3];
+    uint64_t busy;
+    r.logits_bytes = ROWS_MAX * (size_t)r.vocab * sizeof(float);
+    r.logits = test_upload(gpu, KN_MEM_STAGING, NULL, r.logits_bytes);
+    r.out = test_upload(gpu, KN_MEM_STAGING, NULL, ROWS_MAX * sizeof *r.out);
+    r.seq_pages = 8;
+    test_must(kn_sample_reserve(gpu, r.vocab, ROWS_MAX, err), err);
+    record(&r, kn_cu_bucket(count));
+    make_step(&r, &a, count);
+    for (int32_t i = 0; i < ALL_PAGES; i++) a.pages[i] = (kn_page)i; /* all local */
+    for (int32_t i = 0; i < count; i++) a.positions[i] = a.seqs[i].kv_count - 1;
+    const struct kn_sample_args s = sampling(&r, &a);
+    struct kn_cu *cu = kn_cu_of(gpu);
+    for (int way = 0; way < 3; way++) {
+        double start = 0;
+        for (int i = -5; i < REPEAT; i++) {
+            if (i == 0) test_sync(gpu), start = seconds();
+            if (way == 2) {
+                CHECK(!cudaGraphLaunch(cu->record.made[0].exec, cu->stream));
+                continue;
+            }
+            kn_step_begin(gpu);
+            if (way == 0) issue(&r, &a);
+            else CHECK(kn_play(gpu, &a.batch, &s));
+            uint64_t step = kn_step_end(gpu);
+            if (step > cu->steps.waited + 1)
+                test_must(kn_step_wait(gpu, step - 1, &busy, err), err);
+        }
+        test_sync(gpu);
+        ms[way] = 1e3 * (seconds() - start) / REPEAT;
+    }
+    printf("%3d sequences: issued %.4f, played %.4f, the graph alone %.4f ms a step\n", count,
+           ms[0], ms[1], ms[2]);
+    kn_free(gpu, KN_MEM_STAGING, r.out, ROWS_MAX * sizeof *r.out);
+    kn_free(gpu, KN_MEM_STAGING, r.logits, r.logits_bytes);
+}
+
 static void bench(void)
 {
     static const int32_t counts[] = {1, 8, 32, 64, 128, 256};
     struct machine m;
     machine_open(&m, "config/models/Llama-3.1-8B", ENG_LOAD_DUMMY, 640, 256 * 6);
+    for (int32_t count = 1; count <= 64; count *= 8) bench_replay(&m, count);
     for (size_t i = 0; i < ARRAY_COUNT(counts); i++)
         for (int mode = 0; mode < 4; mode++) {
             int32_t prompt = counts[i] <= 64 ? 512 : 128;

@@ -33,7 +33,8 @@
  *  3. Nothing is read or written before griddepcontrol.wait but the launch's arguments.
  *  4. What a CTA publishes is not written again before a cluster barrier behind its last reader.
  *
- * Results go straight to pinned memory: 12 bytes a row.
+ * Results go straight to pinned memory, 12 bytes a row; the tokens stay on the device as well,
+ * where the next step's embed finds them.
  */
 #include <cuda_runtime.h>
 #include <float.h>

@@ -110,19 +110,24 @@ static bool send(struct kn_cu *cu, size_t begin, size_t end)
                                     "to copy the step's arrays");
 }
 
-static bool stage_rows(struct kn_cu *cu, const struct kn_batch *b)
+/* The batch with its rows on the device, its other arrays there or not; NULL after a failure. */
+static const struct kn_batch *stage_rows(struct kn_cu *cu, const struct kn_batch *b)
 {
     struct kn_cu_stage *s = &cu->stage;
-    if (cu->record.now) return true;
-    if (s->has_rows && s->seen.rows == b->rows && s->seen.row_count == b->row_count) return true;
+    if (cu->record.now) {
+        CHECK(b->row_count == cu->record.batch.row_count);
+        return &cu->record.batch;
+    }
+    if (s->has_rows && s->seen.rows == b->rows && s->seen.row_count == b->row_count)
+        return &s->batch;
     size_t bytes = (size_t)b->row_count * sizeof *b->rows;
-    if (!make_room(cu, round_up(bytes, 16))) return false;
+    if (!make_room(cu, round_up(bytes, 16))) return NULL;
     size_t begin = s->used, at = begin;
     s->batch.rows = put(s, &at, b->rows, bytes);
     s->batch.row_count = s->seen.row_count = b->row_count;
     s->seen.rows = b->rows;
     s->has_rows = true;
-    return send(cu, begin, at);
+    return send(cu, begin, at) ? &s->batch : NULL;
 }
 
 const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b)
@@ -191,10 +196,8 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    const struct kn_batch *b = cu->record.now ? &cu->record.batch : &cu->stage.batch;
-    CHECK(!cu->record.now || batch->row_count == b->row_count);
-    if (kn_cu_begin(cu) && stage_rows(cu, batch))
-        kn_cu_st(cu, kn_cu_gather_launch(b, cols, x, out, cu->stream, err), err);
+    const struct kn_batch *b = kn_cu_begin(cu) ? stage_rows(cu, batch) : NULL;
+    if (b) kn_cu_st(cu, kn_cu_gather_launch(b, cols, x, out, cu->stream, err), err);
 }
 
 /* --- products --- */

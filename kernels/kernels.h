@@ -200,7 +200,8 @@ MUST_USE enum status kn_memory(struct kn *kn, uint64_t *total, uint64_t *availab
  * bytes asked for. */
 MUST_USE enum status kn_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
                               char *err);
-/* Drops every recording (kn_record_begin), for they know addresses. */
+/* Drops all recordings (kn_record_begin) where the memory is older than the last of them, for they
+ * know addresses. */
 void kn_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
 /* Copies from host memory into memory of kn_alloc.  src may be reused when it returns; operations
  * issued later see the copy.  Any thread, one at a time.  What fails late is reported by kn_sync.
@@ -219,8 +220,8 @@ bool kn_is_async(const struct kn *kn);
  * most two steps are begun and not waited for; they are waited for in order. */
 void kn_step_begin(struct kn *kn);
 uint64_t kn_step_end(struct kn *kn);
-/* kn_sync for one step: later ones go on.  *busy_ns: how long the machine worked on it, from when
- * its operations had come and the step before it was over. */
+/* kn_sync for one step: later ones go on.  *busy_ns: how long the machine had work of it, from its
+ * first operation or the end of the step before, whichever came later, to its last operation. */
 MUST_USE enum status kn_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
 
 /* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes

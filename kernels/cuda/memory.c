@@ -252,6 +252,7 @@ enum status kn_cu_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes
     if (mem == KN_MEM_STAGING) r->twin = aligned;
     else if (mem != KN_MEM_HOST) r->base = aligned;
     CHECK((uintptr_t)r->base % KN_ALIGN == 0);
+    r->serial = ++cu->region_serial;
     r->next = cu->regions;
     cu->regions = r;
     *out = r->base;
@@ -269,7 +270,7 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
     *link = r->next;
     (void)cudaSetDevice(cu->device);
     (void)cudaStreamSynchronize(cu->stream);
-    kn_cu_record_drop(cu);
+    if (r->serial <= cu->record.region_serial) kn_cu_record_drop(cu);
     if (mem == KN_MEM_HOST) {
         (void)cudaHostUnregister(r->base);
         CHECK(munmap(r->base, round_up(r->bytes, HUGE_PAGE)) == 0);

@@ -25,7 +25,8 @@
  *  1. A recording makes its own attention plans: what is known of plans made before is forgotten
  *     when a recording begins, ends and is played.
  *  2. Nothing is allocated while a step is recorded: it has been issued before.
- *  3. Recordings know addresses, so kn_free and a new attention workspace drop them all.
+ *  3. Recordings know addresses, so they are all dropped where memory older than the last of them
+ *     is freed, and where attention gets a new workspace.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -170,6 +171,7 @@ enum status kn_cu_record_begin(struct kn *kn, int32_t tokens, char *err)
                   "to record a step"))
         return failed(cu, err);
     r->now = &r->made[r->count];
+    r->region_serial = cu->region_serial;
     *r->now = (struct kn_cu_recording){.bucket = tokens};
     forget(cu);
     cu->stage.serial++; /* plans are those of a batch, and this is one */

@@ -41,6 +41,7 @@ struct kn_cu_region {
     char *base; /* what kn_alloc gave */
     char *twin; /* of KN_MEM_STAGING: device memory of the same size that kernels write */
     void *raw;  /* owned: the device memory that base or twin lies in; NULL for HOST */
+    uint64_t serial;
 };
 
 /* The pinned ring uploads go through. */
@@ -85,6 +86,7 @@ struct kn_cu_record {
     struct kn_cu_play *device, *host[KN_CU_STEPS]; /* owned; host pinned; NULL before the first */
     struct kn_cu_recording made[KN_CU_RECORDINGS_MAX];
     int32_t count;
+    uint64_t region_serial;      /* the newest that one of them may know */
     struct kn_cu_recording *now; /* what is being recorded, or NULL */
     struct kn_batch batch;       /* of `now`: arrays in *device */
     bool played;                 /* in the present step */
@@ -125,6 +127,7 @@ struct kn_cu {
     char failure[ERR_CAP];        /* "" while nothing failed */
     bool busy;                    /* something was issued since the last kn_sync */
     struct kn_cu_region *regions; /* owned */
+    uint64_t region_serial;       /* of the newest */
     struct kn_cu_upload upload;
     struct kn_cu_stage stage;
     struct kn_cu_attend attend;

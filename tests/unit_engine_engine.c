@@ -19,6 +19,7 @@
 
 #include "config/clock.h"
 #include "engine/engine.h"
+#include "tests/model_dir.h"
 
 #define MODEL "tests/fixtures/models/llama-gqa"
 #define LEN_MAX 192
@@ -34,16 +35,16 @@ struct rig {
     struct eng_limits limits;
 };
 
-static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget, int32_t queue,
-                     int32_t ring)
+static void open_model(struct rig *r, const char *dir, int32_t len_max, int32_t pages, int32_t seqs,
+                       int32_t budget, int32_t queue, int32_t ring)
 {
     char err[ERR_CAP] = "";
     const struct off_remote none = {.count = 0};
     const struct eng_model_options mo = {
-        .model_len_max = LEN_MAX, .tokens_max = budget, .rows_max = budget < 4 ? budget : 4};
+        .model_len_max = len_max, .tokens_max = budget, .rows_max = budget < 4 ? budget : 4};
     struct eng_config config = {
         .sched = {.seqs_max = seqs, .tokens_step_max = budget, .page_count = {pages}},
-        .model_len_max = LEN_MAX,
+        .model_len_max = len_max,
         .queue_max = queue,
         .event_ring = ring,
         .tokens_max = budget,
@@ -52,7 +53,7 @@ static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget,
         .record = true};
     memset(r, 0, sizeof *r);
     if (kn_open_cpu(2, &r->kn, err) || off_tiers_open(r->kn, 64u << 20, &none, &r->tiers, err) ||
-        eng_model_open(r->kn, r->tiers, MODEL, &mo, &r->model, err))
+        eng_model_open(r->kn, r->tiers, dir, &mo, &r->model, err))
         fail_msg("%s", err);
     eng_model_kv(r->model, &r->kv);
     size_t bytes = (size_t)pages * kn_kv_page_bytes(&r->kv);
@@ -60,6 +61,12 @@ static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget,
         eng_open(r->kn, r->model, &r->kv, &config, &r->engine, err))
         fail_msg("%s", err);
     eng_limits(r->engine, &r->limits);
+}
+
+static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget, int32_t queue,
+                     int32_t ring)
+{
+    open_model(r, MODEL, LEN_MAX, pages, seqs, budget, queue, ring);
 }
 
 static void close_rig(struct rig *r)
@@ -449,6 +456,50 @@ static void test_stop_with_work(void **state)
     free_request(left);
 }
 
+/* A token whose embedding is NaN: no logit of its row is a number.  Everybody's request ends by an
+ * error, once, and nothing more is served. */
+static void test_failure(void **state)
+{
+    (void)state;
+    enum { SPOILED = 5, HIDDEN = 8, COUNT = 4 };
+    struct model_dir d;
+    struct rig r;
+    struct eng_request *q[COUNT];
+    enum eng_finish finishes[COUNT];
+    struct eng_stats stats;
+    char header[MICRO_HEADER_CAP], path[256];
+    float nan[HIDDEN];
+    for (int i = 0; i < HIDDEN; i++) nan[i] = NAN;
+    dir_make(&d);
+    micro_write(&d);
+    micro_header(header, 0, ARRAY_COUNT(micro_tensors)); /* embeddings come first */
+    dir_file(&d, "model.safetensors", path);
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, (long)(8 + strlen(header) + SPOILED * sizeof nan), SEEK_SET), 0);
+    assert_int_equal(fwrite(nan, sizeof nan, 1, f), 1);
+    assert_int_equal(fclose(f), 0);
+    open_model(&r, d.path, 64, 8, COUNT, 16, COUNT, 64);
+    for (int i = 0; i < COUNT; i++) {
+        q[i] = make_request(&r, 3, 2, 50);
+        q[i]->tokens[0] = 1;
+        q[i]->tokens[1] = i == 2 ? SPOILED : 2;
+    }
+    assert_int_equal(eng_submit(r.engine, q[0]), ST_OK);
+    for (int i = 1; i < COUNT; i++) submit(&r, q[i], (size_t)i);
+    run_to_end(&r, COUNT, finishes, NULL);
+    for (int i = 1; i < COUNT; i++) assert_int_equal(finishes[i], ENG_FINISH_ERROR);
+    do {
+        sched_yield();
+        eng_stats(r.engine, &stats);
+    } while (stats.sched.pages_used[0] > 0);
+    assert_true(stats.failed && strstr(stats.failure, "finite"));
+    assert_int_equal(eng_submit(r.engine, q[1]), ST_DEVICE);
+    for (int i = 0; i < COUNT; i++) free_request(q[i]);
+    close_rig(&r);
+    dir_remove(&d);
+}
+
 /* All of an array or none; those taken together are planned together. */
 static void test_submit_all(void **state)
 {
@@ -525,6 +576,7 @@ int main(void)
         cmocka_unit_test(test_stops_and_cancels_together),
         cmocka_unit_test(test_prompt_scores),
         cmocka_unit_test(test_stop_with_work),
+        cmocka_unit_test(test_failure),
         cmocka_unit_test(test_steps_and_times),
         cmocka_unit_test(test_submit_all),
     };

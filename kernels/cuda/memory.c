@@ -207,18 +207,21 @@ static enum status alloc_host(struct kn_cu *cu, size_t bytes, char **out, char *
                    cu->device);
 }
 
-/* *raw is the device's copy. */
-static enum status alloc_staging(struct kn_cu *cu, size_t bytes, char **out, void **raw, char *err)
+/* r->raw is the device's copy.  Small pieces of pinned memory come unaligned, so there is room to
+ * align them. */
+static enum status alloc_staging(struct kn_cu *cu, struct kn_cu_region *r, char *err)
 {
-    enum status st = alloc_device(cu, cu->device, bytes, raw, err);
+    size_t bytes = r->bytes;
+    enum status st = alloc_device(cu, cu->device, bytes, &r->raw, err);
     if (st) return st;
-    cudaError_t e = cudaHostAlloc((void **)out, bytes, cudaHostAllocPortable);
+    cudaError_t e = cudaHostAlloc(&r->raw_host, bytes + KN_ALIGN, cudaHostAllocPortable);
     if (e == cudaSuccess) {
-        memset(*out, 0, bytes);
+        r->base = (char *)round_up((uintptr_t)r->raw_host, KN_ALIGN);
+        memset(r->base, 0, bytes);
         return ST_OK;
     }
     (void)cudaGetLastError();
-    (void)cudaFree(*raw);
+    (void)cudaFree(r->raw);
     return err_set(err, ST_NOMEM, "cannot pin %.3f GiB of host memory for results: %s (%s)",
                    (double)bytes / GIB, cudaGetErrorName(e), cudaGetErrorString(e));
 }
@@ -242,7 +245,7 @@ enum status kn_cu_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes
         r->device = device;
         st = alloc_peer(cu, device, r->bytes, &r->raw, err);
         break;
-    case KN_MEM_STAGING: st = alloc_staging(cu, r->bytes, &r->base, &r->raw, err); break;
+    case KN_MEM_STAGING: st = alloc_staging(cu, r, err); break;
     }
     if (st) {
         free(r);
@@ -275,7 +278,7 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
         (void)cudaHostUnregister(r->base);
         CHECK(munmap(r->base, round_up(r->bytes, HUGE_PAGE)) == 0);
     } else if (mem == KN_MEM_STAGING) {
-        (void)cudaFreeHost(r->base);
+        (void)cudaFreeHost(r->raw_host);
     }
     if (r->raw) (void)cudaFree(r->raw);
     free(r);

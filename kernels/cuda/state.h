@@ -38,9 +38,10 @@ struct kn_cu_region {
     enum kn_mem mem;
     int device; /* that holds it, where device memory */
     size_t bytes;
-    char *base; /* what kn_alloc gave */
-    char *twin; /* of KN_MEM_STAGING: device memory of the same size that kernels write */
-    void *raw;  /* owned: the device memory that base or twin lies in; NULL for HOST */
+    char *base;     /* what kn_alloc gave */
+    char *twin;     /* of KN_MEM_STAGING: device memory of the same size that kernels write */
+    void *raw;      /* owned: the device memory that base or twin lies in; NULL for HOST */
+    void *raw_host; /* owned: of STAGING, the pinned memory that base lies in */
     uint64_t serial;
 };
 

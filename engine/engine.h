@@ -39,10 +39,9 @@ struct eng_request {
     void *user;
     /* The engine's; zero before eng_submit. */
     _Atomic bool cancelled;
-    struct eng_sched_seq
-        seq;             /* seq.token_count tokens are known, or computed but for reading them */
-    int32_t known_count; /* of these, tokens known */
-    int32_t chosen_row;  /* the first unknown one: kn_token_chosen of this */
+    struct eng_sched_seq seq; /* seq.token_count tokens are known or in flight */
+    int32_t known_count;      /* tokens known */
+    int32_t chosen_row;       /* kn_token_chosen of this names the next one, in flight */
     struct eng_request *next; /* link of the submission queue */
     int32_t slot;             /* index in the engine's table of live requests */
     int32_t scored_count;     /* prompt tokens whose log-probabilities were sent */

@@ -4,8 +4,9 @@
  *
  * The batch.  The engine's arrays are host memory.  The first operation that meets a batch copies
  * all of them through pinned memory in one asynchronous copy; since they must stay as they are
- * until kn_sync, later operations know by the pointers alone that they are there.  Room for the
- * largest batch of a usual configuration is there from the start; a larger one makes it grow, once.
+ * until kn_sync or the end of their step, later operations know by the pointers alone that they are
+ * there.  Room for the largest batch of a usual configuration is there from the start; a larger one
+ * makes it grow, once.  While a step is recorded the arrays are those of record.c instead.
  *
  * Activations.  A buffer [T,cols] is cut into chunks of 256 tokens, one after another, each in the
  * layout of cuda.h for its bucket; fp32 buffers are row after row.  Products of more than 256

@@ -175,7 +175,7 @@ enum kn_mem {
     KN_MEM_PEER,    /* another GPU's memory, read over the link between the two */
     KN_MEM_STAGING, /* results on their way to the host: the out of KN_EPI_F32 or kn_sample may lie
                      * here and nothing else.  The host sees what kn_sample wrote, and of a product
-                     * what kn_download asked for, once kn_sync returned */
+                     * what kn_download asked for, once kn_sync or kn_step_wait returned */
 };
 
 struct kn; /* one opened backend */
@@ -208,7 +208,7 @@ void kn_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
  */
 MUST_USE enum status kn_upload(struct kn *kn, void *dst, const void *src, size_t bytes);
 /* Lets the host see part of KN_MEM_STAGING, at its own address, as operations issued before leave
- * it: to be read once kn_sync returned. */
+ * it: to be read once kn_sync or kn_step_wait returned. */
 void kn_download(struct kn *kn, void *staging, size_t bytes);
 /* Waits for everything issued, steps and all; ST_DEVICE where any of it failed, and ever after. */
 MUST_USE enum status kn_sync(struct kn *kn, char *err);
@@ -348,9 +348,7 @@ struct kn_sample_args {
     struct kn_sampled *out; /* [R] in KN_MEM_STAGING */
 };
 void kn_sample(struct kn *kn, const struct kn_sample_args *a);
-/* Makes room for sampling up to row_max rows from this vocabulary; before the first kn_sample of
- * it.
- */
+/* Makes room for sampling up to row_max rows from this vocabulary; before its first kn_sample. */
 MUST_USE enum status kn_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
 
 /* --- recorded steps --------------------------------------------------------------------------- */

@@ -82,6 +82,10 @@ static const struct option table[] = {
     {"remote-window", TEXT, AT(remote_window), 0, 0, "", NULL,
      "of static, in place of what fills the link: CTAs that read a tier x 16 KiB blocks in flight "
      "each, e.g. host:16x1,peer:16x4"},
+    {"cuda-graphs", CHOICE, AT(cuda_graphs), 0, 0, "on", "on|off",
+     "off: decode steps on a GPU are issued kernel by kernel (to measure against)"},
+    {"async-scheduling", CHOICE, AT(async_scheduling), 0, 0, "auto", "auto|on|off",
+     "issue a step before the tokens of the one before are known; auto: on a GPU"},
     {"host", TEXT, SERVE(host), 0, 0, "127.0.0.1", NULL, "address to listen on"},
     {"port", INT, SERVE(port), 0, 65535, "8000", NULL, "0: any free port"},
     {"port-file", TEXT, SERVE(port_file), 0, 0, "", NULL, "the port is written there once serving"},

@@ -39,7 +39,9 @@ struct eng_request {
     void *user;
     /* The engine's; zero before eng_submit. */
     _Atomic bool cancelled;
-    struct eng_sched_seq seq; /* seq.token_count tokens are known */
+    struct eng_sched_seq seq; /* seq.token_count tokens are known or in flight */
+    int32_t known_count;      /* tokens known */
+    int32_t chosen_row;       /* kn_token_chosen of this names the next one, in flight */
     struct eng_request *next; /* link of the submission queue */
     int32_t slot;             /* index in the engine's table of live requests */
     int32_t scored_count;     /* prompt tokens whose log-probabilities were sent */
@@ -73,6 +75,9 @@ struct eng_config {
     int32_t queue_max;            /* requests submitted and not yet finished: running + waiting */
     int32_t event_ring;           /* entries, >= 1 */
     int32_t tokens_max, rows_max; /* T and R the model was opened with */
+    bool ahead;  /* issue a step before the one before it is over: right where kn_is_async */
+    bool record; /* record decode steps where the backend can, for as many sequences as tokens_max
+                    and rows_max have room for (kn_record_tokens) */
     /* Called by the engine thread after events were added; must be thread-safe. */
     void (*wake)(void *user);
     void *user;
@@ -80,11 +85,11 @@ struct eng_config {
 
 struct eng_engine;
 
-/* Allocates everything, computes one warm-up step and starts the thread.  Borrows kn, model and the
- * KV pools. */
+/* Allocates everything, computes warm-up steps, records others and starts the thread.  Borrows kn,
+ * model and the KV pools. */
 MUST_USE enum status eng_open(struct kn *kn, struct eng_model *model, const struct kn_kv *kv,
                               const struct eng_config *config, struct eng_engine **out, char *err);
-/* Tells the thread to stop after the current step, and returns at once.  Unfinished requests get
+/* Tells the thread to stop after the steps in flight, and returns at once.  Unfinished requests get
  * FINISHED events (CANCELLED) as long as the loop polls. */
 void eng_stop(struct eng_engine *e);
 /* Stops, waits for the thread, drops events nobody polled, frees everything. */
@@ -96,7 +101,8 @@ MUST_USE enum status eng_submit(struct eng_engine *e, struct eng_request *r);
 /* Loop thread.  An array of requests at once: no step comes between them.  All or none. */
 MUST_USE enum status eng_submit_all(struct eng_engine *e, struct eng_request *requests,
                                     int32_t count);
-/* Loop thread.  The request ends before the next step; its FINISHED event still comes. */
+/* Loop thread.  The request is in no step issued from now on, and its FINISHED event comes before
+ * the next one's events. */
 void eng_cancel(struct eng_engine *e, struct eng_request *r);
 /* Loop thread.  False where there is no event. */
 bool eng_poll(struct eng_engine *e, struct eng_event *out);
@@ -107,9 +113,9 @@ struct eng_stats {
     struct eng_sched_stats sched;
     uint64_t step_count, prompt_tokens, generated_tokens, recomputed_tokens;
     uint64_t step_ns_sum;
-    /* Time the machine was busy, from the issue of a step's operations to kn_sync, and the engine's
-     * own time between (planning, batches, sampling, events), up to the last step's samples;
-     * idle waits are in neither. */
+    uint64_t played_step_count; /* of these, played from a recording */
+    /* While there was work, up to the last finished step: time the machine was busy by its own
+     * clock (kn_step_wait), and time it had nothing to do, waiting for the engine. */
     uint64_t device_ns_sum, host_ns_sum;
     /* What steps read from each tier, and how fast as of the last reading: bytes over device time
      * (kn_traffic). */

@@ -98,9 +98,9 @@ void eng_sched_remove(struct eng_sched *s, struct eng_sched_seq *seq);
  * sequence is there), and no commit is due; any other plan must be committed before the next one is
  * made. */
 void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan);
-/* The plan was computed: kv_count of its sequences advances.  Before this the engine has not
- * changed token_count; after it, the engine raises token_count by one for each sampled sequence (or
- * removes the sequence). */
+/* The plan's operations are issued: kv_count of its sequences advances.  Before this the engine has
+ * not changed token_count; after it, the engine raises token_count by one for each sampled sequence
+ * (or removes the sequence). */
 void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan);
 
 struct eng_sched_stats {

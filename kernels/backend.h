@@ -15,6 +15,7 @@
 #define KN_HEAD_DIM_MAX 512
 
 struct kn_backend {
+    bool async; /* kn_is_async */
     size_t (*act_bytes)(const struct kn *kn, int32_t rows, int32_t cols);
     void (*close)(struct kn *kn);
     const char *(*name)(const struct kn *kn);
@@ -27,6 +28,9 @@ struct kn_backend {
     enum status (*upload)(struct kn *kn, void *dst, const void *src, size_t bytes);
     void (*download)(struct kn *kn, void *staging, size_t bytes);
     enum status (*sync)(struct kn *kn, char *err);
+    void (*step_begin)(struct kn *kn);
+    uint64_t (*step_end)(struct kn *kn);
+    enum status (*step_wait)(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
     void (*embed)(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
     void (*norm)(struct kn *kn, const struct kn_norm_args *a);
     void (*gemm)(struct kn *kn, const struct kn_gemm_args *a);
@@ -36,10 +40,15 @@ struct kn_backend {
     void (*gather)(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                    float *out);
     void (*sample)(struct kn *kn, const struct kn_sample_args *a);
-    enum status (*sample_reserve)(struct kn *kn, int32_t vocab, char *err);
+    enum status (*sample_reserve)(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
     void (*traffic)(struct kn *kn, int tier, struct kn_traffic *out);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
+    /* NULL in a backend that does not record. */
+    int32_t (*record_tokens)(const struct kn *kn, int32_t tokens);
+    enum status (*record_begin)(struct kn *kn, int32_t tokens, char *err);
+    enum status (*record_end)(struct kn *kn, char *err);
+    bool (*play)(struct kn *kn, const struct kn_batch *batch, const struct kn_sample_args *a);
 };
 
 struct kn {

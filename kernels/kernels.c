@@ -68,6 +68,26 @@ enum status kn_sync(struct kn *kn, char *err)
     return kn->backend->sync(kn, err);
 }
 
+bool kn_is_async(const struct kn *kn)
+{
+    return kn->backend->async;
+}
+
+void kn_step_begin(struct kn *kn)
+{
+    kn->backend->step_begin(kn);
+}
+
+uint64_t kn_step_end(struct kn *kn)
+{
+    return kn->backend->step_end(kn);
+}
+
+enum status kn_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err)
+{
+    return kn->backend->step_wait(kn, step, busy_ns, err);
+}
+
 size_t kn_act_bytes(const struct kn *kn, int32_t rows, int32_t cols)
 {
     CHECK(rows > 0 && cols > 0);
@@ -120,7 +140,7 @@ void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const 
     if (batch->row_count > 0) kn->backend->gather(kn, batch, cols, x, out);
 }
 
-void kn_sample(struct kn *kn, const struct kn_sample_args *a)
+static void check_sample(const struct kn_sample_args *a)
 {
     CHECK(a->vocab > 0);
     for (int32_t i = 0; i < a->row_count; i++) {
@@ -128,13 +148,42 @@ void kn_sample(struct kn *kn, const struct kn_sample_args *a)
         CHECK(r->row >= 0 && r->top_k >= 0 && r->temperature >= 0 && r->top_p > 0 &&
               r->top_p <= 1 && r->min_p >= 0 && r->min_p <= 1 && r->u >= 0 && r->u < 1);
     }
+}
+
+void kn_sample(struct kn *kn, const struct kn_sample_args *a)
+{
+    check_sample(a);
     if (a->row_count > 0) kn->backend->sample(kn, a);
 }
 
-enum status kn_sample_reserve(struct kn *kn, int32_t vocab, char *err)
+enum status kn_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err)
 {
-    CHECK(vocab > 0);
-    return kn->backend->sample_reserve(kn, vocab, err);
+    CHECK(vocab > 0 && row_max > 0);
+    return kn->backend->sample_reserve(kn, vocab, row_max, err);
+}
+
+int32_t kn_record_tokens(const struct kn *kn, int32_t tokens)
+{
+    CHECK(tokens > 0);
+    return kn->backend->record_tokens ? kn->backend->record_tokens(kn, tokens) : 0;
+}
+
+enum status kn_record_begin(struct kn *kn, int32_t tokens, char *err)
+{
+    CHECK(kn_record_tokens(kn, tokens) == tokens);
+    return kn->backend->record_begin(kn, tokens, err);
+}
+
+enum status kn_record_end(struct kn *kn, char *err)
+{
+    return kn->backend->record_end(kn, err);
+}
+
+bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample_args *a)
+{
+    check_sample(a);
+    if (batch->token_count == 0 || !kn_record_tokens(kn, batch->token_count)) return false;
+    return kn->backend->play(kn, batch, a);
 }
 
 struct kn_window kn_window_default(enum kn_mem mem)

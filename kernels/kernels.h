@@ -32,7 +32,7 @@
  *     Hence results are bitwise equal for every placement and every run of a batch; on the CPU also
  *     for every batch and every chunking of the prompt.
  *  3. Operations of one kn are issued by one thread, in order; what their pointers show must stay
- *     as it is until kn_sync.
+ *     as it is until kn_sync, or kn_step_wait of their step.
  */
 #ifndef DAKD_KERNELS_KERNELS_H
 #define DAKD_KERNELS_KERNELS_H
@@ -150,7 +150,7 @@ struct kn_seq {
 
 struct kn_batch {
     int32_t token_count;       /* T */
-    const int32_t *tokens;     /* [T] token ids, each in [0, V) */
+    const int32_t *tokens;     /* [T] token ids, each in [0, V) or from kn_token_chosen */
     const int32_t *positions;  /* [T] */
     const int32_t *token_seq;  /* [T] index into seqs */
     int32_t seq_count;         /* S */
@@ -160,6 +160,13 @@ struct kn_batch {
     const int32_t *rows;       /* [R] indices of the tokens whose logits are wanted */
 };
 
+/* Stands in batch.tokens for the token of out[i] of the last kn_sample, which the host need not
+ * know yet. */
+static inline int32_t kn_token_chosen(int32_t i)
+{
+    return -1 - i;
+}
+
 /* --- the backend ------------------------------------------------------------------------------ */
 
 enum kn_mem {
@@ -168,7 +175,7 @@ enum kn_mem {
     KN_MEM_PEER,    /* another GPU's memory, read over the link between the two */
     KN_MEM_STAGING, /* results on their way to the host: the out of KN_EPI_F32 or kn_sample may lie
                      * here and nothing else.  The host sees what kn_sample wrote, and of a product
-                     * what kn_download asked for, once kn_sync returned */
+                     * what kn_download asked for, once kn_sync or kn_step_wait returned */
 };
 
 struct kn; /* one opened backend */
@@ -193,17 +200,29 @@ MUST_USE enum status kn_memory(struct kn *kn, uint64_t *total, uint64_t *availab
  * bytes asked for. */
 MUST_USE enum status kn_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes, void **out,
                               char *err);
+/* Drops all recordings (kn_record_begin) where the memory is older than the last of them, for they
+ * know addresses. */
 void kn_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes);
 /* Copies from host memory into memory of kn_alloc.  src may be reused when it returns; operations
  * issued later see the copy.  Any thread, one at a time.  What fails late is reported by kn_sync.
  */
 MUST_USE enum status kn_upload(struct kn *kn, void *dst, const void *src, size_t bytes);
 /* Lets the host see part of KN_MEM_STAGING, at its own address, as operations issued before leave
- * it: to be read once kn_sync returned. */
+ * it: to be read once kn_sync or kn_step_wait returned. */
 void kn_download(struct kn *kn, void *staging, size_t bytes);
-/* Waits for everything issued; ST_DEVICE where any of it failed, and ever after. */
+/* Waits for everything issued, steps and all; ST_DEVICE where any of it failed, and ever after. */
 MUST_USE enum status kn_sync(struct kn *kn, char *err);
 
+/* Whether operations are computed while the host goes on.  Where they are, a step should be issued
+ * before the results of the one before it are read. */
+bool kn_is_async(const struct kn *kn);
+/* What is issued between these two is a step, of which kn_step_end tells the serial number.  At
+ * most two steps are begun and not waited for; they are waited for in order. */
+void kn_step_begin(struct kn *kn);
+uint64_t kn_step_end(struct kn *kn);
+/* kn_sync for one step: later ones go on.  *busy_ns: how long the machine had work of it, from its
+ * first operation or the end of the step before, whichever came later, to its last operation. */
+MUST_USE enum status kn_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
 /* --- remote tiers -------------------------------------------------------------------------------
  */
 
@@ -367,8 +386,31 @@ struct kn_sample_args {
     struct kn_sampled *out; /* [R] in KN_MEM_STAGING */
 };
 void kn_sample(struct kn *kn, const struct kn_sample_args *a);
-/* Makes room for sampling from this vocabulary; before the first kn_sample of it. */
-MUST_USE enum status kn_sample_reserve(struct kn *kn, int32_t vocab, char *err);
+/* Makes room for sampling up to row_max rows from this vocabulary; before its first kn_sample. */
+MUST_USE enum status kn_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
+
+/* --- recorded steps --------------------------------------------------------------------------- */
+
+/* A decode step is some hundreds of operations of a few microseconds each, which a host may issue
+ * no faster than a GPU computes them.  A backend that records takes them once, for a number of
+ * tokens, and plays them with the batch and the rows of any step that is no larger; the outcome is
+ * the same, bit for bit.
+ *
+ * How many tokens the recording for steps of `tokens` tokens has, at least so many: the buffers
+ * that its operations write need so many rows.  0 where such steps are not recorded; the CPU
+ * backend records none. */
+int32_t kn_record_tokens(const struct kn *kn, int32_t tokens);
+/* Between these two a step is issued that has `tokens` (from kn_record_tokens) tokens, gathers as
+ * many rows and samples each of them, and is not computed: what its batch, rows and out show does
+ * not matter.  The same operations on the same memory have been issued and synced before, which
+ * prepares what cannot be prepared here.  ST_DEVICE. */
+MUST_USE enum status kn_record_begin(struct kn *kn, int32_t tokens, char *err);
+MUST_USE enum status kn_record_end(struct kn *kn, char *err);
+/* Within a step, and once in it: plays the recording that serves batch, sampling a->row_count of
+ * its rows; logits and vocab are the recorded ones.  False, and nothing was done, where none serves
+ * it: none was made, its rows want another than its tokens, or its page tables are too long.  Then
+ * the caller issues the step. */
+bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample_args *a);
 
 #ifdef __cplusplus
 }

@@ -38,7 +38,7 @@
 
 /* The engine's counters when a step was over, and when that was. */
 struct mark {
-    uint64_t ns, device_ns, host_ns;
+    uint64_t ns, device_ns, host_ns, played;
     struct kn_traffic traffic[KN_TIER_MAX];
 };
 
@@ -127,7 +127,8 @@ static void on_wake(void *user)
         eng_stats(b->machine.engine, &t);
         if (t.step_count > marked) { /* else woken amid a step, or idle */
             CHECK(marked < b->mark_max);
-            b->marks[marked] = (struct mark){now, t.device_ns_sum, t.host_ns_sum, {{0}}};
+            b->marks[marked] =
+                (struct mark){now, t.device_ns_sum, t.host_ns_sum, t.played_step_count, {{0}}};
             memcpy(b->marks[marked].traffic, t.traffic, sizeof t.traffic);
             atomic_store(&b->marked, marked + 1);
         }
@@ -239,13 +240,15 @@ static enum status check_whole(const struct bench *b, char *err)
                    "sequences were preempted for want of KV pages: their times mean nothing");
 }
 
-/* The engine's own time of a step, and the machine's: means of the steady steps. */
+/* Of a step, the time the machine was busy and the time it waited for the engine: means of the
+ * steady steps. */
 static void find_times(const struct bench *b, struct srv_bench_result *r)
 {
     uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
     const struct mark *from = &b->marks[begin], *to = &b->marks[begin + count];
     r->host_s = (double)(to->host_ns - from->host_ns) / (double)count / 1e9;
     r->device_s = (double)(to->device_ns - from->device_ns) / (double)count / 1e9;
+    r->played_count = to->played - from->played;
 }
 
 /* What the steady steps' kernels counted; their counters come a step late, so the first and the

@@ -44,7 +44,9 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
     add(l, "tpot_steady_median_ms", "TPOT, median (ms)", s->steady_tpot_s * MS, 4);
     add(l, "floor_over_tpot_ratio", "floor / TPOT", r->floor_s / s->steady_tpot_s, 4);
     add(l, "decode_tokens_per_s", "decode throughput (tokens/s)", s->decode_tokens_per_s, 2);
-    add(l, "device_per_step_ms", "from issue to sync, mean of a step (ms)", r->device_s * MS, 4);
+    add(l, "steady_played_step_count", "of the steady steps, played from recordings",
+        (double)r->played_count, 0);
+    add(l, "device_per_step_ms", "device busy, mean of a step (ms)", r->device_s * MS, 4);
     add(l, "engine_outside_device_per_step_ms", "engine outside the device, mean of a step (ms)",
         r->host_s * MS, 4);
     add(l, "engine_outside_device_share_ratio", "engine outside the device / all",

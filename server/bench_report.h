@@ -28,7 +28,8 @@ struct srv_bench_result {
     struct srv_bench_trips trips[KN_TIER_MAX];
     double floor_s;          /* of a step */
     int floor_tier;          /* the tier that decides it */
-    double device_s, host_s; /* of a step: from issue to sync, and the engine's own */
+    double device_s, host_s; /* of a step: the machine busy, and waiting for the engine */
+    uint64_t played_count;   /* steady steps that were recorded ones */
     struct srv_bench_stats stats;
 };
 

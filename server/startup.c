@@ -46,6 +46,14 @@ static enum status choose_dtype(const char *name, enum kn_dtype automatic, enum 
     return strcmp(name, "auto") == 0 ? ST_OK : ST_INVALID;
 }
 
+/* With room for the padding of recorded steps, which have a power of two of them. */
+static int32_t logit_rows(const struct options *o)
+{
+    int64_t rows = LOGIT_ROWS_MIN;
+    while (rows < o->max_num_seqs) rows *= 2;
+    return (int32_t)(rows < o->max_num_batched_tokens ? rows : o->max_num_batched_tokens);
+}
+
 static struct eng_model_options model_options(const struct options *o, struct loading *loading)
 {
     static const char *const dtypes[] = {[ENG_DTYPE_AUTO] = "auto",
@@ -58,8 +66,7 @@ static struct eng_model_options model_options(const struct options *o, struct lo
         .offload = o->offload,
         .placement = strcmp(o->placement, "even") ? OFF_PLACE_AUTO : OFF_PLACE_EVEN,
         .tokens_max = (int32_t)o->max_num_batched_tokens,
-        .rows_max = (int32_t)size_min(size_max((size_t)o->max_num_seqs, LOGIT_ROWS_MIN),
-                                      (size_t)o->max_num_batched_tokens),
+        .rows_max = logit_rows(o),
         .progress = on_load,
         .user = loading,
     };
@@ -280,6 +287,9 @@ static enum status open_engine(const struct options *o, const struct srv_startup
         .event_ring = EVENT_RING,
         .tokens_max = mo->tokens_max,
         .rows_max = mo->rows_max,
+        .ahead = strcmp(o->async_scheduling, "auto") ? !strcmp(o->async_scheduling, "on")
+                                                     : kn_is_async(m->kn),
+        .record = !strcmp(o->cuda_graphs, "on"),
         .wake = hooks->wake,
         .user = hooks->wake_user,
     };

@@ -473,7 +473,7 @@ static void test_memory(void)
 {
     static const enum kn_mem kinds[] = {KN_MEM_LOCAL, KN_MEM_HOST, KN_MEM_STAGING};
     char err[ERR_CAP] = "";
-    void *p;
+    void *p, *many[12];
     uint64_t total = 0, left = 0;
     for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
         static const size_t sizes[] = {1, 1000, 5u << 20};
@@ -487,6 +487,12 @@ static void test_memory(void)
             kn_free(gpu, kinds[i], p, sizes[j]);
             free(got);
         }
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(many); i++) /* small ones share pages of the driver's */
+        test_must(kn_alloc(gpu, KN_MEM_STAGING, 0, 100 + 700 * i, &many[i], err), err);
+    for (size_t i = 0; i < ARRAY_COUNT(many); i++) {
+        EXPECT((uintptr_t)many[i] % KN_ALIGN == 0, "small piece %zu", i);
+        kn_free(gpu, KN_MEM_STAGING, many[i], 100 + 700 * i);
     }
     EXPECT(kn_memory(gpu, &total, &left, err) == ST_OK && left <= total && left > 0, "%s", err);
     EXPECT(kn_alloc(gpu, KN_MEM_LOCAL, 0, (size_t)1 << 45, &p, err) == ST_NOMEM && !p &&

@@ -36,7 +36,7 @@ static void rig_open(struct rig *g, int32_t vocab, int32_t rows)
     g->host = test_malloc(g->bytes);
     g->logits = test_upload(gpu, KN_MEM_LOCAL, NULL, g->bytes);
     test_must(kn_alloc(gpu, KN_MEM_STAGING, 0, R_MAX * sizeof *g->out, (void **)&g->out, err), err);
-    test_must(kn_sample_reserve(gpu, vocab, err), err);
+    test_must(kn_sample_reserve(gpu, vocab, R_MAX, err), err);
 }
 
 static void rig_close(struct rig *g)
@@ -275,7 +275,7 @@ static void test_nothing_to_choose(void)
         rig_close(&g);
     }
     char err[ERR_CAP] = "";
-    EXPECT(kn_sample_reserve(gpu, (1 << 19) + 1, err) == ST_UNSUPPORTED && err[0], "%s", err);
+    EXPECT(kn_sample_reserve(gpu, (1 << 19) + 1, 1, err) == ST_UNSUPPORTED && err[0], "%s", err);
 }
 
 /* --- benchmark -------------------------------------------------------------------------------- */

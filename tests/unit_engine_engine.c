@@ -1,7 +1,8 @@
 /*
  * The engine thread over a small real model: many requests at once give the tokens each gives
  * alone, whatever the pages, chunks and neighbours; cancels, limits, stop tokens and scored
- * prompts; a tiny event ring; a stop with work in flight.
+ * prompts; a tiny event ring; a stop with work in flight.  All of it twice: a step at a time, and
+ * with each step issued before the one before it has landed.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,9 +19,12 @@
 
 #include "config/clock.h"
 #include "engine/engine.h"
+#include "tests/model_dir.h"
 
 #define MODEL "tests/fixtures/models/llama-gqa"
 #define LEN_MAX 192
+
+static bool one_ahead;
 
 struct rig {
     struct kn *kn;
@@ -31,23 +35,25 @@ struct rig {
     struct eng_limits limits;
 };
 
-static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget, int32_t queue,
-                     int32_t ring)
+static void open_model(struct rig *r, const char *dir, int32_t len_max, int32_t pages, int32_t seqs,
+                       int32_t budget, int32_t queue, int32_t ring)
 {
     char err[ERR_CAP] = "";
     const struct off_remote none = {.count = 0};
     const struct eng_model_options mo = {
-        .model_len_max = LEN_MAX, .tokens_max = budget, .rows_max = budget < 4 ? budget : 4};
+        .model_len_max = len_max, .tokens_max = budget, .rows_max = budget < 4 ? budget : 4};
     struct eng_config config = {
         .sched = {.seqs_max = seqs, .tokens_step_max = budget, .page_count = {pages}},
-        .model_len_max = LEN_MAX,
+        .model_len_max = len_max,
         .queue_max = queue,
         .event_ring = ring,
         .tokens_max = budget,
-        .rows_max = mo.rows_max};
+        .rows_max = mo.rows_max,
+        .ahead = one_ahead,
+        .record = true};
     memset(r, 0, sizeof *r);
     if (kn_open_cpu(2, &r->kn, err) || off_tiers_open(r->kn, 64u << 20, &none, &r->tiers, err) ||
-        eng_model_open(r->kn, r->tiers, MODEL, &mo, &r->model, err))
+        eng_model_open(r->kn, r->tiers, dir, &mo, &r->model, err))
         fail_msg("%s", err);
     eng_model_kv(r->model, &r->kv);
     size_t bytes = (size_t)pages * kn_kv_page_bytes(&r->kv);
@@ -55,6 +61,12 @@ static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget,
         eng_open(r->kn, r->model, &r->kv, &config, &r->engine, err))
         fail_msg("%s", err);
     eng_limits(r->engine, &r->limits);
+}
+
+static void open_rig(struct rig *r, int32_t pages, int32_t seqs, int32_t budget, int32_t queue,
+                     int32_t ring)
+{
+    open_model(r, MODEL, LEN_MAX, pages, seqs, budget, queue, ring);
 }
 
 static void close_rig(struct rig *r)
@@ -299,6 +311,88 @@ static void test_stop_token(void **state)
     close_rig(&r);
 }
 
+/* Every page is free again and nobody is left. */
+static void check_empty(struct rig *r)
+{
+    struct eng_stats stats;
+    do {
+        sched_yield();
+        eng_stats(r->engine, &stats);
+    } while (stats.sched.running + stats.sched.waiting > 0);
+    assert_int_equal(stats.sched.pages_used[0], 0);
+    assert_false(stats.failed);
+}
+
+/* Where the answer first holds the token it has at a third of its length. */
+static int32_t stop_of(int i, const struct eng_request *alone)
+{
+    const int32_t *answer = alone->tokens + prompt_len(i);
+    int32_t at = answer_len(i) / 3;
+    for (int32_t k = 0; k < at; k++)
+        if (answer[k] == answer[at]) return k;
+    return at;
+}
+
+/* Stop tokens and cancels, among neighbours and with few pages: every answer ends where it must,
+ * with the tokens it has alone; those cancelled are a beginning of them. */
+static void stop_and_cancel(struct eng_request **alone, int32_t pages, int32_t seqs, int32_t budget)
+{
+    struct rig r;
+    struct eng_request *q[MANY];
+    int32_t stop[MANY], tokens[MANY] = {0}, left = MANY;
+    open_rig(&r, pages, seqs, budget, MANY, 32);
+    for (int i = 0; i < MANY; i++) {
+        q[i] = make_request(&r, (uint32_t)i, prompt_len(i), answer_len(i));
+        stop[i] = alone[i]->tokens[prompt_len(i) + stop_of(i, alone[i])];
+        /* min_tokens would keep the stop token from being drawn. */
+        if (i % 2 && !q[i]->sampling.min_tokens) {
+            q[i]->sampling.stop_tokens = &stop[i];
+            q[i]->sampling.stop_token_count = 1;
+        }
+        submit(&r, q[i], (size_t)i);
+    }
+    while (left > 0) {
+        struct eng_event event;
+        next_event(&r, &event);
+        int i = (int)(uintptr_t)event.request->user;
+        const int32_t *answer = alone[i]->tokens + prompt_len(i);
+        bool stops = q[i]->sampling.stop_token_count > 0;
+        if (event.kind == ENG_EVENT_TOKEN) {
+            assert_int_equal(event.index, tokens[i]);
+            assert_int_equal(event.sample.token, answer[tokens[i]]);
+            tokens[i]++;
+            if (i % 5 == 4 && tokens[i] == 3) eng_cancel(r.engine, q[i]);
+            continue;
+        }
+        left--;
+        if (event.finish == ENG_FINISH_CANCELLED) {
+            assert_int_equal(i % 5, 4);
+            assert_true(tokens[i] >= 3);
+        } else if (stops) {
+            assert_int_equal(event.finish, ENG_FINISH_STOP);
+            assert_int_equal(tokens[i], stop_of(i, alone[i]));
+            assert_int_equal(event.sample.token, stop[i]);
+        } else {
+            assert_int_equal(event.finish, ENG_FINISH_LENGTH);
+            assert_int_equal(tokens[i], answer_len(i));
+        }
+        free_request(q[i]); /* at once: the engine touches it no more */
+    }
+    check_empty(&r);
+    close_rig(&r);
+}
+
+static void test_stops_and_cancels_together(void **state)
+{
+    (void)state;
+    struct eng_request *alone[MANY];
+    run_alone(alone);
+    stop_and_cancel(alone, 64, MANY, 128);
+    stop_and_cancel(alone, 64, 5, 16);
+    stop_and_cancel(alone, 5, MANY, 64);
+    for (int i = 0; i < MANY; i++) free_request(alone[i]);
+}
+
 /* Scored prompts: every position once and in order, the same log-probabilities whole, chunked and
  * in few rows. */
 static void score(int32_t budget, float *logprobs, int32_t prompt)
@@ -362,6 +456,50 @@ static void test_stop_with_work(void **state)
     submit(&r, left, 0);
     close_rig(&r);
     free_request(left);
+}
+
+/* A token whose embedding is NaN: no logit of its row is a number.  Everybody's request ends by an
+ * error, once, and nothing more is served. */
+static void test_failure(void **state)
+{
+    (void)state;
+    enum { SPOILED = 5, HIDDEN = 8, COUNT = 4 };
+    struct model_dir d;
+    struct rig r;
+    struct eng_request *q[COUNT];
+    enum eng_finish finishes[COUNT];
+    struct eng_stats stats;
+    char header[MICRO_HEADER_CAP], path[256];
+    float nan[HIDDEN];
+    for (int i = 0; i < HIDDEN; i++) nan[i] = NAN;
+    dir_make(&d);
+    micro_write(&d);
+    micro_header(header, 0, ARRAY_COUNT(micro_tensors)); /* embeddings come first */
+    dir_file(&d, "model.safetensors", path);
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, (long)(8 + strlen(header) + SPOILED * sizeof nan), SEEK_SET), 0);
+    assert_int_equal(fwrite(nan, sizeof nan, 1, f), 1);
+    assert_int_equal(fclose(f), 0);
+    open_model(&r, d.path, 64, 8, COUNT, 16, COUNT, 64);
+    for (int i = 0; i < COUNT; i++) {
+        q[i] = make_request(&r, 3, 2, 50);
+        q[i]->tokens[0] = 1;
+        q[i]->tokens[1] = i == 2 ? SPOILED : 2;
+    }
+    assert_int_equal(eng_submit(r.engine, q[0]), ST_OK);
+    for (int i = 1; i < COUNT; i++) submit(&r, q[i], (size_t)i);
+    run_to_end(&r, COUNT, finishes, NULL);
+    for (int i = 1; i < COUNT; i++) assert_int_equal(finishes[i], ENG_FINISH_ERROR);
+    do {
+        sched_yield();
+        eng_stats(r.engine, &stats);
+    } while (stats.sched.pages_used[0] > 0);
+    assert_true(stats.failed && strstr(stats.failure, "finite"));
+    assert_int_equal(eng_submit(r.engine, q[1]), ST_DEVICE);
+    for (int i = 0; i < COUNT; i++) free_request(q[i]);
+    close_rig(&r);
+    dir_remove(&d);
 }
 
 /* All of an array or none; those taken together are planned together. */
@@ -437,10 +575,14 @@ int main(void)
         cmocka_unit_test(test_where_sampled_does_not_matter),
         cmocka_unit_test(test_queue_full_and_cancel),
         cmocka_unit_test(test_stop_token),
+        cmocka_unit_test(test_stops_and_cancels_together),
         cmocka_unit_test(test_prompt_scores),
         cmocka_unit_test(test_stop_with_work),
+        cmocka_unit_test(test_failure),
         cmocka_unit_test(test_steps_and_times),
         cmocka_unit_test(test_submit_all),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("a step at a time", tests, NULL, NULL);
+    one_ahead = true;
+    return failed + cmocka_run_group_tests_name("a step ahead", tests, NULL, NULL);
 }

@@ -40,6 +40,48 @@ static void test_embed(void **state)
     }
 }
 
+/* A token named by its place in the last kn_sample is the token; operations between kn_step_begin
+ * and kn_step_end are computed, timed, and two such steps may be open to reading. */
+static void test_chosen_tokens_and_steps(void **state)
+{
+    (void)state;
+    enum { V = 150, H = 70, R = 5 };
+    static const int32_t best[R] = {149, 0, 77, 77, 3}, ids[] = {7, 0, 149, 3};
+    const int32_t named[] = {7, kn_token_chosen(1), kn_token_chosen(0), kn_token_chosen(4)};
+    char err[ERR_CAP] = "";
+    struct kn *kn = test_open(2, NULL);
+    struct test_weight table = test_weight_make(KN_BF16, V, H, 1, NULL);
+    struct kn_sample_row rows[R];
+    struct kn_sampled out[R];
+    float *logits = test_floats(R * V), *x = test_poisoned(4 * H), *y = test_poisoned(4 * H);
+    for (int32_t i = 0; i < R; i++) {
+        rows[i] = (struct kn_sample_row){.row = i, .top_p = 1};
+        logits[i * V + best[i]] = 1000;
+    }
+    assert_false(kn_is_async(kn));
+    assert_int_equal(kn_sample_reserve(kn, V, R, err), ST_OK);
+    struct kn_batch batch = {.token_count = 4, .tokens = named};
+    const struct kn_sample_args sample = {logits, V, R, rows, out};
+    assert_int_equal(kn_record_tokens(kn, 1), 0);
+    kn_step_begin(kn);
+    assert_false(kn_play(kn, &batch, &sample));
+    kn_sample(kn, &sample);
+    uint64_t first = kn_step_end(kn), busy_ns = 0;
+    kn_step_begin(kn);
+    kn_embed(kn, &batch, &(struct kn_embed_args){.table = &table.w, .x = x});
+    uint64_t second = kn_step_end(kn);
+    assert_int_equal(kn_step_wait(kn, first, &busy_ns, err), ST_OK);
+    assert_true(busy_ns > 0);
+    for (int32_t i = 0; i < R; i++) assert_int_equal(out[i].token, best[i]);
+    assert_int_equal(kn_step_wait(kn, second, &busy_ns, err), ST_OK);
+    batch.tokens = ids;
+    kn_embed(kn, &batch, &(struct kn_embed_args){.table = &table.w, .x = y});
+    assert_memory_equal(x, y, 4 * H * sizeof *x);
+    free(logits), free(x), free(y);
+    test_weight_free(&table);
+    kn_close(kn);
+}
+
 static void check_norm(struct kn *kn, enum kn_norm_kind kind, int32_t rows, int32_t cols,
                        bool with_bias, float offset)
 {
@@ -443,6 +485,7 @@ int main(void)
     test_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_chosen_tokens_and_steps),
         cmocka_unit_test(test_norms),
         cmocka_unit_test(test_qkv),
         cmocka_unit_test(test_gather),

@@ -34,7 +34,7 @@ static struct kn *open_cpu(int32_t vocab)
 {
     char err[ERR_CAP] = "";
     struct kn *kn;
-    if (kn_open_cpu(1, &kn, err) || kn_sample_reserve(kn, vocab, err)) fail_msg("%s", err);
+    if (kn_open_cpu(1, &kn, err) || kn_sample_reserve(kn, vocab, 64, err)) fail_msg("%s", err);
     return kn;
 }
 

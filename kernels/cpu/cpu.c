@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 
 #include "config/check.h"
+#include "config/clock.h"
 
 enum { THREADS_MAX = 1024, INLINE_ELEMENTS_MAX = 16384 };
 #define MAP_UNIT ((size_t)4096)
@@ -73,7 +74,35 @@ static void cpu_download(struct kn *kn, void *staging, size_t bytes)
 
 static enum status cpu_sync(struct kn *kn, char *err)
 {
-    (void)kn, (void)err;
+    (void)err;
+    struct kn_cpu *cpu = cpu_of(kn);
+    cpu->step_waited = cpu->step_begun;
+    return ST_OK;
+}
+
+/* Operations are computed as they are issued. */
+static void cpu_step_begin(struct kn *kn)
+{
+    struct kn_cpu *cpu = cpu_of(kn);
+    CHECK(cpu->step_begun - cpu->step_waited < 2);
+    cpu->step_begun++;
+    cpu->step_begin_ns = clock_now_ns();
+}
+
+static uint64_t cpu_step_end(struct kn *kn)
+{
+    struct kn_cpu *cpu = cpu_of(kn);
+    cpu->step_busy_ns[cpu->step_begun % 2] = clock_now_ns() - cpu->step_begin_ns;
+    return cpu->step_begun;
+}
+
+static enum status cpu_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err)
+{
+    (void)err;
+    struct kn_cpu *cpu = cpu_of(kn);
+    CHECK(step == cpu->step_waited + 1 && step <= cpu->step_begun);
+    cpu->step_waited = step;
+    *busy_ns = cpu->step_busy_ns[step % 2];
     return ST_OK;
 }
 
@@ -131,6 +160,7 @@ static void cpu_close(struct kn *kn)
     struct kn_cpu *cpu = cpu_of(kn);
     size_t thread_count = (size_t)kn_pool_thread_count(cpu->pool);
     kn_sampler_close(cpu->sampler);
+    free(cpu->chosen);
     kn_pool_close(cpu->pool);
     unmap(cpu->scratch, thread_count * sizeof *cpu->scratch);
     free(cpu);
@@ -157,6 +187,9 @@ static const struct kn_backend backend = {
     .upload = cpu_upload,
     .download = cpu_download,
     .sync = cpu_sync,
+    .step_begin = cpu_step_begin,
+    .step_end = cpu_step_end,
+    .step_wait = cpu_step_wait,
     .embed = kn_cpu_embed,
     .norm = kn_cpu_norm,
     .gemm = kn_cpu_gemm,

@@ -86,7 +86,12 @@ struct kn_cpu {
     struct kn_sampler *sampler;    /* owned; NULL before kn_sample_reserve */
     int32_t sampler_vocab;
     uint64_t tier_bytes[KN_TIER_MAX]; /* of weights that products read */
-    _Atomic uint64_t stream_sum;      /* of the 64-bit words kn_stream_read has read, mod 2^64 */
+    int32_t *chosen; /* owned, [chosen_max]: tokens of the last kn_sample */
+    int32_t chosen_max;
+    /* Serial numbers of the last step begun and the last waited for; when and how long the last two
+     * were computed. */
+    uint64_t step_begun, step_waited, step_begin_ns, step_busy_ns[2];
+    _Atomic uint64_t stream_sum; /* of the 64-bit words kn_stream_read has read, mod 2^64 */
     char name[64];
 };
 
@@ -114,7 +119,7 @@ void kn_cpu_attention(struct kn *kn, const struct kn_batch *batch,
 void kn_cpu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                    float *out);
 void kn_cpu_sample(struct kn *kn, const struct kn_sample_args *a);
-enum status kn_cpu_sample_reserve(struct kn *kn, int32_t vocab, char *err);
+enum status kn_cpu_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
 void kn_cpu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* RMSNorm (mean not subtracted) of n elements: y = x * weight / sqrt(mean(x^2) + eps).  y may be x.
  */

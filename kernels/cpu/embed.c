@@ -9,6 +9,7 @@
 #include "kernels/cpu/cpu.h"
 
 struct embed_job {
+    const struct kn_cpu *cpu;
     const struct kn_batch *batch;
     const struct kn_embed_args *args;
 };
@@ -48,13 +49,19 @@ static void embed_item(const void *arg, int32_t token, int worker)
     const struct embed_job *job = arg;
     const struct kn_embed_args *a = job->args;
     float *x = a->x + (size_t)token * (size_t)a->table->cols;
-    kn_cpu_weight_row(a->table, job->batch->tokens[token], x);
+    int32_t id = job->batch->tokens[token];
+    if (id < 0) { /* kn_token_chosen */
+        CHECK(-1 - id < job->cpu->chosen_max);
+        id = job->cpu->chosen[-1 - id];
+        if (id < 0) id = 0; /* no token could be chosen: the step is worth nothing, and fails */
+    }
+    kn_cpu_weight_row(a->table, id, x);
     if (a->pos_table) add_position(a->pos_table, job->batch->positions[token] + a->pos_offset, x);
 }
 
 void kn_cpu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a)
 {
-    struct embed_job job = {batch, a};
+    struct embed_job job = {(struct kn_cpu *)kn, batch, a};
     kn_cpu_for((struct kn_cpu *)kn, embed_item, &job, batch->token_count,
                (size_t)batch->token_count * (size_t)a->table->cols);
 }

@@ -51,7 +51,10 @@ static bool open_for(struct kn_cu *cu, int32_t q_heads, const struct kn_kv *kv)
     size_t bytes = 0;
     struct kn_cu_attention_shape shape = shape_of(q_heads, kv);
     if (t->second_plan && !memcmp(&t->a.shape, &shape, sizeof shape)) return true;
+    if (cu->record.now)
+        return kn_cu_st(cu, ST_DEVICE, "a step was recorded before one of its kind was computed");
     if (!kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step")) return false;
+    kn_cu_record_drop(cu);
     kn_cu_attend_close(cu);
     if (!kn_cu_st(cu, kn_cu_attention_bytes(&shape, &bytes, err), err)) return false;
     if (!kn_cu_ok(cu, cudaMalloc((void **)&t->memory, bytes), "to allocate for attention") ||
@@ -115,9 +118,8 @@ void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_
         if (!finish_chunk(cu, b, begin)) return;
 }
 
-/* The end of the run of tokens from `begin` on whose units fit a plan. */
-static int32_t plan_end(const struct kn_cu_attention *a, const int32_t *positions, int32_t window,
-                        int32_t begin, int32_t count)
+int32_t kn_cu_plan_end(const struct kn_cu_attention *a, const int32_t *positions, int32_t window,
+                       int32_t begin, int32_t count)
 {
     int32_t units = 0, end = begin;
     for (; end < count; end++) {
@@ -154,6 +156,15 @@ static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struc
     return &t->plan[i];
 }
 
+/* A recording is played where its steps' attention fits the plans it has, one for each window. */
+static void note_window(struct kn_cu_recording *r, int32_t window)
+{
+    for (int32_t i = 0; i < r->window_count; i++)
+        if (r->window[i] == window) return;
+    CHECK(r->window_count < KN_CU_WINDOWS_MAX);
+    r->window[r->window_count++] = window;
+}
+
 /* One chunk: positions are the host's, of its tokens. */
 static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
                          const int32_t *positions, const struct kn_attention_args *a, bool remote)
@@ -170,7 +181,7 @@ static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
                                                (size_t)(at / KN_CU_TOKENS_MAX) *
                                                    kn_cu_act_bytes(KN_CU_TOKENS_MAX, cols)};
     for (int32_t begin = 0, end; begin < count; begin = end) {
-        end = plan_end(&t->a, positions, a->window, begin, count);
+        end = kn_cu_plan_end(&t->a, positions, a->window, begin, count);
         struct kn_batch chunk = chunk_of(b, at, end);
         struct kn_cu_planned_step step = {cu->stage.serial, a->window, at, begin, end};
         const struct kn_cu_attention_plan *plan = plan_for(cu, &chunk, &step, remote);
@@ -195,6 +206,7 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
         remote = true;
         if (!kn_cu_need_window(cu, i, a->kv->base[i])) return;
     }
+    if (cu->record.now) note_window(cu->record.now, a->window);
     for (int32_t at = 0; at < b->token_count; at += KN_CU_TOKENS_MAX) {
         if (b->token_count > KN_CU_TOKENS_MAX && !finish_chunk(cu, b, at)) return;
         if (!attend_chunk(cu, b, at, batch->positions + at, a, remote)) return;

@@ -42,6 +42,7 @@ enum status kn_cu_sync(struct kn *kn, char *err)
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
     if (cu->busy) kn_cu_count_step(cu);
     cu->busy = false;
+    cu->steps.waited = cu->steps.begun;
     kn_cu_stage_reset(cu);
     return ST_OK;
 }
@@ -74,18 +75,21 @@ static void cuda_close(struct kn *kn)
     /* After a failure every call below fails as well, and there is nothing left to free. */
     if (cudaSetDevice(cu->device) == cudaSuccess && cu->stream)
         (void)cudaStreamSynchronize(cu->stream);
+    kn_cu_steps_close(cu);
     kn_cu_attend_close(cu);
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
     kn_cu_control_close(cu);
     if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
     if (cu->stream_sum) (void)cudaFree(cu->stream_sum);
+    if (cu->chosen) (void)cudaFree(cu->chosen);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
     if (cu->stream) (void)cudaStreamDestroy(cu->stream);
     free(cu);
 }
 
 static const struct kn_backend backend = {
+    .async = true,
     .act_bytes = kn_cu_buffer_bytes,
     .close = cuda_close,
     .name = cuda_name,
@@ -96,6 +100,9 @@ static const struct kn_backend backend = {
     .upload = kn_cu_upload,
     .download = kn_cu_download,
     .sync = kn_cu_sync,
+    .step_begin = kn_cu_step_begin,
+    .step_end = kn_cu_step_end,
+    .step_wait = kn_cu_step_wait,
     .embed = kn_cu_embed,
     .norm = kn_cu_norm,
     .gemm = kn_cu_gemm,
@@ -107,6 +114,10 @@ static const struct kn_backend backend = {
     .set_window = kn_cu_set_window,
     .traffic = kn_cu_traffic,
     .stream_read = kn_cu_stream_read,
+    .record_tokens = kn_cu_record_tokens,
+    .record_begin = kn_cu_record_begin,
+    .record_end = kn_cu_record_end,
+    .play = kn_cu_play,
 };
 
 /* Finds the GPU; nothing is opened yet. */
@@ -162,7 +173,7 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  driver % 1000 / 10);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
     if ((st = kn_cu_control_open(cu, err)) || (st = kn_cu_upload_open(cu, err)) ||
-        (st = kn_cu_stage_open(cu, err)))
+        (st = kn_cu_stage_open(cu, err)) || (st = kn_cu_steps_open(cu, err)))
         return st;
     return kn_cu_gemm_init(err);
 }

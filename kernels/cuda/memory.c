@@ -207,20 +207,21 @@ static enum status alloc_host(struct kn_cu *cu, size_t bytes, char **out, char *
                    cu->device);
 }
 
-/* *raw is the device's copy; *pinned what *out is an aligned part of. */
-static enum status alloc_staging(struct kn_cu *cu, size_t bytes, char **out, void **pinned,
-                                 void **raw, char *err)
+/* r->raw is the device's copy.  Small pieces of pinned memory come unaligned, so there is room to
+ * align them. */
+static enum status alloc_staging(struct kn_cu *cu, struct kn_cu_region *r, char *err)
 {
-    enum status st = alloc_device(cu, cu->device, bytes, raw, err);
+    size_t bytes = r->bytes;
+    enum status st = alloc_device(cu, cu->device, bytes, &r->raw, err);
     if (st) return st;
-    cudaError_t e = cudaHostAlloc(pinned, bytes + KN_ALIGN, cudaHostAllocPortable);
+    cudaError_t e = cudaHostAlloc(&r->raw_host, bytes + KN_ALIGN, cudaHostAllocPortable);
     if (e == cudaSuccess) {
-        *out = (char *)round_up((uintptr_t)*pinned, KN_ALIGN);
-        memset(*out, 0, bytes);
+        r->base = (char *)round_up((uintptr_t)r->raw_host, KN_ALIGN);
+        memset(r->base, 0, bytes);
         return ST_OK;
     }
     (void)cudaGetLastError();
-    (void)cudaFree(*raw);
+    (void)cudaFree(r->raw);
     return err_set(err, ST_NOMEM, "cannot pin %.3f GiB of host memory for results: %s (%s)",
                    (double)bytes / GIB, cudaGetErrorName(e), cudaGetErrorString(e));
 }
@@ -244,9 +245,7 @@ enum status kn_cu_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes
         r->device = device;
         st = alloc_peer(cu, device, r->bytes, &r->raw, err);
         break;
-    case KN_MEM_STAGING:
-        st = alloc_staging(cu, r->bytes, &r->base, &r->pinned, &r->raw, err);
-        break;
+    case KN_MEM_STAGING: st = alloc_staging(cu, r, err); break;
     }
     if (st) {
         free(r);
@@ -256,6 +255,7 @@ enum status kn_cu_alloc(struct kn *kn, enum kn_mem mem, int device, size_t bytes
     if (mem == KN_MEM_STAGING) r->twin = aligned;
     else if (mem != KN_MEM_HOST) r->base = aligned;
     CHECK((uintptr_t)r->base % KN_ALIGN == 0);
+    r->serial = ++cu->region_serial;
     r->next = cu->regions;
     cu->regions = r;
     *out = r->base;
@@ -273,11 +273,12 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
     *link = r->next;
     (void)cudaSetDevice(cu->device);
     (void)cudaStreamSynchronize(cu->stream);
+    if (r->serial <= cu->record.region_serial) kn_cu_record_drop(cu);
     if (mem == KN_MEM_HOST) {
         (void)cudaHostUnregister(r->base);
         CHECK(munmap(r->base, round_up(r->bytes, HUGE_PAGE)) == 0);
     } else if (mem == KN_MEM_STAGING) {
-        (void)cudaFreeHost(r->pinned);
+        (void)cudaFreeHost(r->raw_host);
     }
     if (r->raw) (void)cudaFree(r->raw);
     free(r);

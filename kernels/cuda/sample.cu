@@ -33,7 +33,8 @@
  *  3. Nothing is read or written before griddepcontrol.wait but the launch's arguments.
  *  4. What a CTA publishes is not written again before a cluster barrier behind its last reader.
  *
- * Results go straight to pinned memory: 12 bytes a row.
+ * Results go straight to pinned memory, 12 bytes a row; the tokens stay on the device as well,
+ * where the next step's embed finds them.
  */
 #include <cuda_runtime.h>
 #include <float.h>
@@ -51,10 +52,10 @@
 #define LOADS 2   /* in flight a thread */
 #define BINS THREADS
 #define LIST_MAX 1024
-#define STEPS_PER_UNIT 20.f /* of the scaled logit: weights are 0 beyond 24.3 units */
-#define FLOOR (-25.f)       /* so does the scaled logit, with room for rounding */
-#define NEAR (-8.f)         /* where top_p looks first */
-#define ROWS_MAX 256        /* of one launch: 8 KB of arguments */
+#define STEPS_PER_UNIT 20.f       /* of the scaled logit: weights are 0 beyond 24.3 units */
+#define FLOOR (-25.f)             /* so does the scaled logit, with room for rounding */
+#define NEAR (-8.f)               /* where top_p looks first */
+#define ROWS_MAX KN_CU_TOKENS_MAX /* of one launch: 8 KB of arguments */
 #define ALL 0xFFFFFFFFu
 
 /* What a step of a selection found: where the edge lies. */
@@ -577,22 +578,28 @@ static __device__ int32_t choose(struct cta *s, struct row *r)
 }
 
 /* The rows of a launch: kernel arguments, so that no copy stands between this kernel and the one
- * before. */
+ * before.  Those of a recorded step are device memory instead, for arguments are recorded too. */
 struct rows {
     struct kn_sample_row row[ROWS_MAX];
 };
 
 static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     sm90_sample(const float *logits, int32_t vocab, const __grid_constant__ struct rows rows,
-                struct kn_sampled *out)
+                struct kn_sampled *out, const struct kn_cu_sample_step *step, int32_t *chosen)
 {
     __shared__ struct cta s;
     const unsigned rank = __clusterRelativeBlockRank(), index = blockIdx.x / CTAS;
     ptx_griddep_launch();
-    if (threadIdx.x < sizeof(struct kn_sample_row) / 4)
-        ((uint32_t *)&s.params)[threadIdx.x] = ((const uint32_t *)&rows.row[index])[threadIdx.x];
+    if (threadIdx.x < sizeof(struct kn_sample_row) / 4) {
+        const struct kn_sample_row *row = step ? &step->row[index] : &rows.row[index];
+        ((uint32_t *)&s.params)[threadIdx.x] = ((const uint32_t *)row)[threadIdx.x];
+    }
     __syncthreads();
     ptx_griddep_wait();
+    if (step) { /* the whole cluster leaves where there is no row for it */
+        if ((int32_t)index >= step->row_count) return;
+        out = step->out;
+    }
     const int32_t span = ((vocab + PARTS - 1) / PARTS + CHUNK - 1) / CHUNK * CHUNK;
     struct row r;
     r.logits = logits + (size_t)s.params.row * (size_t)vocab;
@@ -615,33 +622,54 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     if (r.max == -INFINITY) result.token = -1;
     else if (s.params.temperature > 0) result.token = choose(&s, &r);
     if (s.params.score && result.token >= 0) score(&s, r, &result);
-    if (rank == 0 && threadIdx.x == 0) out[index] = result;
+    if (rank == 0 && threadIdx.x == 0) {
+        out[index] = result;
+        chosen[index] = result.token;
+    }
     cluster_sync(); /* nobody reads this CTA's memory any more */
 }
 
-extern "C" enum status kn_cu_sample_launch(const float *logits, int32_t vocab, int32_t row_count,
-                                           const struct kn_sample_row *rows, struct kn_sampled *out,
-                                           void *stream, char *err)
+static enum status launch(const float *logits, int32_t vocab, int32_t row_count,
+                          const struct rows *rows, struct kn_sampled *out,
+                          const struct kn_cu_sample_step *step, int32_t *chosen, void *stream,
+                          char *err)
 {
     cudaLaunchAttribute dependent = {};
     cudaLaunchConfig_t config = {};
-    struct rows part;
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     dependent.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3((unsigned)row_count * CTAS);
     config.blockDim = dim3(THREADS);
     config.stream = (cudaStream_t)stream;
     config.attrs = &dependent;
     config.numAttrs = 1;
-    CHECK(vocab <= KN_CU_SAMPLE_VOCAB_MAX);
-    for (int32_t i = 0; i < row_count; i += ROWS_MAX) {
+    CHECK(vocab <= KN_CU_SAMPLE_VOCAB_MAX && row_count <= ROWS_MAX);
+    const cudaError_t e =
+        cudaLaunchKernelEx(&config, sm90_sample, logits, vocab, *rows, out, step, chosen);
+    if (e == cudaSuccess) return ST_OK;
+    return err_set(err, ST_DEVICE, "sample could not be launched: %s (%s)", cudaGetErrorName(e),
+                   cudaGetErrorString(e));
+}
+
+extern "C" enum status kn_cu_sample_launch(const float *logits, int32_t vocab, int32_t row_count,
+                                           const struct kn_sample_row *rows, struct kn_sampled *out,
+                                           int32_t *chosen, void *stream, char *err)
+{
+    struct rows part;
+    enum status st = ST_OK;
+    for (int32_t i = 0; i < row_count && !st; i += ROWS_MAX) {
         const int32_t count = row_count - i < ROWS_MAX ? row_count - i : ROWS_MAX;
         for (int32_t k = 0; k < count; k++) part.row[k] = rows[i + k];
-        config.gridDim = dim3((unsigned)count * CTAS);
-        const cudaError_t e =
-            cudaLaunchKernelEx(&config, sm90_sample, logits, vocab, part, out + i);
-        if (e != cudaSuccess)
-            return err_set(err, ST_DEVICE, "sample could not be launched: %s (%s)",
-                           cudaGetErrorName(e), cudaGetErrorString(e));
+        st = launch(logits, vocab, count, &part, out + i, NULL, chosen + i, stream, err);
     }
-    return ST_OK;
+    return st;
+}
+
+extern "C" enum status kn_cu_sample_step_launch(const float *logits, int32_t vocab,
+                                                int32_t row_count,
+                                                const struct kn_cu_sample_step *step,
+                                                int32_t *chosen, void *stream, char *err)
+{
+    const struct rows none = {};
+    return launch(logits, vocab, row_count, &none, NULL, step, chosen, stream, err);
 }

@@ -54,11 +54,14 @@ static __device__ void weight_chunk(const kn_weight &w, int32_t row, int32_t c, 
 static __global__ void sm90_embed(const __grid_constant__ kn_weight table,
                                   const __grid_constant__ kn_weight pos_table, bool has_positions,
                                   int32_t pos_offset, const int32_t *tokens,
-                                  const int32_t *positions, float *x)
+                                  const int32_t *positions, const int32_t *chosen, float *x)
 {
     ptx_griddep_launch();
     ptx_griddep_wait();
-    const int32_t cols = table.cols, token = tokens[blockIdx.x];
+    const int32_t cols = table.cols;
+    int32_t token = tokens[blockIdx.x];
+    if (token < 0) token = chosen ? chosen[-1 - token] : 0; /* kn_token_chosen */
+    if (token < 0) token = 0; /* none could be chosen: the step is worth nothing, and fails */
     float *out = x + (size_t)blockIdx.x * cols;
     for (int32_t c = threadIdx.x; c * CHUNK < cols; c += blockDim.x) {
         float v[CHUNK], p[CHUNK];
@@ -265,7 +268,8 @@ static enum status launched(cudaError_t e, const char *what, char *err)
 }
 
 extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
-                                          const struct kn_embed_args *a, void *stream, char *err)
+                                          const struct kn_embed_args *a, const int32_t *chosen,
+                                          void *stream, char *err)
 {
     const cu_launch l(batch->token_count, threads_for(a->table->cols, CHUNK, THREADS_MAX), 0,
                       stream);
@@ -273,7 +277,8 @@ extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
     CHECK(a->table->dtype == KN_BF16 && (!a->pos_table || a->pos_table->dtype == KN_BF16));
     return launched(cudaLaunchKernelEx(&l.config, sm90_embed, *a->table,
                                        a->pos_table ? *a->pos_table : none, a->pos_table != NULL,
-                                       a->pos_offset, batch->tokens, batch->positions, a->x),
+                                       a->pos_offset, batch->tokens, batch->positions, chosen,
+                                       a->x),
                     "embed", err);
 }
 

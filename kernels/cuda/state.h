@@ -5,6 +5,7 @@
  *     device.c   open and close, errors, what is supported
  *     memory.c   memory of the tiers, uploads
  *     step.c     the batch's arrays on the device, and the operations
+ *     record.c   steps in flight, and steps recorded as graphs
  *     attend.c   the operations around attention
  *     control.c  the windows kernels read remote tiers by, and their counters
  *
@@ -21,8 +22,16 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/sample.h"
 
-enum { KN_CU_UPLOAD_SLOTS = 4, KN_CU_PLANS_MAX = 512 };
+enum {
+    KN_CU_UPLOAD_SLOTS = 4,
+    KN_CU_PLANS_MAX = 512,
+    KN_CU_STEPS = 2,           /* begun and not waited for */
+    KN_CU_RECORDINGS_MAX = 6,  /* one for each token bucket */
+    KN_CU_WINDOWS_MAX = 4,     /* distinct attention windows of a model */
+    KN_CU_PLAY_PAGES = 1 << 18 /* page-table entries of a played step: 16 million positions */
+};
 #define KN_CU_PARTS_BYTES ((size_t)16 << 20) /* products whose parts need more are not cut */
 
 /* One kn_alloc. */
@@ -31,10 +40,11 @@ struct kn_cu_region {
     enum kn_mem mem;
     int device; /* that holds it, where device memory */
     size_t bytes;
-    char *base;   /* what kn_alloc gave */
-    char *twin;   /* of KN_MEM_STAGING: device memory of the same size that kernels write */
-    void *pinned; /* owned: the host memory base of KN_MEM_STAGING lies in */
-    void *raw;    /* owned: the device memory that base or twin lies in; NULL for HOST */
+    char *base;     /* what kn_alloc gave */
+    char *twin;     /* of KN_MEM_STAGING: device memory of the same size that kernels write */
+    void *raw;      /* owned: the device memory that base or twin lies in; NULL for HOST */
+    void *raw_host; /* owned: of STAGING, the pinned memory that base lies in */
+    uint64_t serial;
 };
 
 /* The pinned ring uploads go through. */
@@ -53,6 +63,43 @@ struct kn_cu_stage {
     bool has_batch, has_rows;
     struct kn_batch seen;  /* the host's pointers that are on the device since the last kn_sync */
     struct kn_batch batch; /* the same with the device's pointers */
+};
+
+/* All that differs between two steps of one recording, in device memory at an address the recorded
+ * kernels know. */
+struct kn_cu_play {
+    struct kn_cu_sample_step sample;
+    int32_t tokens[KN_CU_TOKENS_MAX], positions[KN_CU_TOKENS_MAX], token_seq[KN_CU_TOKENS_MAX];
+    int32_t rows[KN_CU_TOKENS_MAX];
+    struct kn_seq seqs[KN_CU_TOKENS_MAX];
+    kn_page pages[]; /* [KN_CU_PLAY_PAGES] */
+};
+
+/* A step of `bucket` tokens and rows. */
+struct kn_cu_recording {
+    int32_t bucket;
+    cudaGraphExec_t exec; /* owned */
+    size_t dependent;     /* kernels that may start before the one before them ends */
+    const float *logits;  /* that were sampled, as the host calls them */
+    int32_t vocab;
+    int32_t window[KN_CU_WINDOWS_MAX], window_count;
+};
+
+struct kn_cu_record {
+    struct kn_cu_play *device, *host[KN_CU_STEPS]; /* owned; host pinned; NULL before the first */
+    struct kn_cu_recording made[KN_CU_RECORDINGS_MAX];
+    int32_t count;
+    uint64_t region_serial;      /* the newest that one of them may know */
+    struct kn_cu_recording *now; /* what is being recorded, or NULL */
+    struct kn_batch batch;       /* of `now`: arrays in *device */
+    bool played;                 /* in the present step */
+};
+
+/* The steps in flight: number n has the events n % KN_CU_STEPS. */
+struct kn_cu_steps {
+    uint64_t begun, waited; /* serial numbers */
+    bool open;
+    cudaEvent_t begin[KN_CU_STEPS], end[KN_CU_STEPS];
 };
 
 struct kn_cu_planned {
@@ -107,6 +154,7 @@ struct kn_cu {
     char failure[ERR_CAP];        /* "" while nothing failed */
     bool busy;                    /* something was issued since the last kn_sync */
     struct kn_cu_region *regions; /* owned */
+    uint64_t region_serial;       /* of the newest */
     struct kn_cu_upload upload;
     struct kn_cu_stage stage;
     struct kn_cu_attend attend;
@@ -115,6 +163,10 @@ struct kn_cu {
     int32_t plan_count;
     struct kn_cu_control control;
     uint64_t *stream_sum; /* owned, device: of what kn_stream_read has read */
+    int32_t *chosen;      /* owned, device, [chosen_max]: tokens of the last kn_sample */
+    int32_t chosen_max;
+    struct kn_cu_steps steps;
+    struct kn_cu_record record;
 };
 
 static inline struct kn_cu *kn_cu_of(struct kn *kn)
@@ -149,6 +201,10 @@ enum status kn_cu_stage_open(struct kn_cu *cu, char *err);
 void kn_cu_stage_close(struct kn_cu *cu);
 /* Everything issued has ended: the arrays on the device may be overwritten. */
 void kn_cu_stage_reset(struct kn_cu *cu);
+/* Entries of the batch's page tables. */
+size_t kn_cu_page_count(const struct kn_batch *b);
+/* The batch that comes next is another one, whatever its pointers are. */
+void kn_cu_stage_forget(struct kn_cu *cu);
 size_t kn_cu_buffer_bytes(const struct kn *kn, int32_t rows, int32_t cols);
 void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
 void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a);
@@ -189,6 +245,24 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
 
 void kn_cu_download(struct kn *kn, void *staging, size_t bytes);
 void kn_cu_sample(struct kn *kn, const struct kn_sample_args *a);
-enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, char *err);
+enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
+
+/* The end of the run of tokens from `begin` on whose attention fits one plan. */
+int32_t kn_cu_plan_end(const struct kn_cu_attention *a, const int32_t *positions, int32_t window,
+                       int32_t begin, int32_t count);
+
+/* --- record.c --- */
+
+enum status kn_cu_steps_open(struct kn_cu *cu, char *err);
+void kn_cu_steps_close(struct kn_cu *cu);
+void kn_cu_step_begin(struct kn *kn);
+uint64_t kn_cu_step_end(struct kn *kn);
+enum status kn_cu_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
+int32_t kn_cu_record_tokens(const struct kn *kn, int32_t tokens);
+enum status kn_cu_record_begin(struct kn *kn, int32_t tokens, char *err);
+enum status kn_cu_record_end(struct kn *kn, char *err);
+/* Recordings know addresses: called where memory they may know is freed. */
+void kn_cu_record_drop(struct kn_cu *cu);
+bool kn_cu_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample_args *a);
 
 #endif

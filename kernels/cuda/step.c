@@ -4,8 +4,9 @@
  *
  * The batch.  The engine's arrays are host memory.  The first operation that meets a batch copies
  * all of them through pinned memory in one asynchronous copy; since they must stay as they are
- * until kn_sync, later operations know by the pointers alone that they are there.  Room for the
- * largest batch of a usual configuration is there from the start; a larger one makes it grow, once.
+ * until kn_sync or the end of their step, later operations know by the pointers alone that they are
+ * there.  Room for the largest batch of a usual configuration is there from the start; a larger one
+ * makes it grow, once.  While a step is recorded the arrays are those of record.c instead.
  *
  * Activations.  A buffer [T,cols] is cut into chunks of 256 tokens, one after another, each in the
  * layout of cuda.h for its bucket; fp32 buffers are row after row.  Products of more than 256
@@ -52,10 +53,15 @@ void kn_cu_stage_close(struct kn_cu *cu)
     stage_free(&cu->stage);
 }
 
+void kn_cu_stage_forget(struct kn_cu *cu)
+{
+    cu->stage.has_batch = cu->stage.has_rows = false;
+}
+
 void kn_cu_stage_reset(struct kn_cu *cu)
 {
     cu->stage.used = 0;
-    cu->stage.has_batch = cu->stage.has_rows = false;
+    kn_cu_stage_forget(cu);
 }
 
 /* Puts an array at *at, and moves *at behind it; the array's address on the device. */
@@ -67,7 +73,7 @@ static const void *put(struct kn_cu_stage *s, size_t *at, const void *array, siz
     return device;
 }
 
-static size_t page_count(const struct kn_batch *b)
+size_t kn_cu_page_count(const struct kn_batch *b)
 {
     size_t count = 0;
     for (int32_t i = 0; i < b->seq_count; i++)
@@ -105,27 +111,37 @@ static bool send(struct kn_cu *cu, size_t begin, size_t end)
                                     "to copy the step's arrays");
 }
 
-static bool stage_rows(struct kn_cu *cu, const struct kn_batch *b)
+/* The batch with its rows on the device, its other arrays there or not; NULL after a failure. */
+static const struct kn_batch *stage_rows(struct kn_cu *cu, const struct kn_batch *b)
 {
     struct kn_cu_stage *s = &cu->stage;
-    if (s->has_rows && s->seen.rows == b->rows && s->seen.row_count == b->row_count) return true;
+    if (cu->record.now) {
+        CHECK(b->row_count == cu->record.batch.row_count);
+        return &cu->record.batch;
+    }
+    if (s->has_rows && s->seen.rows == b->rows && s->seen.row_count == b->row_count)
+        return &s->batch;
     size_t bytes = (size_t)b->row_count * sizeof *b->rows;
-    if (!make_room(cu, round_up(bytes, 16))) return false;
+    if (!make_room(cu, round_up(bytes, 16))) return NULL;
     size_t begin = s->used, at = begin;
     s->batch.rows = put(s, &at, b->rows, bytes);
     s->batch.row_count = s->seen.row_count = b->row_count;
     s->seen.rows = b->rows;
     s->has_rows = true;
-    return send(cu, begin, at);
+    return send(cu, begin, at) ? &s->batch : NULL;
 }
 
 const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b)
 {
     struct kn_cu_stage *s = &cu->stage;
+    if (cu->record.now) {
+        CHECK(b->token_count == cu->record.batch.token_count);
+        return &cu->record.batch;
+    }
     if (s->has_batch && same_batch(&s->seen, b)) return &s->batch;
     size_t token_bytes = (size_t)b->token_count * sizeof *b->tokens;
     size_t seq_bytes = (size_t)b->seq_count * sizeof *b->seqs;
-    size_t page_bytes = page_count(b) * sizeof *b->pages;
+    size_t page_bytes = kn_cu_page_count(b) * sizeof *b->pages;
     size_t row_bytes = b->rows ? (size_t)b->row_count * sizeof *b->rows : 0;
     if (!make_room(cu, 3 * round_up(token_bytes, 16) + round_up(seq_bytes, 16) +
                            round_up(page_bytes, 16) + round_up(row_bytes, 16)))
@@ -190,7 +206,7 @@ void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_em
     char err[ERR_CAP];
     const struct kn_batch *b =
         kn_cu_begin(cu) && kn_cu_settle(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
-    if (b) kn_cu_st(cu, kn_cu_embed_launch(b, a, cu->stream, err), err);
+    if (b) kn_cu_st(cu, kn_cu_embed_launch(b, a, cu->chosen, cu->stream, err), err);
 }
 
 void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a)
@@ -209,8 +225,8 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
 {
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
-    if (kn_cu_begin(cu) && kn_cu_settle(cu) && stage_rows(cu, batch))
-        kn_cu_st(cu, kn_cu_gather_launch(&cu->stage.batch, cols, x, out, cu->stream, err), err);
+    const struct kn_batch *b = kn_cu_begin(cu) && kn_cu_settle(cu) ? stage_rows(cu, batch) : NULL;
+    if (b) kn_cu_st(cu, kn_cu_gather_launch(b, cols, x, out, cu->stream, err), err);
 }
 
 /* --- products --- */
@@ -326,6 +342,7 @@ void kn_cu_download(struct kn *kn, void *staging, size_t bytes)
     struct kn_cu *cu = kn_cu_of(kn);
     if (!kn_cu_begin(cu)) return;
     const struct kn_cu_region *r = kn_cu_region_of(cu, staging);
+    CHECK(!cu->record.now);
     CHECK(r && r->mem == KN_MEM_STAGING && (char *)staging + bytes <= r->base + r->bytes);
     const char *from = r->twin + ((char *)staging - r->base);
     kn_cu_ok(cu, cudaMemcpyAsync(staging, from, bytes, cudaMemcpyDeviceToHost, cu->stream),
@@ -342,18 +359,42 @@ void kn_cu_sample(struct kn *kn, const struct kn_sample_args *a)
         r && r->twin ? (const float *)(r->twin + ((const char *)a->logits - r->base)) : a->logits;
     CHECK(to && to->mem == KN_MEM_STAGING);
     CHECK((char *)(a->out + a->row_count) <= to->base + to->bytes);
-    if (kn_cu_begin(cu))
-        kn_cu_st(
-            cu,
-            kn_cu_sample_launch(logits, a->vocab, a->row_count, a->rows, a->out, cu->stream, err),
-            err);
+    CHECK(a->row_count <= cu->chosen_max);
+    if (!kn_cu_begin(cu)) return;
+    struct kn_cu_recording *now = cu->record.now;
+    if (!now) {
+        kn_cu_st(cu,
+                 kn_cu_sample_launch(logits, a->vocab, a->row_count, a->rows, a->out, cu->chosen,
+                                     cu->stream, err),
+                 err);
+        return;
+    }
+    CHECK(a->row_count == now->bucket);
+    now->logits = a->logits;
+    now->vocab = a->vocab;
+    kn_cu_st(cu,
+             kn_cu_sample_step_launch(logits, a->vocab, a->row_count, &cu->record.device->sample,
+                                      cu->chosen, cu->stream, err),
+             err);
 }
 
-enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, char *err)
+enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err)
 {
-    (void)kn;
-    if (vocab <= KN_CU_SAMPLE_VOCAB_MAX) return ST_OK;
-    return err_set(err, ST_UNSUPPORTED,
-                   "the GPU samples from at most %d tokens, not %d: give --device cpu",
-                   KN_CU_SAMPLE_VOCAB_MAX, vocab);
+    struct kn_cu *cu = kn_cu_of(kn);
+    size_t bytes = (size_t)row_max * sizeof *cu->chosen;
+    if (vocab > KN_CU_SAMPLE_VOCAB_MAX)
+        return err_set(err, ST_UNSUPPORTED,
+                       "the GPU samples from at most %d tokens, not %d: give --device cpu",
+                       KN_CU_SAMPLE_VOCAB_MAX, vocab);
+    if (row_max <= cu->chosen_max) return ST_OK;
+    kn_cu_record_drop(cu);
+    if (kn_cu_enter(cu) && kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step")) {
+        if (cu->chosen) (void)cudaFree(cu->chosen);
+        cu->chosen = NULL;
+        cu->chosen_max = 0;
+        if (kn_cu_ok(cu, cudaMalloc((void **)&cu->chosen, bytes), "to allocate memory") &&
+            kn_cu_ok(cu, cudaMemsetAsync(cu->chosen, 0, bytes, cu->stream), "to clear memory"))
+            cu->chosen_max = row_max;
+    }
+    return cu->failure[0] ? err_set(err, ST_DEVICE, "%s", cu->failure) : ST_OK;
 }

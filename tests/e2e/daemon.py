@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("DAKD_BUILD", "build"))
 DAKD = (BUILD if BUILD.is_absolute() else ROOT / BUILD) / "dakd"
 MODEL = ROOT / "config" / "demo-model"
+# Of every daemon: the whole suite in another mode, e.g. DAKD_TEST_FLAGS="--async-scheduling on".
+FLAGS = os.environ.get("DAKD_TEST_FLAGS", "").split()
 START_LIMIT_S = 180  # a sanitizer build on a busy machine
 REQUEST_LIMIT_S = 300
 
@@ -35,7 +37,7 @@ class Daemon:
         self.log_path = Path(self.folder.name) / "log"
         self.key = key
         port_file = Path(self.folder.name) / "port"
-        command = [*program, "serve", model, "--port", 0, "--port-file", port_file, *flags]
+        command = [*program, "serve", model, "--port", 0, "--port-file", port_file, *FLAGS, *flags]
         if key:
             command += ["--api-key", key]
         with open(self.log_path, "wb") as log:

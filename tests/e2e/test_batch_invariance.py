@@ -34,6 +34,21 @@ def test_chunking_and_preemption_change_nothing(dakd, start):
         assert list(pool.map(lambda body: result(tight.post("/v1/completions", body)), bodies)) == alone
 
 
+def test_a_step_ahead_changes_nothing(dakd, start):
+    """Steps issued before the tokens of the one before are known: in a roomy daemon, and where sequences are put back.
+    Some of the answers end by a stop string or EOS, and some clients leave."""
+    bodies = list(requests()) + [{"prompt": p, "max_tokens": 40, "temperature": 0, "stop": [" the", "."]} for p in PROMPTS]
+    alone = [result(dakd.post("/v1/completions", body)) for body in bodies]
+    for flags in (), ("--max-num-batched-tokens", 24, "--max-num-seqs", 8):
+        ahead = start("--async-scheduling", "on", *flags)
+        left = ahead.connect()
+        ahead.send(left, "POST", "/v1/completions", {"prompt": "one", "max_tokens": 500, "stream": True}).read(20)
+        left.close()
+        with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
+            assert list(pool.map(lambda body: result(ahead.post("/v1/completions", body)), bodies)) == alone
+        ahead.wait_idle()
+
+
 def test_prompts_of_one_request_equal_prompts_alone(dakd):
     options = {"max_tokens": 8, "temperature": 1, "seed": 3}
     alone = [dakd.post("/v1/completions", {"prompt": p, **options})["choices"][0]["text"] for p in PROMPTS]

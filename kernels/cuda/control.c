@@ -18,7 +18,7 @@
 #include "kernels/cuda/state.h"
 
 /* Steps between two readings where no remote tier is in use. */
-#define READING_PERIOD 64
+#define READING_PERIOD 8
 
 enum status kn_cu_control_open(struct kn_cu *cu, char *err)
 {

@@ -373,6 +373,23 @@ static void bench_cell(struct bench *b, int tokens, double share, enum off_place
     fflush(stdout);
 }
 
+/* What it costs to have a remote tier at all: HBM itself stands for one, read by everybody. */
+static void bench_stand_in(struct bench *b, int tokens, double all_local_ms)
+{
+    const struct bench_window w = {KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND, 1, false};
+    uint8_t *far = b->pinned;
+    const double link_gbps = b->link_gbps;
+    b->pinned = b->weights;
+    b->link_gbps = (double)b->bytes / b->floor_ms / 1e6;
+    printf("HBM for a tier, 5, 30, 100 %%:");
+    bench_cell(b, tokens, 0.05, OFF_PLACE_EVEN, &w, all_local_ms);
+    bench_cell(b, tokens, 0.3, OFF_PLACE_EVEN, &w, all_local_ms);
+    bench_cell(b, tokens, 1, OFF_PLACE_EVEN, &w, all_local_ms);
+    printf("\n");
+    b->pinned = far;
+    b->link_gbps = link_gbps;
+}
+
 /* Cells: all-local time / time, floor / time, mean round trip in us at 1.98 GHz. */
 static void bench_remote(struct bench *b, bool peer)
 {
@@ -393,6 +410,7 @@ static void bench_remote(struct bench *b, bool peer)
     bench_remote_open(b, peer);
     for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
         double all_local_ms = time_step(b, tokens[j], 0, OFF_PLACE_EVEN, false, NULL);
+        bench_stand_in(b, tokens[j], all_local_ms);
         printf("T %d, all local %.3f ms, floor/time %.3f; windows:\n    remote", tokens[j],
                all_local_ms, b->floor_ms / all_local_ms);
         for (size_t k = 0; k < window_count; k++) {

@@ -258,7 +258,7 @@ struct kn_traffic {
     uint64_t trip_ns_min, trip_ns_max; /* of the latest stretch between two kn_sync that had any; 0
                                           where none had */
 };
-/* As of the kn_sync before the last (where no remote tier is in use, of one up to 64 earlier).
+/* As of the kn_sync before the last (where no remote tier is in use, of one up to 8 earlier).
  * Costs nothing: kn_sync reads the counters beside the computation. */
 void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out);
 

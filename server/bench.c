@@ -251,21 +251,31 @@ static void find_times(const struct bench *b, struct srv_bench_result *r)
     r->played_count = to->played - from->played;
 }
 
-/* What the steady steps' kernels counted; their counters come a step late, so the first and the
- * last step are the neighbours' where these differ. */
+/* Whether the counters were read between the step before mark i and that mark. */
+static bool read_at(const struct bench *b, uint64_t i)
+{
+    return b->marks[i].traffic[0].bytes != b->marks[i - 1].traffic[0].bytes;
+}
+
+/* What the kernels counted from the first reading in the steady steps to the last: they are read a
+ * step late, and not in every step. */
 static void find_trips(const struct bench *b, struct srv_bench_result *r)
 {
-    uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
+    uint64_t first = r->stats.steady_begin_step + 1;
+    uint64_t last = r->stats.steady_begin_step + (uint64_t)r->stats.steady_step_count;
+    while (first < last && !read_at(b, first)) first++;
+    while (last > first && !read_at(b, last)) last--;
+    if (first >= last) return;
     for (int t = 0; t < r->bandwidth.tier_count; t++) {
-        const struct kn_traffic *from = &b->marks[begin].traffic[t];
-        const struct kn_traffic *to = &b->marks[begin + count].traffic[t];
+        const struct kn_traffic *from = &b->marks[first].traffic[t];
+        const struct kn_traffic *to = &b->marks[last].traffic[t];
         struct srv_bench_trips *trips = &r->trips[t];
-        r->counted_bytes[t] = (double)(to->bytes - from->bytes) / (double)count;
+        r->counted_bytes[t] = (double)(to->bytes - from->bytes) / (double)(last - first);
         trips->count = to->trip_count - from->trip_count;
         if (!trips->count) continue;
         trips->mean_s = (double)(to->trip_ns_sum - from->trip_ns_sum) / (double)trips->count / 1e9;
         trips->min_s = INFINITY;
-        for (uint64_t i = begin + 1; i <= begin + count; i++) {
+        for (uint64_t i = first + 1; i <= last; i++) {
             const struct kn_traffic *step = &b->marks[i].traffic[t];
             trips->min_s = fmin(trips->min_s, (double)step->trip_ns_min / 1e9);
             trips->max_s = fmax(trips->max_s, (double)step->trip_ns_max / 1e9);

@@ -23,7 +23,8 @@ struct srv_bench_result {
     struct off_bandwidth bandwidth;
     /* Of a steady step, by tier. */
     uint64_t step_bytes[KN_TIER_MAX], weight_bytes[KN_TIER_MAX], kv_bytes[KN_TIER_MAX];
-    /* Read by a steady step as the kernels counted, padding and all; 0 where they do not. */
+    /* Read by a steady step as the kernels counted, padding and all; 0 where they told less than
+     * twice. */
     double counted_bytes[KN_TIER_MAX];
     struct srv_bench_trips trips[KN_TIER_MAX];
     double floor_s;          /* of a step */

@@ -49,8 +49,9 @@ struct bench {
     size_t bytes, pinned_bytes;
     uint8_t *x, *wide; /* activations of 4,096 and of 14,336 inputs */
     float *qkv, *residual, *logits, *partial;
-    __nv_bfloat16 *plain_x, *plain_out; /* row-major, for cuBLAS */
-    struct kn_cu_window *windows;
+    __nv_bfloat16 *plain_x, *plain_out;               /* row-major, for cuBLAS */
+    struct kn_cu_window *windows, fixed[KN_TIER_MAX]; /* the same, on the device and here */
+    bool by_device;                                   /* kernels read the former */
     struct kn_cu_traffic *traffic;
     cudaStream_t stream;
     double floor_ms, link_gbps; /* the floor of all bytes in HBM */
@@ -199,7 +200,8 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
             : op->epilogue == KN_EPI_SWIGLU ? (void *)b->wide
                                             : (void *)b->logits;
     a.partial = in_parts(op->epilogue, tokens) ? b->partial : NULL;
-    a.windows = b->windows;
+    a.windows = b->by_device ? b->windows : NULL;
+    a.fixed = b->fixed;
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
     a.dependent = true;
     STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
@@ -373,6 +375,7 @@ static void bench_cell(struct bench *b, int tokens, double share, enum off_place
     double hbm_gbps = (double)b->bytes / b->floor_ms / 1e6;
     window[1] = {w->ctas, w->blocks, (float)(w->cost * hbm_gbps / b->link_gbps)};
     for (int j = 0; j < KN_TIER_MAX; j++) t[j].trip_min = UINT32_MAX;
+    memcpy(b->fixed, window, sizeof window);
     CUDA(cudaMemcpy(b->windows, window, sizeof window, cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(b->traffic, t, sizeof t, cudaMemcpyHostToDevice));
     double ms = time_step(b, tokens, share, placement, w->alone, &remote);
@@ -382,6 +385,26 @@ static void bench_cell(struct bench *b, int tokens, double share, enum off_place
     double trip = t[1].trips ? (double)t[1].trip_clocks / (double)t[1].trips / 1980 : 0;
     printf(" %6.3f %5.3f %5.1f |", all_local_ms / ms, fmax(local_ms, link_ms) / ms, trip);
     fflush(stdout);
+}
+
+/* What it costs to have a remote tier at all: HBM itself stands for one, read by everybody. */
+static void bench_stand_in(struct bench *b, int tokens, double all_local_ms)
+{
+    const struct bench_window w = {KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND, 1, false};
+    uint8_t *far = b->pinned;
+    const double link_gbps = b->link_gbps;
+    b->pinned = b->weights;
+    b->link_gbps = (double)b->bytes / b->floor_ms / 1e6;
+    for (int i = 0; i < 2; i++) {
+        b->by_device = i == 0;
+        printf("HBM for a tier, window from %s, 5, 30, 100 %%:", i == 0 ? "memory" : "launch");
+        bench_cell(b, tokens, 0.05, OFF_PLACE_EVEN, &w, all_local_ms);
+        bench_cell(b, tokens, 0.3, OFF_PLACE_EVEN, &w, all_local_ms);
+        bench_cell(b, tokens, 1, OFF_PLACE_EVEN, &w, all_local_ms);
+        printf("\n");
+    }
+    b->pinned = far;
+    b->link_gbps = link_gbps;
 }
 
 /* Cells: all-local time / time, floor / time, mean round trip in us at 1.98 GHz. */
@@ -404,6 +427,7 @@ static void bench_remote(struct bench *b, bool peer)
     bench_remote_open(b, peer);
     for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
         double all_local_ms = time_step(b, tokens[j], 0, OFF_PLACE_EVEN, false, NULL);
+        bench_stand_in(b, tokens[j], all_local_ms);
         printf("T %d, all local %.3f ms, floor/time %.3f; windows:\n    remote", tokens[j],
                all_local_ms, b->floor_ms / all_local_ms);
         for (size_t k = 0; k < window_count; k++) {

@@ -6,11 +6,12 @@
  * graph obeys what was set after its capture.  A copy in stream order changes it: kernels that
  * overlap by dependent launch see the same one, because nothing overlaps a copy.
  *
- * The counters only grow.  When kn_sync has waited, the machine is idle and the host goes on with
- * the step's results; a kernel of one warp then copies the counters into the host's memory and
- * clears least and largest, while nobody waits for it.  What it wrote is there when the next
- * kn_sync returns.  Round trips are counted in clocks of the SM and told in nanoseconds at its
- * highest clock, which is the one GPUs run memory-bound work at.
+ * The counters only grow.  A kernel of one warp at the end of a step copies them into the host's
+ * memory and clears least and largest; what it wrote is there when the host has waited for it.  Two
+ * places take turns, so that one may be read while a step in flight writes the other.  kn_sync asks
+ * when it has waited: the machine is then idle, and nobody waits for the copy.  Round trips are
+ * counted in clocks of the SM and told in nanoseconds at its highest clock, which is the one GPUs
+ * run memory-bound work at.
  */
 #include <string.h>
 
@@ -18,7 +19,7 @@
 #include "kernels/cuda/state.h"
 
 /* Steps between two readings where no remote tier is in use. */
-#define READING_PERIOD 64
+#define READING_PERIOD 8
 
 enum status kn_cu_control_open(struct kn_cu *cu, char *err)
 {
@@ -31,7 +32,7 @@ enum status kn_cu_control_open(struct kn_cu *cu, char *err)
         kn_cu_ok(cu, cudaMalloc((void **)&c->device_traffic, sizeof fresh), "to allocate memory") &&
         kn_cu_ok(cu, cudaMemcpy(c->device_traffic, fresh, sizeof fresh, cudaMemcpyHostToDevice),
                  "to clear its counters") &&
-        kn_cu_ok(cu, cudaHostAlloc((void **)&c->reading, sizeof fresh, cudaHostAllocMapped),
+        kn_cu_ok(cu, cudaHostAlloc((void **)&c->reading, KN_CU_READINGS * sizeof fresh, 0),
                  "to pin its counters") &&
         kn_cu_ok(cu, cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, cu->device),
                  "to say its clock"))
@@ -63,6 +64,7 @@ void kn_cu_set_window(struct kn *kn, int tier, const struct kn_window *w)
     struct kn_cu *cu = kn_cu_of(kn);
     cu->control.window[tier] = (struct kn_cu_window){w->ctas, w->blocks, w->cost};
     cu->control.has_window[tier] = true;
+    kn_cu_record_drop(cu); /* recordings hold the windows of their time */
     if (kn_cu_enter(cu)) send_windows(cu);
 }
 
@@ -70,6 +72,8 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
 {
     cu->control.remote = true;
     if (cu->control.has_window[tier]) return true;
+    if (cu->record.now)
+        return kn_cu_st(cu, ST_DEVICE, "a step was recorded before one of its kind was computed");
     const struct kn_cu_region *r = kn_cu_region_of(cu, base);
     const struct kn_window w = kn_window_default(r ? r->mem : KN_MEM_LOCAL);
     kn_cu_set_window(&cu->kn, tier, &w);
@@ -78,12 +82,29 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
 
 /* --- counters --- */
 
-/* Adds what the last reading brought to the totals. */
-static void take_reading(struct kn_cu *cu)
+bool kn_cu_reading_ask(struct kn_cu *cu)
 {
     struct kn_cu_control *c = &cu->control;
+    char err[ERR_CAP];
+    CHECK(c->asked - c->taken < KN_CU_READINGS);
+    if (!c->remote && ++c->steps_unread < READING_PERIOD) return false;
+    c->steps_unread = 0;
+    if (!kn_cu_st(cu,
+                  kn_cu_traffic_launch(c->device_traffic, c->reading[c->asked % KN_CU_READINGS],
+                                       cu->stream, err),
+                  err))
+        return false;
+    c->asked++;
+    return true;
+}
+
+void kn_cu_reading_take(struct kn_cu *cu)
+{
+    struct kn_cu_control *c = &cu->control;
+    CHECK(c->taken < c->asked);
+    const struct kn_cu_traffic *reading = c->reading[c->taken++ % KN_CU_READINGS];
     for (int t = 0; t < KN_TIER_MAX; t++) {
-        const struct kn_cu_traffic *now = &c->reading[t];
+        const struct kn_cu_traffic *now = &reading[t];
         struct kn_traffic *to = &c->traffic[t];
         to->bytes = now->blocks * KN_BLOCK_BYTES;
         to->trip_ns_sum = (uint64_t)((double)now->trip_clocks * c->ns_per_clock);
@@ -92,18 +113,6 @@ static void take_reading(struct kn_cu *cu)
         to->trip_ns_min = (uint64_t)(now->trip_min * c->ns_per_clock);
         to->trip_ns_max = (uint64_t)(now->trip_max * c->ns_per_clock);
     }
-    c->reading_pending = false;
-}
-
-void kn_cu_count_step(struct kn_cu *cu)
-{
-    struct kn_cu_control *c = &cu->control;
-    char err[ERR_CAP];
-    if (c->reading_pending) take_reading(cu);
-    if (!c->remote && ++c->steps_unread < READING_PERIOD) return;
-    c->steps_unread = 0;
-    c->reading_pending =
-        kn_cu_st(cu, kn_cu_traffic_launch(c->device_traffic, c->reading, cu->stream, err), err);
 }
 
 void kn_cu_traffic(struct kn *kn, int tier, struct kn_traffic *out)

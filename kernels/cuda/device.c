@@ -40,7 +40,8 @@ enum status kn_cu_sync(struct kn *kn, char *err)
     if (kn_cu_enter(cu) && kn_cu_settle(cu))
         kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step");
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
-    if (cu->busy) kn_cu_count_step(cu);
+    while (cu->control.taken < cu->control.asked) kn_cu_reading_take(cu);
+    if (cu->busy) (void)kn_cu_reading_ask(cu); /* a failure is kept for the next one */
     cu->busy = false;
     cu->steps.waited = cu->steps.begun;
     kn_cu_stage_reset(cu);

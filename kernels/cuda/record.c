@@ -11,8 +11,9 @@
  * What differs between two steps is data, not arguments: struct kn_cu_play, at a fixed address,
  * filled by one copy from pinned memory in front of the graph.
  *
- *     arguments, frozen       bucket, addresses, shapes, strides
- *     device memory           token ids, positions, sequences, page tables, rows, sampling, windows
+ *     arguments, frozen       bucket, addresses, shapes, strides, windows of products
+ *     device memory           token ids, positions, sequences, page tables, rows, sampling,
+ *                             windows of attention
  *
  * Absent tokens are token 0 at position 0 of no sequence (token_seq -1), which the kernels around
  * attention skip; in the products and norms they are rows like others, finite and never mixed with
@@ -83,8 +84,11 @@ uint64_t kn_cu_step_end(struct kn *kn)
     struct kn_cu_steps *s = &cu->steps;
     CHECK(s->open);
     s->open = false;
-    if (kn_cu_begin(cu))
+    s->asked[s->begun % KN_CU_STEPS] = false;
+    if (kn_cu_begin(cu) && kn_cu_settle(cu)) {
+        s->asked[s->begun % KN_CU_STEPS] = kn_cu_reading_ask(cu);
         kn_cu_ok(cu, cudaEventRecord(s->end[s->begun % KN_CU_STEPS], cu->stream), "in a step");
+    }
     return s->begun;
 }
 
@@ -100,6 +104,8 @@ enum status kn_cu_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, cha
         kn_cu_ok(cu, cudaEventElapsedTime(&ms, s->begin[i], s->end[i]), "to say how long it took"))
         *busy_ns = (uint64_t)((double)ms * 1e6);
     if (cu->failure[0]) return failed(cu, err);
+    if (s->asked[i]) kn_cu_reading_take(cu);
+    s->asked[i] = false;
     s->waited = step;
     if (step != s->begun) return ST_OK;
     cu->busy = false; /* nothing came after it */
@@ -157,7 +163,7 @@ enum status kn_cu_record_begin(struct kn *kn, int32_t tokens, char *err)
     struct kn_cu_record *r = &cu->record;
     CHECK(!r->now && !cu->steps.open && !recording_of(cu, tokens));
     CHECK(r->count < KN_CU_RECORDINGS_MAX && cu->chosen);
-    if (!kn_cu_begin(cu) || !alloc_play(cu)) return failed(cu, err);
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu) || !alloc_play(cu)) return failed(cu, err);
     r->batch = (struct kn_batch){.token_count = tokens,
                                  .tokens = r->device->tokens,
                                  .positions = r->device->positions,
@@ -204,6 +210,7 @@ enum status kn_cu_record_end(struct kn *kn, char *err)
     struct kn_cu_recording *now = cu->record.now;
     cudaGraph_t graph = NULL;
     CHECK(now);
+    kn_cu_settle(cu);
     cu->record.now = NULL;
     forget(cu);
     cudaError_t e = cudaStreamEndCapture(cu->stream, &graph); /* after a failure, too */

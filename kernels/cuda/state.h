@@ -99,6 +99,7 @@ struct kn_cu_record {
 struct kn_cu_steps {
     uint64_t begun, waited; /* serial numbers */
     bool open;
+    bool asked[KN_CU_STEPS]; /* the counters are read at its end */
     cudaEvent_t begin[KN_CU_STEPS], end[KN_CU_STEPS];
 };
 
@@ -133,14 +134,17 @@ struct kn_cu_attend {
     struct kn_qkv_args qkv; /* of the last kn_qkv */
 };
 
+enum { KN_CU_READINGS = 4 }; /* two steps in flight, and kn_sync before them */
+
 /* What kernels are told, and what they tell. */
 struct kn_cu_control {
     struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
     bool has_window[KN_TIER_MAX];
     bool remote;                          /* a remote tier has been read */
     struct kn_cu_traffic *device_traffic; /* [KN_TIER_MAX], owned */
-    struct kn_cu_traffic *reading; /* [KN_TIER_MAX], owned, pinned: the counters' last copy */
-    bool reading_pending;
+    /* Owned, pinned: copies of the counters, the one asked for last at (asked - 1) % READINGS. */
+    struct kn_cu_traffic (*reading)[KN_TIER_MAX];
+    uint64_t asked, taken;
     int32_t steps_unread;
     double ns_per_clock;
     struct kn_traffic traffic[KN_TIER_MAX];
@@ -229,8 +233,11 @@ void kn_cu_set_window(struct kn *kn, int tier, const struct kn_window *w);
 /* The control block must say how a tier, whose memory `base` is of, is read before a kernel reads
  * it. */
 bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);
-/* After kn_sync has waited for a step: takes the counters' last copy and asks for the next. */
-void kn_cu_count_step(struct kn_cu *cu);
+/* Asks for a copy of the counters as they are at this place in the stream: false where it is not
+ * yet time for one.  KN_CU_READINGS may be asked for and not taken; take it when the stream has got
+ * there. */
+bool kn_cu_reading_ask(struct kn_cu *cu);
+void kn_cu_reading_take(struct kn_cu *cu);
 void kn_cu_traffic(struct kn *kn, int tier, struct kn_traffic *out);
 
 /* --- attend.c --- */

@@ -301,7 +301,7 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
         .epilogue = a->epilogue,
         .out = out_at(a, out, row),
         .partial = parts ? cu->pending.memory : NULL,
-        .windows = cu->control.device_window,
+        .fixed = cu->control.window,
         .traffic = cu->control.device_traffic,
         .dependent = true,
     };

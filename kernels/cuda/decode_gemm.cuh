@@ -55,6 +55,7 @@
 
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/trace.h"
 
 /* Constants of a bucket and group height. */
 template <int TOKENS, int TILES> struct cu_gemm_shape {
@@ -357,6 +358,7 @@ template <int TB, int RT>
 __global__ void __launch_bounds__(cu_gemm_shape<TB, RT>::THREADS, cu_gemm_shape<TB, RT>::RESIDENT)
     sm90_bf16_decode_gemm(const __grid_constant__ cu_gemm g)
 {
+    CU_TRACE(GEMM, g.tile_count << 12 | g.blocks_per_tile);
     using S = cu_gemm_shape<TB, RT>;
     extern __shared__ __align__(1024) uint8_t shared[];
     cu_gemm_ring<S> &ring = *(cu_gemm_ring<S> *)shared;
@@ -382,6 +384,7 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB, RT>::THREADS, cu_gemm_shape<
     if (g.cluster > 1) ptx_cluster_arrive();
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
+        CU_TRACE_WAITED();
         cu_consume<S>(g, w, ring, warp, lane);
     } else {
         if (lane == 0) {

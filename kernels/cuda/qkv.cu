@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/attention_plan.cuh"
+#include "kernels/cuda/trace.h"
 
 extern "C" {
 #include "config/check.h"
@@ -106,12 +107,14 @@ PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head &x, int token, in
 __global__ void __launch_bounds__(QKV_WARPS * 32)
     sm90_qkv_finish(const __grid_constant__ qkv_params p)
 {
+    CU_TRACE(QKV, 0);
     ptx_griddep_launch();
     const int lane = threadIdx.x & 31, task = blockIdx.x * QKV_WARPS + (threadIdx.x >> 5);
     const int heads = p.q_heads + 2 * p.kv_heads, dim = p.head_dim, half = dim / 2;
     const int token = task / heads, head = task - token * heads;
     if (token >= p.token_count) return;
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const int seq = p.token_seq[token];
     if (seq < 0) return;
     const int position = p.positions[token];

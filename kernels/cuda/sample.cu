@@ -42,6 +42,7 @@
 #include "config/check.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/trace.h"
 
 #define CTAS 8 /* of a row's cluster */
 #define THREADS 512
@@ -586,6 +587,7 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     sm90_sample(const float *logits, int32_t vocab, const __grid_constant__ struct rows rows,
                 struct kn_sampled *out)
 {
+    CU_TRACE(SAMPLE, 0);
     __shared__ struct cta s;
     const unsigned rank = __clusterRelativeBlockRank(), index = blockIdx.x / CTAS;
     ptx_griddep_launch();
@@ -593,6 +595,7 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
         ((uint32_t *)&s.params)[threadIdx.x] = ((const uint32_t *)&rows.row[index])[threadIdx.x];
     __syncthreads();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const int32_t span = ((vocab + PARTS - 1) / PARTS + CHUNK - 1) / CHUNK * CHUNK;
     struct row r;
     r.logits = logits + (size_t)s.params.row * (size_t)vocab;

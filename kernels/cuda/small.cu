@@ -22,6 +22,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small.h"
+#include "kernels/cuda/trace.h"
 
 #define CHUNK 8 /* bf16 elements in 16 bytes: what a thread takes at a time */
 #define THREADS_MAX 1024
@@ -56,8 +57,10 @@ static __global__ void sm90_embed(const __grid_constant__ kn_weight table,
                                   int32_t pos_offset, const int32_t *tokens,
                                   const int32_t *positions, float *x)
 {
+    CU_TRACE(EMBED, 0);
     ptx_griddep_launch();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const int32_t cols = table.cols, token = tokens[blockIdx.x];
     float *out = x + (size_t)blockIdx.x * cols;
     for (int32_t c = threadIdx.x; c * CHUNK < cols; c += blockDim.x) {
@@ -122,8 +125,10 @@ static __global__ void __launch_bounds__(THREADS_MAX)
     sm90_norm(const __grid_constant__ kn_norm_args a)
 {
     __shared__ float scratch[32];
+    CU_TRACE(NORM, 0);
     ptx_griddep_launch();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const int32_t n = a.cols, token = blockIdx.x;
     const float *row = a.x + (size_t)token * n;
     float first[CHUNK], v[CHUNK], mean = 0.f;
@@ -164,8 +169,10 @@ static __global__ void __launch_bounds__(THREADS_MAX)
 
 static __global__ void sm90_gather(const int32_t *rows, int32_t cols, const float *x, float *out)
 {
+    CU_TRACE(GATHER, 0);
     ptx_griddep_launch();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const float *from = x + (size_t)rows[blockIdx.x] * cols;
     float *to = out + (size_t)blockIdx.x * cols;
     for (int32_t i = threadIdx.x; i < cols; i += blockDim.x) to[i] = __ldcg(from + i);

@@ -5,9 +5,14 @@
  * One producer lane keeps `blocks` copies of 16 KB in flight; four warps add up what arrived, one
  * block in 0.1 us, well under the 0.46 us that a block takes an SM at full HBM bandwidth.  Blocks
  * are dealt to the CTAs in turn, so that all of them walk through memory together.
+ *
+ * Readings in a row join without a gap: the next one's CTAs may start once every producer has issued
+ * its last copy, and fill their rings while these drain.  Each waits for the one before at its end,
+ * so what follows in the stream still finds all of them complete.
  */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/stream.h"
 
@@ -50,6 +55,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
                                once);
             if (++s == blocks) s = 0, parity ^= 1;
         }
+        ptx_griddep_launch();
     } else if (threadIdx.x < CONSUMERS) {
         for (size_t b = blockIdx.x; b < count; b += gridDim.x) {
             const uint32_t size = (uint32_t)min((size_t)KN_BLOCK_BYTES, bytes - b * KN_BLOCK_BYTES);
@@ -58,8 +64,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
             ptx_mbarrier_arrive(&empty[s]);
             if (++s == blocks) s = 0, parity ^= 1;
         }
-        atomicAdd(total, (unsigned long long)sum);
+        sum = __reduce_add_sync(0xffffffffu, sum);
+        if (threadIdx.x % 32 == 0) atomicAdd(total, (unsigned long long)sum);
     }
+    ptx_griddep_wait();
 }
 
 enum status kn_cu_stream_launch(const void *ptr, size_t bytes, int ctas, int blocks, uint64_t *sum,
@@ -68,11 +76,10 @@ enum status kn_cu_stream_launch(const void *ptr, size_t bytes, int ctas, int blo
     const int shared = blocks * KN_BLOCK_BYTES;
     cudaError_t e = cudaFuncSetAttribute(sm90_stream_read,
                                          cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (e == cudaSuccess) {
-        sm90_stream_read<<<ctas, THREADS, shared, (cudaStream_t)stream>>>(
-            (const uint8_t *)ptr, bytes, blocks, (unsigned long long *)sum);
-        e = cudaGetLastError();
-    }
+    const cu_launch l(ctas, THREADS, (size_t)shared, stream);
+    if (e == cudaSuccess)
+        e = cudaLaunchKernelEx(&l.config, sm90_stream_read, (const uint8_t *)ptr, bytes, blocks,
+                               (unsigned long long *)sum);
     if (e == cudaSuccess) return ST_OK;
     return err_set(err, ST_DEVICE, "the streaming read could not be launched: %s",
                    cudaGetErrorString(e));

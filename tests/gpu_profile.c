@@ -20,6 +20,7 @@
  */
 #include "config/clock.h"
 #include "engine/model_state.h"
+#include "kernels/cuda/stream.h"
 #include "offload/probe.h"
 #include "tests/gpu_common.h"
 
@@ -89,18 +90,33 @@ static void rig_open(struct rig *r)
     test_must(kn_sample_reserve(r->kn, info.vocab, err), err);
 }
 
-/* The bandwidth once more, on memory as large as the weights: what the probe should say. */
-static void reread(struct rig *r)
+/* What reading the head's weights over and over gives, by blocks in flight on each SM: where the
+ * probe's own choice lies. */
+static void sweep(struct rig *r)
 {
+    enum { REPEAT = 100 };
     const struct kn_weight *head = &r->model->weights.head;
     size_t bytes = (size_t)weight_bytes(head);
-    for (int round = 0; round < 3; round++) {
+    struct kn_cu_stream_state zero = {0}, *state;
+    struct cudaDeviceProp prop;
+    char err[ERR_CAP] = "";
+    unsigned turn = 0;
+    state = test_upload(r->kn, KN_MEM_LOCAL, &zero, sizeof zero);
+    test_sync(r->kn);
+    CHECK(cudaGetDeviceProperties(&prop, 0) == cudaSuccess);
+    printf("HBM read by 16 KB blocks in flight on each of %d SMs:", prop.multiProcessorCount);
+    for (int blocks = 4; blocks <= KN_CU_STREAM_BLOCKS_MAX; blocks++) {
         uint64_t began = clock_now_ns();
-        for (int i = 0; i < 100; i++) kn_stream_read(r->kn, head->span[0].base, bytes);
-        test_sync(r->kn);
-        printf("  head read 100 times: %.3f TB/s\n",
-               100 * (double)bytes / (double)(clock_now_ns() - began) / 1e3);
+        for (int i = 0; i < REPEAT; i++)
+            test_must(kn_cu_stream_launch(head->span[0].base, bytes, prop.multiProcessorCount,
+                                          blocks, state, turn++, NULL, err),
+                      err);
+        CHECK(cudaDeviceSynchronize() == cudaSuccess);
+        double rate = REPEAT * (double)bytes / (double)(clock_now_ns() - began) / 1e3;
+        printf(" %d: %.3f", blocks, rate);
     }
+    puts(" TB/s");
+    kn_free(r->kn, KN_MEM_LOCAL, state, sizeof zero);
 }
 
 /* A step of S sequences, each with one new token at the end of its context, and a greedy choice. */
@@ -304,7 +320,7 @@ int main(int argc, char **argv)
     int32_t only = argc > 1 ? atoi(argv[1]) : 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
     rig_open(&r);
-    reread(&r);
+    sweep(&r);
     for (size_t i = 0; i < ARRAY_COUNT(batches); i++)
         if (!only || batches[i] == only) time_steps(&r, batches[i]);
 #ifdef DAKD_TRACE

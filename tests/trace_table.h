@@ -84,7 +84,8 @@ static int32_t trace_read_step(const struct kn_cu_trace_log *log, struct trace_k
         struct trace_kernel *k = &kernel[i];
         *k = (struct trace_kernel){
             .what = log->stamp[i][0][0].what, .ctas = log->grid[i][0], .warps = log->grid[i][1]};
-        if (k->ctas > KN_CU_TRACE_CTAS || k->warps > KN_CU_TRACE_WARPS || k->ctas == 0) return -1;
+        if (k->ctas > KN_CU_TRACE_CTAS) k->ctas = KN_CU_TRACE_CTAS; /* the others leave no trace */
+        if (k->warps > KN_CU_TRACE_WARPS || k->ctas == 0) return -1;
         if (!trace_read_kernel(log, seen, base, k)) return -1;
         if (k->waited > 1e299) k->waited = before > k->start ? before : k->start;
         before = k->end;

@@ -20,6 +20,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/stream.h"
 
 enum { KN_CU_UPLOAD_SLOTS = 4, KN_CU_PLANS_MAX = 512 };
 
@@ -87,7 +88,8 @@ struct kn_cu {
     int32_t plan_count;
     struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
     bool has_window[KN_TIER_MAX];
-    uint64_t *stream_sum; /* owned, device: of what kn_stream_read has read */
+    struct kn_cu_stream_state *stream_read; /* owned, device: of kn_stream_read */
+    unsigned stream_read_turn;
 };
 
 static inline struct kn_cu *kn_cu_of(struct kn *kn)

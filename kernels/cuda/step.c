@@ -234,7 +234,9 @@ void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
     int ctas = cu->sm_count, blocks = 6;
     if (r && r->mem == KN_MEM_HOST) ctas = 32, blocks = 1;
     if (r && r->mem == KN_MEM_PEER) ctas = 32, blocks = 4;
-    kn_cu_st(cu, kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_sum, cu->stream, err),
+    kn_cu_st(cu,
+             kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_read, cu->stream_read_turn++,
+                                 cu->stream, err),
              err);
 }
 

@@ -8,11 +8,12 @@
 #
 # DIR holds what `make gpu` built (build/gpu; make DEBUG=1 gpu: build/debug/gpu; make TRACE=1 gpu:
 # build/trace/gpu); it may have been built elsewhere and brought here.  Nothing need be installed but
-# python3.  GPU_LIMIT: seconds a program may take.  Run from the repository's root: the tests read
+# python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
+# that pcie and peer put there, in place of the usual ones.  Run from the repository's root: the tests read
 # tests/fixtures, config/demo-model and config/models.
 #
-# bench writes one JSON file a run beside the report, and ends with a table of them.  All of it is
-# made to take less than eight minutes.
+# bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
+# sanitizer/.  All of bench is made to take less than eight minutes.
 set -u
 
 usage() {
@@ -59,6 +60,7 @@ fi
 gpus=$(ls -d /dev/nvidia[0-9]* | wc -l)
 commit=$(cat "$dir/commit")
 results=$(dirname "$report")/results
+logs=$(dirname "$report")/sanitizer
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 : >"$work/failures"
@@ -145,7 +147,7 @@ END { print k + 0, u + 0 }'
 # The verdict on a log: a sentence, and status 1 where something is wrong.  No verdict is not a fault
 # of the program, and is said.
 verdict() {
-    tool=$1 log=$2 code=$3
+    tool=$1 log=$2 code=$3 name=$(basename "$2")
     if [ "$code" -eq 124 ] || [ "$code" -eq 137 ]; then
         echo "no verdict: the tool did not end within $sanitizer_limit s"
     elif grep -qE '[1-9][0-9]* failed|^FAILED' "$log"; then
@@ -154,8 +156,8 @@ verdict() {
     elif ! grep -q 'SUMMARY' "$log"; then
         echo "no verdict: the tool ended with status $code: $(tail -n 1 "$log" | cut -c 1-100)"
     elif [ "$tool" = racecheck ]; then
-        counts=$(awk "$known_pairs" "$log" 2>"$log.unknown")
-        [ "${counts#* }" -eq 0 ] || { echo "FAILED: ${counts#* } pairs race: $(head -n 1 "$log.unknown")"; return 1; }
+        counts=$(awk "$known_pairs" "$log" 2>"$work/unknown-$name")
+        [ "${counts#* }" -eq 0 ] || { echo "FAILED: ${counts#* } pairs race: $(head -n 1 "$work/unknown-$name")"; return 1; }
         [ "${counts% *}" -eq 0 ] && echo "clean" || echo "clean but for ${counts% *} known pairs (see scripts/gpu.sh)"
     elif grep -qE 'ERROR SUMMARY: 0 errors' "$log"; then
         echo "clean"
@@ -172,9 +174,9 @@ sanitize() {
     {
         tool=$1 name=$2
         shift 2
-        log=$work/$tool-$name.txt start=$(date +%s)
+        log=$logs/$tool-$name.txt start=$(date +%s)
         timeout -k 5 "$sanitizer_limit" compute-sanitizer --tool "$tool" --report-api-errors no \
-            --error-exitcode 9 --print-limit 200 "$@" >"$log" 2>&1
+            --error-exitcode 9 --print-limit 100000 "$@" >"$log" 2>&1
         said=$(verdict "$tool" "$log" $?) || failed
         printf '%-10s %-24s %3d s  %s\n' "$tool" "$name" $(($(date +%s) - start)) "$said"
     } &
@@ -189,6 +191,7 @@ quick_all() {
         return
     fi
     tiny=$dir/gpu_tiny
+    mkdir -p "$logs"
     for program in "$dir"/gpu_*; do
         case ${program##*/} in
         gpu_tiny | gpu_profile) ;;
@@ -242,7 +245,7 @@ has_flag() {
 
 bench_hbm() {
     for batch in 1 8 32; do bench_one hbm-batch$batch $batch 512 128; done
-    bench_one hbm-batch128-context1024 128 1024 32
+    bench_one hbm-batch128-context1024 128 1024 32 --max-num-batched-tokens 8192
 }
 
 # Slow steps are few: a steady TPOT needs nine tokens.
@@ -259,10 +262,10 @@ share_of() {
 }
 
 bench_pcie() {
-    for ratio in 0.4 1 5 10 30 50; do
+    for ratio in ${RATIOS:-0.4 1 5 10 30 50}; do
         for batch in 1 32 128; do
             bench_one "pcie$ratio-batch$batch" $batch 16 "$(pcie_tokens $ratio)" \
-                --remote host:9GiB --offload "$(share_of $ratio)"
+                --max-num-batched-tokens 2048 --remote host:9GiB --offload "$(share_of $ratio)"
         done
         if has_flag congestion-control; then
             bench_one "pcie$ratio-batch1-control-off" 1 8 10 --remote host:9GiB \
@@ -277,7 +280,7 @@ bench_peer() {
         echo "one GPU: no tier in a peer's memory was measured"
         return
     fi
-    for ratio in 4 7 10 30 50; do
+    for ratio in ${RATIOS:-4 7 10 30 50}; do
         for batch in 1 32; do
             bench_one "peer$ratio-batch$batch" $batch 16 32 --remote peer:1:9GiB --offload "$(share_of $ratio)"
         done
@@ -309,7 +312,7 @@ all() {
     echo "date:    $(date -u +%Y-%m-%dT%H:%M:%SZ)"
     echo "device:  $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | paste -sd ';')"
     echo "machine: $(uname -sr), $(nproc) cores"
-    mkdir -p "$results"
+    [ "$mode" != bench ] || mkdir -p "$results"
     case $mode in
     test) test_all ;;
     quick) quick_all ;;

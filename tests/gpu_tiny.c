@@ -94,7 +94,7 @@ static void run_gemm(const struct family *f)
 
 static void run_sample(const struct family *f)
 {
-    enum { V = 2500, R = 2 };
+    enum { V = 1000, R = 2 };
     char err[ERR_CAP] = "";
     float *logits = test_floats((size_t)R * V);
     struct kn_sample_row rows[R];

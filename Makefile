@@ -65,7 +65,7 @@ TEST_SRC := $(wildcard tests/unit_*.c tests/sim_*.c tests/fuzz_*.c tests/fault_*
 TEST_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(TEST_SRC))
 TOOL_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/tool_*.c))
 
-.PHONY: all tests demo run test setup install clean cuda-note gpu gpu-test gpu-bench
+.PHONY: all tests demo run test setup install clean cuda-note gpu gpu-test gpu-bench gpu-quick gpu-profile
 .DEFAULT_GOAL := all
 
 all: cuda-note $(OUT)/dakd
@@ -133,6 +133,13 @@ endif
 
 gpu-test gpu-bench: gpu-%: gpu
 	@scripts/gpu.sh $* $(OUT)/gpu
+
+gpu-quick:
+	@$(MAKE) --no-print-directory DEBUG=1 gpu
+	@scripts/gpu.sh quick build/debug/gpu
+gpu-profile:
+	@$(MAKE) --no-print-directory TRACE=1 gpu
+	@scripts/gpu.sh profile build/trace/gpu
 
 $(OUT)/gpu/dakd: $(OUT)/dakd
 	@mkdir -p $(@D)

@@ -8,10 +8,13 @@
  *
  * Results are held to the CPU backend, so that a run says something without the sanitizer too.
  *
- *     gemm-TBxRT-cC    one variant of the decode GEMM: token bucket TB, RT row tiles a CTA,
- * clusters of C.  Rings go round more than once, two tiles are remote in a window of one block, and
- * the last tile, row and token are partial. sample-*         one way of choosing a token small
- * embed, gather, both norms stream           the reading that a bandwidth probe times
+ * gemm-TBxRT-cC: one variant of the decode GEMM: token bucket TB, RT row tiles a CTA, clusters of C.
+ * Rings go round more than once, two tiles are remote in a window of one block, and the last tile,
+ * row and token are partial.
+ *
+ * sample-*: one way of choosing a token, by a cluster of which two CTAs have any.
+ *
+ * small: embed, gather and both norms.  stream: the reading that a bandwidth probe times.
  */
 #include "tests/gpu_common.h"
 
@@ -24,6 +27,7 @@ struct family {
     void (*run)(const struct family *f);
     int32_t bucket, tiles, cluster;
     struct kn_sample_row row;
+    float spread; /* of the logits chosen from */
 };
 
 /* --- products --- */
@@ -50,10 +54,11 @@ static void compare_product(const struct family *f, const float *got, const floa
     EXPECT(wrong == 0, "%s: %zu of %zu elements are wrong", f->name, wrong, n);
 }
 
-/* Three CTAs or clusters for 5 row tiles (of two heights of group: 5 or 3 units and more). */
+/* Three CTAs or clusters for 5 row tiles: 5, 3 or 2 units.  Every CTA of a cluster of 8 has inputs.
+ */
 static void run_gemm(const struct family *f)
 {
-    enum { N = 300, K = 11 * 128 - 60, LOCAL_TILES = 3 };
+    enum { N = 300, K = 15 * 128 + 60, LOCAL_TILES = 3 };
     const int32_t T = f->bucket - 1;
     char err[ERR_CAP] = "";
     struct test_weight w = test_weight_make(gpu, N, K, LOCAL_TILES, 0.1f);
@@ -94,31 +99,24 @@ static void run_gemm(const struct family *f)
 
 static void run_sample(const struct family *f)
 {
-    enum { V = 1000, R = 2 };
+    enum { V = 2500 }; /* the second CTA of the cluster has some of them */
     char err[ERR_CAP] = "";
-    float *logits = test_floats((size_t)R * V);
-    struct kn_sample_row rows[R];
+    float *logits = test_floats(V);
     struct kn_sampled *want, *got;
-    for (size_t i = 0; i < (size_t)R * V; i++) logits[i] *= i < V ? 8 : 0.01f; /* peaked, flat */
-    for (int32_t i = 0; i < R; i++) {
-        rows[i] = f->row;
-        rows[i].row = i;
-    }
+    for (size_t i = 0; i < V; i++) logits[i] *= f->spread;
     test_must(kn_sample_reserve(cpu, V, err), err);
     test_must(kn_sample_reserve(gpu, V, err), err);
-    test_must(kn_alloc(cpu, KN_MEM_STAGING, 0, R * sizeof *want, (void **)&want, err), err);
-    test_must(kn_alloc(gpu, KN_MEM_STAGING, 0, R * sizeof *got, (void **)&got, err), err);
-    kn_sample(cpu, &(struct kn_sample_args){logits, V, R, rows, want});
+    test_must(kn_alloc(cpu, KN_MEM_STAGING, 0, sizeof *want, (void **)&want, err), err);
+    test_must(kn_alloc(gpu, KN_MEM_STAGING, 0, sizeof *got, (void **)&got, err), err);
+    kn_sample(cpu, &(struct kn_sample_args){logits, V, 1, &f->row, want});
     test_sync(cpu);
-    float *there = test_upload(gpu, KN_MEM_LOCAL, logits, (size_t)R * V * sizeof *logits);
-    kn_sample(gpu, &(struct kn_sample_args){there, V, R, rows, got});
+    float *there = test_upload(gpu, KN_MEM_LOCAL, logits, V * sizeof *logits);
+    kn_sample(gpu, &(struct kn_sample_args){there, V, 1, &f->row, got});
     test_sync(gpu);
-    for (int32_t i = 0; i < R; i++)
-        EXPECT(got[i].token == want[i].token, "%s row %d: token %d, not %d", f->name, i,
-               got[i].token, want[i].token);
-    kn_free(gpu, KN_MEM_LOCAL, there, (size_t)R * V * sizeof *logits);
-    kn_free(gpu, KN_MEM_STAGING, got, R * sizeof *got);
-    kn_free(cpu, KN_MEM_STAGING, want, R * sizeof *want);
+    EXPECT(got->token == want->token, "%s: token %d, not %d", f->name, got->token, want->token);
+    kn_free(gpu, KN_MEM_LOCAL, there, V * sizeof *logits);
+    kn_free(gpu, KN_MEM_STAGING, got, sizeof *got);
+    kn_free(cpu, KN_MEM_STAGING, want, sizeof *want);
     free(logits);
 }
 
@@ -200,7 +198,11 @@ static int list_families(struct family *f)
         {.name = "sample-top_k", .row = {.temperature = 1, .top_p = 1, .top_k = 40, .u = 0.7}},
         {.name = "sample-top_p", .row = {.temperature = 1, .top_p = 0.9f, .u = 0.7}},
         {.name = "sample-all",
-         .row = {.temperature = 1, .top_p = 0.9f, .top_k = 300, .min_p = 0.001f, .u = 0.2}},
+         .row = {.temperature = 1, .top_p = 0.9f, .top_k = 30, .min_p = 0.001f, .u = 0.2}},
+        /* More keys at the edge than the list holds: bins of keys narrow them down. */
+        {.name = "sample-flat",
+         .row = {.temperature = 1, .top_p = 1, .top_k = 40, .u = 0.7},
+         .spread = 0.01f},
         {.name = "small", .run = run_small},
         {.name = "stream", .run = run_stream},
     };
@@ -210,7 +212,7 @@ static int list_families(struct family *f)
             int32_t most = kn_cu_gemm_cluster_max(bucket, tiles);
             for (int32_t cluster = 1; cluster <= most; cluster *= 2) {
                 CHECK(count < FAMILIES_MAX);
-                f[count] = (struct family){"", run_gemm, bucket, tiles, cluster, {0}};
+                f[count] = (struct family){"", run_gemm, bucket, tiles, cluster, {0}, 0};
                 snprintf(f[count++].name, NAME_CAP, "gemm-%dx%d-c%d", bucket, tiles, cluster);
             }
         }
@@ -218,6 +220,7 @@ static int list_families(struct family *f)
         CHECK(count < FAMILIES_MAX);
         f[count] = others[i];
         if (!f[count].run) f[count].run = run_sample;
+        if (f[count].spread == 0) f[count].spread = 8;
         count++;
     }
     return count;

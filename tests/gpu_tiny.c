@@ -8,9 +8,9 @@
  *
  * Results are held to the CPU backend, so that a run says something without the sanitizer too.
  *
- * gemm-TBxRT-cC: one variant of the decode GEMM: token bucket TB, RT row tiles a CTA, clusters of C.
- * Rings go round more than once, two tiles are remote in a window of one block, and the last tile,
- * row and token are partial.
+ * gemm-TBxRT-cC: one variant of the decode GEMM: token bucket TB, RT row tiles a CTA, clusters of
+ * C. Rings go round more than once, two tiles are remote in a window of one block, and the last
+ * tile, row and token are partial.
  *
  * sample-*: one way of choosing a token, by a cluster of which two CTAs have any.
  *

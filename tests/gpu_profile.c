@@ -214,7 +214,7 @@ static double bytes_of(const struct rig *r, enum kind kind, int32_t S)
 }
 
 /* A step's kernels by kind; the time from its first kernel's begin to its last one's end. */
-static double sort_out(const struct rig *r, const struct kn_cu_trace_log *log,
+static double sort_out(const struct rig *r, struct kn_cu_trace_log *log,
                        struct share shares[KIND_COUNT])
 {
     static struct trace_kernel kernel[KN_CU_TRACE_KERNELS];

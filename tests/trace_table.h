@@ -40,9 +40,27 @@ static double trace_median(double *v, size_t count)
     return v[count / 2];
 }
 
+/* Entry i of CTA c's warp w, which is of a kernel that does `what`; NULL where it is not.  A warp
+ * that is slow to begin may take its place after the same warp of the kernel behind, whose other
+ * CTAs are already there: two kernels in a row do different things, so the two are told apart. */
+static const struct kn_cu_trace_stamp *trace_entry(struct kn_cu_trace_log *log, uint32_t i,
+                                                   uint32_t c, uint32_t w, uint32_t what)
+{
+    uint32_t used = log->used[c * KN_CU_TRACE_WARPS + w];
+    if (used > KN_CU_TRACE_KERNELS) used = KN_CU_TRACE_KERNELS;
+    if (i >= used) return NULL;
+    struct kn_cu_trace_stamp *s = &log->stamp[i][c][w];
+    if (s->what != what && i + 1 < used && log->stamp[i + 1][c][w].what == what) {
+        struct kn_cu_trace_stamp late = log->stamp[i + 1][c][w];
+        log->stamp[i + 1][c][w] = *s;
+        *s = late;
+    }
+    return s->what == what ? s : NULL;
+}
+
 /* The times of kernel k from its stamps; seen[c * WARPS + w] is how many kernels before had such a
  * warp.  False where an entry is not of this kernel. */
-static bool trace_read_kernel(const struct kn_cu_trace_log *log, uint32_t *seen, uint32_t base,
+static bool trace_read_kernel(struct kn_cu_trace_log *log, uint32_t *seen, uint32_t base,
                               struct trace_kernel *k)
 {
     static double starts[KN_CU_TRACE_CTAS], ends[KN_CU_TRACE_CTAS];
@@ -51,10 +69,9 @@ static bool trace_read_kernel(const struct kn_cu_trace_log *log, uint32_t *seen,
         ends[c] = 0;
         starts[c] = 1e300;
         for (uint32_t w = 0; w < k->warps; w++) {
-            uint32_t i = seen[c * KN_CU_TRACE_WARPS + w]++;
-            if (i >= KN_CU_TRACE_KERNELS) return false;
-            const struct kn_cu_trace_stamp *s = &log->stamp[i][c][w];
-            if (s->what != k->what || i >= log->used[c * KN_CU_TRACE_WARPS + w]) return false;
+            const struct kn_cu_trace_stamp *s =
+                trace_entry(log, seen[c * KN_CU_TRACE_WARPS + w]++, c, w, k->what);
+            if (!s) return false;
             double start = (double)(s->start - base), end = (double)(s->end - base);
             if (start < starts[c]) starts[c] = start;
             if (end > ends[c]) ends[c] = end;
@@ -71,15 +88,14 @@ static bool trace_read_kernel(const struct kn_cu_trace_log *log, uint32_t *seen,
 }
 
 /* Fills kernel[KN_CU_TRACE_KERNELS]; their number, or -1 where the log is not what the invariant of
- * trace.h promises. */
-static int32_t trace_read_step(const struct kn_cu_trace_log *log, struct trace_kernel *kernel)
+ * trace.h promises.  Puts swapped entries of the log in order. */
+static int32_t trace_read_step(struct kn_cu_trace_log *log, struct trace_kernel *kernel)
 {
     static uint32_t seen[KN_CU_TRACE_CTAS * KN_CU_TRACE_WARPS];
     int32_t count = (int32_t)log->used[0];
     if (count > KN_CU_TRACE_KERNELS) return -1;
     for (size_t i = 0; i < KN_CU_TRACE_CTAS * KN_CU_TRACE_WARPS; i++) seen[i] = 0;
     uint32_t base = log->stamp[0][0][0].start - 1000000; /* others may have begun before it */
-    double before = 1e6;
     for (int32_t i = 0; i < count; i++) {
         struct trace_kernel *k = &kernel[i];
         *k = (struct trace_kernel){
@@ -87,9 +103,15 @@ static int32_t trace_read_step(const struct kn_cu_trace_log *log, struct trace_k
         if (k->ctas > KN_CU_TRACE_CTAS) k->ctas = KN_CU_TRACE_CTAS; /* the others leave no trace */
         if (k->warps > KN_CU_TRACE_WARPS || k->ctas == 0) return -1;
         if (!trace_read_kernel(log, seen, base, k)) return -1;
-        if (k->waited > 1e299) k->waited = before > k->start ? before : k->start;
-        before = k->end;
+        if (i > 0 && k->end < k[-1].end) { /* CTA 0's warp 0 was the slow one */
+            struct trace_kernel early = *k;
+            *k = k[-1];
+            k[-1] = early;
+        }
     }
+    double before = 1e6;
+    for (struct trace_kernel *k = kernel; k < kernel + count; before = k++->end)
+        if (k->waited > 1e299) k->waited = before > k->start ? before : k->start;
     return count;
 }
 

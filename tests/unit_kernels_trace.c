@@ -93,11 +93,49 @@ static void test_contradiction(void **state)
     assert_int_equal(trace_read_step(log, k), -1);
 }
 
+/* A warp that began late took its place after the same warp of the next kernel. */
+static void test_swapped(void **state)
+{
+    static struct trace_kernel k[KN_CU_TRACE_KERNELS];
+    struct kn_cu_trace_log *log = *state;
+    const struct made a = {NORM, 2, 2, 100, 110, 200, 0}, b = {GEMM, 2, 2, 150, 210, 300, 0},
+                      c = {NORM, 2, 2, 250, 310, 400, 0};
+    put(log, &a);
+    put(log, &b);
+    put(log, &c);
+    struct kn_cu_trace_stamp first = log->stamp[0][1][1];
+    log->stamp[0][1][1] = log->stamp[1][1][1];
+    log->stamp[1][1][1] = first;
+    assert_int_equal(trace_read_step(log, k), 3);
+    assert_true(k[0].end - k[0].start == 100 && k[1].end - k[0].start == 200);
+}
+
+/* The same of the warp that says in which order kernels ran. */
+static void test_first_swapped(void **state)
+{
+    static struct trace_kernel k[KN_CU_TRACE_KERNELS];
+    struct kn_cu_trace_log *log = *state;
+    const struct made a = {NORM, 1, 2, 100, 110, 200, 0}, b = {GEMM, 2, 2, 150, 210, 300, 0};
+    put(log, &a);
+    put(log, &b);
+    for (uint32_t i = 0; i < 2; i++) {
+        log->stamp[i][0][0].what = (uint32_t)(i == 0 ? GEMM : NORM) << 28;
+        log->stamp[i][0][0].end = i == 0 ? 300 : 200;
+        log->grid[i][0] = i == 0 ? 2 : 1;
+    }
+    assert_int_equal(trace_read_step(log, k), 2);
+    assert_int_equal(k[0].what >> 28, NORM);
+    assert_int_equal(k[1].ctas, 2);
+    assert_true(k[1].end - k[0].end == 100);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_step, setup, teardown),
         cmocka_unit_test_setup_teardown(test_contradiction, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_swapped, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_first_swapped, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

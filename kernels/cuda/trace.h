@@ -13,7 +13,8 @@
  * when the inputs were there.
  *
  * Invariant: entry i of CTA c's warp w belongs to the i-th kernel since the reset that had such a
- * warp: kernels of one stream start in order, each CTA after all of the kernel before have started.
+ * warp, or, seldom, two in a row are swapped: kernels of one stream start in order, each CTA after
+ * all of the kernel before have started, though perhaps not all of their warps.
  */
 #ifndef DAKD_KERNELS_CUDA_TRACE_H
 #define DAKD_KERNELS_CUDA_TRACE_H

@@ -3,6 +3,7 @@
 #   make            build/dakd, optimised          make DEBUG=1          build/debug/dakd
 #   make demo       set up, build, one chat answer make SAN=address,undefined | SAN=thread
 #   make test       set up, build, every test that needs no GPU
+#   make gpu        what runs on a GPU      make TRACE=1 gpu   the same, kernels writing down times
 #
 # Sources and tests are found by wildcard; each build flavour has its own directory.  CUDA sources
 # (kernels/cuda/*.cu) are compiled for sm_90a when nvcc is on the PATH and left out otherwise.
@@ -11,7 +12,7 @@ empty :=
 comma := ,
 space := $(empty) $(empty)
 
-FLAVOUR := $(if $(SAN),san-$(subst $(comma),-,$(SAN)),$(if $(DEBUG),debug))
+FLAVOUR := $(if $(SAN),san-$(subst $(comma),-,$(SAN)),$(if $(DEBUG),debug,$(if $(TRACE),trace)))
 OUT     := build$(if $(FLAVOUR),/$(FLAVOUR))
 OBJ     := $(OUT)/obj
 
@@ -31,7 +32,8 @@ LLHTTP_INCLUDE ?= /usr/share/include/llhttp
 WARN    := -Wall -Wextra -Werror -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
            -Wpointer-arith -Wwrite-strings -Wundef -Wformat=2
 CPPFLAGS_ALL := -I. -I$(LLHTTP_INCLUDE) -D_GNU_SOURCE -DPCRE2_CODE_UNIT_WIDTH=8 \
-           -DLLHTTP_STRICT_MODE=1 $(if $(DEBUG)$(SAN),-DDAKD_DEBUG) $(CPPFLAGS)
+           -DLLHTTP_STRICT_MODE=1 $(if $(DEBUG)$(SAN),-DDAKD_DEBUG) $(if $(TRACE),-DDAKD_TRACE) \
+           $(CPPFLAGS)
 CFLAGS_ALL := -std=c17 -g -pthread -fno-math-errno -ffp-contract=off $(WARN) \
            $(if $(DEBUG),-O0,$(if $(SAN),-O1 -fno-omit-frame-pointer,-O2)) \
            $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all) $(CFLAGS)
@@ -52,7 +54,7 @@ CUDA_HOME := $(dir $(NVCC))..
 CUDA_LIBDIR := $(CUDA_HOME)/lib64
 CPPFLAGS_ALL += -DDAKD_CUDA=1 -isystem $(CUDA_HOME)/include
 NVCCFLAGS := -std=c++17 -O3 -I. -gencode=arch=compute_90a,code=sm_90a -Xcompiler -Wall,-Wextra \
-           -Werror all-warnings -lineinfo $(if $(DEBUG),-DDAKD_DEBUG)
+           -Werror all-warnings -lineinfo $(if $(DEBUG),-DDAKD_DEBUG) $(if $(TRACE),-DDAKD_TRACE)
 LIB_OBJ += $(patsubst %.cu,$(OBJ)/%.cu.o,$(CU_SRC)) \
            $(patsubst %.c,$(OBJ)/%.o,$(wildcard kernels/cuda/*.c))
 LDLIBS  += -L$(CUDA_LIBDIR) -lcudart_static -lstdc++ -ldl -lrt
@@ -63,7 +65,7 @@ TEST_SRC := $(wildcard tests/unit_*.c tests/sim_*.c tests/fuzz_*.c tests/fault_*
 TEST_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(TEST_SRC))
 TOOL_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/tool_*.c))
 
-.PHONY: all tests demo run test setup install clean cuda-note gpu gpu-test gpu-bench
+.PHONY: all tests demo run test setup install clean cuda-note gpu gpu-test gpu-bench gpu-quick gpu-profile
 .DEFAULT_GOAL := all
 
 all: cuda-note $(OUT)/dakd
@@ -131,6 +133,13 @@ endif
 
 gpu-test gpu-bench: gpu-%: gpu
 	@scripts/gpu.sh $* $(OUT)/gpu
+
+gpu-quick:
+	@$(MAKE) --no-print-directory DEBUG=1 gpu
+	@scripts/gpu.sh quick build/debug/gpu
+gpu-profile:
+	@$(MAKE) --no-print-directory TRACE=1 gpu
+	@scripts/gpu.sh profile build/trace/gpu
 
 $(OUT)/gpu/dakd: $(OUT)/dakd
 	@mkdir -p $(@D)

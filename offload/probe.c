@@ -9,12 +9,13 @@
 #define BUFFER_MAX ((uint64_t)1 << 30)
 #define FILL_BYTES ((size_t)4 << 20)
 #define GROWTH_MAX 16
-#define ROUND_NS (50 * NS_PER_MS)
+#define PAGE_BYTES 4096
+#define ROUND_NS (40 * NS_PER_MS)
 
 struct off_probe_config off_probe_config_default(void)
 {
     return (struct off_probe_config){
-        .bytes_max = BUFFER_MAX, .round_ns_min = ROUND_NS, .round_count = 5};
+        .bytes_max = BUFFER_MAX, .round_ns_min = ROUND_NS, .round_count = 3};
 }
 
 /* --- arithmetic ------------------------------------------------------------------------------- */
@@ -69,14 +70,17 @@ double off_floor_s(const struct off_bandwidth *b, const uint64_t bytes[KN_TIER_M
 
 /* --- measuring -------------------------------------------------------------------------------- */
 
-/* Any bytes but equal ones: equal pages may be merged, zeros compressed. */
+/* Any bytes but equal pages, which may be merged, and zeros, which may be compressed: the same
+ * random chunk over and over, each page of it with another first word every time. */
 static enum status fill(struct kn *kn, void *dst, uint64_t bytes)
 {
     uint32_t *chunk = malloc(FILL_BYTES), state = 1;
     enum status st = chunk ? ST_OK : ST_NOMEM;
+    for (size_t i = 0; i < FILL_BYTES / sizeof *chunk && chunk; i++)
+        chunk[i] = state = state * 1664525u + 1013904223u;
     for (uint64_t at = 0; at < bytes && !st; at += FILL_BYTES) {
         size_t n = size_min(FILL_BYTES, bytes - at);
-        for (size_t i = 0; i < n / sizeof *chunk; i++)
+        for (size_t i = 0; i < n / sizeof *chunk; i += PAGE_BYTES / sizeof *chunk)
             chunk[i] = state = state * 1664525u + 1013904223u;
         st = kn_upload(kn, (char *)dst + at, chunk, n);
     }

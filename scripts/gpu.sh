@@ -1,51 +1,90 @@
 #!/bin/sh
-# Runs the tests or benchmarks of the GPU and writes a report that says on what.
+# Runs the tests, sanitizers or benchmarks of the GPU and writes a report that says on what.
 #
-#     scripts/gpu.sh test|bench|quick [DIR] [REPORT]        (GPU_LIMIT: seconds a program may take)
+#     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
+#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: kernels hbm pcie peer streams; all without one
+#     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
+#     scripts/gpu.sh profile [DIR [REPORT]]          where a decode step's time goes; DIR: build/trace/gpu
 #
-# DIR holds what `make gpu` built (build/gpu); it may have been built elsewhere and brought here.  quick
-# runs small shapes alone, for compute-sanitizer, which it uses where it is installed.  Run from the
-# repository's root: the tests read tests/fixtures and config/demo-model.
+# DIR holds what `make gpu` built (build/gpu; make DEBUG=1 gpu: build/debug/gpu; make TRACE=1 gpu:
+# build/trace/gpu); it may have been built elsewhere and brought here.  Nothing need be installed but
+# python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
+# that pcie and peer put there, in place of the usual ones.  Run from the repository's root: the tests read
+# tests/fixtures, config/demo-model and config/models.
+#
+# bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
+# sanitizer/.  All of bench is made to take less than eight minutes.
 set -u
 
-mode=${1:-test}
-dir=${2:-build/gpu}
-report=${3:-$dir/report-$mode.txt}
+usage() {
+    sed -n 's/^# \{0,1\}//; 4,7p' "$0" >&2
+    exit 2
+}
+[ $# -gt 0 ] || set -- test
+mode=$1
+shift
+parts=
+case $mode in
+test) default=build/gpu ;;
+quick) default=build/debug/gpu ;;
+profile) default=build/trace/gpu ;;
+bench)
+    default=build/gpu
+    while [ $# -gt 0 ]; do
+        case $1 in
+        kernels | hbm | pcie | peer | streams) parts="$parts $1" ;;
+        *) break ;;
+        esac
+        shift
+    done
+    ;;
+*) usage ;;
+esac
+[ $# -le 2 ] || usage
+dir=${1:-$default}
+report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
+parts=${parts:-kernels hbm pcie peer streams}
+model=config/models/Llama-3.1-8B
 export LD_LIBRARY_PATH="$dir/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
-case $mode in
-test | bench | quick) ;;
-*)
-    echo "usage: scripts/gpu.sh test|bench|quick [DIR] [REPORT]" >&2
-    exit 2
-    ;;
-esac
 if [ ! -x "$dir/dakd" ]; then
-    echo "$dir/dakd is not there: run make gpu first" >&2
+    echo "$dir/dakd is not there: run make gpu first (see the head of scripts/gpu.sh)" >&2
     exit 2
 fi
 if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
-    echo "this machine has no NVIDIA GPU: bring $dir, scripts, tests/fixtures and config/demo-model to" >&2
-    echo "one that has, and run scripts/gpu.sh $mode $dir there" >&2
+    echo "this machine has no NVIDIA GPU: bring $dir, scripts, tests, config/demo-model and config/models" >&2
+    echo "to one that has, and run scripts/gpu.sh $mode $dir there" >&2
     exit 2
 fi
+gpus=$(ls -d /dev/nvidia[0-9]* | wc -l)
+commit=$(cat "$dir/commit")
+results=$(dirname "$report")/results
+logs=$(dirname "$report")/sanitizer
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+: >"$work/failures"
 
-# Runs one program; its last line, or how it ended, decides.
-failures=0
+failed() {
+    echo x >>"$work/failures"
+}
+
+# Runs one program; its exit status decides.
 run() {
     echo "== $*"
     start=$(date +%s)
-    timeout "$limit" "$@"
+    timeout -k 5 "$limit" "$@"
     status=$?
-    [ $status -ne 0 ] && failures=$((failures + 1))
+    [ $status -ne 0 ] && failed
     echo "== exit $status after $(($(date +%s) - start)) s"
 }
+
+# --- test -------------------------------------------------------------------------------------------
 
 # The daemon on the GPU answers one question as the reference implementation does.
 serve() {
     echo "== dakd serve on the GPU: $*"
-    port_file=$(mktemp)
+    port_file=$work/port
     rm -f "$port_file"
     "$dir/dakd" serve config/demo-model --device cuda --port 0 --port-file "$port_file" "$@" &
     daemon=$!
@@ -72,45 +111,220 @@ PY
     status=$?
     kill -TERM $daemon 2>/dev/null
     wait $daemon || status=1
-    rm -f "$port_file"
-    [ $status -ne 0 ] && failures=$((failures + 1))
+    [ $status -ne 0 ] && failed
     echo "== exit $status"
 }
 
-all() {
-    echo "mode:    $mode"
-    echo "commit:  $(cat "$dir/commit")"
-    echo "date:    $(date -u +%Y-%m-%dT%H:%M:%SZ)"
-    echo "device:  $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader)"
-    echo "machine: $(uname -sr), $(nproc) cores"
-    case $mode in
-    test)
-        for program in "$dir"/gpu_*; do run "$program"; done
-        serve
-        serve --remote host:1GiB --offload 0.5
-        if [ "$(ls -d /dev/nvidia[0-9]* | wc -l)" -gt 1 ]; then
-            serve --remote peer:1:1GiB --offload 0.5
-        else
-            echo "one GPU: no tier in a peer's memory was tested"
-        fi
-        ;;
-    bench)
-        for program in "$dir"/gpu_*; do
-            if grep -q -- --bench "$program"; then run "$program" --bench; fi
-        done
-        ;;
-    quick)
-        for program in "$dir"/gpu_*; do
-            if command -v compute-sanitizer >/dev/null; then
-                run compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "$program" --quick
-            else
-                run "$program" --quick
-            fi
-        done
-        ;;
+test_all() {
+    for program in "$dir"/gpu_*; do run "$program"; done
+    serve
+    serve --remote host:1GiB --offload 0.5
+    if [ "$gpus" -gt 1 ]; then
+        serve --remote peer:1:1GiB --offload 0.5
+    else
+        echo "one GPU: no tier in a peer's memory was tested"
+    fi
+    run python3 tests/gpu_streams.py "$dir/dakd" $model --streams 256 --prompt 64 --output 48 -- --device cuda
+}
+
+# --- quick ------------------------------------------------------------------------------------------
+
+# Pairs of accesses that racecheck reports and that are ordered all the same, as awk expressions of
+# (first, second):
+#   the word `landed` is what synchronises: written by st.release, read by ld.acquire, which racecheck
+#       does not take for an order
+#   `issue_clock` is ordered by it: the poller reads a slot's stamp before it says the block landed,
+#       and the producer writes the next only after
+known_pairs='
+function known(pair) {
+    return pair ~ /ptx_load_acquire_shared/ && pair ~ /ptx_store_release_shared/ ||
+           pair ~ /cu_produce_weights/ && pair ~ /cu_poll_remote/
+}
+/Race reported between/ { first = $0 }
+/ and (Read|Write) access at/ { if (known(first " " $0)) k++; else { u++; if (u <= 3) print first " " $0 > "/dev/stderr" } }
+END { print k + 0, u + 0 }'
+
+# The verdict on a log: a sentence, and status 1 where something is wrong.  No verdict is not a fault
+# of the program, and is said.
+verdict() {
+    tool=$1 log=$2 code=$3 name=$(basename "$2")
+    if [ "$code" -eq 124 ] || [ "$code" -eq 137 ]; then
+        echo "no verdict: the tool did not end within $sanitizer_limit s"
+    elif grep -qE '[1-9][0-9]* failed|^FAILED' "$log"; then
+        echo "FAILED: a result is wrong: $(grep -m 1 FAILED "$log")"
+        return 1
+    elif ! grep -q 'SUMMARY' "$log"; then
+        echo "no verdict: the tool ended with status $code: $(tail -n 1 "$log" | cut -c 1-100)"
+    elif [ "$tool" = racecheck ]; then
+        counts=$(awk "$known_pairs" "$log" 2>"$work/unknown-$name")
+        [ "${counts#* }" -eq 0 ] || { echo "FAILED: ${counts#* } pairs race: $(head -n 1 "$work/unknown-$name")"; return 1; }
+        [ "${counts% *}" -eq 0 ] && echo "clean" || echo "clean but for ${counts% *} known pairs (see scripts/gpu.sh)"
+    elif grep -qE 'ERROR SUMMARY: 0 errors' "$log"; then
+        echo "clean"
+    else
+        echo "FAILED: $(grep -m 1 SUMMARY "$log")"
+        return 1
+    fi
+}
+
+# sanitize TOOL NAME COMMAND...: in the background, eight at a time; they share the GPU.
+sanitizer_limit=${GPU_LIMIT:-60}
+jobs=0
+sanitize() {
+    {
+        tool=$1 name=$2
+        shift 2
+        log=$logs/$tool-$name.txt start=$(date +%s)
+        timeout -k 5 "$sanitizer_limit" compute-sanitizer --tool "$tool" --report-api-errors no \
+            --error-exitcode 9 --print-limit 100000 "$@" >"$log" 2>&1
+        said=$(verdict "$tool" "$log" $?) || failed
+        printf '%-10s %-24s %3d s  %s\n' "$tool" "$name" $(($(date +%s) - start)) "$said"
+    } &
+    jobs=$((jobs + 1))
+    [ $((jobs % 8)) -ne 0 ] || wait
+}
+
+quick_all() {
+    if ! command -v compute-sanitizer >/dev/null; then
+        echo "no compute-sanitizer here: the small shapes run by themselves"
+        for program in "$dir"/gpu_*; do run "$program" --quick; done
+        return
+    fi
+    tiny=$dir/gpu_tiny
+    mkdir -p "$logs"
+    for program in "$dir"/gpu_*; do
+        case ${program##*/} in
+        gpu_tiny | gpu_profile) ;;
+        *) sanitize memcheck "${program##*/}" "$program" --quick ;;
+        esac
+    done
+    # Where K is cut, eight kernels of a cluster meet in a way that racecheck does not end with: one
+    # of them is tried, to notice when it does.
+    for family in $("$tiny" --list); do
+        case $family in
+        gemm-*-c1 | gemm-8x1-c2 | small | stream | sample-*) sanitize racecheck "$family" "$tiny" "$family" ;;
+        esac
+    done
+    sanitize racecheck attention "$dir/gpu_attention" --small
+    for tool in memcheck synccheck initcheck; do
+        for family in gemm sample small stream; do sanitize $tool "$family" "$tiny" "$family"; done
+    done
+    wait
+}
+
+# --- bench ------------------------------------------------------------------------------------------
+
+# bench_one NAME BATCH INPUT OUTPUT FLAGS...: one run of dakd bench, its figures in a JSON file.
+bench_one() {
+    name=$1 batch=$2 input=$3 output=$4
+    shift 4
+    json=$results/$(date -u +%Y-%m-%d)-$commit-8b-$name.json
+    start=$(date +%s)
+    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda \
+        --log-level warn --batch "$batch" --input-len "$input" --output-len "$output" --json "$json" \
+        "$@" >"$work/bench.txt" 2>&1
+    status=$?
+    if [ $status -ne 0 ]; then
+        failed
+        echo "FAILED: $name, status $status: $(tail -n 2 "$work/bench.txt")"
+        return
+    fi
+    python3 - "$json" "$name" $(($(date +%s) - start)) <<'PY'
+import json, sys
+r = json.load(open(sys.argv[1]))
+tiers = " ".join(f"{t['name']} {t['read_bytes_per_s'] / 1e9:.1f}" for t in r["tiers"])
+print(f"{sys.argv[2]:24} floor {r['floor_per_step_ms']:8.3f} ms ({r['floor_tier']}) TPOT {r['tpot_steady_median_ms']:8.3f}"
+      f" ms  floor/TPOT {r['floor_over_tpot_ratio']:.3f}  {r['decode_tokens_per_s']:9.1f} tokens/s"
+      f"  outside device {r.get('engine_outside_device_share_ratio', float('nan')):.4f}  GB/s: {tiers}  [{sys.argv[3]} s]")
+PY
+}
+
+has_flag() {
+    "$dir/dakd" bench --help | grep -q -- "--$1 "
+}
+
+bench_hbm() {
+    for batch in 1 8 32; do bench_one hbm-batch$batch $batch 512 128; done
+    bench_one hbm-batch128-context1024 128 1024 32 --max-num-batched-tokens 8192
+}
+
+# Slow steps are few: a steady TPOT needs nine tokens.
+pcie_tokens() {
+    case $1 in
+    0.4 | 1) echo 48 ;;
+    5) echo 24 ;;
+    *) echo 12 ;;
     esac
-    echo "programs that failed: $failures"
-    [ "$failures" -eq 0 ]
+}
+
+share_of() {
+    python3 -c 'import sys; print(float(sys.argv[1]) / 100)' "$1"
+}
+
+bench_pcie() {
+    for ratio in ${RATIOS:-0.4 1 5 10 30 50}; do
+        for batch in 1 32 128; do
+            bench_one "pcie$ratio-batch$batch" $batch 16 "$(pcie_tokens $ratio)" \
+                --max-num-batched-tokens 2048 --remote host:9GiB --offload "$(share_of $ratio)"
+        done
+        if has_flag congestion-control; then
+            bench_one "pcie$ratio-batch1-control-off" 1 8 10 --remote host:9GiB \
+                --offload "$(share_of $ratio)" --congestion-control off
+        fi
+    done
+    has_flag congestion-control || echo "this dakd has no --congestion-control: nothing was run without it"
+}
+
+bench_peer() {
+    if [ "$gpus" -lt 2 ]; then
+        echo "one GPU: no tier in a peer's memory was measured"
+        return
+    fi
+    for ratio in ${RATIOS:-4 7 10 30 50}; do
+        for batch in 1 32; do
+            bench_one "peer$ratio-batch$batch" $batch 16 32 --remote peer:1:9GiB --offload "$(share_of $ratio)"
+        done
+    done
+    # Three tiers at once: the peer's is filled first where shares are not planned.
+    for batch in 1 32; do
+        bench_one "peer+host8-batch$batch" $batch 16 32 --remote peer:1:1GiB,host:4GiB --offload 0.08
+    done
+}
+
+bench_kernels() {
+    for program in "$dir"/gpu_*; do
+        if grep -q -- --bench "$program"; then run "$program" --bench; fi
+    done
+    run "$dir/gpu_profile"
+}
+
+bench_streams() {
+    run python3 tests/gpu_streams.py "$dir/dakd" $model --streams 256 --prompt 128 --output 128 \
+        --json "$results/$(date -u +%Y-%m-%d)-$commit-8b-streams256.json" -- --device cuda
+}
+
+# ----------------------------------------------------------------------------------------------------
+
+all() {
+    began=$(date +%s)
+    if [ "$mode" = bench ]; then echo "mode:    bench:$parts"; else echo "mode:    $mode"; fi
+    echo "commit:  $commit"
+    echo "date:    $(date -u +%Y-%m-%dT%H:%M:%SZ)"
+    echo "device:  $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | paste -sd ';')"
+    echo "machine: $(uname -sr), $(nproc) cores"
+    [ "$mode" != bench ] || mkdir -p "$results"
+    case $mode in
+    test) test_all ;;
+    quick) quick_all ;;
+    profile) run "$dir/gpu_profile" ;;
+    bench) for part in $parts; do
+        echo "== $part"
+        "bench_$part"
+    done ;;
+    esac
+    echo "took $(($(date +%s) - began)) s"
+    count=$(wc -l <"$work/failures")
+    echo "programs that failed: $((count))"
 }
 
 all 2>&1 | tee "$report"

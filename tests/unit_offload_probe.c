@@ -142,6 +142,24 @@ static enum status fake_sync(struct kn *kn, char *err)
     return ST_OK;
 }
 
+static int by_word(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* No two pages of 4 KB hold the same. */
+static void check_pages(const uint32_t *words, size_t bytes)
+{
+    size_t count = bytes / 4096;
+    uint32_t *first = malloc(count * sizeof *first);
+    assert_non_null(first);
+    for (size_t i = 0; i < count; i++) first[i] = words[i * 1024];
+    qsort(first, count, sizeof *first, by_word);
+    for (size_t i = 1; i < count; i++) assert_int_not_equal(first[i], first[i - 1]);
+    free(first);
+}
+
 /* 10 us a reading, and every word of the buffer has been written. */
 static void fake_stream_read(struct kn *kn, const void *ptr, size_t bytes)
 {
@@ -150,6 +168,7 @@ static void fake_stream_read(struct kn *kn, const void *ptr, size_t bytes)
     assert_ptr_equal(ptr, f->ptr);
     assert_int_equal(bytes, f->bytes);
     f->reads++;
+    if (f->syncs == 0) check_pages(words, bytes);
     if (f->syncs == 0)
         for (size_t i = 0; i < bytes / sizeof *words; i++)
             if (words[i] == 0) fail_msg("word %zu was not filled", i);
@@ -205,6 +224,23 @@ static void test_read(void **state)
     off_tiers_close(tiers);
 }
 
+/* A buffer larger than what is filled at once. */
+static void test_large(void **state)
+{
+    (void)state;
+    const struct off_probe_config large = {
+        .bytes_max = 9 * MIB + 5 * KN_ALIGN, .round_ns_min = 20000, .round_count = 1};
+    struct fake f;
+    struct off_tiers *tiers;
+    double rate;
+    char err[ERR_CAP] = "";
+    open_fake(&f, &tiers);
+    assert_int_equal(off_probe_read(&f.kn, tiers, 0, &large, &rate, err), ST_OK);
+    assert_int_equal(f.fills, 9 * MIB + 5 * KN_ALIGN);
+    assert_true(rate > 0);
+    off_tiers_close(tiers);
+}
+
 static void test_failures(void **state)
 {
     (void)state;
@@ -229,9 +265,10 @@ static void test_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bytes), cmocka_unit_test(test_repeats),
-        cmocka_unit_test(test_rate),  cmocka_unit_test(test_floor),
-        cmocka_unit_test(test_read),  cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_bytes),    cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_rate),     cmocka_unit_test(test_floor),
+        cmocka_unit_test(test_read),     cmocka_unit_test(test_large),
+        cmocka_unit_test(test_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

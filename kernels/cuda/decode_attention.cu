@@ -136,6 +136,7 @@ PTX_INLINE void plan_list(const plan_params &p, kn_cu_unit u, int32_t units, uin
 __global__ void __launch_bounds__(PLAN_THREADS)
     attention_plan(const __grid_constant__ plan_params p)
 {
+    CU_TRACE(PLAN, 0);
     __shared__ int32_t warp_sum[PLAN_THREADS / 32];
     int32_t slots = 0, sum;
     int64_t pages = 0;
@@ -186,7 +187,10 @@ __global__ void __launch_bounds__(PLAN_THREADS)
 }
 
 /* That it starts after the plan is complete is all it is for. */
-__global__ void attention_plan_done() {}
+__global__ void attention_plan_done()
+{
+    CU_TRACE(PLAN, 1);
+}
 
 /* --- sizes and layout --- */
 

@@ -60,6 +60,7 @@
 
 #include "kernels/cuda/attention_combine.cuh"
 #include "kernels/cuda/attention_ring.cuh"
+#include "kernels/cuda/trace.h"
 
 /* --- consumers --- */
 
@@ -338,6 +339,7 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     __maxnreg__((cu_att_shape<ATOMS, ROWS>::REGISTERS))
         sm90_bf16_decode_attention(const __grid_constant__ cu_att_params p)
 {
+    CU_TRACE(ATTENTION, 0);
     using shape = cu_att_shape<ATOMS, ROWS>;
     extern __shared__ __align__(1024) uint8_t shared[]; /* no swizzle unit reads it: 16 would do */
     cu_att_shared<ATOMS, ROWS> &sh =
@@ -363,6 +365,7 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     } else if (warp == shape::CONSUMERS + 1) {
         if (role.tier != 0 && lane == 0) cu_att_poll(p, sh);
     } else {
+        CU_TRACE_WAITED();
         cu_att_combine(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2));
     }
 }

@@ -46,6 +46,7 @@
 
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/trace.h"
 
 /* Constants of a bucket. */
 template <int TOKENS> struct cu_gemm_shape {
@@ -214,6 +215,7 @@ template <int TB>
 __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>::RESIDENT)
     sm90_bf16_decode_gemm(const __grid_constant__ cu_gemm g)
 {
+    CU_TRACE(GEMM, g.tile_count << 12 | g.blocks_per_tile);
     using S = cu_gemm_shape<TB>;
     extern __shared__ __align__(1024) uint8_t shared[];
     cu_gemm_ring<S> &ring = *(cu_gemm_ring<S> *)shared;
@@ -236,6 +238,7 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
     __syncthreads();
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
+        CU_TRACE_WAITED();
         cu_consume<S>(g, w, ring, warp, lane);
     } else if (lane == 0) {
         if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring);

@@ -82,7 +82,7 @@ static void cuda_close(struct kn *kn)
     kn_cu_upload_close(cu);
     kn_cu_control_close(cu);
     if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
-    if (cu->stream_sum) (void)cudaFree(cu->stream_sum);
+    if (cu->stream_read) (void)cudaFree(cu->stream_read);
     if (cu->chosen) (void)cudaFree(cu->chosen);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
     if (cu->stream) (void)cudaStreamDestroy(cu->stream);
@@ -165,9 +165,9 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  "to make a stream") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.memory, KN_CU_PARTS_BYTES),
                  "to allocate for the parts of products") &&
-        kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_sum, sizeof *cu->stream_sum),
+        kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_read, sizeof *cu->stream_read),
                  "to allocate memory") &&
-        kn_cu_ok(cu, cudaMemset(cu->stream_sum, 0, sizeof *cu->stream_sum), "to clear memory"))
+        kn_cu_ok(cu, cudaMemset(cu->stream_read, 0, sizeof *cu->stream_read), "to clear memory"))
         snprintf(cu->name, sizeof cu->name,
                  "cuda (GPU %d, %.60s, %d SMs, %.1f GiB, driver for %d.%d)", cu->device, prop->name,
                  cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,

@@ -195,6 +195,13 @@ PTX_INLINE void ptx_store_release_shared(uint32_t *p, uint32_t v)
                  : "memory");
 }
 /* Cycles of this SM, low half: differences only. */
+/* Nanoseconds, the same for all SMs. */
+PTX_INLINE uint64_t ptx_globaltimer()
+{
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)::"memory");
+    return t;
+}
 PTX_INLINE uint32_t ptx_clock()
 {
     uint32_t t;

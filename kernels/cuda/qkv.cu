@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/attention_plan.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/trace.h"
 
 extern "C" {
 #include "config/check.h"
@@ -144,6 +145,7 @@ PTX_INLINE void qkv_read(qkv_head &x, const kn_cu_parts &parts, size_t at, int b
 __global__ void __launch_bounds__(QKV_WARPS * 32)
     sm90_qkv_finish(const __grid_constant__ qkv_params p)
 {
+    CU_TRACE(QKV, 0);
     ptx_griddep_launch();
     const int lane = threadIdx.x & 31, task = blockIdx.x * QKV_WARPS + (threadIdx.x >> 5);
     const int heads = p.q_heads + 2 * p.kv_heads, dim = p.head_dim;
@@ -159,6 +161,7 @@ __global__ void __launch_bounds__(QKV_WARPS * 32)
     qkv_angles angles;
     qkv_read_angles(angles, p.rope ? p.rope + (size_t)position * dim : NULL, dim / 2, lane);
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     qkv_head x;
     qkv_read(x, p.qkv, ((size_t)token * heads + head) * dim, head * dim, dim / 2, lane);
     if (!is_v && norm) qkv_norm(x, norm, p.norm_eps, dim, lane);

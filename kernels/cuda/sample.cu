@@ -43,6 +43,7 @@
 #include "config/check.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/trace.h"
 
 #define CTAS 8 /* of a row's cluster */
 #define THREADS 512
@@ -587,6 +588,7 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     sm90_sample(const float *logits, int32_t vocab, const __grid_constant__ struct rows rows,
                 struct kn_sampled *out, const struct kn_cu_sample_step *step, int32_t *chosen)
 {
+    CU_TRACE(SAMPLE, 0);
     __shared__ struct cta s;
     const unsigned rank = __clusterRelativeBlockRank(), index = blockIdx.x / CTAS;
     ptx_griddep_launch();
@@ -596,6 +598,7 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     }
     __syncthreads();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     if (step) { /* the whole cluster leaves where there is no row for it */
         if ((int32_t)index >= step->row_count) return;
         out = step->out;

@@ -21,6 +21,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small.h"
+#include "kernels/cuda/trace.h"
 
 #define CHUNK 8 /* bf16 elements in 16 bytes: what a thread takes at a time */
 #define THREADS_MAX 1024
@@ -56,8 +57,10 @@ static __global__ void sm90_embed(const __grid_constant__ kn_weight table,
                                   int32_t pos_offset, const int32_t *tokens,
                                   const int32_t *positions, const int32_t *chosen, float *x)
 {
+    CU_TRACE(EMBED, 0);
     ptx_griddep_launch();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const int32_t cols = table.cols;
     int32_t token = tokens[blockIdx.x];
     if (token < 0) token = chosen ? chosen[-1 - token] : 0; /* kn_token_chosen */
@@ -184,6 +187,7 @@ static __global__ void __maxnreg__(72)
     sm90_norm(const __grid_constant__ kn_norm_args a, const __grid_constant__ kn_cu_parts parts)
 {
     __shared__ float scratch[32];
+    CU_TRACE(NORM, 0);
     ptx_griddep_launch();
     const int32_t n = a.cols, token = blockIdx.x, mine = threadIdx.x, step = blockDim.x;
     const size_t at = (size_t)token * n;
@@ -193,6 +197,7 @@ static __global__ void __maxnreg__(72)
 #pragma unroll
     for (int k = 0; k < HELD; k++) weight[k] = read_quad(a.weight, n, mine + k * step);
     ptx_griddep_wait(); /* no kernel writes weights */
+    CU_TRACE_WAITED();
 #pragma unroll
     for (int k = 0; k < HELD; k++) x[k] = read_quad(row, n, mine + k * step);
     if (parts.count > 0) {
@@ -245,8 +250,10 @@ static __global__ void __launch_bounds__(THREADS_MAX)
 
 static __global__ void sm90_gather(const int32_t *rows, int32_t cols, const float *x, float *out)
 {
+    CU_TRACE(GATHER, 0);
     ptx_griddep_launch();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const float *from = x + (size_t)rows[blockIdx.x] * cols;
     float *to = out + (size_t)blockIdx.x * cols;
     for (int32_t i = threadIdx.x; i < cols; i += blockDim.x) to[i] = __ldcg(from + i);

@@ -23,6 +23,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/stream.h"
 
 enum {
     KN_CU_UPLOAD_SLOTS = 4,
@@ -166,8 +167,9 @@ struct kn_cu {
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
     struct kn_cu_control control;
-    uint64_t *stream_sum; /* owned, device: of what kn_stream_read has read */
-    int32_t *chosen;      /* owned, device, [chosen_max]: tokens of the last kn_sample */
+    struct kn_cu_stream_state *stream_read; /* owned, device: of kn_stream_read */
+    unsigned stream_read_turn;
+    int32_t *chosen; /* owned, device, [chosen_max]: tokens of the last kn_sample */
     int32_t chosen_max;
     struct kn_cu_steps steps;
     struct kn_cu_record record;

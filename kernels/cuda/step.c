@@ -257,11 +257,14 @@ void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
     const struct kn_cu_region *r = kn_cu_region_of(cu, ptr);
     char err[ERR_CAP];
     if (!kn_cu_begin(cu)) return;
-    /* 96 KB an SM fill HBM; links are filled by less, and by twice their window for certain. */
-    int ctas = cu->sm_count, blocks = 6;
+    /* Measured: HBM gives most with 128 KB an SM asked for (tests/gpu_profile.c prints the sweep);
+     * links are filled by less, and by twice their window for certain. */
+    int ctas = cu->sm_count, blocks = 8;
     if (r && r->mem == KN_MEM_HOST) ctas = 32, blocks = 1;
     if (r && r->mem == KN_MEM_PEER) ctas = 32, blocks = 4;
-    kn_cu_st(cu, kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_sum, cu->stream, err),
+    kn_cu_st(cu,
+             kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_read, cu->stream_read_turn++,
+                                 cu->stream, err),
              err);
 }
 

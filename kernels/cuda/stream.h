@@ -11,11 +11,19 @@
 extern "C" {
 #endif
 
-/* Reads bytes (a multiple of KN_ALIGN) at ptr with `ctas` CTAs of `blocks` 16 KB blocks in flight
- * each, 1..KN_CU_STREAM_BLOCKS_MAX, and adds the 32-bit words' sum to *sum (device memory). */
 #define KN_CU_STREAM_BLOCKS_MAX 12
+
+/* In device memory, zero before the first launch. */
+struct kn_cu_stream_state {
+    uint64_t sum;       /* of the 32-bit words read, each thread's sum mod 2^32 */
+    uint32_t ticket[2]; /* runs of blocks taken; of launches of either turn */
+};
+
+/* Reads bytes (a multiple of KN_ALIGN) at ptr with `ctas` CTAs of `blocks` 16 KB blocks in flight
+ * each, 1..KN_CU_STREAM_BLOCKS_MAX.  turn: 0 and 1 alternately. */
 MUST_USE enum status kn_cu_stream_launch(const void *ptr, size_t bytes, int ctas, int blocks,
-                                         uint64_t *sum, void *stream, char *err);
+                                         struct kn_cu_stream_state *state, unsigned turn,
+                                         void *stream, char *err);
 
 #ifdef __cplusplus
 }

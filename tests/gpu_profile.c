@@ -87,7 +87,7 @@ static void rig_open(struct rig *r)
     test_must(kn_alloc(r->kn, KN_MEM_STAGING, 0, SEQS_MAX * sizeof *r->sampled,
                        (void **)&r->sampled, err),
               err);
-    test_must(kn_sample_reserve(r->kn, info.vocab, err), err);
+    test_must(kn_sample_reserve(r->kn, info.vocab, opt.rows_max, err), err);
 }
 
 /* What reading the head's weights over and over gives, by blocks in flight on each SM: where the

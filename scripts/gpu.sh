@@ -59,6 +59,9 @@ if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
 fi
 gpus=$(ls -d /dev/nvidia[0-9]* | wc -l)
 commit=$(cat "$dir/commit")
+# As results are named: 2026-11-21-h200-0123abc
+device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | sed 's/NVIDIA //; s/ .*//' | tr '[:upper:]' '[:lower:]')
+stamp=$(date -u +%Y-%m-%d)-$device-$(echo "$commit" | cut -c 1-7)
 results=$(dirname "$report")/results
 logs=$(dirname "$report")/sanitizer
 work=$(mktemp -d)
@@ -218,7 +221,7 @@ quick_all() {
 bench_one() {
     name=$1 batch=$2 input=$3 output=$4
     shift 4
-    json=$results/$(date -u +%Y-%m-%d)-$commit-8b-$name.json
+    json=$results/$stamp-bench-8b-$name.json
     start=$(date +%s)
     timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda \
         --log-level warn --batch "$batch" --input-len "$input" --output-len "$output" --json "$json" \
@@ -300,7 +303,7 @@ bench_kernels() {
 
 bench_streams() {
     run python3 tests/gpu_streams.py "$dir/dakd" $model --streams 256 --prompt 128 --output 128 \
-        --json "$results/$(date -u +%Y-%m-%d)-$commit-8b-streams256.json" -- --device cuda
+        --json "$results/$stamp-streams-8b-256.json" -- --device cuda
 }
 
 # ----------------------------------------------------------------------------------------------------

@@ -201,11 +201,9 @@ quick_all() {
         *) sanitize memcheck "${program##*/}" "$program" --quick ;;
         esac
     done
-    # Where K is cut, eight kernels of a cluster meet in a way that racecheck does not end with: one
-    # of them is tried, to notice when it does.
     for family in $("$tiny" --list); do
         case $family in
-        gemm-*-c1 | gemm-8x1-c2 | small | stream | sample-*) sanitize racecheck "$family" "$tiny" "$family" ;;
+        gemm-* | small | stream | sample-*) sanitize racecheck "$family" "$tiny" "$family" ;;
         esac
     done
     sanitize racecheck attention "$dir/gpu_attention" --small

@@ -8,14 +8,15 @@
  *
  * Results are held to the CPU backend, so that a run says something without the sanitizer too.
  *
- * gemm-TBxRT-cC: one variant of the decode GEMM: token bucket TB, RT row tiles a CTA, clusters of
- * C. Rings go round more than once, two tiles are remote in a window of one block, and the last
- * tile, row and token are partial.
+ * gemm-TBxRT-pP: one variant of the decode GEMM: token bucket TB, RT row tiles a CTA, K in P parts
+ * that another kernel adds up. Rings go round more than once, two tiles are remote in a window of
+ * one block, and the last tile, row and token are partial.
  *
  * sample-*: one way of choosing a token, by a cluster of which two CTAs have any.
  *
  * small: embed, gather and both norms.  stream: the reading that a bandwidth probe times.
  */
+#include "kernels/cuda/small.h"
 #include "tests/gpu_common.h"
 
 static struct kn *cpu, *gpu;
@@ -25,7 +26,7 @@ static struct kn *cpu, *gpu;
 struct family {
     char name[NAME_CAP];
     void (*run)(const struct family *f);
-    int32_t bucket, tiles, cluster;
+    int32_t bucket, tiles, part_shift;
     struct kn_sample_row row;
     float spread; /* of the logits chosen from */
 };
@@ -54,16 +55,33 @@ static void compare_product(const struct family *f, const float *got, const floa
     EXPECT(wrong == 0, "%s: %zu of %zu elements are wrong", f->name, wrong, n);
 }
 
-/* Three CTAs or clusters for 5 row tiles: 5, 3 or 2 units.  Every CTA of a cluster of 8 has inputs.
- */
+/* A product, and what adds its parts up. */
+static void launch(const struct kn_cu_gemm_plan *plan, const struct kn_cu_gemm_args *a)
+{
+    char err[ERR_CAP] = "";
+    const struct kn_cu_parts parts = {.sum = a->partial,
+                                      .count = 1 << plan->part_shift,
+                                      .stride = (size_t)a->tokens * (size_t)a->w->rows,
+                                      .bias = a->bias};
+    test_must(kn_cu_gemm_launch(plan, a, NULL, err), err);
+    if (a->partial)
+        test_must(kn_cu_settle_launch(&parts, a->tokens, a->w->rows, a->epilogue == KN_EPI_ADD,
+                                      a->out, NULL, err),
+                  err);
+}
+
+/* Three CTAs for 5 row tiles in up to 4 parts. */
 static void run_gemm(const struct family *f)
 {
     enum { N = 300, K = 15 * 128 + 60, LOCAL_TILES = 3 };
     const int32_t T = f->bucket - 1;
-    char err[ERR_CAP] = "";
     struct test_weight w = test_weight_make(gpu, N, K, LOCAL_TILES, 0.1f);
-    struct kn_cu_gemm_plan plan = {f->bucket, f->tiles, f->cluster, 1, 0, 0};
-    kn_cu_gemm_plan_derive(N, 3 * f->cluster, &plan);
+    struct kn_cu_gemm_plan plan = {.bucket = f->bucket,
+                                   .group_tiles = f->tiles,
+                                   .cluster = 1,
+                                   .ctas_per_sm = 1,
+                                   .part_shift = f->part_shift};
+    kn_cu_gemm_plan_derive(N, 3, &plan);
     float *x = rounded((size_t)T * K), *bias = test_floats(N);
     size_t n = (size_t)T * N, bytes = n * sizeof(float);
     float *want = test_malloc(bytes), *got;
@@ -74,18 +92,30 @@ static void run_gemm(const struct family *f)
     struct kn_cu_traffic zero[KN_TIER_MAX] = {{0}};
     void *traffic = test_upload(gpu, KN_MEM_LOCAL, zero, sizeof zero);
     test_sync(gpu);
-    struct kn_cu_gemm_args a = {&w.gpu, gpu_bias, T, in, KN_EPI_F32, out, windows, traffic, true};
-    test_must(kn_cu_gemm_launch(&plan, &a, NULL, err), err);
+    const size_t parts_bytes = bytes << f->part_shift;
+    void *partial = f->part_shift ? test_poisoned(gpu, KN_MEM_LOCAL, parts_bytes) : NULL;
+    struct kn_cu_gemm_args a = {.w = &w.gpu,
+                                .bias = gpu_bias,
+                                .tokens = T,
+                                .in = in,
+                                .epilogue = KN_EPI_STORE,
+                                .out = out,
+                                .partial = partial,
+                                .windows = windows,
+                                .traffic = traffic,
+                                .dependent = true};
+    launch(&plan, &a);
     got = test_download(gpu, out, bytes);
     compare_product(f, got, want, n, 2e-4);
     /* What the second launch adds to must be complete, though it may start before the first ends.
      */
     a.epilogue = KN_EPI_ADD;
-    for (int i = 0; i < 2; i++) test_must(kn_cu_gemm_launch(&plan, &a, NULL, err), err);
+    for (int i = 0; i < 2; i++) launch(&plan, &a);
     for (size_t i = 0; i < n; i++) want[i] *= 3;
     free(got);
     got = test_download(gpu, out, bytes);
     compare_product(f, got, want, n, 6e-4);
+    if (partial) kn_free(gpu, KN_MEM_LOCAL, partial, parts_bytes);
     kn_free(gpu, KN_MEM_LOCAL, traffic, sizeof zero);
     kn_free(gpu, KN_MEM_LOCAL, windows, KN_TIER_MAX * sizeof *windows);
     kn_free(gpu, KN_MEM_LOCAL, gpu_bias, N * sizeof *bias);
@@ -104,8 +134,8 @@ static void run_sample(const struct family *f)
     float *logits = test_floats(V);
     struct kn_sampled *want, *got;
     for (size_t i = 0; i < V; i++) logits[i] *= f->spread;
-    test_must(kn_sample_reserve(cpu, V, err), err);
-    test_must(kn_sample_reserve(gpu, V, err), err);
+    test_must(kn_sample_reserve(cpu, V, 1, err), err);
+    test_must(kn_sample_reserve(gpu, V, 1, err), err);
     test_must(kn_alloc(cpu, KN_MEM_STAGING, 0, sizeof *want, (void **)&want, err), err);
     test_must(kn_alloc(gpu, KN_MEM_STAGING, 0, sizeof *got, (void **)&got, err), err);
     kn_sample(cpu, &(struct kn_sample_args){logits, V, 1, &f->row, want});
@@ -208,14 +238,13 @@ static int list_families(struct family *f)
     };
     int count = 0;
     for (int32_t bucket = 8; bucket <= KN_CU_TOKENS_MAX; bucket *= 2)
-        for (int32_t tiles = 1; tiles <= 4; tiles *= 2) {
-            int32_t most = kn_cu_gemm_cluster_max(bucket, tiles);
-            for (int32_t cluster = 1; cluster <= most; cluster *= 2) {
+        for (int32_t tiles = 1; tiles <= 4; tiles *= 2)
+            for (int32_t shift = 0; shift <= KN_CU_PART_SHIFT_MAX; shift++) {
+                if (kn_cu_gemm_resident(bucket, tiles) == 0) continue; /* there is no such kernel */
                 CHECK(count < FAMILIES_MAX);
-                f[count] = (struct family){"", run_gemm, bucket, tiles, cluster, {0}, 0};
-                snprintf(f[count++].name, NAME_CAP, "gemm-%dx%d-c%d", bucket, tiles, cluster);
+                f[count] = (struct family){"", run_gemm, bucket, tiles, shift, {0}, 0};
+                snprintf(f[count++].name, NAME_CAP, "gemm-%dx%d-p%d", bucket, tiles, 1 << shift);
             }
-        }
     for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
         CHECK(count < FAMILIES_MAX);
         f[count] = others[i];

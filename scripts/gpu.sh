@@ -266,7 +266,7 @@ bench_pcie() {
     for ratio in ${RATIOS:-0.4 1 5 10 30 50}; do
         for batch in 1 32 128; do
             bench_one "pcie$ratio-batch$batch" $batch 16 "$(pcie_tokens $ratio)" \
-                --max-num-batched-tokens 2048 --remote host:9GiB --offload "$(share_of $ratio)"
+                --max-num-batched-tokens 2048 --placement even --remote host:9GiB --offload "$(share_of $ratio)"
         done
         if has_flag congestion-control; then
             bench_one "pcie$ratio-batch1-control-off" 1 8 10 --remote host:9GiB \
@@ -283,7 +283,7 @@ bench_peer() {
     fi
     for ratio in ${RATIOS:-4 7 10 30 50}; do
         for batch in 1 32; do
-            bench_one "peer$ratio-batch$batch" $batch 16 32 --remote peer:1:9GiB --offload "$(share_of $ratio)"
+            bench_one "peer$ratio-batch$batch" $batch 16 32 --placement even --remote peer:1:9GiB --offload "$(share_of $ratio)"
         done
     done
     # Three tiers at once: the peer's is filled first where shares are not planned.

@@ -102,6 +102,11 @@ static void put_engine(struct buf *out, const struct eng_stats *e)
         used += e->sched.pages_used[t];
         total += e->sched.pages_total[t];
     }
+    const uint64_t busy_ns = e->device_ns_sum + e->host_ns_sum;
+    put_gauge(out, "engine_outside_gpu_ratio",
+              "Share of the time there was work in which the machine that computes waited for the "
+              "engine, since start.",
+              busy_ns > 0 ? (double)e->host_ns_sum / (double)busy_ns : 0);
     put_gauge(out, "num_requests_running", "Sequences in the running batch.", e->sched.running);
     put_gauge(out, "num_requests_waiting", "Sequences waiting to run.", e->sched.waiting);
     put_gauge(out, "kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.",

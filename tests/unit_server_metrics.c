@@ -208,8 +208,12 @@ static void test_values(void **state)
 {
     (void)state;
     srv_metrics_init(&metrics);
-    stats = (struct eng_stats){
-        .prompt_tokens = 11, .generated_tokens = 22, .step_count = 3, .step_tokens_sum = 30};
+    stats = (struct eng_stats){.prompt_tokens = 11,
+                               .generated_tokens = 22,
+                               .step_count = 3,
+                               .step_tokens_sum = 30,
+                               .device_ns_sum = 900,
+                               .host_ns_sum = 100};
     stats.sched = (struct eng_sched_stats){.running = 4,
                                            .waiting = 5,
                                            .pages_used = {3, 1},
@@ -232,6 +236,7 @@ static void test_values(void **state)
     assert_true(sample(t, "dakd_num_requests_running") == 4);
     assert_true(sample(t, "dakd_num_requests_waiting") == 5);
     assert_true(sample(t, "dakd_kv_cache_usage_perc") == 0.5);
+    assert_true(sample(t, "dakd_engine_outside_gpu_ratio") == 0.1);
     assert_true(sample(t, "dakd_prompt_tokens_total") == 11);
     assert_true(sample(t, "dakd_generation_tokens_total") == 22);
     assert_true(sample(t, "dakd_num_preemptions_total") == 9);

@@ -66,7 +66,6 @@ MUST_USE enum status kn_cu_traffic_launch(struct kn_cu_traffic *counters,
 
 #define KN_CU_PART_SHIFT_MAX 2
 #define KN_CU_PARTS_MAX 4
-#define KN_CU_PARTS_TOKENS 32 /* products of more tokens are not left in parts */
 
 /* A product as parts that are yet to be added up: sum[part * stride + i], in order of part, and
  * after them bias[i % N]. */

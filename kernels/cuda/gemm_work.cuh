@@ -48,6 +48,16 @@ struct cu_gemm {
     kn_cu_traffic *traffic;
 };
 
+/* A kernel of one bucket and group height. */
+struct cu_gemm_variant {
+    int32_t bucket, group_tiles, threads, shared_bytes;
+    int32_t resident;    /* CTAs an SM holds */
+    int32_t cluster_max; /* CTAs that can share a group */
+    void (*kernel)(cu_gemm);
+};
+/* Those of more than 32 tokens (wide_gemm.cu). */
+const cu_gemm_variant *cu_wide_variants(size_t *count);
+
 /* The units of one cluster, in its order: remote_at local ones, the remote ones (of at
  * most one tier), the other local ones. */
 struct cu_work {

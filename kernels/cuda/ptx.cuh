@@ -209,6 +209,16 @@ PTX_INLINE uint32_t ptx_clock()
     return t;
 }
 
+/* Registers of a warp of this warpgroup, from here on; a multiple of 8. */
+template <int COUNT> PTX_INLINE void ptx_setmaxnreg_inc()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT> PTX_INLINE void ptx_setmaxnreg_dec()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
 /* --- clusters (9.7.13, 9.7.15) --- */
 
 PTX_INLINE uint32_t ptx_cluster_rank()

@@ -23,15 +23,15 @@
  * tokens, 0.766 at 128, 0.459 at 256: 1.13, 1.08 and 0.89 times cuBLAS.  Before, with 64 rows a
  * warpgroup, one step at a time and clusters that exchanged partial sums: 0.696, 0.507 and 0.282.
  * What made it: parts in place of clusters (fewer than 32 clusters of four seem to fit the SMs, so
- * that a second wave ran); the epilogue's code once, where 8 to 32 copies for as many registers made
- * ten times as much of it, fetched anew at every unit; whole sectors stored (1.5 to 5 us a unit);
- * all of an SM's memory for one CTA at 64 tokens (4.54 to 3.73 ms).  Tried and dropped: groups of
- * 256 rows (4.36 against 4.25 ms at 128 tokens), two CTAs an SM, waiting for each step, other
- * divisions of the rings (within 3 %).
+ * that a second wave ran); the epilogue's code once, where 8 to 32 copies for as many registers
+ * made ten times as much of it, fetched anew at every unit; whole sectors stored (1.5 to 5 us a
+ * unit); all of an SM's memory for one CTA at 64 tokens (4.54 to 3.73 ms).  Tried and dropped:
+ * groups of 256 rows (4.36 against 4.25 ms at 128 tokens), two CTAs an SM, waiting for each step,
+ * other divisions of the rings (within 3 %).
  *
  * What is left at 256 tokens: gate-up has 224 units for 132 SMs, so that two rounds do the work of
- * 1.7; and in a long run the card lowers its clock: the shapes measured one by one add up to 6.3 ms,
- * the step takes 7.0.  Loads of activations shared within pairs of CTAs would spare some power.
+ * 1.7; and in a long run the card lowers its clock: the shapes measured one by one add up to 6.3
+ * ms, the step takes 7.0.  Loads of activations shared within pairs of CTAs would spare some power.
  *
  * Sources: CUTLASS (two consumer warpgroups, registers moved from producers), the notes on skinny
  * products of SGLang and vLLM (weights as the M operand); PTX ISA 9.0.

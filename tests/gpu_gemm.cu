@@ -323,9 +323,8 @@ static void bed_compare(struct bed *b, const struct kn_cu_gemm_plan *p, enum kn_
     uint32_t written = bed_count(b);
     uint32_t guard = bed_differs(b, b->out + out_bytes(b, e, tokens), NULL, POISON, GUARD_BYTES);
     EXPECT(b->tally, bad == 0 && written == 0 && guard == 0,
-           "%s %dx%d T %d epilogue %d tiles %d cluster %d parts %d: %u wrong, %u padding, %u guard",
-           what, r.rows, r.cols, tokens, e, p->group_tiles, p->cluster, 1 << p->part_shift, bad,
-           written, guard);
+           "%s %dx%d T %d epilogue %d tiles %d parts %d: %u wrong, %u padding, %u guard", what,
+           r.rows, r.cols, tokens, e, p->group_tiles, 1 << p->part_shift, bad, written, guard);
 }
 
 static void bed_reference(struct bed *b, int tokens, bool bias)
@@ -374,7 +373,7 @@ static void test_shape(struct bed *b, enum kn_epilogue e, int tokens, bool bias)
            b->w.rows, b->w.cols, tokens);
 }
 
-/* Every group height and cluster, each against the reference. */
+/* Every group height and cut of K, each against the reference. */
 static void test_plans(struct bed *b, enum kn_epilogue e, int tokens)
 {
     struct kn_cu_gemm_plan p;
@@ -383,13 +382,12 @@ static void test_plans(struct bed *b, enum kn_epilogue e, int tokens)
     bed_reference(b, tokens, true);
     bed_place(b, 0, 0);
     const int shifts = in_parts(e) ? KN_CU_PART_SHIFT_MAX : 0;
-    for (int tiles = 1; tiles <= 4; tiles *= 2)
-        for (int cluster = 1; cluster <= kn_cu_gemm_cluster_max(p.bucket, tiles); cluster *= 2)
+    for (int tiles = 1; tiles <= 2; tiles *= 2)
+        for (int ctas = 1; ctas <= kn_cu_gemm_resident(p.bucket, tiles); ctas++)
             for (int shift = 0; shift <= shifts; shift++) {
                 p.group_tiles = tiles;
-                p.cluster = cluster;
                 p.part_shift = shift;
-                p.ctas_per_sm = cluster % 3 == 1 ? kn_cu_gemm_resident(p.bucket, tiles) : 1;
+                p.ctas_per_sm = ctas;
                 kn_cu_gemm_plan_derive(b->w.rows, b->sm_count, &p);
                 bed_run(b, &p, e, tokens, true);
                 bed_compare(b, &p, e, tokens, true, "forced");

@@ -230,15 +230,15 @@ static void tune_steps(struct bench *b, int tokens)
     const int32_t bucket = kn_cu_bucket(tokens);
     printf("T %3d step, tiles x parts (qkv, o and down) x CTAs per SM, tiles x CTAs where whole:",
            tokens);
-    for (int whole_tiles = 1; whole_tiles <= 4; whole_tiles *= 2)
+    for (int whole_tiles = 1; whole_tiles <= 2; whole_tiles *= 2)
         for (int whole_ctas = 1; whole_ctas <= kn_cu_gemm_resident(bucket, whole_tiles);
              whole_ctas++)
-            for (int tiles = 1; tiles <= 4; tiles *= 2)
+            for (int tiles = 1; tiles <= 2; tiles *= 2)
                 for (int ctas = 1; ctas <= kn_cu_gemm_resident(bucket, tiles); ctas++) {
                     printf("\n   ");
                     for (int v = 0; v < 4; v++) {
                         struct kn_cu_gemm_plan qkv = {}, other, whole;
-                        qkv.bucket = bucket, qkv.cluster = 1;
+                        qkv.bucket = bucket;
                         qkv.group_tiles = tiles, qkv.ctas_per_sm = ctas;
                         qkv.part_shift = 1 + v / 2;
                         other = whole = qkv;
@@ -485,7 +485,7 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
     printf("T %3d %6dx%5d floor %5.1f us; planned %dx%dx%d;", tokens, op->rows, op->cols,
            b->floor_ms * 1e3 * (double)op_bytes(op) / (double)b->bytes, planned.group_tiles,
            1 << planned.part_shift, planned.ctas_per_sm);
-    for (int tiles = 1; tiles <= 4; tiles *= 2)
+    for (int tiles = 1; tiles <= 2; tiles *= 2)
         for (int shift = 0; shift <= shift_max; shift++)
             for (int ctas = 1; ctas <= kn_cu_gemm_resident(planned.bucket, tiles); ctas++) {
                 struct kn_cu_gemm_plan p = planned;

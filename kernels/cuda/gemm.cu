@@ -12,7 +12,7 @@
 template <int TB> static constexpr cu_gemm_variant decode()
 {
     using S = cu_gemm_shape<TB>;
-    return {TB, 1, S::THREADS, S::SHARED_USED, S::RESIDENT, 1, sm90_bf16_decode_gemm<TB>};
+    return {TB, 1, S::THREADS, S::SHARED_USED, S::RESIDENT, sm90_bf16_decode_gemm<TB>};
 }
 
 static const cu_gemm_variant variants[] = {decode<8>(), decode<16>(), decode<32>()};
@@ -33,12 +33,6 @@ extern "C" int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles)
 {
     const cu_gemm_variant *v = find_variant(bucket, group_tiles);
     return v ? v->resident : 0;
-}
-
-extern "C" int32_t kn_cu_gemm_cluster_max(int32_t bucket, int32_t group_tiles)
-{
-    const cu_gemm_variant *v = find_variant(bucket, group_tiles);
-    return v ? v->cluster_max : 0;
 }
 
 static enum status cuda_failed(cudaError_t e, const char *what, char *err)
@@ -91,10 +85,9 @@ extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn
 {
     int32_t tiles = (rows + 63) / 64;
     plan->group_count = (tiles + plan->group_tiles - 1) / plan->group_tiles;
-    int32_t clusters = sm_count * plan->ctas_per_sm / plan->cluster;
+    int32_t ctas = sm_count * plan->ctas_per_sm;
     int32_t units = plan->group_count << plan->part_shift;
-    if (clusters < 1) clusters = 1;
-    plan->grid = (units < clusters ? units : clusters) * plan->cluster;
+    plan->grid = units < ctas ? units : ctas;
 }
 
 /* The cut of K with which the busiest CTA has least to do, a unit costing about as much as two
@@ -118,7 +111,7 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
 {
     CHECK(rows > 0 && cols > 0 && sm_count > 0);
     const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
-    struct kn_cu_gemm_plan p = {bucket, bucket <= 32 ? 1 : 2, 1, bucket <= 32 ? 2 : 1, 0, 0, 0};
+    struct kn_cu_gemm_plan p = {bucket, bucket <= 32 ? 1 : 2, bucket <= 32 ? 2 : 1, 0, 0, 0};
     const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
     if (parts) p.part_shift = part_shift(groups, blocks, p.ctas_per_sm * sm_count);
     kn_cu_gemm_plan_derive(rows, sm_count, &p);
@@ -182,7 +175,6 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
     CHECK((uintptr_t)a->in % KN_ALIGN == 0);
     CHECK(plan->part_shift == 0 || a->partial);
     CHECK(!a->partial || a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE);
-    CHECK(plan->cluster <= kn_cu_gemm_cluster_max(plan->bucket, plan->group_tiles));
 }
 
 extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
@@ -201,10 +193,8 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     assign_groups(w, plan, &g);
     g.tile_count = w->tile_count;
     g.blocks_per_tile = w->blocks_per_tile;
-    g.cluster = plan->cluster;
-    const int32_t shares = plan->cluster << plan->part_shift;
     g.part_shift = plan->part_shift;
-    g.rank_blocks = (w->blocks_per_tile + shares - 1) / shares;
+    g.part_blocks = (w->blocks_per_tile + (1 << plan->part_shift) - 1) >> plan->part_shift;
     g.x = (const uint8_t *)a->in;
     g.bias = a->bias;
     g.out = a->out;
@@ -217,8 +207,7 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     if (g.remote && !a->windows) memcpy(g.fixed, a->fixed, sizeof g.fixed);
     g.traffic = a->traffic;
 
-    const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent,
-                      plan->cluster);
+    const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent);
     cudaError_t e = cudaLaunchKernelEx(&l.config, v->kernel, g);
     return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a decode GEMM", err);
 }

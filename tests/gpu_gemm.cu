@@ -3,7 +3,7 @@
  * bitwise the same for every run, placement, window and neighbour.  With --bench it measures the
  * GEMMs of a decode step (gpu_gemm_bench.cuh), with --remote those of a step with a share of the
  * weights remote; --peer takes the second GPU's memory for remote, not the host's; --quick runs
- * small shapes alone, for compute-sanitizer.
+ * small shapes alone, for compute-sanitizer; --from T leaves out steps of less than T tokens.
  *
  * The reference is a kernel in fp64 that computes each element from the random data directly; it is
  * itself held to a loop on the host.  Outputs, workspaces and padding are poisoned before each run.
@@ -141,7 +141,7 @@ struct bed {
     uint8_t *x;
     float *bias;
     uint8_t *out, *first; /* of this run, and of the one it must equal */
-    float *partial;       /* [4 parts][32 tokens][N] */
+    float *partial;       /* [4 parts][256 tokens][N] */
     double *sum, *absolute;
     uint32_t *bad;
     struct kn_cu_window *windows, fixed[KN_TIER_MAX]; /* the same, on the device and here */
@@ -233,7 +233,7 @@ static void bed_window(struct bed *b, int ctas, int blocks, float cost)
 
 static void bed_plan(struct bed *b, enum kn_epilogue e, int tokens, struct kn_cu_gemm_plan *p)
 {
-    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, in_parts(e, tokens), p);
+    kn_cu_gemm_plan(b->w.rows, b->w.cols, tokens, b->sm_count, in_parts(e), p);
 }
 
 static struct kn_cu_gemm_args bed_args(struct bed *b, enum kn_epilogue e, int tokens, bool bias,
@@ -246,7 +246,7 @@ static struct kn_cu_gemm_args bed_args(struct bed *b, enum kn_epilogue e, int to
     a.in = b->x;
     a.epilogue = e;
     a.out = out;
-    a.partial = in_parts(e, tokens) ? b->partial : NULL;
+    a.partial = in_parts(e) ? b->partial : NULL;
     a.windows = b->windows;
     a.traffic = b->traffic;
     a.dependent = dependent;
@@ -323,9 +323,8 @@ static void bed_compare(struct bed *b, const struct kn_cu_gemm_plan *p, enum kn_
     uint32_t written = bed_count(b);
     uint32_t guard = bed_differs(b, b->out + out_bytes(b, e, tokens), NULL, POISON, GUARD_BYTES);
     EXPECT(b->tally, bad == 0 && written == 0 && guard == 0,
-           "%s %dx%d T %d epilogue %d tiles %d cluster %d parts %d: %u wrong, %u padding, %u guard",
-           what, r.rows, r.cols, tokens, e, p->group_tiles, p->cluster, 1 << p->part_shift, bad,
-           written, guard);
+           "%s %dx%d T %d epilogue %d tiles %d parts %d: %u wrong, %u padding, %u guard", what,
+           r.rows, r.cols, tokens, e, p->group_tiles, 1 << p->part_shift, bad, written, guard);
 }
 
 static void bed_reference(struct bed *b, int tokens, bool bias)
@@ -374,7 +373,7 @@ static void test_shape(struct bed *b, enum kn_epilogue e, int tokens, bool bias)
            b->w.rows, b->w.cols, tokens);
 }
 
-/* Every group height and cluster, each against the reference. */
+/* Every group height and cut of K, each against the reference. */
 static void test_plans(struct bed *b, enum kn_epilogue e, int tokens)
 {
     struct kn_cu_gemm_plan p;
@@ -382,14 +381,13 @@ static void test_plans(struct bed *b, enum kn_epilogue e, int tokens)
     fill_act<<<256, 256>>>(b->x, p.bucket, tokens, b->w.cols, 0);
     bed_reference(b, tokens, true);
     bed_place(b, 0, 0);
-    const int shifts = in_parts(e, tokens) ? KN_CU_PART_SHIFT_MAX : 0;
-    for (int tiles = 1; tiles <= 4; tiles *= 2)
-        for (int cluster = 1; cluster <= kn_cu_gemm_cluster_max(p.bucket, tiles); cluster *= 2)
+    const int shifts = in_parts(e) ? KN_CU_PART_SHIFT_MAX : 0;
+    for (int tiles = 1; tiles <= 2; tiles *= 2)
+        for (int ctas = 1; ctas <= kn_cu_gemm_resident(p.bucket, tiles); ctas++)
             for (int shift = 0; shift <= shifts; shift++) {
                 p.group_tiles = tiles;
-                p.cluster = cluster;
                 p.part_shift = shift;
-                p.ctas_per_sm = cluster % 3 == 1 ? kn_cu_gemm_resident(p.bucket, tiles) : 1;
+                p.ctas_per_sm = ctas;
                 kn_cu_gemm_plan_derive(b->w.rows, b->sm_count, &p);
                 bed_run(b, &p, e, tokens, true);
                 bed_compare(b, &p, e, tokens, true, "forced");
@@ -506,7 +504,7 @@ struct test_shape {
     bool bias, quick;
 };
 
-static void run_tests(struct tally *tally, int sm_count, bool quick, bool peer)
+static void run_tests(struct tally *tally, int sm_count, bool quick, bool peer, int from)
 {
     static const struct test_shape shapes[] = {
         {65, 129, KN_EPI_F32, true, true},        {320, 200, KN_EPI_SWIGLU, true, true},
@@ -517,7 +515,7 @@ static void run_tests(struct tally *tally, int sm_count, bool quick, bool peer)
         {128256, 4096, KN_EPI_F32, false, false},
     };
     static const int tokens[] = {1, 3, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 255, 256};
-    static const int few[] = {1, 9, 33, 200};
+    static const int few[] = {1, 9, 33, 100, 200};
     for (size_t i = 0; i < ARRAY_COUNT(shapes); i++) {
         const struct test_shape *s = &shapes[i];
         if (quick && !s->quick) continue;
@@ -530,18 +528,20 @@ static void run_tests(struct tally *tally, int sm_count, bool quick, bool peer)
         CUDA(cudaMemset(b.bad, 0, sizeof(uint32_t)));
         if (s->quick) test_reference(&b);
         for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
-            if (quick && tokens[j] % 2 == 0 && tokens[j] != 256) continue;
+            if (tokens[j] < from || (quick && tokens[j] % 2 == 0 && tokens[j] != 256)) continue;
             if (head && tokens[j] % 8 != 1 && tokens[j] != 256) continue;
             test_shape(&b, s->epilogue, tokens[j], s->bias);
         }
         for (size_t j = 0; j < ARRAY_COUNT(few) && !head; j++) {
+            if (few[j] < from) continue;
             if (s->quick || s->rows == 4096) test_plans(&b, s->epilogue, few[j]);
-            if (!quick || j == 1) test_placements(&b, s->epilogue, few[j]);
-            if (!quick || j == 1) test_overlap(&b, few[j]);
+            if (!quick || j % 2) test_placements(&b, s->epilogue, few[j]);
+            if (!quick || j % 2) test_overlap(&b, few[j]);
         }
         if (s->epilogue == KN_EPI_F32 || s->epilogue == KN_EPI_STORE) {
-            test_neighbours(&b, 7, 1);
-            test_neighbours(&b, 48, 4 * 9);
+            if (from <= 7) test_neighbours(&b, 7, 1);
+            if (from <= 48) test_neighbours(&b, 48, 4 * 9);
+            test_neighbours(&b, 250, 130);
         }
         bed_close(&b);
         printf("%6d x %5d: %d passed, %d failed so far, %.1f s of CPU time\n", s->rows, s->cols,
@@ -556,6 +556,7 @@ int main(int argc, char **argv)
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
     bool quick = false, bench = false, tune = false, remote = false, peer = false;
+    int from = 1;
     const char *cublas = NULL;
     for (int i = 1; i < argc; i++) {
         quick |= !strcmp(argv[i], "--quick");
@@ -563,6 +564,7 @@ int main(int argc, char **argv)
         tune |= !strcmp(argv[i], "--tune");
         remote |= !strcmp(argv[i], "--remote");
         peer |= !strcmp(argv[i], "--peer");
+        if (!strcmp(argv[i], "--from") && i + 1 < argc) from = atoi(argv[++i]);
         if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
     }
     STATUS(kn_cu_gemm_init(err), err);
@@ -571,10 +573,10 @@ int main(int argc, char **argv)
     CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
     if (peer) CUDA(cudaDeviceEnablePeerAccess(1, 0));
     if (bench || tune || remote) {
-        bench_gemm(sm_count, tune, bench, remote, peer, cublas);
+        bench_gemm(sm_count, tune, bench, remote, peer, from, cublas);
         return 0;
     }
-    run_tests(&tally, sm_count, quick, peer);
+    run_tests(&tally, sm_count, quick, peer, from);
     printf("%d passed, %d failed\n", tally.passed, tally.failed);
     return tally.failed != 0;
 }

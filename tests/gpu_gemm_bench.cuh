@@ -28,12 +28,12 @@ extern "C" {
 #define OPS_MAX (4 * LAYERS + 1)
 #define REPLAYS 9
 
-#define PARTIAL_BYTES(rows) ((size_t)KN_CU_PARTS_MAX * KN_CU_PARTS_TOKENS * (rows) * sizeof(float))
+#define PARTIAL_BYTES(rows) ((size_t)KN_CU_PARTS_MAX * KN_CU_TOKENS_MAX * (rows) * sizeof(float))
 
 /* Whether a product is left in parts for another kernel to add up. */
-static bool in_parts(enum kn_epilogue e, int tokens)
+static bool in_parts(enum kn_epilogue e)
 {
-    return (e == KN_EPI_ADD || e == KN_EPI_STORE) && tokens <= KN_CU_PARTS_TOKENS;
+    return e == KN_EPI_ADD || e == KN_EPI_STORE;
 }
 
 struct bench_op {
@@ -199,7 +199,7 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
             : op->epilogue == KN_EPI_ADD    ? (void *)b->residual
             : op->epilogue == KN_EPI_SWIGLU ? (void *)b->wide
                                             : (void *)b->logits;
-    a.partial = in_parts(op->epilogue, tokens) ? b->partial : NULL;
+    a.partial = in_parts(op->epilogue) ? b->partial : NULL;
     a.windows = b->by_device ? b->windows : NULL;
     a.fixed = b->fixed;
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
@@ -207,33 +207,51 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
     STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
 }
 
-/* One step with the plans of shapes that cut K, and of those that do not, replaced by (tiles,
- * cluster, CTAs per SM): what a choice is worth among its neighbours, which tune_shape cannot see.
- */
-static void tune_step(struct bench *b, int tokens)
+/* One step with the plans of shapes that are left in parts, and of those that are not, replaced:
+ * what a choice is worth among its neighbours, which tune_shape cannot see. */
+static double tune_step(struct bench *b, const struct kn_cu_gemm_plan *qkv,
+                        const struct kn_cu_gemm_plan *other, const struct kn_cu_gemm_plan *whole,
+                        int tokens)
 {
-    const int bucket = kn_cu_bucket(tokens), tiles_begin = bucket <= 16 ? 1 : 2;
-    for (int tiles = tiles_begin; tiles <= 2; tiles++)
-        for (int v = 0; v < 8; v++) {
-            const int cut = v & 1 ? 4 : 2, cut_ctas = 1 + (v >> 1 & 1), whole_ctas = 1 + (v >> 2);
-            const int resident = kn_cu_gemm_resident(bucket, tiles);
-            if (cut_ctas > resident || whole_ctas > resident) continue;
-            capture_begin(b);
-            for (int i = 0; i < b->op_count; i++) {
-                const struct bench_op *op = &b->ops[i];
-                struct kn_cu_gemm_plan p = {};
-                bool whole = op->rows >= 16384;
-                p.bucket = bucket;
-                p.group_tiles = tiles;
-                p.cluster = whole ? 1 : cut;
-                p.ctas_per_sm = whole ? whole_ctas : cut_ctas;
-                kn_cu_gemm_plan_derive(op->rows, b->sm_count, &p);
-                bench_launch(b, op, tokens, &p, NULL, 0);
-            }
-            double ms = time_graph(b, capture_end(b), 5);
-            printf("T %3d step: tiles %d, cluster %d, CTAs per SM %d and %d: %.3f ms\n", tokens,
-                   tiles, cut, cut_ctas, whole_ctas, ms);
-        }
+    capture_begin(b);
+    for (int i = 0; i < b->op_count; i++) {
+        const struct bench_op *op = &b->ops[i];
+        struct kn_cu_gemm_plan p = !in_parts(op->epilogue)        ? *whole
+                                   : op->epilogue == KN_EPI_STORE ? *qkv
+                                                                  : *other;
+        kn_cu_gemm_plan_derive(op->rows, b->sm_count, &p);
+        bench_launch(b, op, tokens, &p, NULL, 0);
+    }
+    return time_graph(b, capture_end(b), 5);
+}
+
+static void tune_steps(struct bench *b, int tokens)
+{
+    const int32_t bucket = kn_cu_bucket(tokens);
+    printf("T %3d step, tiles x parts (qkv, o and down) x CTAs per SM, tiles x CTAs where whole:",
+           tokens);
+    for (int whole_tiles = 1; whole_tiles <= 2; whole_tiles *= 2)
+        for (int whole_ctas = 1; whole_ctas <= kn_cu_gemm_resident(bucket, whole_tiles);
+             whole_ctas++)
+            for (int tiles = 1; tiles <= 2; tiles *= 2)
+                for (int ctas = 1; ctas <= kn_cu_gemm_resident(bucket, tiles); ctas++) {
+                    printf("\n   ");
+                    for (int v = 0; v < 4; v++) {
+                        struct kn_cu_gemm_plan qkv = {}, other, whole;
+                        qkv.bucket = bucket;
+                        qkv.group_tiles = tiles, qkv.ctas_per_sm = ctas;
+                        qkv.part_shift = 1 + v / 2;
+                        other = whole = qkv;
+                        other.part_shift = 1 + v % 2;
+                        whole.part_shift = 0;
+                        whole.group_tiles = whole_tiles, whole.ctas_per_sm = whole_ctas;
+                        printf(" %dx%d,%dx%d %dx%d: %.3f", tiles, 1 << qkv.part_shift,
+                               1 << other.part_shift, ctas, whole_tiles, whole_ctas,
+                               tune_step(b, &qkv, &other, &whole, tokens));
+                    }
+                }
+    printf("\n");
+    fflush(stdout);
 }
 
 /* How many tiles of each op are remote. */
@@ -257,8 +275,7 @@ static double time_step(struct bench *b, int tokens, double share, enum off_plac
     for (int i = 0; i < b->op_count; i++) {
         const struct bench_op *op = &b->ops[i];
         struct kn_cu_gemm_plan plan;
-        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue, tokens),
-                        &plan);
+        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue), &plan);
         const int tiles = placed[i].tiles[1];
         const size_t bytes = tiles * placed[i].tile_bytes;
         if (at + bytes > b->pinned_bytes && tiles) at = 0;
@@ -322,12 +339,13 @@ static double time_cublas(struct bench *b, struct cublas *c, int tokens)
 
 /* --- what is printed --- */
 
-static void bench_steps(struct bench *b, const char *cublas_path)
+static void bench_steps(struct bench *b, int from, const char *cublas_path)
 {
     static const int tokens[] = {1, 8, 16, 32, 64, 128, 256};
     struct cublas c;
     bool has_cublas = cublas_open(&c, b, cublas_path);
     for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) {
+        if (tokens[i] < from) continue;
         double ms = time_step(b, tokens[i], 0, OFF_PLACE_EVEN, false, NULL);
         printf("T %3d: %.3f ms, floor/time %.3f", tokens[i], ms, b->floor_ms / ms);
         if (has_cublas) {
@@ -453,53 +471,39 @@ static void bench_remote(struct bench *b, bool peer)
     }
 }
 
-/* Every tile choice of every shape, in a graph of that op over distinct weights. */
+/* Every tile choice of every shape, in a graph of that op over distinct weights: group height x
+ * parts x CTAs per SM and its time in us; the planned one first. */
 static void tune_shape(struct bench *b, int first, int stride, int tokens)
 {
     const struct bench_op *op = &b->ops[first];
-    struct kn_cu_gemm_plan planned, best[3] = {};
-    double best_us[3] = {1e9, 1e9, 1e9}, planned_us = 0;
+    const int shift_max = in_parts(op->epilogue) ? KN_CU_PART_SHIFT_MAX : 0;
+    struct kn_cu_gemm_plan planned;
     int count = 0;
-    kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue, tokens),
-                    &planned);
+    kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue), &planned);
     for (int i = first; i < b->op_count && count < 20; i += stride)
         count += b->ops[i].rows == op->rows;
-    for (int tiles = 1; tiles <= 4; tiles *= 2) {
-        const int variants = kn_cu_gemm_resident(planned.bucket, tiles) * 4;
-        for (int v = 0; v < variants; v++) {
-            struct kn_cu_gemm_plan p = planned;
-            p.group_tiles = tiles;
-            p.cluster = 1 << v % 4;
-            p.ctas_per_sm = 1 + v / 4;
-            if (p.cluster > kn_cu_gemm_cluster_max(p.bucket, tiles)) continue;
-            kn_cu_gemm_plan_derive(op->rows, b->sm_count, &p);
-            capture_begin(b);
-            for (int i = first, n = 0; n < count; i += stride, n++)
-                bench_launch(b, &b->ops[i], tokens, &p, NULL, 0);
-            double us = time_graph(b, capture_end(b), 3) / count * 1e3;
-            if (p.group_tiles == planned.group_tiles && p.cluster == planned.cluster &&
-                p.ctas_per_sm == planned.ctas_per_sm)
-                planned_us = us;
-            for (int k = 0; k < 3; k++)
-                if (us < best_us[k]) {
-                    for (int m = 2; m > k; m--) best_us[m] = best_us[m - 1], best[m] = best[m - 1];
-                    best_us[k] = us;
-                    best[k] = p;
-                    break;
-                }
-        }
-    }
-    double floor_us = b->floor_ms * 1e3 * (double)op_bytes(op) / (double)b->bytes;
-    printf("T %3d %6dx%5d floor %5.1f us; planned %dx%dx%d %5.1f; best", tokens, op->rows, op->cols,
-           floor_us, planned.group_tiles, planned.cluster, planned.ctas_per_sm, planned_us);
-    for (int k = 0; k < 3; k++)
-        printf("  %dx%dx%d %.1f", best[k].group_tiles, best[k].cluster, best[k].ctas_per_sm,
-               best_us[k]);
+    printf("T %3d %6dx%5d floor %5.1f us; planned %dx%dx%d;", tokens, op->rows, op->cols,
+           b->floor_ms * 1e3 * (double)op_bytes(op) / (double)b->bytes, planned.group_tiles,
+           1 << planned.part_shift, planned.ctas_per_sm);
+    for (int tiles = 1; tiles <= 2; tiles *= 2)
+        for (int shift = 0; shift <= shift_max; shift++)
+            for (int ctas = 1; ctas <= kn_cu_gemm_resident(planned.bucket, tiles); ctas++) {
+                struct kn_cu_gemm_plan p = planned;
+                p.group_tiles = tiles;
+                p.part_shift = shift;
+                p.ctas_per_sm = ctas;
+                kn_cu_gemm_plan_derive(op->rows, b->sm_count, &p);
+                capture_begin(b);
+                for (int i = first, n = 0; n < count; i += stride, n++)
+                    bench_launch(b, &b->ops[i], tokens, &p, NULL, 0);
+                printf("  %dx%dx%d %.1f", tiles, 1 << shift, ctas,
+                       time_graph(b, capture_end(b), 3) / count * 1e3);
+            }
     printf("\n");
     fflush(stdout);
 }
 
-static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool peer,
+static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool peer, int from,
                        const char *cublas)
 {
     static const int tokens[] = {8, 16, 32, 64, 128, 256};
@@ -511,11 +515,12 @@ static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool pe
     b.floor_ms = time_stream(&b, b.weights, b.bytes, sm_count, 6);
     printf("floor: %.3f ms for %.2f GB, %.0f GB/s\n", b.floor_ms, (double)b.bytes / 1e9,
            (double)b.bytes / b.floor_ms / 1e6);
-    if (steps) bench_steps(&b, cublas);
-    for (size_t i = 0; tune && i < ARRAY_COUNT(tokens); i++) tune_step(&b, tokens[i]);
+    if (steps) bench_steps(&b, from, cublas);
+    for (size_t i = 0; tune && i < ARRAY_COUNT(tokens); i++)
+        if (tokens[i] >= from) tune_steps(&b, tokens[i]);
     if (tune)
         for (size_t i = 0; i < ARRAY_COUNT(tokens); i++)
-            for (int op = 0; op < 5; op++)
+            for (int op = 0; op < 5 && tokens[i] >= from; op++)
                 tune_shape(&b, op < 4 ? op : b.op_count - 1, 4, tokens[i]);
     if (remote) bench_remote(&b, peer);
 }

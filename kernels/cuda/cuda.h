@@ -66,7 +66,6 @@ MUST_USE enum status kn_cu_traffic_launch(struct kn_cu_traffic *counters,
 
 #define KN_CU_PART_SHIFT_MAX 2
 #define KN_CU_PARTS_MAX 4
-#define KN_CU_PARTS_TOKENS 32 /* products of more tokens are not left in parts */
 
 /* A product as parts that are yet to be added up: sum[part * stride + i], in order of part, and
  * after them bias[i % N]. */
@@ -80,8 +79,7 @@ struct kn_cu_parts {
 /* The shape of one GEMM's launch. */
 struct kn_cu_gemm_plan {
     int32_t bucket;      /* TB */
-    int32_t group_tiles; /* row tiles a CTA multiplies with the same activations: 1, 2 or 4 */
-    int32_t cluster;     /* CTAs that share a group, each with a part of K: 1, 2, 4 or 8 */
+    int32_t group_tiles; /* row tiles a CTA multiplies with the same activations: 1 or 2 */
     int32_t ctas_per_sm; /* 1, or 2 where two fit */
     int32_t part_shift;  /* log2 of the parts K is cut into, whose sums another kernel adds up */
     int32_t group_count;
@@ -114,9 +112,7 @@ void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_coun
                      struct kn_cu_gemm_plan *out);
 /* How many CTAs of a bucket and group height an SM holds; 0 where there is no such kernel. */
 int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles);
-/* The largest cluster they may have; 0 where there is no such kernel. */
-int32_t kn_cu_gemm_cluster_max(int32_t bucket, int32_t group_tiles);
-/* Fills in what follows from bucket, group_tiles, cluster and ctas_per_sm. */
+/* Fills in what follows from bucket, group_tiles, ctas_per_sm and part_shift. */
 void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn_cu_gemm_plan *plan);
 /* ST_UNSUPPORTED for weights that are not bf16; ST_DEVICE with CUDA's sentence. */
 MUST_USE enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,

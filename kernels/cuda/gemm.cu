@@ -1,46 +1,28 @@
 /*
- * gemm.cu - the host side of the decode GEMM: which tiles a shape gets, and its launch.  The kernel
- * and its reasons are in decode_gemm.cuh.
+ * gemm.cu - the host side of the decode GEMM: which tiles a shape gets, and its launch.  The
+ * kernels and their reasons are in decode_gemm.cuh (up to 32 tokens) and wide_gemm.cuh.
  */
 #include <cuda_runtime.h>
 #include <string.h>
 
 #include "config/check.h"
-#include "kernels/cuda/cluster_gemm.cuh"
 #include "kernels/cuda/decode_gemm.cuh"
 #include "kernels/cuda/launch.cuh"
-
-typedef void (*cu_gemm_kernel)(cu_gemm);
-
-struct cu_gemm_variant {
-    int32_t bucket, group_tiles, threads, shared_bytes, resident, fragments;
-    cu_gemm_kernel kernel;
-};
 
 template <int TB> static constexpr cu_gemm_variant decode()
 {
     using S = cu_gemm_shape<TB>;
-    return {TB, 1, S::THREADS, S::SHARED_USED, S::RESIDENT, 1, sm90_bf16_decode_gemm<TB>};
+    return {TB, 1, S::THREADS, S::SHARED_USED, S::RESIDENT, sm90_bf16_decode_gemm<TB>};
 }
 
-template <int TB, int RT> static constexpr cu_gemm_variant cluster()
-{
-    using S = cu_cluster_shape<TB, RT>;
-    return {TB,
-            RT,
-            S::THREADS,
-            S::SHARED_USED,
-            S::RESIDENT,
-            S::FRAGMENTS,
-            sm90_bf16_cluster_gemm<TB, RT>};
-}
-
-static const cu_gemm_variant variants[] = {
-    decode<8>(), decode<16>(), decode<32>(), cluster<64, 2>(), cluster<128, 2>(), cluster<256, 2>(),
-};
+static const cu_gemm_variant variants[] = {decode<8>(), decode<16>(), decode<32>()};
 
 static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles)
 {
+    size_t count;
+    const cu_gemm_variant *wide = cu_wide_variants(&count);
+    for (size_t i = 0; i < count; i++)
+        if (wide[i].bucket == bucket && wide[i].group_tiles == group_tiles) return &wide[i];
     for (size_t i = 0; i < ARRAY_COUNT(variants); i++)
         if (variants[i].bucket == bucket && variants[i].group_tiles == group_tiles)
             return &variants[i];
@@ -51,12 +33,6 @@ extern "C" int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles)
 {
     const cu_gemm_variant *v = find_variant(bucket, group_tiles);
     return v ? v->resident : 0;
-}
-
-extern "C" int32_t kn_cu_gemm_cluster_max(int32_t bucket, int32_t group_tiles)
-{
-    const cu_gemm_variant *v = find_variant(bucket, group_tiles);
-    return !v ? 0 : v->fragments < 8 ? v->fragments : 8;
 }
 
 static enum status cuda_failed(cudaError_t e, const char *what, char *err)
@@ -75,6 +51,15 @@ extern "C" size_t kn_cu_act_bytes(int32_t bucket, int32_t cols)
     return div_up((size_t)cols, 128) * (size_t)bucket * 256;
 }
 
+static cudaError_t reserve_shared(const cu_gemm_variant *v, size_t count)
+{
+    cudaError_t e = cudaSuccess;
+    for (size_t i = 0; i < count && e == cudaSuccess; i++)
+        e = cudaFuncSetAttribute((const void *)v[i].kernel,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, v[i].shared_bytes);
+    return e;
+}
+
 extern "C" enum status kn_cu_gemm_init(char *err)
 {
     int device, major = 0, minor = 0;
@@ -88,13 +73,11 @@ extern "C" enum status kn_cu_gemm_init(char *err)
         return err_set(err, ST_UNSUPPORTED,
                        "the GPU has compute capability %d.%d; the CUDA kernels need 9.0 (Hopper)",
                        major, minor);
-    for (size_t i = 0; i < ARRAY_COUNT(variants); i++) {
-        e = cudaFuncSetAttribute((const void *)variants[i].kernel,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 variants[i].shared_bytes);
-        if (e != cudaSuccess)
-            return cuda_failed(e, "reserving shared memory for the decode GEMM", err);
-    }
+    size_t count;
+    const cu_gemm_variant *wide = cu_wide_variants(&count);
+    e = reserve_shared(variants, ARRAY_COUNT(variants));
+    if (e == cudaSuccess) e = reserve_shared(wide, count);
+    if (e != cudaSuccess) return cuda_failed(e, "reserving shared memory for the decode GEMM", err);
     return ST_OK;
 }
 
@@ -102,22 +85,21 @@ extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn
 {
     int32_t tiles = (rows + 63) / 64;
     plan->group_count = (tiles + plan->group_tiles - 1) / plan->group_tiles;
-    int32_t clusters = sm_count * plan->ctas_per_sm / plan->cluster;
+    int32_t ctas = sm_count * plan->ctas_per_sm;
     int32_t units = plan->group_count << plan->part_shift;
-    if (clusters < 1) clusters = 1;
-    plan->grid = (units < clusters ? units : clusters) * plan->cluster;
+    plan->grid = units < ctas ? units : ctas;
 }
 
-/* Up to 32 tokens: the cut of K with which the busiest CTA has least to do, a unit costing about as
- * much as two blocks beside its own.  Measured at the shapes of an 8B model on an H200, in us for
+/* The cut of K with which the busiest CTA has least to do, a unit costing about as much as two
+ * blocks beside its own.  Measured at the shapes of an 8B model on an H200, in us for
  * 1, 2, 4 and 8 parts at 1 token: o 11.7, 9.4, 8.2, 8.4 (floor 7.3), down 36.3, 29.6, 26.1, 26.7
  * (25.6), qkv 15.7, 12.4, 12.0, 11.7 (11.0). */
-static int32_t part_shift(int32_t tiles, int32_t blocks, int32_t ctas)
+static int32_t part_shift(int32_t groups, int32_t blocks, int32_t ctas)
 {
     int32_t best = 0, least = INT32_MAX;
     for (int32_t shift = 0; shift <= KN_CU_PART_SHIFT_MAX; shift++) {
         int32_t part_blocks = (blocks + (1 << shift) - 1) >> shift;
-        int32_t busiest = ((tiles << shift) + ctas - 1) / ctas * (part_blocks + 2);
+        int32_t busiest = ((groups << shift) + ctas - 1) / ctas * (part_blocks + 2);
         if (shift > 0 && part_blocks < 4) break;
         if (busiest < least) least = busiest, best = shift;
     }
@@ -129,21 +111,9 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
 {
     CHECK(rows > 0 && cols > 0 && sm_count > 0);
     const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
-    struct kn_cu_gemm_plan p = {bucket, 1, 1, 2, 0, 0, 0};
-    if (bucket <= 32) {
-        if (parts) p.part_shift = part_shift((rows + 63) / 64, blocks, 2 * sm_count);
-    } else {
-        p.group_tiles = 2;
-        p.ctas_per_sm = 1;
-        const int32_t cluster_max = kn_cu_gemm_cluster_max(bucket, p.group_tiles);
-        const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
-        if (groups < sm_count) {
-            int32_t wanted = 2;
-            while (groups * wanted * 4 <= sm_count) wanted *= 2;
-            while (p.cluster < wanted && p.cluster < cluster_max && blocks >= p.cluster * 4)
-                p.cluster *= 2;
-        }
-    }
+    struct kn_cu_gemm_plan p = {bucket, bucket <= 32 ? 1 : 2, bucket <= 32 ? 2 : 1, 0, 0, 0};
+    const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
+    if (parts) p.part_shift = part_shift(groups, blocks, p.ctas_per_sm * sm_count);
     kn_cu_gemm_plan_derive(rows, sm_count, &p);
     *out = p;
 }
@@ -204,9 +174,7 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
     CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
     CHECK((uintptr_t)a->in % KN_ALIGN == 0);
     CHECK(plan->part_shift == 0 || a->partial);
-    CHECK(!a->partial ||
-          (plan->bucket <= 32 && (a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE)));
-    CHECK(plan->cluster <= kn_cu_gemm_cluster_max(plan->bucket, plan->group_tiles));
+    CHECK(!a->partial || a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE);
 }
 
 extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
@@ -225,10 +193,8 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     assign_groups(w, plan, &g);
     g.tile_count = w->tile_count;
     g.blocks_per_tile = w->blocks_per_tile;
-    g.cluster = plan->cluster;
-    const int32_t shares = plan->cluster << plan->part_shift;
     g.part_shift = plan->part_shift;
-    g.rank_blocks = (w->blocks_per_tile + shares - 1) / shares;
+    g.part_blocks = (w->blocks_per_tile + (1 << plan->part_shift) - 1) >> plan->part_shift;
     g.x = (const uint8_t *)a->in;
     g.bias = a->bias;
     g.out = a->out;
@@ -241,8 +207,7 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     if (g.remote && !a->windows) memcpy(g.fixed, a->fixed, sizeof g.fixed);
     g.traffic = a->traffic;
 
-    const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent,
-                      plan->cluster);
+    const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent);
     cudaError_t e = cudaLaunchKernelEx(&l.config, v->kernel, g);
     return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a decode GEMM", err);
 }

@@ -1,18 +1,18 @@
 /*
  * gemm_work.cuh - what a launch of a GEMM needs, and who computes which part of it.
  *
- * A unit is a group of row tiles, computed by one cluster, whichever tier it lies in.  How a remote
- * tier is read, its window says:
+ * A unit is a part of K of a group of row tiles, computed by one CTA, whichever tier it lies in.
+ * How a remote tier is read, its window says:
  *
- *     roles     A few clusters, as many as the window has CTAs, read all of the tier's units,
- * before any local ones, so that the link is busy from the start.  As few clusters as leave all of
- * them equally many units; they share the window of all that might have read. no roles  (a window
- * of as many CTAs as the grid): every cluster reads its part, one unit for most that have any. Each
- * has it at another place among its local units, so that at any time as many read the tier as its
- * share of the work.
+ *     roles     A few CTAs, as many as the window has, read all of the tier's units, before any
+ *               local ones, so that the link is busy from the start.  As few CTAs as leave all of
+ *               them equally many units; they share the window of all that might have read.
+ *     no roles  (a window of as many CTAs as the grid): every CTA reads its part, one unit for most
+ *               that have any.  Each has it at another place among its local units, so that at any
+ *               time as many read the tier as its share of the work.
  *
- * Local units are dealt so that all clusters end together: the link takes window.cost times as long
- * for a block as HBM, so a reader's remote units cost it a known part of its time.  All CTAs of a
+ * Local units are dealt so that all CTAs end together: the link takes window.cost times as long for
+ * a block as HBM, so a reader's remote units cost it a known part of its time.  All CTAs of a
  * launch read the same control block, or they would disagree.
  */
 #ifndef DAKD_KERNELS_CUDA_GEMM_WORK_CUH
@@ -33,9 +33,8 @@ struct cu_gemm_tier {
 struct cu_gemm {
     cu_gemm_tier tier[KN_TIER_MAX];
     int32_t tile_count, blocks_per_tile;
-    int32_t cluster;     /* CTAs of a cluster, each a rank with its blocks of K */
     int32_t part_shift;  /* log2 of the parts K is cut into, each a unit of its own */
-    int32_t rank_blocks; /* blocks of K of a rank of a part; the last may have fewer or none */
+    int32_t part_blocks; /* blocks of K of a part; the last may have fewer or none */
     const uint8_t *x;
     const float *bias;
     void *out;
@@ -48,37 +47,45 @@ struct cu_gemm {
     kn_cu_traffic *traffic;
 };
 
-/* The units of one cluster, in its order: remote_at local ones, the remote ones (of at
+/* A kernel of one bucket and group height. */
+struct cu_gemm_variant {
+    int32_t bucket, group_tiles, threads, shared_bytes;
+    int32_t resident; /* CTAs an SM holds */
+    void (*kernel)(cu_gemm);
+};
+/* Those of more than 32 tokens (wide_gemm.cu). */
+const cu_gemm_variant *cu_wide_variants(size_t *count);
+
+/* The units of one CTA, in its order: remote_at local ones, the remote ones (of at
  * most one tier), the other local ones. */
 struct cu_work {
     int32_t tier, window; /* of the remote units; blocks in flight of this CTA */
     int32_t remote_at, remote_begin, remote_step, remote_count; /* units of that tier */
     int32_t local_begin, local_count;                           /* consecutive units of tier 0 */
-    int32_t block_begin, block_count; /* of K, for this rank: the same for every unit */
-    int32_t watched_blocks; /* this rank's blocks up to the last remote one, absent tiles too */
+    int32_t watched_blocks; /* its blocks up to the last remote one, absent tiles too */
 };
 
-/* Whether unit i of a cluster is read from its remote tier. */
+/* Whether unit i of a CTA is read from its remote tier. */
 PTX_INLINE bool cu_gemm_remote(const cu_work &w, int32_t i)
 {
     return i >= w.remote_at && i < w.remote_at + w.remote_count;
 }
 
-/* Local units before cluster c, when the clusters [first[j], first[j + 1]) of tier j have weight
- * share[j] and the rest share[0].  In integers: a cluster's end must be its neighbour's begin. */
-PTX_INLINE int32_t cu_local_before(int32_t units, int32_t clusters,
+/* Local units before CTA c, when the CTAs [first[j], first[j + 1]) of tier j have weight
+ * share[j] and the rest share[0].  In integers: a CTA's end must be its neighbour's begin. */
+PTX_INLINE int32_t cu_local_before(int32_t units, int32_t ctas,
                                    const int32_t (&first)[KN_TIER_MAX + 1],
                                    const int64_t (&share)[KN_TIER_MAX], int32_t c)
 {
     int64_t before = share[0] * max(c - first[KN_TIER_MAX], 0);
-    int64_t all = share[0] * (clusters - first[KN_TIER_MAX]);
+    int64_t all = share[0] * (ctas - first[KN_TIER_MAX]);
 #pragma unroll
     for (int j = 1; j < KN_TIER_MAX; j++) {
         before += share[j] * (min(max(c, first[j]), first[j + 1]) - first[j]);
         all += share[j] * (first[j + 1] - first[j]);
     }
     return all > 0 ? (int32_t)((units * before + all / 2) / all)
-                   : (int32_t)((int64_t)units * c / clusters);
+                   : (int32_t)((int64_t)units * c / ctas);
 }
 
 /* A unit as one CTA has it. */
@@ -87,7 +94,7 @@ struct cu_unit {
     int32_t block_begin, block_count; /* of K */
 };
 
-/* Unit i of a cluster. */
+/* Unit i of a CTA. */
 PTX_INLINE cu_unit cu_gemm_unit(const cu_gemm &g, const cu_work &w, int32_t i)
 {
     const bool remote = cu_gemm_remote(w, i);
@@ -96,31 +103,23 @@ PTX_INLINE cu_unit cu_gemm_unit(const cu_gemm &g, const cu_work &w, int32_t i)
     cu_unit u;
     u.part = n & ((1 << g.part_shift) - 1);
     u.group = g.tier[remote ? w.tier : 0].group_begin + (n >> g.part_shift);
-    u.block_begin = (u.part * g.cluster + (int32_t)(blockIdx.x % g.cluster)) * g.rank_blocks;
-    u.block_count = max(min(g.rank_blocks, g.blocks_per_tile - u.block_begin), 0);
+    u.block_begin = u.part * g.part_blocks;
+    u.block_count = max(min(g.part_blocks, g.blocks_per_tile - u.block_begin), 0);
     return u;
-}
-
-/* Unit i of a cluster whose units are whole groups: its group. */
-PTX_INLINE int32_t cu_gemm_group(const cu_gemm &g, const cu_work &w, int32_t i)
-{
-    return cu_gemm_unit(g, w, i).group;
 }
 
 template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
 {
-    const int32_t clusters = gridDim.x / g.cluster, cluster = blockIdx.x / g.cluster;
+    const int32_t ctas = gridDim.x, cta = blockIdx.x;
     const int32_t local = g.tier[0].group_count << g.part_shift;
     cu_work w = {};
-    w.block_begin = (int32_t)(blockIdx.x % g.cluster) * g.rank_blocks;
-    w.block_count = max(min(g.rank_blocks, g.blocks_per_tile - w.block_begin), 0);
     if (!g.remote) {
-        w.local_begin = (int32_t)((int64_t)local * cluster / clusters);
-        w.local_count = (int32_t)((int64_t)local * (cluster + 1) / clusters) - w.local_begin;
+        w.local_begin = (int32_t)((int64_t)local * cta / ctas);
+        w.local_count = (int32_t)((int64_t)local * (cta + 1) / ctas) - w.local_begin;
         return w;
     }
-    /* Reading clusters of the remote tiers, side by side, and what each tier's part costs one of
-     * them in local blocks a rank.  Every tier still to come keeps a cluster: there are as many as
+    /* Reading CTAs of the remote tiers, side by side, and what each tier's part costs one of
+     * them in local blocks.  Every tier still to come keeps a CTA: there are as many as
      * units. */
     int32_t first[KN_TIER_MAX + 1] = {0, 0}, tiers_left = 0;
     float load[KN_TIER_MAX] = {};
@@ -132,21 +131,21 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
         int32_t readers = 0;
         if (units > 0) {
             const kn_cu_window window = g.windows ? g.windows[j] : g.fixed[j];
-            const int32_t ctas = min(max(window.ctas, 1), (int32_t)gridDim.x);
-            const int32_t blocks = min(max(window.blocks, 1), S::W_SLOTS * (int32_t)gridDim.x);
-            const bool roles = window.ctas < (int32_t)gridDim.x;
+            const int32_t wanted = min(max(window.ctas, 1), ctas);
+            const int32_t blocks = min(max(window.blocks, 1), S::W_SLOTS * ctas);
+            const bool roles = window.ctas < ctas;
             tiers_left--;
-            readers = min((ctas + g.cluster - 1) / g.cluster, clusters - first[j] - tiers_left);
+            readers = min(wanted, ctas - first[j] - tiers_left);
             const int32_t each = (units + readers - 1) / readers;
             readers = (units + each - 1) / each;
             /* The link's time for all of it; a reader takes at least what local units would. */
-            load[j] = max(window.cost * (float)units / (float)clusters, (float)each) *
-                      (float)(g.rank_blocks * S::RT);
-            const int32_t rank = cluster - first[j];
+            load[j] = max(window.cost * (float)units / (float)ctas, (float)each) *
+                      (float)(g.part_blocks * S::RT);
+            const int32_t rank = cta - first[j];
             if (rank >= 0 && rank < readers) {
-                const int32_t shared = readers * g.cluster;
                 w.tier = j;
-                w.window = min(roles ? (blocks * ctas + shared - 1) / shared : blocks, S::W_SLOTS);
+                w.window =
+                    min(roles ? (blocks * wanted + readers - 1) / readers : blocks, S::W_SLOTS);
                 w.remote_at = roles ? 0 : rank; /* of `readers` places: see below */
                 w.remote_begin = rank;
                 w.remote_step = readers;
@@ -155,13 +154,13 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
         }
         first[j + 1] = first[j] + readers;
     }
-    /* Level all clusters: those whose remote load is above the level get no local work. */
+    /* Level all CTAs: those whose remote load is above the level get no local work. */
     int64_t share[KN_TIER_MAX] = {};
     bool over[KN_TIER_MAX] = {};
 #pragma unroll
     for (int round = 1; round < KN_TIER_MAX; round++) {
-        float sum = (float)(local * g.rank_blocks * S::RT),
-              count = (float)(clusters - first[KN_TIER_MAX]);
+        float sum = (float)(local * g.part_blocks * S::RT),
+              count = (float)(ctas - first[KN_TIER_MAX]);
 #pragma unroll
         for (int j = 1; j < KN_TIER_MAX; j++)
             if (!over[j]) {
@@ -176,8 +175,8 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
             share[j] = over[j] ? 0 : (int64_t)((level - load[j]) * 256.f);
         }
     }
-    w.local_begin = cu_local_before(local, clusters, first, share, cluster);
-    w.local_count = cu_local_before(local, clusters, first, share, cluster + 1) - w.local_begin;
+    w.local_begin = cu_local_before(local, ctas, first, share, cta);
+    w.local_count = cu_local_before(local, ctas, first, share, cta + 1) - w.local_begin;
     if (w.remote_count > 0) {
         w.remote_at = w.remote_at * (w.local_count + 1) / w.remote_step;
         for (int32_t i = 0; i < w.remote_at + w.remote_count; i++)

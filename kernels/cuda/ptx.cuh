@@ -209,65 +209,14 @@ PTX_INLINE uint32_t ptx_clock()
     return t;
 }
 
-/* --- clusters (9.7.13, 9.7.15) --- */
-
-PTX_INLINE uint32_t ptx_cluster_rank()
+/* Registers of a warp of this warpgroup, from here on; a multiple of 8. */
+template <int COUNT> PTX_INLINE void ptx_setmaxnreg_inc()
 {
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
-PTX_INLINE uint32_t ptx_cluster_size()
+template <int COUNT> PTX_INLINE void ptx_setmaxnreg_dec()
 {
-    uint32_t size;
-    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-    return size;
-}
-/* All threads of the cluster arrive, then wait; what they wrote before is seen after. */
-PTX_INLINE void ptx_cluster_arrive()
-{
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
-PTX_INLINE void ptx_cluster_wait()
-{
-    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-/* Address of the same shared memory in another CTA of the cluster. */
-PTX_INLINE uint32_t ptx_mapa(uint32_t shared_address, uint32_t rank)
-{
-    uint32_t address;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(address)
-                 : "r"(shared_address), "r"(rank));
-    return address;
-}
-/* Stores 16 bytes asynchronously and counts them at a barrier of the same CTA: no fence is needed.
- */
-PTX_INLINE void ptx_store_async(uint32_t cluster_address, float4 v, uint32_t cluster_bar)
-{
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, "
-                 "%3, %4}, [%5];" ::"r"(cluster_address),
-                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(cluster_bar)
-                 : "memory");
-}
-PTX_INLINE void ptx_cluster_mbarrier_arrive(uint32_t cluster_address)
-{
-    asm volatile(
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address)
-        : "memory");
-}
-PTX_INLINE bool ptx_cluster_mbarrier_try_wait(uint64_t *bar, uint32_t parity)
-{
-    uint32_t done;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}"
-                 : "=r"(done)
-                 : "r"(ptx_shared(bar)), "r"(parity)
-                 : "memory");
-    return done != 0;
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
 /* --- matrices (9.7.14, 9.7.15) --- */

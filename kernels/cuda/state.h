@@ -33,7 +33,7 @@ enum {
     KN_CU_WINDOWS_MAX = 4,     /* distinct attention windows of a model */
     KN_CU_PLAY_PAGES = 1 << 18 /* page-table entries of a played step: 16 million positions */
 };
-#define KN_CU_PARTS_BYTES ((size_t)16 << 20) /* products whose parts need more are not cut */
+#define KN_CU_PARTS_BYTES ((size_t)64 << 20) /* products whose parts need more are not cut */
 
 /* One kn_alloc. */
 struct kn_cu_region {

@@ -284,7 +284,7 @@ static bool in_parts(const struct kn_gemm_args *a)
 {
     size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
     return (a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE) &&
-           a->row_count <= KN_CU_PARTS_TOKENS && KN_CU_PARTS_MAX * bytes <= KN_CU_PARTS_BYTES;
+           a->row_count <= KN_CU_TOKENS_MAX && KN_CU_PARTS_MAX * bytes <= KN_CU_PARTS_BYTES;
 }
 
 /* Up to 256 rows from `row` on. */

@@ -82,13 +82,9 @@ struct kn_cu_gemm_args {
     enum kn_epilogue epilogue; /* STORE and F32: fp32 [T,N] row-major; ADD: the same, +=; RELU and
                                   SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */
     void *out;
-    const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device, read when the kernel runs;
-                                           NULL: as `fixed` says, or all is local */
+    const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
     struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] on the device, or NULL */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
-    /* [KN_TIER_MAX] of the host, in place of windows: part of the launch, and of a recording of it.
-     * It saves every kernel the time of a load at its start. */
-    const struct kn_cu_window *fixed;
 };
 
 /* Once per process and device, before any launch.  ST_UNSUPPORTED where the GPU is not sm_90. */

@@ -40,9 +40,7 @@ struct cu_gemm {
     void *out;
     int32_t rows, tokens; /* N, T */
     kn_epilogue epilogue;
-    const kn_cu_window *windows; /* NULL: fixed */
-    kn_cu_window fixed[KN_TIER_MAX];
-    bool remote; /* there are tiles of remote tiers */
+    const kn_cu_window *windows;
     kn_cu_traffic *traffic;
 };
 
@@ -89,7 +87,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     cu_work w = {};
     w.block_begin = (int32_t)(blockIdx.x % g.cluster) * g.rank_blocks;
     w.block_count = max(min(g.rank_blocks, g.blocks_per_tile - w.block_begin), 0);
-    if (!g.remote) {
+    if (!g.windows) {
         w.local_begin = (int32_t)((int64_t)local * cluster / clusters);
         w.local_count = (int32_t)((int64_t)local * (cluster + 1) / clusters) - w.local_begin;
         return w;
@@ -106,7 +104,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
         const int32_t units = g.tier[j].group_count;
         int32_t readers = 0;
         if (units > 0) {
-            const kn_cu_window window = g.windows ? g.windows[j] : g.fixed[j];
+            const kn_cu_window window = g.windows[j];
             const int32_t ctas = min(max(window.ctas, 1), (int32_t)gridDim.x);
             const int32_t blocks = min(max(window.blocks, 1), S::W_SLOTS * (int32_t)gridDim.x);
             const bool roles = window.ctas < (int32_t)gridDim.x;

@@ -244,7 +244,7 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
         .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
         .epilogue = a->epilogue,
         .out = out_at(a, out, row),
-        .fixed = cu->control.window,
+        .windows = cu->control.device_window,
         .traffic = cu->control.device_traffic,
         .dependent = true,
     };

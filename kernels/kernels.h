@@ -229,9 +229,9 @@ MUST_USE enum status kn_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_n
 /* How kernels read a remote tier.  Too many remote bytes in flight stall the GPU's own memory (17
  * MB of them over PCIe make it a hundred times slower), so a kernel reads a remote tier with up to
  * `ctas` CTAs (one or two an SM) that keep up to `blocks` blocks of KN_BLOCK_BYTES in flight each;
- * where fewer CTAs have remote work, they share the window of all.  `ctas` of at least the kernel's
- * grid means no roles: every CTA reads what falls to it, `blocks` deep.  Results are the same for
- * every window. */
+ * where fewer CTAs have remote work, they share the window of all, and where the link is what a
+ * kernel waits for, twice as many read.  `ctas` of at least the kernel's grid means no roles: every
+ * CTA reads what falls to it, `blocks` deep.  Results are the same for every window. */
 struct kn_window {
     int32_t ctas, blocks; /* 1..KN_WINDOW_NO_BOUND */
     /* Local bytes that HBM delivers in the time this tier's link takes for one: work is dealt so

@@ -144,8 +144,7 @@ struct bed {
     float *partial;       /* [4 parts][256 tokens][N] */
     double *sum, *absolute;
     uint32_t *bad;
-    struct kn_cu_window *windows, fixed[KN_TIER_MAX]; /* the same, on the device and here */
-    bool by_launch;                                   /* kernels are given the latter */
+    struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
     size_t out_capacity;
 };
@@ -227,7 +226,6 @@ static void bed_window(struct bed *b, int ctas, int blocks, float cost)
 {
     struct kn_cu_window windows[KN_TIER_MAX] = {};
     for (int j = 1; j < KN_TIER_MAX; j++) windows[j] = {ctas, blocks, cost};
-    memcpy(b->fixed, windows, sizeof windows);
     CUDA(cudaMemcpy(b->windows, windows, sizeof windows, cudaMemcpyHostToDevice));
 }
 
@@ -278,9 +276,7 @@ static void bed_run(struct bed *b, const struct kn_cu_gemm_plan *plan, enum kn_e
     CUDA(cudaMemset(b->traffic, 0, KN_TIER_MAX * sizeof *b->traffic));
     if (e == KN_EPI_ADD)
         fill_floats<<<512, 256>>>((float *)b->out, SEED_OUT, (size_t)tokens * b->w.rows);
-    struct kn_cu_gemm_args a = bed_args(b, e, tokens, bias, b->out, true);
-    a.fixed = b->fixed;
-    if (b->by_launch) a.windows = NULL;
+    const struct kn_cu_gemm_args a = bed_args(b, e, tokens, bias, b->out, true);
     bed_launch(b, plan, &a);
     CUDA(cudaDeviceSynchronize());
 }
@@ -421,7 +417,6 @@ static void test_placements(struct bed *b, enum kn_epilogue e, int tokens)
             float cost = costs[(i + j) % ARRAY_COUNT(costs)];
             bed_place(b, before, after);
             bed_window(b, windows[j][0], windows[j][1], cost);
-            b->by_launch = (i + j) % 2;
             bed_run(b, &p, e, tokens, true);
             uint32_t bad = bed_differs(b, b->out, b->first, 0, bytes);
             struct kn_cu_traffic t[KN_TIER_MAX];

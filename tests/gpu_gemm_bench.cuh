@@ -49,9 +49,8 @@ struct bench {
     size_t bytes, pinned_bytes;
     uint8_t *x, *wide; /* activations of 4,096 and of 14,336 inputs */
     float *qkv, *residual, *logits, *partial;
-    __nv_bfloat16 *plain_x, *plain_out;               /* row-major, for cuBLAS */
-    struct kn_cu_window *windows, fixed[KN_TIER_MAX]; /* the same, on the device and here */
-    bool by_device;                                   /* kernels read the former */
+    __nv_bfloat16 *plain_x, *plain_out; /* row-major, for cuBLAS */
+    struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
     cudaStream_t stream;
     double floor_ms, link_gbps; /* the floor of all bytes in HBM */
@@ -200,8 +199,7 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
             : op->epilogue == KN_EPI_SWIGLU ? (void *)b->wide
                                             : (void *)b->logits;
     a.partial = in_parts(op->epilogue) ? b->partial : NULL;
-    a.windows = b->by_device ? b->windows : NULL;
-    a.fixed = b->fixed;
+    a.windows = b->windows;
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
     a.dependent = true;
     STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
@@ -393,7 +391,6 @@ static void bench_cell(struct bench *b, int tokens, double share, enum off_place
     double hbm_gbps = (double)b->bytes / b->floor_ms / 1e6;
     window[1] = {w->ctas, w->blocks, (float)(w->cost * hbm_gbps / b->link_gbps)};
     for (int j = 0; j < KN_TIER_MAX; j++) t[j].trip_min = UINT32_MAX;
-    memcpy(b->fixed, window, sizeof window);
     CUDA(cudaMemcpy(b->windows, window, sizeof window, cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(b->traffic, t, sizeof t, cudaMemcpyHostToDevice));
     double ms = time_step(b, tokens, share, placement, w->alone, &remote);
@@ -413,14 +410,11 @@ static void bench_stand_in(struct bench *b, int tokens, double all_local_ms)
     const double link_gbps = b->link_gbps;
     b->pinned = b->weights;
     b->link_gbps = (double)b->bytes / b->floor_ms / 1e6;
-    for (int i = 0; i < 2; i++) {
-        b->by_device = i == 0;
-        printf("HBM for a tier, window from %s, 5, 30, 100 %%:", i == 0 ? "memory" : "launch");
-        bench_cell(b, tokens, 0.05, OFF_PLACE_EVEN, &w, all_local_ms);
-        bench_cell(b, tokens, 0.3, OFF_PLACE_EVEN, &w, all_local_ms);
-        bench_cell(b, tokens, 1, OFF_PLACE_EVEN, &w, all_local_ms);
-        printf("\n");
-    }
+    printf("HBM for a tier, 5, 30, 100 %%:");
+    bench_cell(b, tokens, 0.05, OFF_PLACE_EVEN, &w, all_local_ms);
+    bench_cell(b, tokens, 0.3, OFF_PLACE_EVEN, &w, all_local_ms);
+    bench_cell(b, tokens, 1, OFF_PLACE_EVEN, &w, all_local_ms);
+    printf("\n");
     b->pinned = far;
     b->link_gbps = link_gbps;
 }

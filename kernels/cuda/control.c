@@ -64,7 +64,6 @@ void kn_cu_set_window(struct kn *kn, int tier, const struct kn_window *w)
     struct kn_cu *cu = kn_cu_of(kn);
     cu->control.window[tier] = (struct kn_cu_window){w->ctas, w->blocks, w->cost};
     cu->control.has_window[tier] = true;
-    kn_cu_record_drop(cu); /* recordings hold the windows of their time */
     if (kn_cu_enter(cu)) send_windows(cu);
 }
 

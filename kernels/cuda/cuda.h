@@ -95,13 +95,9 @@ struct kn_cu_gemm_args {
                                   SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */
     void *out;
     float *partial; /* parts [1 << part_shift][T,N] in place of out, without bias; or NULL */
-    const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device, read when the kernel runs;
-                                           NULL: as `fixed` says, or all is local */
+    const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
     struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] on the device, or NULL */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
-    /* [KN_TIER_MAX] of the host, in place of windows: part of the launch, and of a recording of it.
-     * It saves every kernel the time of a load at its start. */
-    const struct kn_cu_window *fixed;
 };
 
 /* Once per process and device, before any launch.  ST_UNSUPPORTED where the GPU is not sm_90. */

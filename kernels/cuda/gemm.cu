@@ -169,7 +169,7 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
         CHECK(w->span[j].tile_count == 0 || (uintptr_t)w->span[j].base % KN_ALIGN == 0);
     }
     CHECK(tiles == w->tile_count);
-    CHECK(remote == 0 || a->windows || a->fixed);
+    CHECK(remote == 0 || a->windows);
     CHECK(plan->bucket == kn_cu_bucket(a->tokens));
     CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
     CHECK((uintptr_t)a->in % KN_ALIGN == 0);
@@ -202,9 +202,7 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.rows = w->rows;
     g.tokens = a->tokens;
     g.epilogue = a->epilogue;
-    g.remote = g.tier[0].group_count < plan->group_count;
-    g.windows = a->windows;
-    if (g.remote && !a->windows) memcpy(g.fixed, a->fixed, sizeof g.fixed);
+    g.windows = g.tier[0].group_count == plan->group_count ? NULL : a->windows;
     g.traffic = a->traffic;
 
     const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent);

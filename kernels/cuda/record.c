@@ -11,9 +11,8 @@
  * What differs between two steps is data, not arguments: struct kn_cu_play, at a fixed address,
  * filled by one copy from pinned memory in front of the graph.
  *
- *     arguments, frozen       bucket, addresses, shapes, strides, windows of products
- *     device memory           token ids, positions, sequences, page tables, rows, sampling,
- *                             windows of attention
+ *     arguments, frozen       bucket, addresses, shapes, strides
+ *     device memory           token ids, positions, sequences, page tables, rows, sampling, windows
  *
  * Absent tokens are token 0 at position 0 of no sequence (token_seq -1), which the kernels around
  * attention skip; in the products and norms they are rows like others, finite and never mixed with

@@ -304,7 +304,7 @@ static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out
         .epilogue = a->epilogue,
         .out = out_at(a, out, row),
         .partial = parts ? cu->pending.memory : NULL,
-        .fixed = cu->control.window,
+        .windows = cu->control.device_window,
         .traffic = cu->control.device_traffic,
         .dependent = true,
     };

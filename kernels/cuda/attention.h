@@ -35,7 +35,7 @@ extern "C" {
 
 struct kn_cu_attention_shape {
     int32_t q_heads, kv_heads, head_dim;
-    int32_t tokens_max; /* T of a step at most */
+    int32_t tokens_max; /* T of a step at most, 256 at most */
     int32_t pages_max;  /* pages seen by all tokens of a step together, at most */
 };
 
@@ -46,7 +46,6 @@ struct kn_cu_unit;
 struct kn_cu_attention_plan {
     struct kn_cu_plan_head *head;
     struct kn_cu_unit *units; /* [KN_TIER_MAX][units_max] */
-    int32_t *first_slot;      /* [tokens_max + 1] */
 };
 
 struct kn_cu_attention {
@@ -57,9 +56,11 @@ struct kn_cu_attention {
     uint8_t *q;            /* [T][Hkv] query rows as mma fragments, bf16 */
     float *partial;        /* [units_max][Hq][D] */
     float *partial_ml;     /* [units_max][Hq][2]: maximum (log2 domain) and sum */
-    float *group_ml;       /* the same of 16 units together, at the first one's slot */
+    float *group_ml;       /* the same of a group of units, at the first one's slot */
     uint32_t *group_count; /* [units_max][Hkv]: arrivals; zero between launches */
     uint32_t *root_count;  /* [units_max][Hkv] */
+    uint32_t *spread;      /* the partials of small batches, [slot][Hq][D]; zero between launches */
+    uint32_t *spread_ml;   /* [slot][Hq][2] */
 };
 
 /* Bytes of device memory for kn_cu_attention_init.  ST_UNSUPPORTED names what the kernels lack. */

@@ -1,116 +1,265 @@
 /*
  * attention_combine.cuh - the combiner warps of a decode attention CTA: from the accumulators of a
- * unit's four warps to its partial, from a group's partials to one, from a token's groups to the
- * result; always left to right (decode_attention.cuh, invariant 2).
+ * unit's four warps to the unit, from units to their group, from groups to the result; always left
+ * to right (decode_attention.cuh, invariant 2).
+ *
+ * The units of a whole group never leave the combiners' registers.  Other partials go through
+ * memory, in one of two ways.  Under a spread plan, where every item has a CTA of its own, the CTA
+ * with the token's last unit reads the others' words over and over until they are there: a word is
+ * stored complemented, so that zero says "not yet", and is zero again when it has been read.
+ * Else who counts in last reads them, so that no CTA waits for another; that takes a release, an
+ * atomic and an acquire, a microsecond or two under load.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
 
 #include "kernels/cuda/attention_ring.cuh"
 
-/* Four elements of the result. */
-PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u, int row, int quad,
-                             float4 out, float sum)
+/* A thread's part of a unit, a group or the result: some four-element pieces of one row, and the
+ * row's maximum (log2 domain) and sum. */
+template <int QUADS> struct cu_att_value {
+    float4 out[QUADS];
+    float max, sum;
+};
+
+template <int QUADS> PTX_INLINE void cu_att_clear(cu_att_value<QUADS> &v)
+{
+#pragma unroll
+    for (int i = 0; i < QUADS; i++) v.out[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+    v.max = -INFINITY;
+    v.sum = 0.f;
+}
+
+/* Where a combiner thread stands: row `row` of the group's heads, pieces first, first + step.. */
+struct cu_att_seat {
+    int32_t thread, row, first, step;
+};
+
+PTX_INLINE cu_att_seat cu_att_sit(const cu_att_params &p, int thread)
+{
+    const int step = 1 << p.row_shift;
+    return {thread, thread >> p.row_shift, thread & (step - 1), step};
+}
+
+/* v = v and then x.  Spelt out, for it must round alike wherever it is compiled. */
+PTX_INLINE void cu_att_fold_ml(float &max, float &sum, float x_max, float x_sum, float &factor,
+                               float &x_factor)
+{
+    const float most = fmaxf(max, x_max);
+    factor = ptx_ex2(max - most);
+    x_factor = ptx_ex2(x_max - most);
+    max = most;
+    sum = __fmaf_rn(x_factor, x_sum, __fmul_rn(factor, sum));
+}
+PTX_INLINE void cu_att_fold_quad(float4 &v, float factor, const float4 &x, float x_factor)
+{
+    v.x = __fmaf_rn(x_factor, x.x, __fmul_rn(factor, v.x));
+    v.y = __fmaf_rn(x_factor, x.y, __fmul_rn(factor, v.y));
+    v.z = __fmaf_rn(x_factor, x.z, __fmul_rn(factor, v.z));
+    v.w = __fmaf_rn(x_factor, x.w, __fmul_rn(factor, v.w));
+}
+PTX_INLINE void cu_att_fold(cu_att_value<1> &v, const float4 &x, float x_max, float x_sum)
+{
+    float factor, x_factor;
+    cu_att_fold_ml(v.max, v.sum, x_max, x_sum, factor, x_factor);
+    cu_att_fold_quad(v.out[0], factor, x, x_factor);
+}
+
+/* --- partials in memory --- */
+
+/* Row of a slot in the workspace. */
+PTX_INLINE size_t cu_att_row(const cu_att_params &p, const cu_att_finished &u,
+                             const cu_att_seat &seat, int slot)
+{
+    return (size_t)slot * p.q_heads + u.head * p.group + seat.row;
+}
+
+/* A word under a spread plan and back.  No float is without a word: the one NaN whose complement
+ * would be zero passes as another NaN. */
+PTX_INLINE uint32_t cu_att_word(float x)
+{
+    const uint32_t word = ~__float_as_uint(x);
+    return word ? word : 0x80000000u;
+}
+PTX_INLINE float cu_att_unword(uint32_t word)
+{
+    return __uint_as_float(~word);
+}
+PTX_INLINE float4 cu_att_unword4(uint4 w)
+{
+    return make_float4(cu_att_unword(w.x), cu_att_unword(w.y), cu_att_unword(w.z),
+                       cu_att_unword(w.w));
+}
+
+PTX_INLINE void cu_att_put_quad(const cu_att_params &p, size_t row, int quad, const float4 &x,
+                                bool spread)
+{
+    if (spread)
+        ptx_store_relaxed_v4(
+            p.spread + row * p.head_dim + quad * 4,
+            make_uint4(cu_att_word(x.x), cu_att_word(x.y), cu_att_word(x.z), cu_att_word(x.w)));
+    else __stcg((float4 *)(p.partial + row * p.head_dim) + quad, x);
+}
+PTX_INLINE void cu_att_put_ml(const cu_att_params &p, float2 *all_ml, size_t row, float max,
+                              float sum, bool spread)
+{
+    if (spread)
+        ptx_store_relaxed_v2(p.spread_ml + 2 * row, make_uint2(cu_att_word(max), cu_att_word(sum)));
+    else __stcg(all_ml + row, make_float2(max, sum));
+}
+/* The unit from what the four warps of a team have left of it: folded onto `group` if the item is
+ * whole, else to memory. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                                 const cu_att_finished &u, const cu_att_seat &seat,
+                                 cu_att_value<cu_att_shape<ATOMS, ROWS>::QUADS> &group, bool spread)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    constexpr int TEAM_QUADS = shape::TILES * 2;
+    const bool whole = u.flags & CU_ATT_WHOLE;
+    const size_t unit_row = cu_att_row(p, u, seat, u.slot);
+    float warp_factor[4], most = -INFINITY, sum = 0.f, factor, x_factor;
+    float2 ml[4];
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+        ml[w] = sh.ml[w][seat.row];
+        most = fmaxf(most, ml[w].x);
+    }
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+        warp_factor[w] = ptx_ex2(ml[w].x - most);
+        sum = __fmaf_rn(warp_factor[w], ml[w].y, sum);
+    }
+    if (whole) cu_att_fold_ml(group.max, group.sum, most, sum, factor, x_factor);
+    else if (seat.first == 0) cu_att_put_ml(p, p.partial_ml, unit_row, most, sum, spread);
+#pragma unroll
+    for (int i = 0; i < shape::QUADS; i++) {
+        const int quad = seat.first + i * seat.step;
+        if (quad >= p.head_dim / 4) break;
+        const int team = quad / TEAM_QUADS;
+        const float *from = cu_att_dump(sh) + (team * 4 * p.group + seat.row) * shape::DUMP_ROW +
+                            (quad - team * TEAM_QUADS) * 4;
+        float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            const float4 y = *(const float4 *)(from + w * p.group * shape::DUMP_ROW);
+            x.x = __fmaf_rn(warp_factor[w], y.x, x.x);
+            x.y = __fmaf_rn(warp_factor[w], y.y, x.y);
+            x.z = __fmaf_rn(warp_factor[w], y.z, x.z);
+            x.w = __fmaf_rn(warp_factor[w], y.w, x.w);
+        }
+        if (whole) cu_att_fold_quad(group.out[i], factor, x, x_factor);
+        else cu_att_put_quad(p, unit_row, quad, x, spread);
+    }
+}
+
+/* A piece of `count` values, every `stride`-th slot from `slot` on, folded.  A batch's loads are in
+ * flight together. */
+PTX_INLINE cu_att_value<1> cu_att_fold_stored(const cu_att_params &p, const cu_att_finished &u,
+                                              const cu_att_seat &seat, const float2 *all_ml,
+                                              int slot, int stride, int count, int quad)
+{
+    constexpr int BATCH = 8;
+    const size_t row = cu_att_row(p, u, seat, slot);
+    const int step = stride * p.q_heads;
+    cu_att_value<1> v;
+    cu_att_clear(v);
+    for (int begin = 0; begin < count; begin += BATCH) {
+        float4 x[BATCH];
+        float2 ml[BATCH];
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const size_t at = row + (uint32_t)(min(begin + b, count - 1) * step);
+            ml[b] = __ldcg(all_ml + at);
+            x[b] = __ldcg((const float4 *)(p.partial + at * p.head_dim) + quad);
+        }
+#pragma unroll
+        for (int b = 0; b < BATCH; b++)
+            if (begin + b < count) cu_att_fold(v, x[b], ml[b].x, ml[b].y);
+    }
+    return v;
+}
+
+/* What of a token lies in memory under a spread plan: `count` values, `stride` slots apart; a group
+ * is `fan` of them, or what is left. */
+struct cu_att_spread_list {
+    int32_t count, stride, fan;
+};
+PTX_INLINE cu_att_spread_list cu_att_spread_list_of(int unit_count, int spread_pages,
+                                                    int unit_shift, int group_shift)
+{
+    const int fan = 1 << group_shift, item = max(1, spread_pages >> unit_shift);
+    const int groups = (unit_count + fan - 1) >> group_shift, full = (groups - 1) << group_shift;
+    if (item >= fan) return {groups, fan, 1};
+    return {item >= unit_count - full ? full + 1 : unit_count, 1, fan};
+}
+
+/* A piece of the token's result under a spread plan: waits for all of the list. */
+PTX_INLINE cu_att_value<1> cu_att_spread_fold(const cu_att_params &p, const cu_att_finished &u,
+                                              const cu_att_seat &seat,
+                                              const cu_att_spread_list &list, int quad)
+{
+    constexpr int BATCH = 8;
+    const uint32_t first = (uint32_t)cu_att_row(p, u, seat, u.first_slot);
+    const int step = list.stride * p.q_heads;
+    cu_att_value<1> result, group;
+    cu_att_clear(result);
+    cu_att_clear(group);
+    for (int begin = 0; begin < list.count; begin += BATCH) {
+        uint4 x[BATCH];
+        uint2 ml[BATCH];
+        bool there;
+        do {
+            there = true;
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                const uint32_t row = first + min(begin + b, list.count - 1) * step;
+                ml[b] = ptx_load_relaxed_v2(p.spread_ml + 2 * row);
+                x[b] = ptx_load_relaxed_v4(p.spread + row * p.head_dim + quad * 4);
+            }
+#pragma unroll
+            for (int b = 0; b < BATCH; b++)
+                there = there && ml[b].x && ml[b].y && x[b].x && x[b].y && x[b].z && x[b].w;
+        } while (!there);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const int next = begin + b + 1;
+            if (next > list.count) continue;
+            cu_att_fold(group, cu_att_unword4(x[b]), cu_att_unword(ml[b].x),
+                        cu_att_unword(ml[b].y));
+            if ((next & list.fan - 1) == 0 || next == list.count) {
+                cu_att_fold(result, group.out[0], group.max, group.sum);
+                cu_att_clear(group);
+            }
+        }
+    }
+    return result;
+}
+
+/* Makes the list's words zero again. */
+PTX_INLINE void cu_att_spread_clear(const cu_att_params &p, const cu_att_finished &u,
+                                    const cu_att_seat &seat, const cu_att_spread_list &list)
+{
+    for (int i = 0; i < list.count; i++) {
+        const size_t row = cu_att_row(p, u, seat, u.first_slot + i * list.stride);
+        for (int quad = seat.first; quad < p.head_dim / 4; quad += seat.step)
+            ptx_store_relaxed_v4(p.spread + row * p.head_dim + quad * 4, make_uint4(0, 0, 0, 0));
+        if (seat.first == 0) ptx_store_relaxed_v2(p.spread_ml + 2 * row, make_uint2(0, 0));
+    }
+}
+
+/* --- results --- */
+
+/* A piece of the result: bf16 in the activation layout. */
+PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u,
+                             const cu_att_seat &seat, int quad, const float4 &out, float sum)
 {
     const float inverse = 1.f / sum;
     const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
     const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
-    const int k = (u.head * p.group + row) * p.head_dim + quad * 4;
-    *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, u.token, k)) =
+    const int k = (u.head * p.group + seat.row) * p.head_dim + quad * 4;
+    *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, u.token, k)) =
         make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
-}
-
-/* Merges what the four warps of a team have left of a unit: its partial, or the result where the
- * token has no other unit. */
-template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_merge_warps(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                   const cu_att_finished &u, int thread)
-{
-    using shape = cu_att_shape<ATOMS, ROWS>;
-    const int quads = p.head_dim / 4;
-    const size_t row0 = (size_t)u.slot * p.q_heads + u.head * p.group;
-    for (int e = thread; e < p.group * quads; e += shape::COMBINERS * 32) {
-        const int row = e / quads, quad = e - row * quads;
-        const int team = quad / (shape::TILES * 2), in_team = quad - team * shape::TILES * 2;
-        float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
-        float2 ml[4];
-        float most = -INFINITY, sum = 0.f;
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            ml[w] = sh.ml[w][row];
-            most = fmaxf(most, ml[w].x);
-        }
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            const float *from =
-                cu_att_dump(sh) + ((team * 4 + w) * p.group + row) * shape::DUMP_ROW;
-            const float4 x = *(const float4 *)(from + in_team * 4);
-            const float factor = ptx_ex2(ml[w].x - most);
-            sum = fmaf(factor, ml[w].y, sum);
-            out.x = fmaf(factor, x.x, out.x);
-            out.y = fmaf(factor, x.y, out.y);
-            out.z = fmaf(factor, x.z, out.z);
-            out.w = fmaf(factor, x.w, out.w);
-        }
-        if (u.split_count == 1) {
-            cu_att_write(p, u, row, quad, out, sum);
-        } else {
-            __stcg((float4 *)(p.partial + (row0 + row) * p.head_dim) + quad, out);
-            if (quad == 0) __stcg(p.partial_ml + row0 + row, make_float2(most, sum));
-        }
-    }
-}
-
-/* Merges `count` partials, every `stride` slots from `slot` on, left to right.  A group's outcome
- * replaces the output of its first slot, each element by the thread that read it, and has a maximum
- * and sum of its own (group_ml); the root's is divided by the sum and written out. */
-template <bool ROOT, int THREADS>
-PTX_INLINE void cu_att_merge(const cu_att_params &p, const cu_att_finished &u, const float2 *all_ml,
-                             int slot, int stride, int count, int thread)
-{
-    constexpr int BATCH = 8;
-    const int quads = p.head_dim / 4;
-    const size_t step = (size_t)stride * p.q_heads;
-    const size_t row0 = (size_t)slot * p.q_heads + u.head * p.group;
-    for (int e = thread; e < p.group * quads; e += THREADS) {
-        const int row = e / quads, quad = e - row * quads;
-        const float *from = p.partial + (row0 + row) * p.head_dim + quad * 4;
-        float2 ml[CU_ATT_FAN];
-        float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
-        float most = -INFINITY, sum = 0.f;
-#pragma unroll
-        for (int i = 0; i < CU_ATT_FAN; i++) {
-            ml[i] = make_float2(-INFINITY, 0.f);
-            if (i < count) ml[i] = __ldcg(all_ml + row0 + i * step + row);
-        }
-#pragma unroll
-        for (int i = 0; i < CU_ATT_FAN; i++) most = fmaxf(most, ml[i].x);
-#pragma unroll
-        for (int begin = 0; begin < CU_ATT_FAN; begin += BATCH) { /* so many loads in flight */
-            float4 x[BATCH];
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                x[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-                if (begin + i < count)
-                    x[i] = __ldcg((const float4 *)(from + (begin + i) * step * p.head_dim));
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                const float factor = ptx_ex2(ml[begin + i].x - most);
-                sum = fmaf(factor, ml[begin + i].y, sum);
-                out.x = fmaf(factor, x[i].x, out.x);
-                out.y = fmaf(factor, x[i].y, out.y);
-                out.z = fmaf(factor, x[i].z, out.z);
-                out.w = fmaf(factor, x[i].w, out.w);
-            }
-        }
-        if (ROOT) {
-            cu_att_write(p, u, row, quad, out, sum);
-        } else {
-            __stcg((float4 *)(p.partial + (row0 + row) * p.head_dim) + quad, out);
-            if (quad == 0) __stcg(p.group_ml + row0 + row, make_float2(most, sum));
-        }
-    }
 }
 
 /* Inputs beyond Hq * D of the activation's last block are zero. */
@@ -118,16 +267,15 @@ PTX_INLINE void cu_att_clear_tail(const cu_att_params &p, int token, int thread,
 {
     const int begin = p.q_heads * p.head_dim, end = (begin + 127) / 128 * 128;
     for (int k = begin + thread * 4; k < end; k += threads * 4)
-        *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, token, k)) = make_uint2(0, 0);
+        *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, token, k)) = make_uint2(0, 0);
 }
 
 /* Counts `units` in; true for all combiners where they were the last, which also clears the count.
- * Where the item is all that is expected there is nothing to count. */
+ */
 template <int THREADS, typename SHARED>
 PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int units, int expected, int thread)
 {
     ptx_bar_sync(3, THREADS);
-    if (units == expected) return true;
     if (thread == 0) {
         const bool last = ptx_atomic_add_acq_rel(count, units) == (uint32_t)(expected - units);
         if (last) *count = 0;
@@ -137,36 +285,122 @@ PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int units, int expect
     return sh.combine_last;
 }
 
+/* A folded piece to where it belongs: the result, or the place of its group's first unit, where the
+ * same thread has read it. */
+PTX_INLINE void cu_att_put(const cu_att_params &p, const cu_att_finished &u,
+                           const cu_att_seat &seat, int slot, int quad, const float4 &out,
+                           float max, float sum, bool result, bool spread)
+{
+    if (result) {
+        cu_att_write(p, u, seat, quad, out, sum);
+        return;
+    }
+    const size_t row = cu_att_row(p, u, seat, slot);
+    cu_att_put_quad(p, row, quad, out, spread);
+    if (quad == 0) cu_att_put_ml(p, p.group_ml, row, max, sum, spread);
+}
+
+/* The end of a token's last item under a spread plan: the result, and the words cleared. */
+template <int THREADS>
+PTX_INLINE void cu_att_spread_finish(const cu_att_params &p, const cu_att_finished &u,
+                                     const cu_att_seat &seat, const cu_att_spread_list &list)
+{
+    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
+    for (int quad = seat.first; quad < quads; quad += seat.step) {
+        const cu_att_value<1> v = cu_att_spread_fold(p, u, seat, list, quad);
+        cu_att_write(p, u, seat, quad, v.out[0], v.sum);
+    }
+    ptx_bar_sync(3, THREADS); /* all have read the maxima and sums */
+    if (quads) cu_att_spread_clear(p, u, seat, list);
+}
+
+/* The end of an item that is part of a group: the last to come folds the group, to memory or to the
+ * result; false for the others. */
+template <int THREADS, typename SHARED>
+PTX_INLINE bool cu_att_count_units(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
+                                   const cu_att_seat &seat, int first, int size, bool result)
+{
+    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
+    uint32_t *arrivals = p.group_count + (size_t)first * p.kv_heads + u.head;
+    const int units = u.flags >> CU_ATT_UNITS_AT & 31;
+    if (!cu_att_arrive<THREADS>(sh, arrivals, units, size, seat.thread)) return false;
+    for (int quad = seat.first; quad < quads; quad += seat.step) {
+        const cu_att_value<1> v =
+            cu_att_fold_stored(p, u, seat, p.partial_ml, first, 1, size, quad);
+        cu_att_put(p, u, seat, first, quad, v.out[0], v.max, v.sum, result, false);
+    }
+    return true;
+}
+
+/* A group of several is in memory: the last to come folds them to the result. */
+template <int THREADS, typename SHARED>
+PTX_INLINE bool cu_att_count_group(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
+                                   const cu_att_seat &seat, int group_shift)
+{
+    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
+    const int groups = (u.unit_count - 1 >> group_shift) + 1;
+    uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
+    if (!cu_att_arrive<THREADS>(sh, arrivals, 1, groups, seat.thread)) return false;
+    for (int quad = seat.first; quad < quads; quad += seat.step) {
+        const cu_att_value<1> v = cu_att_fold_stored(p, u, seat, p.group_ml, u.first_slot,
+                                                     1 << group_shift, groups, quad);
+        cu_att_write(p, u, seat, quad, v.out[0], v.sum);
+    }
+    return true;
+}
+
+/* The end of an item, `group` its value if it is whole; true where that made the result. */
+template <int QUADS, int THREADS, typename SHARED>
+PTX_INLINE bool cu_att_end_item(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
+                                const cu_att_seat &seat, int spread_pages,
+                                const cu_att_value<QUADS> &group)
+{
+    const int unit_shift = u.flags >> CU_ATT_SHIFT_AT & 7;
+    const int group_shift = cu_att_group_shift(unit_shift), fan = 1 << group_shift;
+    const int last = u.slot - u.first_slot; /* the item's last unit, of the token's */
+    const int first = last & -fan, size = min(fan, u.unit_count - first);
+    const bool whole = u.flags & CU_ATT_WHOLE, alone = u.unit_count <= fan;
+    if (whole && seat.row < p.group) {
+#pragma unroll
+        for (int i = 0; i < QUADS; i++) {
+            const int quad = seat.first + i * seat.step;
+            if (quad < p.head_dim / 4)
+                cu_att_put(p, u, seat, u.first_slot + first, quad, group.out[i], group.max,
+                           group.sum, alone, spread_pages != 0);
+        }
+    }
+    if (whole && alone) return true;
+    if (spread_pages) {
+        if (last != u.unit_count - 1) return false;
+        cu_att_spread_finish<THREADS>(
+            p, u, seat, cu_att_spread_list_of(u.unit_count, spread_pages, unit_shift, group_shift));
+        return true;
+    }
+    if (!whole && !cu_att_count_units<THREADS>(p, sh, u, seat, u.first_slot + first, size, alone))
+        return false;
+    return alone || cu_att_count_group<THREADS>(p, sh, u, seat, group_shift);
+}
+
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
 {
-    constexpr int THREADS = 32 * cu_att_shape<ATOMS, ROWS>::COMBINERS;
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    constexpr int THREADS = 32 * shape::COMBINERS, QUADS = shape::QUADS;
+    const int spread_pages = __ldcg(&p.head->spread_pages);
+    const cu_att_seat seat = cu_att_sit(p, thread);
+    cu_att_value<QUADS> group;
+    cu_att_clear(group);
     for (int n = 0;; n++) {
         ptx_mbarrier_wait(&sh.finished_full, n & 1);
         const cu_att_finished u = sh.finished;
-        if (u.end) break;
-        cu_att_merge_warps(p, sh, u, thread);
+        if (u.flags & CU_ATT_END) break;
+        if (seat.row < p.group) cu_att_take_unit(p, sh, u, seat, group, spread_pages != 0);
         ptx_mbarrier_arrive(&sh.finished_empty);
-        if (!u.units) continue;
-        const float2 *ml = p.partial_ml;
-        int stride = 1, count = u.split_count, units = u.units;
-        if (count > CU_ATT_FAN) {
-            const int group = (u.slot - u.first_slot) / CU_ATT_FAN * CU_ATT_FAN;
-            const int first = u.first_slot + group, size = min(CU_ATT_FAN, count - group);
-            uint32_t *arrivals = p.group_count + (size_t)first * p.kv_heads + u.head;
-            if (!cu_att_arrive<THREADS>(sh, arrivals, units, size, thread)) continue;
-            cu_att_merge<false, THREADS>(p, u, ml, first, 1, size, thread);
-            ml = p.group_ml;
-            stride = CU_ATT_FAN;
-            count = (count + CU_ATT_FAN - 1) / CU_ATT_FAN;
-            units = 1;
-        }
-        if (u.split_count > 1) {
-            uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
-            if (!cu_att_arrive<THREADS>(sh, arrivals, units, count, thread)) continue;
-            cu_att_merge<true, THREADS>(p, u, ml, u.first_slot, stride, count, thread);
-        }
-        if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, thread, THREADS);
+        if (!(u.flags & CU_ATT_ITEM_LAST)) continue;
+        if (cu_att_end_item<QUADS, THREADS>(p, sh, u, seat, spread_pages, group) &&
+            u.head == p.kv_heads - 1)
+            cu_att_clear_tail(p, u.token, thread, THREADS);
+        cu_att_clear(group);
     }
 }
 

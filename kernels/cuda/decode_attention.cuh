@@ -273,13 +273,8 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         if (last && warp == 0) {
             if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
             if (lane == 0)
-                sh.finished = {page.token,
-                               page.slot,
-                               page.first_slot,
-                               page.split_count,
-                               page.head,
-                               flags & CU_ATT_ITEM_LAST ? flags >> CU_ATT_UNITS_AT : 0,
-                               0};
+                sh.finished = {page.token,      page.slot, page.first_slot,
+                               page.unit_count, page.head, flags};
         }
 
         float parts[2][2][4] = {};
@@ -327,7 +322,7 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         if (last) cu_att_hand_over(p, sh, st, finished++, warp, lane);
     }
     if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
-    if (warp == 0 && lane == 0) sh.finished.end = 1;
+    if (warp == 0 && lane == 0) sh.finished.flags = CU_ATT_END;
     ptx_mbarrier_arrive(&sh.finished_full);
 }
 

@@ -99,6 +99,11 @@ PTX_INLINE void ptx_bulk_load_hint(void *shared, const void *global, uint32_t by
                  "l"(global), "r"(bytes), "r"(ptx_shared(bar)), "l"(policy)
                  : "memory");
 }
+/* Brings global memory to L2; addresses and bytes are multiples of 16. */
+PTX_INLINE void ptx_bulk_prefetch(const void *global, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
 PTX_INLINE uint64_t ptx_policy_evict_first()
 {
     uint64_t policy;
@@ -178,6 +183,36 @@ PTX_INLINE uint32_t ptx_load_acquire(const uint32_t *p)
     uint32_t v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+/* Words that need no order among each other: each says by itself whether it has been written. */
+PTX_INLINE uint4 ptx_load_relaxed_v4(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+PTX_INLINE uint2 ptx_load_relaxed_v2(const void *p)
+{
+    uint2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+PTX_INLINE void ptx_store_relaxed_v4(void *p, uint4 v)
+{
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+PTX_INLINE void ptx_store_relaxed_v2(void *p, uint2 v)
+{
+    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
+                 : "memory");
 }
 /* One word of shared memory passed between two warps of a CTA. */
 PTX_INLINE uint32_t ptx_load_acquire_shared(const uint32_t *p)

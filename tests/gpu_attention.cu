@@ -598,6 +598,35 @@ static void check_batches(bool quick)
     }
 }
 
+/* Work for several times as many CTAs as there are, so that groups are whole, or cut into parts, or
+ * units by themselves; and for hardly as many, so that CTAs wait for each other's partials. */
+static void check_plans(bool quick)
+{
+    for (int q_heads : {16, 48}) {
+        std::vector<int> lengths;
+        for (int i = 0; i < (quick ? 12 : 40); i++)
+            lengths.push_back(1500 + random_bits(5, i, 0) % 4500);
+        problem p = make(128, q_heads, 4, 0, lengths);
+        const outcome o = run(p, way());
+        check_reference("plans", p, o);
+        way replayed;
+        replayed.shuffle = 11;
+        replayed.graph = true;
+        check_same("plans, replayed", p, o, run(p, replayed));
+        way mixed;
+        mixed.where = MIXED;
+        mixed.blocks = 3;
+        check_same("plans, placed elsewhere", p, o, run(p, mixed));
+        for (size_t s : {(size_t)0, lengths.size() / 2, lengths.size() - 1}) check_alone(p, o, s);
+        problem few = p;
+        few.seqs.resize(3);
+        few.seeds.resize(3);
+        const outcome f = run(few, replayed);
+        EXPECT(&g_tally, !memcmp(f.out.data(), o.out.data(), f.out.size() * 2),
+               "three sequences of %zu, %d heads", lengths.size(), q_heads);
+    }
+}
+
 /* A chunk of a prompt gives each token the bits it gets when it comes alone. */
 static void check_chunks(bool quick)
 {
@@ -660,6 +689,7 @@ int main(int argc, char **argv)
     check_shapes(quick);
     check_chunks(quick);
     check_batches(quick);
+    check_plans(quick);
     printf("%d passed, %d failed\n", g_tally.passed, g_tally.failed);
     return g_tally.failed != 0;
 }

@@ -35,10 +35,11 @@ struct cu_att_seat {
     int32_t thread, row, first, step;
 };
 
-PTX_INLINE cu_att_seat cu_att_sit(const cu_att_params &p, int thread)
+/* Of threads that are one in `fewer` of the combiners. */
+PTX_INLINE cu_att_seat cu_att_sit(const cu_att_params &p, int thread, int fewer)
 {
-    const int step = 1 << p.row_shift;
-    return {thread, thread >> p.row_shift, thread & (step - 1), step};
+    const int step = (1 << p.row_shift) / fewer;
+    return {thread, thread / step, thread & (step - 1), step};
 }
 
 /* v = v and then x.  Spelt out, for it must round alike wherever it is compiled. */
@@ -115,7 +116,7 @@ PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, RO
                                  cu_att_value<cu_att_shape<ATOMS, ROWS>::QUADS> &group, bool spread)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    constexpr int TEAM_QUADS = shape::TILES * 2;
+    constexpr int TEAM_QUADS = shape::TILES * 4;
     const bool whole = u.flags & CU_ATT_WHOLE;
     const size_t unit_row = cu_att_row(p, u, seat, u.slot);
     float warp_factor[4], most = -INFINITY, sum = 0.f, factor, x_factor;
@@ -270,19 +271,19 @@ PTX_INLINE void cu_att_clear_tail(const cu_att_params &p, int token, int thread,
         *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, token, k)) = make_uint2(0, 0);
 }
 
-/* Counts `units` in; true for all combiners where they were the last, which also clears the count.
- */
-template <int THREADS, typename SHARED>
+/* Counts `units` in; true for all of the team where they were the last, which also clears the
+ * count. */
+template <typename TEAM, typename SHARED>
 PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int units, int expected, int thread)
 {
-    ptx_bar_sync(3, THREADS);
+    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS);
     if (thread == 0) {
         const bool last = ptx_atomic_add_acq_rel(count, units) == (uint32_t)(expected - units);
         if (last) *count = 0;
-        sh.combine_last = last;
+        sh.count_last = last;
     }
-    ptx_bar_sync(3, THREADS);
-    return sh.combine_last;
+    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS);
+    return sh.count_last;
 }
 
 /* A folded piece to where it belongs: the result, or the place of its group's first unit, where the
@@ -301,7 +302,7 @@ PTX_INLINE void cu_att_put(const cu_att_params &p, const cu_att_finished &u,
 }
 
 /* The end of a token's last item under a spread plan: the result, and the words cleared. */
-template <int THREADS>
+template <typename TEAM>
 PTX_INLINE void cu_att_spread_finish(const cu_att_params &p, const cu_att_finished &u,
                                      const cu_att_seat &seat, const cu_att_spread_list &list)
 {
@@ -310,20 +311,20 @@ PTX_INLINE void cu_att_spread_finish(const cu_att_params &p, const cu_att_finish
         const cu_att_value<1> v = cu_att_spread_fold(p, u, seat, list, quad);
         cu_att_write(p, u, seat, quad, v.out[0], v.sum);
     }
-    ptx_bar_sync(3, THREADS); /* all have read the maxima and sums */
+    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS); /* all have read the maxima and sums */
     if (quads) cu_att_spread_clear(p, u, seat, list);
 }
 
 /* The end of an item that is part of a group: the last to come folds the group, to memory or to the
  * result; false for the others. */
-template <int THREADS, typename SHARED>
+template <typename TEAM, typename SHARED>
 PTX_INLINE bool cu_att_count_units(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
                                    const cu_att_seat &seat, int first, int size, bool result)
 {
     const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
     uint32_t *arrivals = p.group_count + (size_t)first * p.kv_heads + u.head;
     const int units = u.flags >> CU_ATT_UNITS_AT & 31;
-    if (!cu_att_arrive<THREADS>(sh, arrivals, units, size, seat.thread)) return false;
+    if (!cu_att_arrive<TEAM>(sh, arrivals, units, size, seat.thread)) return false;
     for (int quad = seat.first; quad < quads; quad += seat.step) {
         const cu_att_value<1> v =
             cu_att_fold_stored(p, u, seat, p.partial_ml, first, 1, size, quad);
@@ -333,14 +334,14 @@ PTX_INLINE bool cu_att_count_units(const cu_att_params &p, SHARED &sh, const cu_
 }
 
 /* A group of several is in memory: the last to come folds them to the result. */
-template <int THREADS, typename SHARED>
+template <typename TEAM, typename SHARED>
 PTX_INLINE bool cu_att_count_group(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
                                    const cu_att_seat &seat, int group_shift)
 {
     const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
     const int groups = (u.unit_count - 1 >> group_shift) + 1;
     uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
-    if (!cu_att_arrive<THREADS>(sh, arrivals, 1, groups, seat.thread)) return false;
+    if (!cu_att_arrive<TEAM>(sh, arrivals, 1, groups, seat.thread)) return false;
     for (int quad = seat.first; quad < quads; quad += seat.step) {
         const cu_att_value<1> v = cu_att_fold_stored(p, u, seat, p.group_ml, u.first_slot,
                                                      1 << group_shift, groups, quad);
@@ -349,57 +350,125 @@ PTX_INLINE bool cu_att_count_group(const cu_att_params &p, SHARED &sh, const cu_
     return true;
 }
 
-/* The end of an item, `group` its value if it is whole; true where that made the result. */
-template <int QUADS, int THREADS, typename SHARED>
-PTX_INLINE bool cu_att_end_item(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
+/* Where an item stands in its token. */
+struct cu_att_place {
+    int32_t unit_shift, group_shift;
+    int32_t last;        /* its last unit */
+    int32_t first, size; /* its group's units */
+    bool whole, alone;   /* it is all of its group; its group is all of the token */
+};
+PTX_INLINE cu_att_place cu_att_place_of(const cu_att_finished &u)
+{
+    cu_att_place at;
+    at.unit_shift = u.flags >> CU_ATT_SHIFT_AT & 7;
+    at.group_shift = cu_att_group_shift(at.unit_shift);
+    const int fan = 1 << at.group_shift;
+    at.last = u.slot - u.first_slot;
+    at.first = at.last & -fan;
+    at.size = min(fan, u.unit_count - at.first);
+    at.whole = u.flags & CU_ATT_WHOLE;
+    at.alone = u.unit_count <= fan;
+    return at;
+}
+
+/* Counts in an item whose partials are in memory, and folds what that completes. */
+template <typename TEAM, typename SHARED>
+PTX_INLINE void cu_att_count(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
+                             const cu_att_seat &seat)
+{
+    const cu_att_place at = cu_att_place_of(u);
+    if (!at.whole &&
+        !cu_att_count_units<TEAM>(p, sh, u, seat, u.first_slot + at.first, at.size, at.alone))
+        return;
+    if (!at.alone && !cu_att_count_group<TEAM>(p, sh, u, seat, at.group_shift)) return;
+    if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, seat.thread, TEAM::THREADS);
+}
+
+/* The end of an item, `group` its value if it is whole; false where it has yet to be counted in. */
+template <typename TEAM, int QUADS>
+PTX_INLINE bool cu_att_end_item(const cu_att_params &p, const cu_att_finished &u,
                                 const cu_att_seat &seat, int spread_pages,
                                 const cu_att_value<QUADS> &group)
 {
-    const int unit_shift = u.flags >> CU_ATT_SHIFT_AT & 7;
-    const int group_shift = cu_att_group_shift(unit_shift), fan = 1 << group_shift;
-    const int last = u.slot - u.first_slot; /* the item's last unit, of the token's */
-    const int first = last & -fan, size = min(fan, u.unit_count - first);
-    const bool whole = u.flags & CU_ATT_WHOLE, alone = u.unit_count <= fan;
-    if (whole && seat.row < p.group) {
+    const cu_att_place at = cu_att_place_of(u);
+    if (at.whole && seat.row < p.group) {
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
             const int quad = seat.first + i * seat.step;
             if (quad < p.head_dim / 4)
-                cu_att_put(p, u, seat, u.first_slot + first, quad, group.out[i], group.max,
-                           group.sum, alone, spread_pages != 0);
+                cu_att_put(p, u, seat, u.first_slot + at.first, quad, group.out[i], group.max,
+                           group.sum, at.alone, spread_pages != 0);
         }
     }
-    if (whole && alone) return true;
-    if (spread_pages) {
-        if (last != u.unit_count - 1) return false;
-        cu_att_spread_finish<THREADS>(
-            p, u, seat, cu_att_spread_list_of(u.unit_count, spread_pages, unit_shift, group_shift));
-        return true;
+    if (!at.whole || !at.alone) {
+        if (!spread_pages) return false;
+        if (at.last != u.unit_count - 1) return true;
+        cu_att_spread_finish<TEAM>(
+            p, u, seat,
+            cu_att_spread_list_of(u.unit_count, spread_pages, at.unit_shift, at.group_shift));
     }
-    if (!whole && !cu_att_count_units<THREADS>(p, sh, u, seat, u.first_slot + first, size, alone))
-        return false;
-    return alone || cu_att_count_group<THREADS>(p, sh, u, seat, group_shift);
+    if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, seat.thread, TEAM::THREADS);
+    return true;
+}
+
+/* --- the warps --- */
+
+template <int COUNT, int NAMED_BARRIER> struct cu_att_team {
+    static constexpr int THREADS = COUNT, BARRIER = NAMED_BARRIER;
+};
+
+/* Hands an item to the finishers: the thread-th of all combiners, the n-th item so handed. */
+template <typename SHARED>
+PTX_INLINE void cu_att_hand_on(SHARED &sh, const cu_att_finished &u, int n, int thread)
+{
+    const int i = n % CU_ATT_TODO;
+    if (thread == 0) {
+        if (n >= CU_ATT_TODO) ptx_mbarrier_wait(&sh.todo_empty[i], (n / CU_ATT_TODO & 1) ^ 1);
+        sh.todo[i] = u;
+    }
+    ptx_mbarrier_arrive(&sh.todo_full[i]);
+}
+
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_finish(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    using team = cu_att_team<32 * shape::FINISHERS, 4>;
+    const cu_att_seat seat = cu_att_sit(p, thread, shape::COMBINERS / shape::FINISHERS);
+    for (int n = 0;; n++) {
+        const int i = n % CU_ATT_TODO;
+        ptx_mbarrier_wait(&sh.todo_full[i], n / CU_ATT_TODO & 1);
+        const cu_att_finished u = sh.todo[i];
+        ptx_mbarrier_arrive(&sh.todo_empty[i]);
+        if (u.flags & CU_ATT_END) break;
+        cu_att_count<team>(p, sh, u, seat);
+    }
 }
 
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    constexpr int THREADS = 32 * shape::COMBINERS, QUADS = shape::QUADS;
+    using team = cu_att_team<32 * shape::COMBINERS, 3>;
     const int spread_pages = __ldcg(&p.head->spread_pages);
-    const cu_att_seat seat = cu_att_sit(p, thread);
-    cu_att_value<QUADS> group;
+    const cu_att_seat seat = cu_att_sit(p, thread, 1);
+    int handed = 0;
+    cu_att_value<shape::QUADS> group;
     cu_att_clear(group);
     for (int n = 0;; n++) {
         ptx_mbarrier_wait(&sh.finished_full, n & 1);
         const cu_att_finished u = sh.finished;
-        if (u.flags & CU_ATT_END) break;
+        if (u.flags & CU_ATT_END) {
+            if (shape::FINISHERS) cu_att_hand_on(sh, u, handed, thread);
+            break;
+        }
         if (seat.row < p.group) cu_att_take_unit(p, sh, u, seat, group, spread_pages != 0);
         ptx_mbarrier_arrive(&sh.finished_empty);
         if (!(u.flags & CU_ATT_ITEM_LAST)) continue;
-        if (cu_att_end_item<QUADS, THREADS>(p, sh, u, seat, spread_pages, group) &&
-            u.head == p.kv_heads - 1)
-            cu_att_clear_tail(p, u.token, thread, THREADS);
+        if (!cu_att_end_item<team>(p, u, seat, spread_pages, group)) {
+            if (shape::FINISHERS) cu_att_hand_on(sh, u, handed++, thread);
+            else cu_att_count<team>(p, sh, u, seat);
+        }
         cu_att_clear(group);
     }
 }

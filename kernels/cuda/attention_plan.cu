@@ -98,7 +98,8 @@ PTX_INLINE void plan_scan(plan_shared &sh, const int32_t (&value)[N], int32_t (&
 /* Units of an item of at most `pages` pages. */
 PTX_INLINE int32_t plan_item_units(int32_t pages, int32_t unit_shift)
 {
-    return min(max(1, pages >> unit_shift), 1 << cu_att_group_shift(unit_shift));
+    const int32_t most = min(pages, CU_ATT_ITEM_PAGES) >> unit_shift;
+    return min(max(1, most), 1 << cu_att_group_shift(unit_shift));
 }
 
 /* Reads the tokens, one a thread. */

@@ -22,7 +22,7 @@
 
 enum {
     CU_ATT_FAN = 16,         /* units of a group, at most */
-    CU_ATT_GROUP_PAGES = 32, /* pages of a group, at most: one page-table entry per lane */
+    CU_ATT_ITEM_PAGES = 32,  /* pages of an item, at most: one page-table entry per lane */
     CU_ATT_GROUP_MAX = 16,   /* query heads of a kv-head: rows of an mma */
     CU_ATT_SPREAD_MAX = 144, /* items of a spread plan, at most */
     CU_ATT_STATIC = 4,       /* items a CTA takes without asking the ticket */
@@ -54,12 +54,13 @@ struct kn_cu_plan_head {
  * sequence to many SMs, and the last wave of a large batch little to wait for. */
 __host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
 {
-    return pages <= 8 ? 0 : pages <= 32 ? 1 : pages <= 2048 ? 2 : 3;
+    return pages <= 8 ? 0 : pages <= 32 ? 1 : pages <= 512 ? 2 : pages <= 2048 ? 3 : 4;
 }
-/* log2 of the units of a group. */
+/* log2 of the units of a group: what an item can hold, or more where a token has so many pages that
+ * its groups would be too many to fold. */
 __host__ __device__ inline int32_t cu_att_group_shift(int32_t unit_shift)
 {
-    return unit_shift == 0 ? 4 : 5 - unit_shift;
+    return unit_shift == 2 ? 3 : 4;
 }
 
 /* Rows of a query tile: the group padded to half an mma or a whole one. */

@@ -313,6 +313,13 @@ PTX_INLINE void ptx_ldmatrix_x4_trans(uint32_t r[4], uint32_t shared_address)
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address));
 }
+/* An 8x8 matrix of 16-bit elements, two of a row in each lane, transposed. */
+PTX_INLINE uint32_t ptx_movmatrix_trans(uint32_t a)
+{
+    uint32_t d;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
+}
 /* d[16x8] += a[16x16] . b[16x8], bf16 in, fp32 out. */
 PTX_INLINE void ptx_mma_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {

@@ -66,6 +66,14 @@ PTX_INLINE void cu_att_fold(cu_att_value<1> &v, const float4 &x, float x_max, fl
     cu_att_fold_quad(v.out[0], factor, x, x_factor);
 }
 
+/* The same without a branch: what is not there folds as nothing, and changes no bit. */
+PTX_INLINE void cu_att_fold_if(bool there, cu_att_value<1> &v, const float4 &x, float x_max,
+                               float x_sum)
+{
+    cu_att_fold(v, there ? x : make_float4(0.f, 0.f, 0.f, 0.f), there ? x_max : -INFINITY,
+                there ? x_sum : 0.f);
+}
+
 /* --- partials in memory --- */
 
 /* Row of a slot in the workspace. */
@@ -176,7 +184,7 @@ PTX_INLINE cu_att_value<1> cu_att_fold_stored(const cu_att_params &p, const cu_a
         }
 #pragma unroll
         for (int b = 0; b < BATCH; b++)
-            if (begin + b < count) cu_att_fold(v, x[b], ml[b].x, ml[b].y);
+            cu_att_fold_if(begin + b < count, v, x[b], ml[b].x, ml[b].y);
     }
     return v;
 }
@@ -195,7 +203,8 @@ PTX_INLINE cu_att_spread_list cu_att_spread_list_of(int unit_count, int spread_p
     return {item >= unit_count - full ? full + 1 : unit_count, 1, fan};
 }
 
-/* A piece of the token's result under a spread plan: waits for all of the list. */
+/* A piece of the token's result under a spread plan: waits for all of the list.  A group ends where
+ * a batch does, or is one value. */
 PTX_INLINE cu_att_value<1> cu_att_spread_fold(const cu_att_params &p, const cu_att_finished &u,
                                               const cu_att_seat &seat,
                                               const cu_att_spread_list &list, int quad)
@@ -223,16 +232,13 @@ PTX_INLINE cu_att_value<1> cu_att_spread_fold(const cu_att_params &p, const cu_a
                 there = there && ml[b].x && ml[b].y && x[b].x && x[b].y && x[b].z && x[b].w;
         } while (!there);
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const int next = begin + b + 1;
-            if (next > list.count) continue;
-            cu_att_fold(group, cu_att_unword4(x[b]), cu_att_unword(ml[b].x),
-                        cu_att_unword(ml[b].y));
-            if ((next & list.fan - 1) == 0 || next == list.count) {
-                cu_att_fold(result, group.out[0], group.max, group.sum);
-                cu_att_clear(group);
-            }
-        }
+        for (int b = 0; b < BATCH; b++)
+            cu_att_fold_if(begin + b < list.count, group, cu_att_unword4(x[b]),
+                           cu_att_unword(ml[b].x), cu_att_unword(ml[b].y));
+        if (list.fan == 1 && begin + BATCH < list.count) continue;
+        if ((begin + BATCH & list.fan - 1) && begin + BATCH < list.count) continue;
+        cu_att_fold(result, group.out[0], group.max, group.sum);
+        cu_att_clear(group);
     }
     return result;
 }

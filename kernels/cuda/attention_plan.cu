@@ -95,11 +95,22 @@ PTX_INLINE void plan_scan(plan_shared &sh, const int32_t (&value)[N], int32_t (&
     }
 }
 
-/* Units of an item of at most `pages` pages. */
+/* Units of an item of at most `pages` pages: a power of two if that is one. */
 PTX_INLINE int32_t plan_item_units(int32_t pages, int32_t unit_shift)
 {
     const int32_t most = min(pages, CU_ATT_ITEM_PAGES) >> unit_shift;
     return min(max(1, most), 1 << cu_att_group_shift(unit_shift));
+}
+
+/* The same under a spread plan.  Waiting for others' partials takes as long as some pages do, so a
+ * token of one group is cut into more than two or not at all. */
+PTX_INLINE int32_t plan_spread_units(int32_t pages, int32_t unit_shift, int32_t unit_count)
+{
+    const int32_t fan = 1 << cu_att_group_shift(unit_shift),
+                  units = plan_item_units(pages, unit_shift);
+    return unit_count <= min(2 * units, fan) && unit_count << unit_shift <= CU_ATT_ITEM_PAGES
+               ? fan
+               : units;
 }
 
 /* Reads the tokens, one a thread. */
@@ -126,7 +137,9 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
         value[2] = pages;
 #pragma unroll
         for (int k = 0; k < PLAN_SIZES; k++)
-            value[3 + k] = (token.unit_count - 1) / plan_item_units(1 << k, token.unit_shift) + 1;
+            value[3 + k] = (token.unit_count - 1) /
+                               plan_spread_units(1 << k, token.unit_shift, token.unit_count) +
+                           1;
     }
     plan_scan(sh, value, before, total);
     token.first_slot = before[0];
@@ -225,10 +238,11 @@ __global__ void __launch_bounds__(PLAN_THREADS)
         int step = 1;
         if (g < sums.groups) {
             group = plan_group_of(p, sh, sums, g);
-            if (!group.tiers)
-                step = plan_item_units(sums.spread_pages ? sums.spread_pages
-                                                         : max(group.left / 2, PLAN_ITEM_MIN),
-                                       group.item.unit_shift);
+            const int32_t shift = group.item.unit_shift;
+            if (sums.spread_pages)
+                step = plan_spread_units(sums.spread_pages, shift, group.item.unit_count);
+            else if (!group.tiers)
+                step = plan_item_units(max(group.left / 2, PLAN_ITEM_MIN), shift);
             while (step & step - 1) step &= step - 1;
         }
 #pragma unroll

@@ -25,7 +25,7 @@ enum {
     CU_ATT_ITEM_PAGES = 32,  /* pages of an item, at most: one page-table entry per lane */
     CU_ATT_GROUP_MAX = 16,   /* query heads of a kv-head: rows of an mma */
     CU_ATT_SPREAD_MAX = 144, /* items of a spread plan, at most */
-    CU_ATT_STATIC = 4,       /* items a CTA takes without asking the ticket */
+    CU_ATT_STATIC = 3,       /* items a CTA takes without asking the ticket */
 };
 
 /* An item of the work list: a group or an aligned part of one. */
@@ -54,7 +54,7 @@ struct kn_cu_plan_head {
  * sequence to many SMs, and the last wave of a large batch little to wait for. */
 __host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
 {
-    return pages <= 8 ? 0 : pages <= 32 ? 1 : pages <= 512 ? 2 : pages <= 2048 ? 3 : 4;
+    return pages <= 32 ? 1 : pages <= 512 ? 2 : pages <= 2048 ? 3 : 4;
 }
 /* log2 of the units of a group: what an item can hold, or more where a token has so many pages that
  * its groups would be too many to fold. */

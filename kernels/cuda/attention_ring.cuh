@@ -177,7 +177,7 @@ PTX_INLINE void cu_att_next(cu_att_cursor *c, int stages)
 
 /* --- producer --- */
 
-/* The order in which a CTA takes items: four by rank, then by ticket; its remote tier, then local.
+/* The order in which a CTA takes items: three by rank, then by ticket; its remote tier, then local.
  */
 struct cu_att_source {
     cu_att_role role;
@@ -284,10 +284,12 @@ PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS
 }
 
 /* Issues an item's pages, lane i the i-th: its address and description are computed at once for
- * all of them, and what is left per stage is a wait, a store, the barrier's count and the copy. */
+ * all of them, and what is left per stage is a wait, a store, the barrier's count and the copy.
+ * Reads the next item's part of the page table after the first page, when that item is known. */
 template <int ATOMS, int ROWS, bool REMOTE>
 PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                             cu_att_issuer &is, const cu_att_item &item, kn_page entry, int lane,
+                             cu_att_issuer &is, const cu_att_item &item, kn_page entry,
+                             const cu_att_item &next, kn_page *next_entry, int lane,
                              uint64_t policy)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
@@ -309,6 +311,7 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
     if (!is.waited && lane >= old_count && lane < count)
         ptx_bulk_prefetch(from, shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
     for (int i = 0; i < count; i++) {
+        if (i == (count > 1)) *next_entry = cu_att_load_entry(p, next, lane);
         if (!is.waited && (i >= old_count || is.at.used + shape::PAGE_STAGES > p.stages))
             cu_att_wait_previous(p, sh, is, lane);
         const int page_tier = REMOTE ? __shfl_sync(0xffffffffu, tier, i) : 0;
@@ -362,21 +365,17 @@ PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
 
     cu_att_item item = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
     cu_att_item next = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
-    cu_att_claim third = cu_att_take(p, &source, lane), fourth = cu_att_take(p, &source, lane);
-    kn_page entry = cu_att_load_entry(p, item, lane);
-    while (item.there) {
-        const kn_page next_entry = cu_att_load_entry(p, next, lane);
-        const cu_att_item after = cu_att_load_item(p, &source, third, lane);
+    kn_page entry = cu_att_load_entry(p, item, lane), next_entry = 0;
+    while (item.there) { /* claimed ahead: two items, for the sake of an even end */
+        const cu_att_claim third = cu_att_take(p, &source, lane);
         if (REMOTE)
             remote_blocks += cu_att_shape<ATOMS, ROWS>::PAGE_STAGES *
                              __popc(__ballot_sync(0xffffffffu, cu_page_tier(entry) != 0));
-        cu_att_issue<ATOMS, ROWS, REMOTE>(p, sh, is, item, entry, lane, policy);
+        cu_att_issue<ATOMS, ROWS, REMOTE>(p, sh, is, item, entry, next, &next_entry, lane, policy);
         if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
-        third = fourth;
-        fourth = cu_att_take(p, &source, lane);
         item = next;
         entry = next_entry;
-        next = after;
+        next = cu_att_load_item(p, &source, third, lane);
     }
     if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
     if (lane != 0) return;

@@ -53,14 +53,14 @@ struct kn_cu_attention {
     int32_t units_max;
     int32_t cta_count; /* one per SM */
     struct kn_cu_attention_plan plan;
-    uint8_t *q;            /* [T][Hkv] query rows as mma fragments, bf16 */
-    float *partial;        /* [units_max][Hq][D] */
-    float *partial_ml;     /* [units_max][Hq][2]: maximum (log2 domain) and sum */
-    float *group_ml;       /* the same of a group of units, at the first one's slot */
-    uint32_t *group_count; /* [units_max][Hkv]: arrivals; zero between launches */
+    uint8_t *q; /* [T][Hkv] query rows as mma fragments, bf16 */
+    /* Partials as words (attention_combine.cuh); they and the counts are zero between launches. */
+    uint32_t *partial;       /* [units_max][Hq][D] */
+    uint32_t *partial_ml;    /* [units_max][Hq][2]: maximum (log2 domain) and sum */
+    uint32_t *group_partial; /* the same of groups of units, of tokens that have several */
+    uint32_t *group_ml;
+    uint32_t *group_count; /* [units_max][Hkv]: arrivals */
     uint32_t *root_count;  /* [units_max][Hkv] */
-    uint32_t *spread;      /* the partials of small batches, [slot][Hq][D]; zero between launches */
-    uint32_t *spread_ml;   /* [slot][Hq][2] */
 };
 
 /* Bytes of device memory for kn_cu_attention_init.  ST_UNSUPPORTED names what the kernels lack. */

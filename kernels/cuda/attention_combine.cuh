@@ -1,14 +1,18 @@
 /*
- * attention_combine.cuh - the combiner warps of a decode attention CTA: from the accumulators of a
- * unit's four warps to the unit, from units to their group, from groups to the result; always left
- * to right (decode_attention.cuh, invariant 2).
+ * attention_combine.cuh - the combiner and finisher warps of a decode attention CTA: from the
+ * accumulators of a unit's four warps to the unit, from units to their group, from groups to the
+ * result; always left to right (decode_attention.cuh, invariant 2).
  *
  * The units of a whole group never leave the combiners' registers.  Other partials go through
- * memory, in one of two ways.  Under a spread plan, where every item has a CTA of its own, the CTA
- * with the token's last unit reads the others' words over and over until they are there: a word is
- * stored complemented, so that zero says "not yet", and is zero again when it has been read.
- * Else who counts in last reads them, so that no CTA waits for another; that takes a release, an
- * atomic and an acquire, a microsecond or two under load.
+ * memory as words that say by themselves whether they have been written: a float's bits,
+ * complemented, and zero for "not yet".  Who wants them reads them until all are there, then makes
+ * them zero again.  Nobody waits for a store to become visible: neither fences nor acquires, which
+ * take a microsecond or two each while memory is busy.
+ *
+ * Who wants them?  Under a spread plan, where every item has a CTA of its own, the CTA that has the
+ * token's last unit.  Else who counts in last, of a group's units, then of a token's groups: the
+ * others' stores are then at least on their way, so no CTA waits for one that has yet to begin.
+ * Counting in is the finishers' work, for the atomic takes as long as some pages.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
@@ -30,12 +34,13 @@ template <int QUADS> PTX_INLINE void cu_att_clear(cu_att_value<QUADS> &v)
     v.sum = 0.f;
 }
 
-/* Where a combiner thread stands: row `row` of the group's heads, pieces first, first + step.. */
+/* Where a thread stands in its team: row `row` of the group's heads, pieces first, first + step..
+ */
 struct cu_att_seat {
     int32_t thread, row, first, step;
 };
 
-/* Of threads that are one in `fewer` of the combiners. */
+/* Of a team that is one in `fewer` of the combiners. */
 PTX_INLINE cu_att_seat cu_att_sit(const cu_att_params &p, int thread, int fewer)
 {
     const int step = (1 << p.row_shift) / fewer;
@@ -65,7 +70,6 @@ PTX_INLINE void cu_att_fold(cu_att_value<1> &v, const float4 &x, float x_max, fl
     cu_att_fold_ml(v.max, v.sum, x_max, x_sum, factor, x_factor);
     cu_att_fold_quad(v.out[0], factor, x, x_factor);
 }
-
 /* The same without a branch: what is not there folds as nothing, and changes no bit. */
 PTX_INLINE void cu_att_fold_if(bool there, cu_att_value<1> &v, const float4 &x, float x_max,
                                float x_sum)
@@ -76,15 +80,7 @@ PTX_INLINE void cu_att_fold_if(bool there, cu_att_value<1> &v, const float4 &x, 
 
 /* --- partials in memory --- */
 
-/* Row of a slot in the workspace. */
-PTX_INLINE size_t cu_att_row(const cu_att_params &p, const cu_att_finished &u,
-                             const cu_att_seat &seat, int slot)
-{
-    return (size_t)slot * p.q_heads + u.head * p.group + seat.row;
-}
-
-/* A word under a spread plan and back.  No float is without a word: the one NaN whose complement
- * would be zero passes as another NaN. */
+/* No float is without a word: the one NaN whose complement would be zero passes as another NaN. */
 PTX_INLINE uint32_t cu_att_word(float x)
 {
     const uint32_t word = ~__float_as_uint(x);
@@ -100,33 +96,102 @@ PTX_INLINE float4 cu_att_unword4(uint4 w)
                        cu_att_unword(w.w));
 }
 
-PTX_INLINE void cu_att_put_quad(const cu_att_params &p, size_t row, int quad, const float4 &x,
-                                bool spread)
+/* Partials of one row: the first's row in the workspace, and how many rows on the next is. */
+struct cu_att_words {
+    uint32_t *out, *ml;
+    uint32_t row, step;
+};
+
+/* Units from `slot` on, every `stride`-th. */
+PTX_INLINE cu_att_words cu_att_units_at(const cu_att_params &p, const cu_att_finished &u,
+                                        const cu_att_seat &seat, int slot, int stride)
 {
-    if (spread)
-        ptx_store_relaxed_v4(
-            p.spread + row * p.head_dim + quad * 4,
-            make_uint4(cu_att_word(x.x), cu_att_word(x.y), cu_att_word(x.z), cu_att_word(x.w)));
-    else __stcg((float4 *)(p.partial + row * p.head_dim) + quad, x);
+    const uint32_t row = slot * p.q_heads + u.head * p.group + seat.row;
+    return {p.partial, p.partial_ml, row, (uint32_t)(stride * p.q_heads)};
 }
-PTX_INLINE void cu_att_put_ml(const cu_att_params &p, float2 *all_ml, size_t row, float max,
-                              float sum, bool spread)
+/* The token's groups, from that of unit `first` on.  A group has 8 units at least, unless it is the
+ * token's last: hence a place of its own for each. */
+PTX_INLINE cu_att_words cu_att_groups_at(const cu_att_params &p, const cu_att_finished &u,
+                                         const cu_att_seat &seat, int first, int group_shift)
 {
-    if (spread)
-        ptx_store_relaxed_v2(p.spread_ml + 2 * row, make_uint2(cu_att_word(max), cu_att_word(sum)));
-    else __stcg(all_ml + row, make_float2(max, sum));
+    const uint32_t slot = (u.first_slot + first) / 8 + u.token;
+    const uint32_t row = slot * p.q_heads + u.head * p.group + seat.row;
+    return {p.group_partial, p.group_ml, row, (uint32_t)((1 << group_shift) / 8 * p.q_heads)};
 }
+
+PTX_INLINE void cu_att_put_quad(const cu_att_params &p, const cu_att_words &to, int quad,
+                                const float4 &x)
+{
+    ptx_store_relaxed_v4(
+        to.out + to.row * p.head_dim + quad * 4,
+        make_uint4(cu_att_word(x.x), cu_att_word(x.y), cu_att_word(x.z), cu_att_word(x.w)));
+}
+PTX_INLINE void cu_att_put_ml(const cu_att_words &to, float max, float sum)
+{
+    ptx_store_relaxed_v2(to.ml + 2 * to.row, make_uint2(cu_att_word(max), cu_att_word(sum)));
+}
+
+/* A piece of the fold of `count` partials, which it waits for.  `fan`: they are folded by so many
+ * (a multiple of 8) first; 1: at once.  A batch's loads are in flight together. */
+PTX_INLINE cu_att_value<1> cu_att_fold_words(const cu_att_params &p, const cu_att_words &from,
+                                             int count, int fan, int quad)
+{
+    constexpr int BATCH = 8;
+    cu_att_value<1> result, group;
+    cu_att_clear(result);
+    cu_att_clear(group);
+    for (int begin = 0; begin < count; begin += BATCH) {
+        uint4 x[BATCH];
+        uint2 ml[BATCH];
+        bool there;
+        do {
+            there = true;
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                const uint32_t row = from.row + min(begin + b, count - 1) * from.step;
+                ml[b] = ptx_load_relaxed_v2(from.ml + 2 * row);
+                x[b] = ptx_load_relaxed_v4(from.out + row * p.head_dim + quad * 4);
+            }
+#pragma unroll
+            for (int b = 0; b < BATCH; b++)
+                there = there && ml[b].x && ml[b].y && x[b].x && x[b].y && x[b].z && x[b].w;
+        } while (!there);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++)
+            cu_att_fold_if(begin + b < count, group, cu_att_unword4(x[b]), cu_att_unword(ml[b].x),
+                           cu_att_unword(ml[b].y));
+        if ((fan == 1 || (begin + BATCH & fan - 1)) && begin + BATCH < count) continue;
+        cu_att_fold(result, group.out[0], group.max, group.sum);
+        cu_att_clear(group);
+    }
+    return result;
+}
+
+/* Makes their words zero again. */
+PTX_INLINE void cu_att_clear_words(const cu_att_params &p, const cu_att_words &at,
+                                   const cu_att_seat &seat, int count)
+{
+    for (int i = 0; i < count; i++) {
+        const uint32_t row = at.row + i * at.step;
+        for (int quad = seat.first; quad < p.head_dim / 4; quad += seat.step)
+            ptx_store_relaxed_v4(at.out + row * p.head_dim + quad * 4, make_uint4(0, 0, 0, 0));
+        if (seat.first == 0) ptx_store_relaxed_v2(at.ml + 2 * row, make_uint2(0, 0));
+    }
+}
+
+/* --- a unit --- */
+
 /* The unit from what the four warps of a team have left of it: folded onto `group` if the item is
  * whole, else to memory. */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
                                  const cu_att_finished &u, const cu_att_seat &seat,
-                                 cu_att_value<cu_att_shape<ATOMS, ROWS>::QUADS> &group, bool spread)
+                                 cu_att_value<cu_att_shape<ATOMS, ROWS>::QUADS> &group)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
     constexpr int TEAM_QUADS = shape::TILES * 4;
     const bool whole = u.flags & CU_ATT_WHOLE;
-    const size_t unit_row = cu_att_row(p, u, seat, u.slot);
+    const cu_att_words to = cu_att_units_at(p, u, seat, u.slot, 1);
     float warp_factor[4], most = -INFINITY, sum = 0.f, factor, x_factor;
     float2 ml[4];
 #pragma unroll
@@ -140,7 +205,7 @@ PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, RO
         sum = __fmaf_rn(warp_factor[w], ml[w].y, sum);
     }
     if (whole) cu_att_fold_ml(group.max, group.sum, most, sum, factor, x_factor);
-    else if (seat.first == 0) cu_att_put_ml(p, p.partial_ml, unit_row, most, sum, spread);
+    else if (seat.first == 0) cu_att_put_ml(to, most, sum);
 #pragma unroll
     for (int i = 0; i < shape::QUADS; i++) {
         const int quad = seat.first + i * seat.step;
@@ -158,104 +223,16 @@ PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, RO
             x.w = __fmaf_rn(warp_factor[w], y.w, x.w);
         }
         if (whole) cu_att_fold_quad(group.out[i], factor, x, x_factor);
-        else cu_att_put_quad(p, unit_row, quad, x, spread);
-    }
-}
-
-/* A piece of `count` values, every `stride`-th slot from `slot` on, folded.  A batch's loads are in
- * flight together. */
-PTX_INLINE cu_att_value<1> cu_att_fold_stored(const cu_att_params &p, const cu_att_finished &u,
-                                              const cu_att_seat &seat, const float2 *all_ml,
-                                              int slot, int stride, int count, int quad)
-{
-    constexpr int BATCH = 8;
-    const size_t row = cu_att_row(p, u, seat, slot);
-    const int step = stride * p.q_heads;
-    cu_att_value<1> v;
-    cu_att_clear(v);
-    for (int begin = 0; begin < count; begin += BATCH) {
-        float4 x[BATCH];
-        float2 ml[BATCH];
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const size_t at = row + (uint32_t)(min(begin + b, count - 1) * step);
-            ml[b] = __ldcg(all_ml + at);
-            x[b] = __ldcg((const float4 *)(p.partial + at * p.head_dim) + quad);
-        }
-#pragma unroll
-        for (int b = 0; b < BATCH; b++)
-            cu_att_fold_if(begin + b < count, v, x[b], ml[b].x, ml[b].y);
-    }
-    return v;
-}
-
-/* What of a token lies in memory under a spread plan: `count` values, `stride` slots apart; a group
- * is `fan` of them, or what is left. */
-struct cu_att_spread_list {
-    int32_t count, stride, fan;
-};
-PTX_INLINE cu_att_spread_list cu_att_spread_list_of(int unit_count, int spread_pages,
-                                                    int unit_shift, int group_shift)
-{
-    const int fan = 1 << group_shift, item = max(1, spread_pages >> unit_shift);
-    const int groups = (unit_count + fan - 1) >> group_shift, full = (groups - 1) << group_shift;
-    if (item >= fan) return {groups, fan, 1};
-    return {item >= unit_count - full ? full + 1 : unit_count, 1, fan};
-}
-
-/* A piece of the token's result under a spread plan: waits for all of the list.  A group ends where
- * a batch does, or is one value. */
-PTX_INLINE cu_att_value<1> cu_att_spread_fold(const cu_att_params &p, const cu_att_finished &u,
-                                              const cu_att_seat &seat,
-                                              const cu_att_spread_list &list, int quad)
-{
-    constexpr int BATCH = 8;
-    const uint32_t first = (uint32_t)cu_att_row(p, u, seat, u.first_slot);
-    const int step = list.stride * p.q_heads;
-    cu_att_value<1> result, group;
-    cu_att_clear(result);
-    cu_att_clear(group);
-    for (int begin = 0; begin < list.count; begin += BATCH) {
-        uint4 x[BATCH];
-        uint2 ml[BATCH];
-        bool there;
-        do {
-            there = true;
-#pragma unroll
-            for (int b = 0; b < BATCH; b++) {
-                const uint32_t row = first + min(begin + b, list.count - 1) * step;
-                ml[b] = ptx_load_relaxed_v2(p.spread_ml + 2 * row);
-                x[b] = ptx_load_relaxed_v4(p.spread + row * p.head_dim + quad * 4);
-            }
-#pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                there = there && ml[b].x && ml[b].y && x[b].x && x[b].y && x[b].z && x[b].w;
-        } while (!there);
-#pragma unroll
-        for (int b = 0; b < BATCH; b++)
-            cu_att_fold_if(begin + b < list.count, group, cu_att_unword4(x[b]),
-                           cu_att_unword(ml[b].x), cu_att_unword(ml[b].y));
-        if (list.fan == 1 && begin + BATCH < list.count) continue;
-        if ((begin + BATCH & list.fan - 1) && begin + BATCH < list.count) continue;
-        cu_att_fold(result, group.out[0], group.max, group.sum);
-        cu_att_clear(group);
-    }
-    return result;
-}
-
-/* Makes the list's words zero again. */
-PTX_INLINE void cu_att_spread_clear(const cu_att_params &p, const cu_att_finished &u,
-                                    const cu_att_seat &seat, const cu_att_spread_list &list)
-{
-    for (int i = 0; i < list.count; i++) {
-        const size_t row = cu_att_row(p, u, seat, u.first_slot + i * list.stride);
-        for (int quad = seat.first; quad < p.head_dim / 4; quad += seat.step)
-            ptx_store_relaxed_v4(p.spread + row * p.head_dim + quad * 4, make_uint4(0, 0, 0, 0));
-        if (seat.first == 0) ptx_store_relaxed_v2(p.spread_ml + 2 * row, make_uint2(0, 0));
+        else cu_att_put_quad(p, to, quad, x);
     }
 }
 
 /* --- results --- */
+
+/* Threads that work together, and the barrier among them. */
+template <int COUNT, int NAMED_BARRIER> struct cu_att_team {
+    static constexpr int THREADS = COUNT, BARRIER = NAMED_BARRIER;
+};
 
 /* A piece of the result: bf16 in the activation layout. */
 PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u,
@@ -277,83 +254,54 @@ PTX_INLINE void cu_att_clear_tail(const cu_att_params &p, int token, int thread,
         *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, token, k)) = make_uint2(0, 0);
 }
 
+/* Folds partials, to the result or to the place of a group, and clears them. */
+template <typename TEAM>
+PTX_INLINE void cu_att_reduce(const cu_att_params &p, const cu_att_finished &u,
+                              const cu_att_seat &seat, const cu_att_words &from, int count, int fan,
+                              bool result, const cu_att_words &to)
+{
+    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
+    for (int quad = seat.first; quad < quads; quad += seat.step) {
+        const cu_att_value<1> v = cu_att_fold_words(p, from, count, fan, quad);
+        if (result) {
+            cu_att_write(p, u, seat, quad, v.out[0], v.sum);
+        } else {
+            cu_att_put_quad(p, to, quad, v.out[0]);
+            if (quad == 0) cu_att_put_ml(to, v.max, v.sum);
+        }
+    }
+    __syncwarp();
+    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS); /* all have read the maxima and sums */
+    if (quads) cu_att_clear_words(p, from, seat, count);
+}
+
+/* What of a token lies in memory under a spread plan: `count` values, `stride` slots apart; a group
+ * is `fan` of them, or what is left. */
+struct cu_att_spread_list {
+    int32_t count, stride, fan;
+};
+PTX_INLINE cu_att_spread_list cu_att_spread_list_of(int unit_count, int spread_pages,
+                                                    int unit_shift, int group_shift)
+{
+    const int fan = 1 << group_shift, item = max(1, spread_pages >> unit_shift);
+    const int groups = (unit_count + fan - 1) >> group_shift, full = (groups - 1) << group_shift;
+    if (item >= fan) return {groups, fan, 1};
+    return {item >= unit_count - full ? full + 1 : unit_count, 1, fan};
+}
+
 /* Counts `units` in; true for all of the team where they were the last, which also clears the
- * count. */
+ * count.  It orders nothing: partials speak for themselves. */
 template <typename TEAM, typename SHARED>
 PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int units, int expected, int thread)
 {
     ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS);
     if (thread == 0) {
-        const bool last = ptx_atomic_add_acq_rel(count, units) == (uint32_t)(expected - units);
+        const bool last = ptx_atomic_add_relaxed(count, units) == (uint32_t)(expected - units);
         if (last) *count = 0;
         sh.count_last = last;
     }
     ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS);
     return sh.count_last;
-}
-
-/* A folded piece to where it belongs: the result, or the place of its group's first unit, where the
- * same thread has read it. */
-PTX_INLINE void cu_att_put(const cu_att_params &p, const cu_att_finished &u,
-                           const cu_att_seat &seat, int slot, int quad, const float4 &out,
-                           float max, float sum, bool result, bool spread)
-{
-    if (result) {
-        cu_att_write(p, u, seat, quad, out, sum);
-        return;
-    }
-    const size_t row = cu_att_row(p, u, seat, slot);
-    cu_att_put_quad(p, row, quad, out, spread);
-    if (quad == 0) cu_att_put_ml(p, p.group_ml, row, max, sum, spread);
-}
-
-/* The end of a token's last item under a spread plan: the result, and the words cleared. */
-template <typename TEAM>
-PTX_INLINE void cu_att_spread_finish(const cu_att_params &p, const cu_att_finished &u,
-                                     const cu_att_seat &seat, const cu_att_spread_list &list)
-{
-    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
-    for (int quad = seat.first; quad < quads; quad += seat.step) {
-        const cu_att_value<1> v = cu_att_spread_fold(p, u, seat, list, quad);
-        cu_att_write(p, u, seat, quad, v.out[0], v.sum);
-    }
-    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS); /* all have read the maxima and sums */
-    if (quads) cu_att_spread_clear(p, u, seat, list);
-}
-
-/* The end of an item that is part of a group: the last to come folds the group, to memory or to the
- * result; false for the others. */
-template <typename TEAM, typename SHARED>
-PTX_INLINE bool cu_att_count_units(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
-                                   const cu_att_seat &seat, int first, int size, bool result)
-{
-    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
-    uint32_t *arrivals = p.group_count + (size_t)first * p.kv_heads + u.head;
-    const int units = u.flags >> CU_ATT_UNITS_AT & 31;
-    if (!cu_att_arrive<TEAM>(sh, arrivals, units, size, seat.thread)) return false;
-    for (int quad = seat.first; quad < quads; quad += seat.step) {
-        const cu_att_value<1> v =
-            cu_att_fold_stored(p, u, seat, p.partial_ml, first, 1, size, quad);
-        cu_att_put(p, u, seat, first, quad, v.out[0], v.max, v.sum, result, false);
-    }
-    return true;
-}
-
-/* A group of several is in memory: the last to come folds them to the result. */
-template <typename TEAM, typename SHARED>
-PTX_INLINE bool cu_att_count_group(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
-                                   const cu_att_seat &seat, int group_shift)
-{
-    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
-    const int groups = (u.unit_count - 1 >> group_shift) + 1;
-    uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
-    if (!cu_att_arrive<TEAM>(sh, arrivals, 1, groups, seat.thread)) return false;
-    for (int quad = seat.first; quad < quads; quad += seat.step) {
-        const cu_att_value<1> v = cu_att_fold_stored(p, u, seat, p.group_ml, u.first_slot,
-                                                     1 << group_shift, groups, quad);
-        cu_att_write(p, u, seat, quad, v.out[0], v.sum);
-    }
-    return true;
 }
 
 /* Where an item stands in its token. */
@@ -383,10 +331,20 @@ PTX_INLINE void cu_att_count(const cu_att_params &p, SHARED &sh, const cu_att_fi
                              const cu_att_seat &seat)
 {
     const cu_att_place at = cu_att_place_of(u);
-    if (!at.whole &&
-        !cu_att_count_units<TEAM>(p, sh, u, seat, u.first_slot + at.first, at.size, at.alone))
-        return;
-    if (!at.alone && !cu_att_count_group<TEAM>(p, sh, u, seat, at.group_shift)) return;
+    const int slot = u.first_slot + at.first, units = u.flags >> CU_ATT_UNITS_AT & 31;
+    const int groups = (u.unit_count - 1 >> at.group_shift) + 1;
+    if (!at.whole) {
+        uint32_t *arrivals = p.group_count + (size_t)slot * p.kv_heads + u.head;
+        if (!cu_att_arrive<TEAM>(sh, arrivals, units, at.size, seat.thread)) return;
+        cu_att_reduce<TEAM>(p, u, seat, cu_att_units_at(p, u, seat, slot, 1), at.size, 1, at.alone,
+                            cu_att_groups_at(p, u, seat, at.first, at.group_shift));
+    }
+    if (!at.alone) {
+        uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
+        if (!cu_att_arrive<TEAM>(sh, arrivals, 1, groups, seat.thread)) return;
+        cu_att_reduce<TEAM>(p, u, seat, cu_att_groups_at(p, u, seat, 0, at.group_shift), groups, 1,
+                            true, cu_att_words());
+    }
     if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, seat.thread, TEAM::THREADS);
 }
 
@@ -398,30 +356,31 @@ PTX_INLINE bool cu_att_end_item(const cu_att_params &p, const cu_att_finished &u
 {
     const cu_att_place at = cu_att_place_of(u);
     if (at.whole && seat.row < p.group) {
+        const cu_att_words to = spread_pages
+                                    ? cu_att_units_at(p, u, seat, u.first_slot + at.first, 1)
+                                    : cu_att_groups_at(p, u, seat, at.first, at.group_shift);
 #pragma unroll
         for (int i = 0; i < QUADS; i++) {
             const int quad = seat.first + i * seat.step;
-            if (quad < p.head_dim / 4)
-                cu_att_put(p, u, seat, u.first_slot + at.first, quad, group.out[i], group.max,
-                           group.sum, at.alone, spread_pages != 0);
+            if (quad >= p.head_dim / 4) break;
+            if (at.alone) cu_att_write(p, u, seat, quad, group.out[i], group.sum);
+            else cu_att_put_quad(p, to, quad, group.out[i]);
         }
+        if (!at.alone && seat.first == 0) cu_att_put_ml(to, group.max, group.sum);
     }
     if (!at.whole || !at.alone) {
         if (!spread_pages) return false;
         if (at.last != u.unit_count - 1) return true;
-        cu_att_spread_finish<TEAM>(
-            p, u, seat,
-            cu_att_spread_list_of(u.unit_count, spread_pages, at.unit_shift, at.group_shift));
+        const cu_att_spread_list list =
+            cu_att_spread_list_of(u.unit_count, spread_pages, at.unit_shift, at.group_shift);
+        cu_att_reduce<TEAM>(p, u, seat, cu_att_units_at(p, u, seat, u.first_slot, list.stride),
+                            list.count, list.fan, true, cu_att_words());
     }
     if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, seat.thread, TEAM::THREADS);
     return true;
 }
 
 /* --- the warps --- */
-
-template <int COUNT, int NAMED_BARRIER> struct cu_att_team {
-    static constexpr int THREADS = COUNT, BARRIER = NAMED_BARRIER;
-};
 
 /* Hands an item to the finishers: the thread-th of all combiners, the n-th item so handed. */
 template <typename SHARED>
@@ -468,7 +427,7 @@ PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
             if (shape::FINISHERS) cu_att_hand_on(sh, u, handed, thread);
             break;
         }
-        if (seat.row < p.group) cu_att_take_unit(p, sh, u, seat, group, spread_pages != 0);
+        if (seat.row < p.group) cu_att_take_unit(p, sh, u, seat, group);
         ptx_mbarrier_arrive(&sh.finished_empty);
         if (!(u.flags & CU_ATT_ITEM_LAST)) continue;
         if (!cu_att_end_item<team>(p, u, seat, spread_pages, group)) {

@@ -30,11 +30,8 @@ struct cu_att_params {
     const uint8_t *base[KN_TIER_MAX]; /* of this layer's heads */
     size_t page_bytes;
     const uint8_t *q;
-    float *partial;
-    float2 *partial_ml, *group_ml;
+    uint32_t *partial, *partial_ml, *group_partial, *group_ml;
     uint32_t *group_count, *root_count;
-    uint32_t *spread; /* what `partial` is, complemented, where the plan is spread */
-    uint32_t *spread_ml;
     uint8_t *out;
     kn_cu_traffic *traffic;
     int32_t units_max, token_rows, stages;

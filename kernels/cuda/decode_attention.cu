@@ -64,14 +64,13 @@ static uint8_t *lay_out(struct kn_cu_attention *a, uint8_t *base)
     uint8_t *at = base;
     kn_cu_attention_plan_init(a, &a->plan, carve(&at, kn_cu_attention_plan_bytes(a)));
     a->q = carve(&at, (size_t)s->tokens_max * s->kv_heads * cu_att_q_bytes(group, s->head_dim));
-    a->partial = (float *)carve(&at, units * s->q_heads * s->head_dim * sizeof(float));
-    a->partial_ml = (float *)carve(&at, units * s->q_heads * sizeof(float2));
-    a->group_ml = (float *)carve(&at, units * s->q_heads * sizeof(float2));
+    const size_t groups = units / 8 + s->tokens_max, row_bytes = s->q_heads * sizeof(uint32_t);
+    a->partial = (uint32_t *)carve(&at, units * s->head_dim * row_bytes);
+    a->partial_ml = (uint32_t *)carve(&at, units * 2 * row_bytes);
+    a->group_partial = (uint32_t *)carve(&at, groups * s->head_dim * row_bytes);
+    a->group_ml = (uint32_t *)carve(&at, groups * 2 * row_bytes);
     a->group_count = (uint32_t *)carve(&at, units * s->kv_heads * sizeof(uint32_t));
     a->root_count = (uint32_t *)carve(&at, units * s->kv_heads * sizeof(uint32_t));
-    const size_t rows = CU_ATT_SPREAD_MAX / s->kv_heads * CU_ATT_FAN * s->q_heads;
-    a->spread = (uint32_t *)carve(&at, rows * s->head_dim * sizeof(uint32_t));
-    a->spread_ml = (uint32_t *)carve(&at, rows * sizeof(uint2));
     return at;
 }
 
@@ -184,12 +183,11 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
     p.page_bytes = kn_kv_page_bytes(kv);
     p.q = a->q;
     p.partial = a->partial;
-    p.partial_ml = (float2 *)a->partial_ml;
-    p.group_ml = (float2 *)a->group_ml;
+    p.partial_ml = a->partial_ml;
+    p.group_partial = a->group_partial;
+    p.group_ml = a->group_ml;
     p.group_count = a->group_count;
     p.root_count = a->root_count;
-    p.spread = a->spread;
-    p.spread_ml = a->spread_ml;
     p.out = (uint8_t *)args->out;
     p.traffic = args->traffic;
     p.units_max = a->units_max;

@@ -2,30 +2,32 @@
  * decode_attention.cuh - one token's attention over its sequence's KV pages, for many tokens.
  *
  * Floor: the bytes of K and V over the bandwidth of the tier they lie in.  At 4.7 TB/s an SM takes
- * a 64-token page of one 128-wide head (32 KB) every 0.92 us, some 1,560 cycles.  Four warps keep
- * up with that: each reads 8 KB of the page by ldmatrix, multiplies 32 times with mma.sync and
- * exponentiates 4 or 8 scores a thread (left out, the softmax changes no timing).  So wgmma would
- * gain nothing; what matters is that the ring of bulk copies is full from the first microsecond to
- * the last.
+ * a 64-token page of one 128-wide head (32 KB) every 0.92 us, some 1,650 cycles.  Four warps need
+ * 1,100 for it, one long chain of dependent instructions each (ldmatrix, products, maximum,
+ * exponentials, products), so wgmma would gain little, and between its first page and its last a
+ * CTA runs at 0.99 of the streaming rate.  What matters is that all CTAs end at once, and that
+ * little is left to do then.
  *
- * One CTA per SM, of four kinds of warps:
+ * One CTA per SM, of five kinds of warps:
  *
  * Producer (attention_ring.cuh): takes items from the work list and keeps five or six 16 KB copies
- * in flight.  The next items' tickets, words and page tables are read while this one's pages are
+ * in flight.  The next item's ticket, words and page table are read while this one's pages are
  * issued, so that no latency empties the ring.  Pages that this step does not write are fetched
- * before griddepcontrol.wait.
+ * before griddepcontrol.wait, and of those it does write the rest is brought to L2.
  *
  * Consumers (here): warp w takes tokens 16w..16w+15 of every page, with a softmax and an
- * accumulator of its own, so they need no barrier among themselves.  The group's query heads are
- * the 16 rows of the MMA (8 or fewer leave the upper half idle); the scores' accumulator layout is
- * the A operand of P.V, so P never leaves its registers.  At head dimension 256 two teams of four
- * share a page: both compute all scores, each half the output.  At a unit's end the warps leave
- * their accumulators in shared memory and go on.
+ * accumulator of its own, so they need no barrier among themselves.  All is transposed: tokens are
+ * the rows of K.Q, dimensions those of V.P, and the group's query heads the 8 or 16 columns, so
+ * that a group of up to eight fills the instruction.  P turns from accumulator to operand by
+ * movmatrix.  At head dimension 256 two teams of four share a page: both compute all scores, each
+ * half the output.  At a unit's end the warps leave their accumulators in shared memory and go on.
  *
- * Combiners (attention_combine.cuh): merge the four warps' accumulators into the unit's partial and
- * count a run of units in.  Who completes a group of 16 units merges them, who completes a token's
- * groups merges those and writes the result.  They stand apart because a release and an atomic take
- * a microsecond or two under load.
+ * Combiners (attention_combine.cuh): make a unit of the four warps' accumulators, and fold it onto
+ * its group or store it.
+ *
+ * Finishers (attention_combine.cuh): count in items that are not all there is of their token; who
+ * completes a group folds it, who completes a token's groups folds those and writes the result.
+ * They stand apart because an atomic and the partials' loads take microseconds under load.
  *
  * Poller (attention_ring.cuh): where the CTA reads a remote tier, stamps landings.
  *
@@ -34,10 +36,10 @@
  *  1. A unit's partial depends on q and the keys the token sees: keys outside [key_begin, key_end)
  *     get score -inf, and their V is cleared bit by bit, so NaN in unwritten memory stays there.
  *
- *  2. Merges run left to right over warps, units, groups, whoever performs them.
+ *  2. Folds run left to right over warps, units, groups, whoever performs them.
  *
- *  3. All counters are zero before and after a launch.  The plan and pages older than the step are
- *     the only memory read before griddepcontrol.wait.
+ *  3. Counters and partials are zero before and after a launch.  The plan and pages older than the
+ *     step are the only memory read before griddepcontrol.wait.
  *
  *  4. A stage is filled again after all consumer warps (and the poller) have arrived on its empty
  *     barrier; the accumulators' place after all combiner threads have.
@@ -45,15 +47,16 @@
  *  5. Every CTA takes its first items by rank and the rest by ticket, so a CTA that reads slow
  *     memory is simply given fewer local items.
  *
- * P is rounded to bf16 for P.V and the sum of weights is of the rounded values, so the weights are
+ *  6. A CTA waits for another only where both hold one item each (a spread plan), or for stores
+ *     that the other has already issued.
+ *
+ * P is rounded to bf16 for V.P and the sum of weights is of the rounded values, so the weights are
  * exactly normalised: |error| <= 2^-8 * (sum p|v| / sum p + |out|), then the result's rounding.
  *
- * Measured on an H200, 32/8 heads of 128, as a share of a kernel that only streams (4.70 TB/s):
- * 64 x 4,096 0.93, 1 x 131,072 0.92, 8 x 16,384 0.93, 128 x 1,024 0.92.  A lone sequence of 512
- * takes 6 us, of 4,096 9.8 us.  Lost are the last items' unevenness, the final merge (about 3 us),
- * and some 0.36 us a unit, which neither softmax nor the partials' stores account for.
+ * MEASURED
  *
- * After FlashDecoding and FlashMLA; the ring and its remote window after DAK.
+ * After FlashDecoding and FlashMLA; the ring and its remote window after DAK; words that carry
+ * their own mark after NCCL's low-latency protocol.
  */
 #ifndef DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH
 #define DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH

@@ -45,12 +45,12 @@ struct kn_cu_unit;
 /* A step's work list; laid out by kn_cu_attention_init. */
 struct kn_cu_attention_plan {
     struct kn_cu_plan_head *head;
-    struct kn_cu_unit *units; /* [KN_TIER_MAX][items_max]: items */
+    struct kn_cu_unit *units; /* [KN_TIER_MAX][units_max] */
 };
 
 struct kn_cu_attention {
     struct kn_cu_attention_shape shape;
-    int32_t units_max, items_max;
+    int32_t units_max;
     int32_t cta_count; /* one per SM */
     struct kn_cu_attention_plan plan;
     uint8_t *q; /* [T][Hkv] query rows as mma fragments, bf16 */

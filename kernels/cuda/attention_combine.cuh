@@ -191,7 +191,6 @@ PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, RO
     using shape = cu_att_shape<ATOMS, ROWS>;
     constexpr int TEAM_QUADS = shape::TILES * 4;
     const bool whole = u.flags & CU_ATT_WHOLE;
-    const int pairs = (p.group + 1) / 2;
     const cu_att_words to = cu_att_units_at(p, u, seat, u.slot, 1);
     float warp_factor[4], most = -INFINITY, sum = 0.f, factor, x_factor;
     float2 ml[4];
@@ -212,15 +211,12 @@ PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, RO
         const int quad = seat.first + i * seat.step;
         if (quad >= p.head_dim / 4) break;
         const int team = quad / TEAM_QUADS;
-        const float *from = cu_att_dump(sh) + (team * 4 * pairs + seat.row / 2) * shape::DUMP_PAIR +
-                            (quad - team * TEAM_QUADS) * 8;
+        const float *from = cu_att_dump(sh) + (team * 4 * p.group + seat.row) * shape::DUMP_ROW +
+                            (quad - team * TEAM_QUADS) * 4;
         float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            const float4 low = *(const float4 *)(from + w * pairs * shape::DUMP_PAIR);
-            const float4 high = *(const float4 *)(from + w * pairs * shape::DUMP_PAIR + 4);
-            const float4 y = seat.row & 1 ? make_float4(low.y, low.w, high.y, high.w)
-                                          : make_float4(low.x, low.z, high.x, high.z);
+            const float4 y = *(const float4 *)(from + w * p.group * shape::DUMP_ROW);
             x.x = __fmaf_rn(warp_factor[w], y.x, x.x);
             x.y = __fmaf_rn(warp_factor[w], y.y, x.y);
             x.z = __fmaf_rn(warp_factor[w], y.z, x.z);

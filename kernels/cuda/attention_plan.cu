@@ -2,26 +2,17 @@
  * attention_plan.cu - the plan of a step's attention: from lengths and page tables to lists of
  * items (attention_plan.cuh), one list per tier.
  *
- * It copies the windows too, so that every CTA of every layer sees the same ones however late the
- * controller writes.
+ * Local groups go to the first list, whole or in parts; a group with remote pages goes unit by
+ * unit, each unit to the list of the highest tier among its pages.  The kernel copies the windows
+ * too, so that every CTA of every layer sees the same ones however late the controller writes.
  *
  * It runs once per step on one CTA: a thread per token reads its lengths, a scan gives each token
  * its slots and groups, then a thread per group lists its items, in order.
  *
- * All CTAs should end at once, and what goes through memory costs several trips there, each two
- * microseconds while memory is busy.  Three kinds of plan:
- *
- * - Spread, where all tokens together have so few pages that items of some size, every head an item
- *   of its own, number no more than CTAs: the least such size.
- *
- * - Dealt, where all is local and no sequence has several tokens: every CTA has an equal share of
- *   the pages, in the order of tokens, heads, groups, cut between units.  SMs are equally fast, and
- *   a CTA has two groups at most that it shares with others.
- *
- * - Else by ticket, one list per tier, an item of every head in turn.  A group with remote pages
- *   goes unit by unit, each unit to the list of the highest tier among its pages.  Local groups go
- *   to the first list, whole or in parts: an item takes at most what is left for a CTA to do when
- *   its turn comes.  Tokens of one prompt thus read a page at about the same time, once.
+ * Sizes of items.  All CTAs should end at once, and an item costs its CTA some microseconds where
+ * it is not a whole group.  So an item takes at most half of what is left for a CTA to do when its
+ * turn comes, and at least a unit.  Where all tokens together have so few pages that items of some
+ * size number no more than CTAs, they are cut to the least such size: the plan is spread.
  *
  * Order.  The kernel is launched without the programmatic attribute, so it starts when all before
  * it is complete, KV of earlier steps included.  It never lets dependents start early, so what
@@ -41,7 +32,7 @@ enum {
     PLAN_THREADS = 512,
     PLAN_WARPS = PLAN_THREADS / 32,
     PLAN_TOKENS = KN_CU_TOKENS_MAX,
-    PLAN_ITEM_MIN = 8, /* pages: an item that is counted in takes its CTA some 3 us */
+    PLAN_ITEM_MIN = 4, /* pages: an item that is counted in takes its CTA 3 us */
     PLAN_SIZES = 6,    /* sizes of items under a spread plan: 1, 2, .. 32 pages */
 };
 
@@ -53,7 +44,7 @@ struct plan_params {
     const kn_page *pages;
     const kn_cu_window *windows;
     int32_t token_begin, token_end;
-    int32_t units_max, items_max, window, unit_shift; /* unit_shift < 0: the rule */
+    int32_t units_max, window, unit_shift; /* unit_shift < 0: the rule */
     int32_t kv_heads, cta_count;
 };
 
@@ -75,7 +66,6 @@ struct plan_shared {
 struct plan_totals {
     int32_t slots, groups, pages;
     int32_t spread_pages;
-    bool prompt; /* a sequence has several tokens */
 };
 
 /* Exclusive sums over the CTA of each thread's values; total[k]: of all. */
@@ -131,14 +121,12 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
     const int32_t seq_index = inside ? p.token_seq[t] : -1;
     plan_token token = {};
     int32_t value[3 + PLAN_SIZES] = {}, before[3 + PLAN_SIZES], total[3 + PLAN_SIZES];
-    bool prompt = false;
     if (inside) token.position = p.positions[t];
     if (seq_index >= 0) {
         const kn_seq seq = p.seqs[seq_index];
         cu_att_visible(token.position, p.window, &token.key_begin, &token.page_begin,
                        &token.page_end);
         token.table = seq.page_begin;
-        prompt = seq.token_count > 1;
         token.old_pages = (seq.kv_count - seq.token_count) / KN_PAGE_TOKENS;
         const int32_t pages = token.page_end - token.page_begin;
         token.unit_shift = p.unit_shift >= 0 ? p.unit_shift : cu_att_unit_shift(pages);
@@ -161,9 +149,8 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
         sh.first_group[i] = before[1];
     }
     if (total[0] > p.units_max) __trap(); /* the caller sized the workspace for less */
-    plan_totals sums = {total[0], total[1], total[2], 0, false};
-    sums.prompt = __syncthreads_or(prompt);
-    const int32_t room = min(p.cta_count, CU_ATT_CTAS_MAX);
+    plan_totals sums = {total[0], total[1], total[2], 0};
+    const int32_t room = min(p.cta_count, CU_ATT_SPREAD_MAX);
 #pragma unroll
     for (int k = PLAN_SIZES - 1; k >= 0; k--)
         if (total[3 + k] * p.kv_heads <= room) sums.spread_pages = 1 << k;
@@ -221,7 +208,7 @@ PTX_INLINE plan_group plan_group_of(const plan_params &p, const plan_shared &sh,
 PTX_INLINE void plan_list(const plan_params &p, const plan_group &group, int step, int tier,
                           int32_t at)
 {
-    kn_cu_unit *list = p.units + (size_t)tier * p.items_max;
+    kn_cu_unit *list = p.units + (size_t)tier * p.units_max;
     for (int i = 0; i < group.units; i += step) {
         if (group.tiers && (group.tiers >> 2 * i & 3) != (uint32_t)tier) continue;
         kn_cu_unit u = group.item;
@@ -233,97 +220,19 @@ PTX_INLINE void plan_list(const plan_params &p, const plan_group &group, int ste
     }
 }
 
-/* --- dealing --- */
-
-/* Items of a group and head where each CTA has an equal share of all pages, in the order of tokens,
- * heads, groups: a unit belongs to the CTA in whose share it begins.  Lists them from `at` on if
- * that is not negative; returns how many. */
-PTX_INLINE int32_t plan_deal(const plan_params &p, const plan_group &group, int32_t head,
-                             int64_t begin, int64_t all, int32_t at)
-{
-    const kn_cu_unit &g = group.item;
-    const int32_t most = max(1, CU_ATT_ITEM_PAGES >> g.unit_shift);
-    int32_t cta = (int32_t)(begin * p.cta_count / all), items = 0;
-    for (int32_t i = 0; i < group.units;) {
-        const int64_t share_end = ((cta + 1) * all + p.cta_count - 1) / p.cta_count;
-        const int64_t inside = (share_end - begin + (1 << g.unit_shift) - 1) >> g.unit_shift;
-        const int32_t end = (int32_t)min(inside, (int64_t)min(i + most, group.units));
-        if (end <= i) {
-            cta++;
-            continue;
-        }
-        if (at >= 0) {
-            kn_cu_unit u = g;
-            u.slot += i;
-            u.page_begin += i << g.unit_shift;
-            u.page_end = min(g.page_begin + (end << g.unit_shift), g.page_end);
-            u.unit_shift |= cta << 8;
-            u.whole = (end - i == group.units) | head << 1;
-            p.units[at + items] = u;
-        }
-        items++;
-        i = end;
-    }
-    return items;
-}
-
-/* Deals everything; all of it is local. */
-PTX_INLINE void plan_deal_all(const plan_params &p, plan_shared &sh, const plan_totals &sums)
-{
-    const int64_t all = (int64_t)sums.pages * p.kv_heads;
-    const int32_t count = sums.groups * p.kv_heads;
-    int32_t listed = 0;
-    for (int first = 0; first < count; first += PLAN_THREADS) {
-        const int x = first + threadIdx.x;
-        plan_group group = {};
-        int32_t head = 0, items[1] = {}, before[1], total[1];
-        int64_t begin = 0;
-        if (x < count) {
-            group = plan_group_of(p, sh, sums, x / p.kv_heads);
-            const int low = group.item.token - p.token_begin;
-            const plan_token &t = sh.token[low];
-            const int32_t groups = (t.unit_count - 1 >> cu_att_group_shift(t.unit_shift)) + 1;
-            const int32_t in_token = x - sh.first_group[low] * p.kv_heads;
-            head = in_token / groups;
-            group = plan_group_of(p, sh, sums, sh.first_group[low] + in_token % groups);
-            begin = (int64_t)t.pages_before * p.kv_heads +
-                    (int64_t)head * (t.page_end - t.page_begin) +
-                    (group.item.page_begin - t.page_begin);
-            items[0] = plan_deal(p, group, head, begin, all, -1);
-        }
-        plan_scan(sh, items, before, total);
-        if (items[0]) plan_deal(p, group, head, begin, all, listed + before[0]);
-        listed += total[0];
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i <= listed; i += PLAN_THREADS) {
-        const int cta = i < listed ? p.units[i].unit_shift >> 8 : p.cta_count;
-        const int before = i > 0 ? p.units[i - 1].unit_shift >> 8 : -1;
-        for (int k = before + 1; k <= cta; k++) p.head->first_item[k] = i;
-    }
-}
-
 __global__ void __launch_bounds__(PLAN_THREADS)
     attention_plan(const __grid_constant__ plan_params p)
 {
     __shared__ plan_shared sh;
     plan_totals sums = plan_tokens(p, sh);
-    bool remote_any = false;
     if (p.windows) { /* a spread plan's CTAs wait for each other: not for slow memory */
         bool remote = false;
         for (int g = threadIdx.x; g < sums.groups; g += PLAN_THREADS)
             remote = remote || plan_group_of(p, sh, sums, g).tiers;
-        remote_any = __syncthreads_or(remote);
-        if (remote_any) sums.spread_pages = 0;
+        if (__syncthreads_or(remote)) sums.spread_pages = 0;
     }
-    /* As many items at most: groups of 32 pages or parts of that size, and the cuts. */
-    const int64_t most =
-        (int64_t)(sums.pages / CU_ATT_ITEM_PAGES + sums.groups) * p.kv_heads + p.cta_count;
-    const bool dealt = !remote_any && !sums.spread_pages && !sums.prompt &&
-                       p.cta_count <= CU_ATT_CTAS_MAX && most <= p.items_max;
     int32_t listed[KN_TIER_MAX] = {};
-    if (dealt) plan_deal_all(p, sh, sums);
-    for (int first = 0; !dealt && first < sums.groups; first += PLAN_THREADS) {
+    for (int first = 0; first < sums.groups; first += PLAN_THREADS) {
         const int g = first + threadIdx.x;
         plan_group group = {};
         int step = 1;
@@ -332,7 +241,8 @@ __global__ void __launch_bounds__(PLAN_THREADS)
             const int32_t shift = group.item.unit_shift;
             if (sums.spread_pages)
                 step = plan_spread_units(sums.spread_pages, shift, group.item.unit_count);
-            else if (!group.tiers) step = plan_item_units(max(group.left, PLAN_ITEM_MIN), shift);
+            else if (!group.tiers)
+                step = plan_item_units(max(group.left / 2, PLAN_ITEM_MIN), shift);
             while (step & step - 1) step &= step - 1;
         }
 #pragma unroll
@@ -356,7 +266,6 @@ __global__ void __launch_bounds__(PLAN_THREADS)
         }
         p.head->done = 0;
         p.head->spread_pages = sums.spread_pages;
-        p.head->dealt = dealt;
     }
     __threadfence();
 }
@@ -379,7 +288,6 @@ extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
     p.token_begin = args->token_begin;
     p.token_end = b->token_count;
     p.units_max = a->units_max;
-    p.items_max = a->items_max;
     p.window = args->window;
     p.unit_shift = -1;
     for (int32_t pages = args->split_pages; pages; pages /= 2) p.unit_shift++;

@@ -8,11 +8,11 @@
  * from left to right, the result its groups folded from left to right.  Hence a token's result is
  * the same for every neighbour, placement and window.
  *
- * What CTAs take are items: a whole group, folded in registers, or a part of one, whose units'
- * partials go through memory; of one kv-head.  Where there is so little that every item finds a CTA
- * of its own the plan is `spread`; where all is local and of many sequences it is `dealt`, an equal
- * share to each CTA; else CTAs take items by ticket.  Those choices may depend on the batch, for
- * they change who computes a unit and not what comes of it.
+ * What is dealt to CTAs are items: a whole group, folded in registers, or a part of one, whose
+ * units' partials go through memory; times kv-heads.  Where there is much work items are whole
+ * groups, and smaller towards the end; units with remote pages stand alone; where there is so
+ * little that every item finds a CTA of its own the plan is `spread`.  Those choices may depend on
+ * the batch, for they change who computes a unit and not what comes of it.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
@@ -21,11 +21,11 @@
 #include "kernels/cuda/ptx.cuh"
 
 enum {
-    CU_ATT_FAN = 16,        /* units of a group, at most */
-    CU_ATT_ITEM_PAGES = 32, /* pages of an item, at most: one page-table entry per lane */
-    CU_ATT_GROUP_MAX = 16,  /* query heads of a kv-head: rows of an mma */
-    CU_ATT_CTAS_MAX = 144,  /* CTAs that a plan deals to, or makes wait for each other */
-    CU_ATT_STATIC = 3,      /* items a CTA takes without asking the ticket */
+    CU_ATT_FAN = 16,         /* units of a group, at most */
+    CU_ATT_ITEM_PAGES = 32,  /* pages of an item, at most: one page-table entry per lane */
+    CU_ATT_GROUP_MAX = 16,   /* query heads of a kv-head: rows of an mma */
+    CU_ATT_SPREAD_MAX = 144, /* items of a spread plan, at most */
+    CU_ATT_STATIC = 3,       /* items a CTA takes without asking the ticket */
 };
 
 /* An item of the work list: a group or an aligned part of one. */
@@ -38,8 +38,8 @@ struct __align__(16) kn_cu_unit
     int32_t key_begin, key_end;     /* positions the token sees, absolute */
     int32_t table;                  /* the sequence's page table in batch.pages */
     int32_t old_pages;              /* its pages that this step does not write */
-    int32_t unit_shift;             /* log2 of pages of a unit; of a dealt item, + 256 * its CTA */
-    int32_t whole; /* 1 where it is all of its group; of a dealt item, + 2 * head */
+    int32_t unit_shift;             /* log2 of pages of a unit */
+    int32_t whole;                  /* 1 where it is all of its group */
 };
 
 struct kn_cu_plan_head {
@@ -48,8 +48,6 @@ struct kn_cu_plan_head {
     uint32_t ticket[KN_TIER_MAX]; /* zero between launches */
     uint32_t done;
     int32_t spread_pages; /* pages of an item where every item has a CTA of its own; else 0 */
-    int32_t dealt; /* each CTA has items of its own: first_item[cta] .. first_item[cta + 1] */
-    int32_t first_item[CU_ATT_CTAS_MAX + 1];
 };
 
 /* log2 of the pages of a unit of a token that sees `pages` pages: as short as gives a lone short

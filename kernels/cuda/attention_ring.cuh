@@ -34,7 +34,7 @@ struct cu_att_params {
     uint32_t *group_count, *root_count;
     uint8_t *out;
     kn_cu_traffic *traffic;
-    int32_t items_max, token_rows, stages;
+    int32_t units_max, token_rows, stages;
     uint32_t kv_heads_inverse; /* ceil(2^32 / Hkv), 0 for one */
     int32_t q_heads, kv_heads, group, head_dim;
     int32_t row_shift; /* log2 of the combiner threads that share a row */
@@ -56,8 +56,7 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int STEPS = ATOMS * 4;          /* 16-wide steps over the head dimension */
     static constexpr int Q_BYTES = ROWS * ATOMS * 128;
     static constexpr int Q_SLOTS = (CU_ATT_STAGES_MAX + PAGE_STAGES - 1) / PAGE_STAGES;
-    /* Floats of two rows side by side; the 8 keep pairs of rows in distinct banks. */
-    static constexpr int DUMP_PAIR = TILES * 32 + 8;
+    static constexpr int DUMP_ROW = TILES * 16 + 4; /* floats; the 4 keep rows in distinct banks */
     static constexpr int HALVES = ROWS / 8;
     static constexpr int QUADS = ROWS * ATOMS * 16 / (COMBINERS * 32); /* of a combiner thread */
 };
@@ -114,7 +113,7 @@ template <typename SHARED> PTX_INLINE uint8_t *cu_att_ring(SHARED &sh, int stage
 {
     return (uint8_t *)&sh - (stages - s) * CU_ATT_STAGE_BYTES;
 }
-/* The finished unit's accumulators, [warp][pair of rows][DUMP_PAIR], the pair's rows in turn. */
+/* The finished unit's accumulators, [warp][group][DUMP_ROW]. */
 template <typename SHARED> PTX_INLINE float *cu_att_dump(SHARED &sh)
 {
     return (float *)((uint8_t *)&sh + (sizeof sh + 15) / 16 * 16);
@@ -124,7 +123,7 @@ template <int ATOMS, int ROWS> constexpr int cu_att_shared_bytes(int stages, int
     using shape = cu_att_shape<ATOMS, ROWS>;
     return stages * CU_ATT_STAGE_BYTES +
            (int)((sizeof(cu_att_shared<ATOMS, ROWS>) + 15) / 16 * 16) +
-           shape::CONSUMERS * ((group + 1) / 2) * shape::DUMP_PAIR * 4;
+           shape::CONSUMERS * group * shape::DUMP_ROW * 4;
 }
 
 /* A CTA's part: the remote tier it reads first (0: none), and its rank among the readers. */
@@ -132,16 +131,12 @@ struct cu_att_role {
     int32_t tier, rank, peers;
     int32_t local_peers;             /* CTAs that start with local items */
     int32_t tier_items, local_items; /* of all CTAs together */
-    bool dealt;                      /* rank is its first item, local_items the end of its own */
 };
 
 PTX_INLINE cu_att_role cu_att_role_of(const cu_att_params &p, int cta, int grid)
 {
     const kn_cu_plan_head *head = p.head;
-    if (__ldcg(&head->dealt))
-        return {0, __ldcg(&head->first_item[cta]),     1,   1,
-                0, __ldcg(&head->first_item[cta + 1]), true};
-    cu_att_role role = {0, 0, 0, 0, 0, __ldcg(&head->unit_count[0]) * p.kv_heads, false};
+    cu_att_role role = {0, 0, 0, 0, 0, __ldcg(&head->unit_count[0]) * p.kv_heads};
     int taken = 0;
 #pragma unroll
     for (int t = 1; t < KN_TIER_MAX; t++) {
@@ -193,7 +188,7 @@ struct cu_att_claim {
 PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, int lane)
 {
     cu_att_claim c = {s->tier, 0};
-    if (s->role.dealt || s->taken < CU_ATT_STATIC) {
+    if (s->taken < CU_ATT_STATIC) {
         c.index = s->rank + s->taken++ * s->peers;
     } else if (lane == 0) {
         c.index =
@@ -203,10 +198,10 @@ PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, in
 }
 
 struct cu_att_item {
-    int4 a;       /* the item's token, slot, first_slot, unit_count */
-    int4 b;       /* page_begin, page_end, key_begin, key_end */
-    int4 c;       /* table, old_pages, unit_shift, whole */
-    int32_t head; /* < 0: in the words */
+    int4 a; /* the item's token, slot, first_slot, unit_count */
+    int4 b; /* page_begin, page_end, key_begin, key_end */
+    int4 c; /* table, old_pages, unit_shift, whole */
+    int32_t head;
     bool there;
 };
 
@@ -227,13 +222,12 @@ PTX_INLINE cu_att_item cu_att_load_item(const cu_att_params &p, cu_att_source *s
         index = __shfl_sync(0xffffffffu, c.index, 0);
         if (index >= s->role.local_items) return item;
     }
-    const int entry =
-        p.kv_heads_inverse && !s->role.dealt ? __umulhi(index, p.kv_heads_inverse) : index;
-    const int4 *words = (const int4 *)(p.units + (size_t)c.tier * p.items_max + entry);
+    const int entry = p.kv_heads_inverse ? __umulhi(index, p.kv_heads_inverse) : index;
+    const int4 *words = (const int4 *)(p.units + (size_t)c.tier * p.units_max + entry);
     item.a = __ldcg(words); /* past L1, for the plan may be as young as this kernel */
     item.b = __ldcg(words + 1);
     item.c = __ldcg(words + 2);
-    item.head = s->role.dealt ? -1 : index - entry * p.kv_heads;
+    item.head = index - entry * p.kv_heads;
     item.there = true;
     return item;
 }
@@ -299,18 +293,17 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
     const int begin = item.b.x, count = item.b.y - begin,
               first_key = (begin + lane) * KN_PAGE_TOKENS;
     const int tier = cu_page_tier(entry), old_count = item.c.y - begin;
-    const int head = item.head < 0 ? item.c.w >> 1 : item.head;
     const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
-                          (size_t)head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
-    const int shift = item.c.z & 255, unit_last = (1 << shift) - 1;
+                          (size_t)item.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
+    const int shift = item.c.z, unit_last = (1 << shift) - 1;
     const int flags = (lane == 0 ? CU_ATT_ITEM : 0) | (lane & unit_last ? 0 : CU_ATT_FIRST) |
                       (lane == count - 1 ? CU_ATT_LAST | CU_ATT_ITEM_LAST : 0) |
                       ((lane & unit_last) == unit_last ? CU_ATT_LAST : 0) |
-                      (item.c.w & 1 ? CU_ATT_WHOLE : 0) |
+                      (item.c.w ? CU_ATT_WHOLE : 0) |
                       ((count - 1 >> shift) + 1) << CU_ATT_UNITS_AT | shift << CU_ATT_SHIFT_AT;
     const int4 unit = make_int4(item.a.x, item.a.y + (lane >> shift), item.a.z, item.a.w);
-    const int4 page = make_int4(item.b.z - first_key, item.b.w - first_key, flags, head);
-    const uint8_t *q = cu_att_q<shape>(p, item.a.x, head);
+    const int4 page = make_int4(item.b.z - first_key, item.b.w - first_key, flags, item.head);
+    const uint8_t *q = cu_att_q<shape>(p, item.a.x, item.head);
     /* What the step has yet to write of a page goes to L2, where the rest of it may wait. */
     if (!is.waited && lane >= old_count && lane < count)
         ptx_bulk_prefetch(from, shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);

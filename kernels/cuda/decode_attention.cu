@@ -25,14 +25,6 @@ static int32_t units_max(const struct kn_cu_attention_shape *s)
     return CU_ATT_FAN * s->tokens_max + s->pages_max / 4;
 }
 
-/* Items of a tier's list: units, or groups of each head, cut where CTAs' shares meet. */
-static int32_t items_max(const struct kn_cu_attention_shape *s)
-{
-    const int32_t units = units_max(s), groups = units / 4 + s->tokens_max;
-    const int32_t dealt = groups * s->kv_heads + 2 * CU_ATT_CTAS_MAX;
-    return dealt > units ? dealt : units;
-}
-
 static size_t padded(size_t bytes)
 {
     return (bytes + MEMORY_ALIGN - 1) / MEMORY_ALIGN * MEMORY_ALIGN;
@@ -53,7 +45,7 @@ extern "C" int32_t kn_cu_attention_unit_count(int32_t pages)
 extern "C" size_t kn_cu_attention_plan_bytes(const struct kn_cu_attention *a)
 {
     return padded(sizeof(kn_cu_plan_head)) +
-           padded(KN_TIER_MAX * sizeof(kn_cu_unit) * a->items_max);
+           padded(KN_TIER_MAX * sizeof(kn_cu_unit) * a->units_max);
 }
 
 extern "C" void kn_cu_attention_plan_init(const struct kn_cu_attention *a,
@@ -61,7 +53,7 @@ extern "C" void kn_cu_attention_plan_init(const struct kn_cu_attention *a,
 {
     uint8_t *at = (uint8_t *)memory;
     plan->head = (kn_cu_plan_head *)carve(&at, sizeof(kn_cu_plan_head));
-    plan->units = (kn_cu_unit *)carve(&at, KN_TIER_MAX * sizeof(kn_cu_unit) * a->items_max);
+    plan->units = (kn_cu_unit *)carve(&at, KN_TIER_MAX * sizeof(kn_cu_unit) * a->units_max);
 }
 
 /* Lays out from `base` and returns the end. */
@@ -107,7 +99,6 @@ extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape 
     struct kn_cu_attention a = {};
     a.shape = *s;
     a.units_max = units_max(s);
-    a.items_max = items_max(s);
     *bytes = (size_t)(lay_out(&a, NULL) - (uint8_t *)NULL);
     return ST_OK;
 }
@@ -142,7 +133,6 @@ extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a,
     memset(a, 0, sizeof *a);
     a->shape = *s;
     a->units_max = units_max(s);
-    a->items_max = items_max(s);
     lay_out(a, (uint8_t *)memory);
     int device;
     cudaError_t e = cudaGetDevice(&device);
@@ -200,7 +190,7 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
     p.root_count = a->root_count;
     p.out = (uint8_t *)args->out;
     p.traffic = args->traffic;
-    p.items_max = a->items_max;
+    p.units_max = a->units_max;
     p.token_rows = args->token_rows;
     p.q_heads = s->q_heads;
     p.kv_heads = s->kv_heads;

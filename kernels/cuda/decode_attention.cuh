@@ -261,27 +261,24 @@ PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, RO
     using shape = cu_att_shape<ATOMS, ROWS>;
     if (count)
         ptx_mbarrier_wait(&sh.finished_empty, (count & 1) ^ 1); /* the unit before is merged */
-    const int pairs = (p.group + 1) / 2;
 #pragma unroll
-    for (int h = 0; h < shape::HALVES; h++) {
-        const int pair = h * 4 + (lane & 3);
+    for (int h = 0; h < shape::HALVES; h++)
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            st.sum[h][j] += __shfl_xor_sync(0xffffffffu, st.sum[h][j], 4);
-            st.sum[h][j] += __shfl_xor_sync(0xffffffffu, st.sum[h][j], 8);
-            st.sum[h][j] += __shfl_xor_sync(0xffffffffu, st.sum[h][j], 16);
-        }
-        if (pair >= pairs) continue;
-        if (warp < 4 && lane < 4)
-            *(float4 *)&sh.ml[warp][2 * pair] =
-                make_float4(st.max[h][0], st.sum[h][0], st.max[h][1], st.sum[h][1]);
-        float *to = cu_att_dump(sh) + (warp * pairs + pair) * shape::DUMP_PAIR + (lane >> 2) * 2;
+            const int row = h * 8 + (lane & 3) * 2 + j;
+            float sum = st.sum[h][j];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+            if (row >= p.group) continue;
+            if (warp < 4 && lane < 4) sh.ml[warp][row] = make_float2(st.max[h][j], sum);
+            float *to = cu_att_dump(sh) + (warp * p.group + row) * shape::DUMP_ROW + (lane >> 2);
 #pragma unroll
-        for (int n = 0; n < shape::TILES; n++) {
-            *(float2 *)(to + n * 32) = make_float2(st.out[h][n][0], st.out[h][n][1]);
-            *(float2 *)(to + n * 32 + 16) = make_float2(st.out[h][n][2], st.out[h][n][3]);
+            for (int n = 0; n < shape::TILES; n++) {
+                to[n * 16] = st.out[h][n][j];
+                to[n * 16 + 8] = st.out[h][n][2 + j];
+            }
         }
-    }
     ptx_mbarrier_arrive(&sh.finished_full);
 }
 

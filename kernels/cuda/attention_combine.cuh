@@ -109,14 +109,14 @@ PTX_INLINE cu_att_words cu_att_units_at(const cu_att_params &p, const cu_att_fin
     const uint32_t row = slot * p.q_heads + u.head * p.group + seat.row;
     return {p.partial, p.partial_ml, row, (uint32_t)(stride * p.q_heads)};
 }
-/* The token's groups, from that of unit `first` on.  A group has 8 units at least, unless it is the
+/* The token's groups, from that of unit `first` on.  A group has 4 units at least, unless it is the
  * token's last: hence a place of its own for each. */
 PTX_INLINE cu_att_words cu_att_groups_at(const cu_att_params &p, const cu_att_finished &u,
                                          const cu_att_seat &seat, int first, int group_shift)
 {
-    const uint32_t slot = (u.first_slot + first) / 8 + u.token;
+    const uint32_t slot = (u.first_slot + first) / 4 + u.token;
     const uint32_t row = slot * p.q_heads + u.head * p.group + seat.row;
-    return {p.group_partial, p.group_ml, row, (uint32_t)((1 << group_shift) / 8 * p.q_heads)};
+    return {p.group_partial, p.group_ml, row, (uint32_t)((1 << group_shift) / 4 * p.q_heads)};
 }
 
 PTX_INLINE void cu_att_put_quad(const cu_att_params &p, const cu_att_words &to, int quad,
@@ -132,11 +132,12 @@ PTX_INLINE void cu_att_put_ml(const cu_att_words &to, float max, float sum)
 }
 
 /* A piece of the fold of `count` partials, which it waits for.  `fan`: they are folded by so many
- * (a multiple of 8) first; 1: at once.  A batch's loads are in flight together. */
-PTX_INLINE cu_att_value<1> cu_att_fold_words(const cu_att_params &p, const cu_att_words &from,
-                                             int count, int fan, int quad)
+ * (a multiple of 4) first; 1: at once.  A batch's loads are in flight together.  Code that is run
+ * once is slow for being fetched: hence a small batch, and one copy. */
+__device__ __noinline__ static cu_att_value<1>
+cu_att_fold_words(const cu_att_params &p, const cu_att_words &from, int count, int fan, int quad)
 {
-    constexpr int BATCH = 8;
+    constexpr int BATCH = 4;
     cu_att_value<1> result, group;
     cu_att_clear(result);
     cu_att_clear(group);

@@ -10,7 +10,7 @@
  * its slots and groups, then a thread per group lists its items, in order.
  *
  * Sizes of items.  All CTAs should end at once, and an item costs its CTA some microseconds where
- * it is not a whole group.  So an item takes at most half of what is left for a CTA to do when its
+ * it is not a whole group.  So an item takes at most what is left for a CTA to do when its
  * turn comes, and at least a unit.  Where all tokens together have so few pages that items of some
  * size number no more than CTAs, they are cut to the least such size: the plan is spread.
  *
@@ -32,7 +32,7 @@ enum {
     PLAN_THREADS = 512,
     PLAN_WARPS = PLAN_THREADS / 32,
     PLAN_TOKENS = KN_CU_TOKENS_MAX,
-    PLAN_ITEM_MIN = 4, /* pages: an item that is counted in takes its CTA 3 us */
+    PLAN_ITEM_MIN = 8, /* pages: an item that is counted in takes its CTA some 3 us */
     PLAN_SIZES = 6,    /* sizes of items under a spread plan: 1, 2, .. 32 pages */
 };
 
@@ -241,8 +241,7 @@ __global__ void __launch_bounds__(PLAN_THREADS)
             const int32_t shift = group.item.unit_shift;
             if (sums.spread_pages)
                 step = plan_spread_units(sums.spread_pages, shift, group.item.unit_count);
-            else if (!group.tiers)
-                step = plan_item_units(max(group.left / 2, PLAN_ITEM_MIN), shift);
+            else if (!group.tiers) step = plan_item_units(max(group.left, PLAN_ITEM_MIN), shift);
             while (step & step - 1) step &= step - 1;
         }
 #pragma unroll

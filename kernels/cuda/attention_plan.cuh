@@ -3,12 +3,13 @@
  * units, the work list, and where a query row's elements lie.
  *
  * A unit is one token and a run of consecutive pages of its sequence; a group is a run of
- * consecutive units, 32 pages at most.  How many pages make a unit and how many units a group
- * depends on the number of pages the token sees and on nothing else.  A group is its units folded
- * from left to right, the result its groups folded from left to right.  Hence a token's result is
- * the same for every neighbour, placement and window.
+ * consecutive units: of 32 pages, which an item can hold, or of 16 units where a token has so many
+ * pages that its groups would be too many to fold.  How many pages make a unit and how many units a
+ * group depends on the number of pages the token sees and on nothing else.  A group is its units
+ * folded from left to right, the result its groups folded from left to right.  Hence a token's
+ * result is the same for every neighbour, placement and window.
  *
- * What is dealt to CTAs are items: a whole group, folded in registers, or a part of one, whose
+ * What CTAs take are items: a whole group, folded in registers, or a part of one, whose
  * units' partials go through memory; times kv-heads.  Where there is much work items are whole
  * groups, and smaller towards the end; units with remote pages stand alone; where there is so
  * little that every item finds a CTA of its own the plan is `spread`.  Those choices may depend on
@@ -54,13 +55,13 @@ struct kn_cu_plan_head {
  * sequence to many SMs, and the last wave of a large batch little to wait for. */
 __host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
 {
-    return pages <= 32 ? 1 : pages <= 512 ? 2 : pages <= 2048 ? 3 : 4;
+    return pages <= 16 ? 1 : pages <= 32 ? 2 : pages <= 512 ? 3 : pages <= 4096 ? 4 : 5;
 }
 /* log2 of the units of a group: what an item can hold, or more where a token has so many pages that
  * its groups would be too many to fold. */
 __host__ __device__ inline int32_t cu_att_group_shift(int32_t unit_shift)
 {
-    return unit_shift == 2 ? 3 : 4;
+    return unit_shift == 2 || unit_shift == 3 ? 5 - unit_shift : 4;
 }
 
 /* Rows of a query tile: the group padded to half an mma or a whole one. */

@@ -64,7 +64,7 @@ static uint8_t *lay_out(struct kn_cu_attention *a, uint8_t *base)
     uint8_t *at = base;
     kn_cu_attention_plan_init(a, &a->plan, carve(&at, kn_cu_attention_plan_bytes(a)));
     a->q = carve(&at, (size_t)s->tokens_max * s->kv_heads * cu_att_q_bytes(group, s->head_dim));
-    const size_t groups = units / 8 + s->tokens_max, row_bytes = s->q_heads * sizeof(uint32_t);
+    const size_t groups = units / 4 + s->tokens_max, row_bytes = s->q_heads * sizeof(uint32_t);
     a->partial = (uint32_t *)carve(&at, units * s->head_dim * row_bytes);
     a->partial_ml = (uint32_t *)carve(&at, units * 2 * row_bytes);
     a->group_partial = (uint32_t *)carve(&at, groups * s->head_dim * row_bytes);

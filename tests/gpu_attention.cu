@@ -25,41 +25,10 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/ptx.cuh"
+#include "tests/gpu_check.cuh"
 
-static int g_passed, g_failed;
-#define EXPECT(cond, ...)                                                                          \
-    do {                                                                                           \
-        if (cond) {                                                                                \
-            g_passed++;                                                                            \
-        } else if (g_failed++ < 40) {                                                              \
-            printf("FAILED %s:%d: %s: ", __FILE__, __LINE__, #cond);                               \
-            printf(__VA_ARGS__);                                                                   \
-            printf("\n");                                                                          \
-        }                                                                                          \
-    } while (0)
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        cudaError_t e_ = (call);                                                                   \
-        if (e_ != cudaSuccess) {                                                                   \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_));          \
-            exit(2);                                                                               \
-        }                                                                                          \
-    } while (0)
-#define STATUS(call, err)                                                                          \
-    do {                                                                                           \
-        if ((call) != ST_OK) {                                                                     \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, err);                             \
-            exit(2);                                                                               \
-        }                                                                                          \
-    } while (0)
+static tally g_tally;
 
-__host__ __device__ static inline uint32_t mix(uint32_t a, uint32_t b, uint32_t c)
-{
-    uint32_t h = a * 0x9E3779B9u ^ b * 0x85EBCA6Bu ^ c * 0xC2B2AE35u;
-    h = (h ^ h >> 16) * 0x7FEB352Du;
-    h = (h ^ h >> 15) * 0x846CA68Bu;
-    return h ^ h >> 16;
-}
 __host__ __device__ static inline float uniform(uint32_t bits)
 {
     return (float)(bits >> 8) * 0x1p-23f - 1.f;
@@ -69,7 +38,7 @@ __host__ __device__ static inline float cached(uint32_t seed, int position, int 
                                                int d)
 {
     return __bfloat162float(
-        __float2bfloat16(uniform(mix(seed, position, (head * 2 + which) * 512 + d))));
+        __float2bfloat16(uniform(random_bits(seed, position, (head * 2 + which) * 512 + d))));
 }
 static float bf16_value(uint16_t bits)
 {
@@ -155,7 +124,7 @@ template <typename T> static T *to_device(const std::vector<T> &v)
 
 static float norm_weight(int which, int d)
 {
-    return 1.f + 0.25f * uniform(mix(77 + which, d, 1));
+    return 1.f + 0.25f * uniform(random_bits(77 + which, d, 1));
 }
 static float rope_angle(int position, int d, int dim)
 {
@@ -191,14 +160,15 @@ static void place(const problem &p, const way &w, const kn_kv &kv, std::vector<k
     for (int t = 0; t < 2; t++) {
         for (uint32_t i = 0; i < std::min(room[t], 2 * need); i++) free_pages[t].push_back(i);
         for (size_t i = free_pages[t].size(); i > 1; i--)
-            std::swap(free_pages[t][i - 1], free_pages[t][mix(w.shuffle, t, i) % i]);
+            std::swap(free_pages[t][i - 1], free_pages[t][random_bits(w.shuffle, t, i) % i]);
     }
     for (size_t s = 0; s < p.seqs.size(); s++) {
         kn_seq seq = p.seqs[s];
         seq.page_begin = (int)pages->size();
         seqs->push_back(seq);
         for (int first = 0; first < seq.kv_count; first += 64) {
-            int tier = w.where == HOST || (w.where == MIXED && mix(w.shuffle, s, first) % 4 == 0);
+            int tier =
+                w.where == HOST || (w.where == MIXED && random_bits(w.shuffle, s, first) % 4 == 0);
             if (free_pages[tier].empty()) tier ^= 1;
             const kn_page page = kn_page_make(tier, free_pages[tier].back());
             free_pages[tier].pop_back();
@@ -236,7 +206,7 @@ static outcome run(const problem &p, const way &w)
             pages_seen += position / 64 + 1;
             for (int h = 0; h < heads; h++)
                 for (int d = 0; d < p.dim; d++)
-                    o.qkv.push_back(uniform(mix(p.seeds[s] + 7, position, h * 512 + d)) *
+                    o.qkv.push_back(uniform(random_bits(p.seeds[s] + 7, position, h * 512 + d)) *
                                     (h < p.q_heads ? 5.f : 1.f));
         }
         if (s == 0) { /* an absent token among the others */
@@ -264,7 +234,6 @@ static outcome run(const problem &p, const way &w)
     CUDA(cudaMalloc(&memory, bytes));
     CUDA(cudaMemset(memory, 0, bytes));
     STATUS(kn_cu_attention_init(&a, &shape, memory, err), err);
-    CUDA(cudaMemset(a.partial, 0xFF, (uint8_t *)a.group_count - (uint8_t *)a.partial));
     const size_t out_cols = (p.q_heads * p.dim + 127) / 128 * 128, out_bytes = out_cols * rows * 2;
     uint8_t *out;
     CUDA(cudaMalloc(&out, out_bytes));
@@ -309,6 +278,13 @@ static outcome run(const problem &p, const way &w)
     }
     CUDA(cudaStreamSynchronize(stream));
     CUDA(cudaStreamDestroy(stream));
+
+    /* Partials and counts are left as they were found. */
+    std::vector<uint32_t> left((memory + bytes - (uint8_t *)a.partial) / 4);
+    CUDA(cudaMemcpy(left.data(), a.partial, left.size() * 4, cudaMemcpyDeviceToHost));
+    EXPECT(&g_tally, std::all_of(left.begin(), left.end(), [](uint32_t w) { return w == 0; }),
+           "D %d heads %d/%d: partials or counts are not zero after a step", p.dim, p.q_heads,
+           p.kv_heads);
 
     std::vector<uint16_t> image(out_bytes / 2);
     CUDA(cudaMemcpy(image.data(), out, out_bytes, cudaMemcpyDeviceToHost));
@@ -489,17 +465,18 @@ static void check_reference(const char *name, const problem &p, const outcome &o
             error[i] = attention_error(p, o, i / p.kv_heads, i % p.kv_heads, &rel[i]);
     });
     const size_t at = std::max_element(error.begin(), error.end()) - error.begin();
-    EXPECT(error[at] <= 1,
+    EXPECT(&g_tally, error[at] <= 1,
            "%s D %d heads %d/%d window %d: token %d position %d kv-head %d: %.3g of the bound",
            name, p.dim, p.q_heads, p.kv_heads, p.window, (int)at / p.kv_heads,
            o.position[at / p.kv_heads], (int)at % p.kv_heads, error[at]);
     const double widest = *std::max_element(rel.begin(), rel.end());
-    EXPECT(widest <= 4e-3, "%s D %d heads %d/%d: relative error %.3g", name, p.dim, p.q_heads,
-           p.kv_heads, widest);
+    EXPECT(&g_tally, widest <= 4e-3, "%s D %d heads %d/%d: relative error %.3g", name, p.dim,
+           p.q_heads, p.kv_heads, widest);
     const double q = qkv_error(p, o);
-    EXPECT(q <= 1, "%s D %d heads %d/%d: q, k or v off by %.3g of the bound", name, p.dim,
+    EXPECT(&g_tally, q <= 1, "%s D %d heads %d/%d: q, k or v off by %.3g of the bound", name, p.dim,
            p.q_heads, p.kv_heads, q);
-    EXPECT(o.pad_clean, "%s D %d heads %d/%d: padding", name, p.dim, p.q_heads, p.kv_heads);
+    EXPECT(&g_tally, o.pad_clean, "%s D %d heads %d/%d: padding", name, p.dim, p.q_heads,
+           p.kv_heads);
     static double worst, worst_rel;
     worst = std::max(worst, error[at]);
     worst_rel = std::max(worst_rel, widest);
@@ -514,7 +491,7 @@ static void check_same(const char *what, const problem &p, const outcome &a, con
 {
     size_t different = 0;
     for (size_t i = 0; i < a.out.size(); i++) different += a.out[i] != b.out[i];
-    EXPECT(a.out.size() == b.out.size() && different == 0,
+    EXPECT(&g_tally, a.out.size() == b.out.size() && different == 0,
            "%s D %d heads %d/%d window %d: %zu of %zu differ", what, p.dim, p.q_heads, p.kv_heads,
            p.window, different, a.out.size());
 }
@@ -531,7 +508,7 @@ static void check_alone(const problem &p, const outcome &all, size_t s)
     const size_t row = (size_t)p.q_heads * p.dim;
     size_t token = std::find(all.seq.begin(), all.seq.end(), (int)s) - all.seq.begin();
     for (int i = 0; i < p.seqs[s].token_count; i++)
-        EXPECT(!memcmp(&all.out[(token + i) * row], &o.out[i * row], row * 2),
+        EXPECT(&g_tally, !memcmp(&all.out[(token + i) * row], &o.out[i * row], row * 2),
                "sequence %zu of %d tokens alone, D %d heads %d/%d window %d", s, p.seqs[s].kv_count,
                p.dim, p.q_heads, p.kv_heads, p.window);
 }
@@ -568,7 +545,7 @@ static void check_shapes(bool quick)
                 mixed.blocks = 2;
                 const outcome o = run(p, mixed);
                 check_reference("shapes", p, o);
-                EXPECT(o.remote_blocks > 0, "no remote block was counted");
+                EXPECT(&g_tally, o.remote_blocks > 0, "no remote block was counted");
                 check_same("run to run", p, o, run(p, mixed));
                 check_same("all local", p, o, run(p, way()));
                 mixed.ctas = 40;
@@ -604,7 +581,7 @@ static void check_batches(bool quick)
 {
     std::vector<int> lengths;
     for (int i = 0; i < (quick ? 40 : 255); i++)
-        lengths.push_back(1 + mix(3, i, 0) % (quick ? 200 : 900));
+        lengths.push_back(1 + random_bits(3, i, 0) % (quick ? 200 : 900));
     problem p = make(128, 8, 2, 0, lengths);
     p.rope = true;
     way host;
@@ -624,6 +601,35 @@ static void check_batches(bool quick)
         mixed.graph = true;
         check_same("long, placed elsewhere", l, x, run(l, mixed));
         check_alone(l, x, 0);
+    }
+}
+
+/* Work for several times as many CTAs as there are, so that groups are whole, or cut into parts, or
+ * units by themselves; and for hardly as many, so that CTAs wait for each other's partials. */
+static void check_plans(bool quick)
+{
+    for (int q_heads : {16, 48}) {
+        std::vector<int> lengths;
+        for (int i = 0; i < (quick ? 12 : 40); i++)
+            lengths.push_back(1500 + random_bits(5, i, 0) % 4500);
+        problem p = make(128, q_heads, 4, 0, lengths);
+        const outcome o = run(p, way());
+        check_reference("plans", p, o);
+        way replayed;
+        replayed.shuffle = 11;
+        replayed.graph = true;
+        check_same("plans, replayed", p, o, run(p, replayed));
+        way mixed;
+        mixed.where = MIXED;
+        mixed.blocks = 3;
+        check_same("plans, placed elsewhere", p, o, run(p, mixed));
+        for (size_t s : {(size_t)0, lengths.size() / 2, lengths.size() - 1}) check_alone(p, o, s);
+        problem few = p;
+        few.seqs.resize(3);
+        few.seeds.resize(3);
+        const outcome f = run(few, replayed);
+        EXPECT(&g_tally, !memcmp(f.out.data(), o.out.data(), f.out.size() * 2),
+               "three sequences of %zu, %d heads", lengths.size(), q_heads);
     }
 }
 
@@ -650,7 +656,7 @@ static void check_chunks(bool quick)
             const outcome first = run(one, way());
             const size_t token = std::find(o.seq.begin(), o.seq.end(), (int)s) - o.seq.begin();
             for (int i = 0; i < one.seqs[0].token_count; i++)
-                EXPECT(!memcmp(&o.out[(token + i) * row], &first.out[i * row], row * 2),
+                EXPECT(&g_tally, !memcmp(&o.out[(token + i) * row], &first.out[i * row], row * 2),
                        "chunk: sequence %zu token %d window %d", s, i, window);
         }
     }
@@ -661,11 +667,12 @@ static void check_errors()
     char err[ERR_CAP];
     size_t bytes;
     kn_cu_attention_shape s = {8, 2, 160, 1, 1};
-    EXPECT(kn_cu_attention_bytes(&s, &bytes, err) == ST_UNSUPPORTED, "head dimension 160");
+    EXPECT(&g_tally, kn_cu_attention_bytes(&s, &bytes, err) == ST_UNSUPPORTED,
+           "head dimension 160");
     s = {34, 2, 128, 1, 1};
-    EXPECT(kn_cu_attention_bytes(&s, &bytes, err) == ST_UNSUPPORTED, "a group of 17");
+    EXPECT(&g_tally, kn_cu_attention_bytes(&s, &bytes, err) == ST_UNSUPPORTED, "a group of 17");
     s = {7, 2, 128, 1, 1};
-    EXPECT(kn_cu_attention_bytes(&s, &bytes, err) == ST_INVALID, "7 heads over 2");
+    EXPECT(&g_tally, kn_cu_attention_bytes(&s, &bytes, err) == ST_INVALID, "7 heads over 2");
 }
 
 #include "gpu_attention_bench.cuh"
@@ -682,12 +689,13 @@ int main(int argc, char **argv)
     check_errors();
     if (argc > 1 && !strcmp(argv[1], "--small")) {
         check_small();
-        printf("%d passed, %d failed\n", g_passed, g_failed);
-        return g_failed != 0;
+        printf("%d passed, %d failed\n", g_tally.passed, g_tally.failed);
+        return g_tally.failed != 0;
     }
     check_shapes(quick);
     check_chunks(quick);
     check_batches(quick);
-    printf("%d passed, %d failed\n", g_passed, g_failed);
-    return g_failed != 0;
+    check_plans(quick);
+    printf("%d passed, %d failed\n", g_tally.passed, g_tally.failed);
+    return g_tally.failed != 0;
 }

@@ -10,7 +10,7 @@ __global__ void bench_fill(uint32_t *p, size_t n)
 {
     const size_t step = (size_t)gridDim.x * blockDim.x;
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += step)
-        p[i] = (mix(1, (uint32_t)i, (uint32_t)(i >> 32)) & 0x807F807Fu) | 0x3F003F00u;
+        p[i] = (random_bits(1, (uint32_t)i, (uint32_t)(i >> 32)) & 0x807F807Fu) | 0x3F003F00u;
 }
 
 enum { PROBE_STAGES = 6 };
@@ -72,7 +72,7 @@ static double bench_case_run(const bench_case &c, uint8_t *kv_memory, int split_
     const int pages_each = (c.length + 63) / 64, total = pages_each * c.sequences;
     std::vector<kn_page> pages;
     for (int i = 0; i < total; i++) pages.push_back(kn_page_make(0, i));
-    for (int i = total; i > 1; i--) std::swap(pages[i - 1], pages[mix(9, i, 2) % i]);
+    for (int i = total; i > 1; i--) std::swap(pages[i - 1], pages[random_bits(9, i, 2) % i]);
     std::vector<kn_seq> seqs;
     std::vector<int32_t> positions, token_seq;
     for (int s = 0; s < c.sequences; s++) {

@@ -35,7 +35,7 @@ extern "C" {
 
 struct kn_cu_attention_shape {
     int32_t q_heads, kv_heads, head_dim;
-    int32_t tokens_max; /* T of a step at most */
+    int32_t tokens_max; /* T of a step at most, 256 at most */
     int32_t pages_max;  /* pages seen by all tokens of a step together, at most */
 };
 
@@ -46,7 +46,6 @@ struct kn_cu_unit;
 struct kn_cu_attention_plan {
     struct kn_cu_plan_head *head;
     struct kn_cu_unit *units; /* [KN_TIER_MAX][units_max] */
-    int32_t *first_slot;      /* [tokens_max + 1] */
 };
 
 struct kn_cu_attention {
@@ -54,11 +53,13 @@ struct kn_cu_attention {
     int32_t units_max;
     int32_t cta_count; /* one per SM */
     struct kn_cu_attention_plan plan;
-    uint8_t *q;            /* [T][Hkv] query rows as mma fragments, bf16 */
-    float *partial;        /* [units_max][Hq][D] */
-    float *partial_ml;     /* [units_max][Hq][2]: maximum (log2 domain) and sum */
-    float *group_ml;       /* the same of 16 units together, at the first one's slot */
-    uint32_t *group_count; /* [units_max][Hkv]: arrivals; zero between launches */
+    uint8_t *q; /* [T][Hkv] query rows as mma fragments, bf16 */
+    /* Partials as words (attention_combine.cuh); they and the counts are zero between launches. */
+    uint32_t *partial;       /* [units_max][Hq][D] */
+    uint32_t *partial_ml;    /* [units_max][Hq][2]: maximum (log2 domain) and sum */
+    uint32_t *group_partial; /* the same of groups of units, of tokens that have several */
+    uint32_t *group_ml;
+    uint32_t *group_count; /* [units_max][Hkv]: arrivals */
     uint32_t *root_count;  /* [units_max][Hkv] */
 };
 

@@ -1,116 +1,250 @@
 /*
- * attention_combine.cuh - the combiner warps of a decode attention CTA: from the accumulators of a
- * unit's four warps to its partial, from a group's partials to one, from a token's groups to the
+ * attention_combine.cuh - the combiner and finisher warps of a decode attention CTA: from the
+ * accumulators of a unit's four warps to the unit, from units to their group, from groups to the
  * result; always left to right (decode_attention.cuh, invariant 2).
+ *
+ * The units of a whole group never leave the combiners' registers.  Other partials go through
+ * memory as words that say by themselves whether they have been written: a float's bits,
+ * complemented, and zero for "not yet".  Who wants them reads them until all are there, then makes
+ * them zero again.  Nobody waits for a store to become visible: neither fences nor acquires, which
+ * take a microsecond or two each while memory is busy.
+ *
+ * Who wants them?  Under a spread plan, where every item has a CTA of its own, the CTA that has the
+ * token's last unit.  Else who counts in last, of a group's units, then of a token's groups: the
+ * others' stores are then at least on their way, so no CTA waits for one that has yet to begin.
+ * Counting in is the finishers' work, for the atomic takes as long as some pages.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
 
 #include "kernels/cuda/attention_ring.cuh"
 
-/* Four elements of the result. */
-PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u, int row, int quad,
-                             float4 out, float sum)
+/* A thread's part of a unit, a group or the result: some four-element pieces of one row, and the
+ * row's maximum (log2 domain) and sum. */
+template <int QUADS> struct cu_att_value {
+    float4 out[QUADS];
+    float max, sum;
+};
+
+template <int QUADS> PTX_INLINE void cu_att_clear(cu_att_value<QUADS> &v)
+{
+#pragma unroll
+    for (int i = 0; i < QUADS; i++) v.out[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+    v.max = -INFINITY;
+    v.sum = 0.f;
+}
+
+/* Where a thread stands in its team: row `row` of the group's heads, pieces first, first + step..
+ */
+struct cu_att_seat {
+    int32_t thread, row, first, step;
+};
+
+/* Of a team that is one in `fewer` of the combiners. */
+PTX_INLINE cu_att_seat cu_att_sit(const cu_att_params &p, int thread, int fewer)
+{
+    const int step = (1 << p.row_shift) / fewer;
+    return {thread, thread / step, thread & (step - 1), step};
+}
+
+/* v = v and then x.  Spelt out, for it must round alike wherever it is compiled. */
+PTX_INLINE void cu_att_fold_ml(float &max, float &sum, float x_max, float x_sum, float &factor,
+                               float &x_factor)
+{
+    const float most = fmaxf(max, x_max);
+    factor = ptx_ex2(max - most);
+    x_factor = ptx_ex2(x_max - most);
+    max = most;
+    sum = __fmaf_rn(x_factor, x_sum, __fmul_rn(factor, sum));
+}
+PTX_INLINE void cu_att_fold_quad(float4 &v, float factor, const float4 &x, float x_factor)
+{
+    v.x = __fmaf_rn(x_factor, x.x, __fmul_rn(factor, v.x));
+    v.y = __fmaf_rn(x_factor, x.y, __fmul_rn(factor, v.y));
+    v.z = __fmaf_rn(x_factor, x.z, __fmul_rn(factor, v.z));
+    v.w = __fmaf_rn(x_factor, x.w, __fmul_rn(factor, v.w));
+}
+PTX_INLINE void cu_att_fold(cu_att_value<1> &v, const float4 &x, float x_max, float x_sum)
+{
+    float factor, x_factor;
+    cu_att_fold_ml(v.max, v.sum, x_max, x_sum, factor, x_factor);
+    cu_att_fold_quad(v.out[0], factor, x, x_factor);
+}
+/* The same without a branch: what is not there folds as nothing, and changes no bit. */
+PTX_INLINE void cu_att_fold_if(bool there, cu_att_value<1> &v, const float4 &x, float x_max,
+                               float x_sum)
+{
+    cu_att_fold(v, there ? x : make_float4(0.f, 0.f, 0.f, 0.f), there ? x_max : -INFINITY,
+                there ? x_sum : 0.f);
+}
+
+/* --- partials in memory --- */
+
+/* No float is without a word: the one NaN whose complement would be zero passes as another NaN. */
+PTX_INLINE uint32_t cu_att_word(float x)
+{
+    const uint32_t word = ~__float_as_uint(x);
+    return word ? word : 0x80000000u;
+}
+PTX_INLINE float cu_att_unword(uint32_t word)
+{
+    return __uint_as_float(~word);
+}
+PTX_INLINE float4 cu_att_unword4(uint4 w)
+{
+    return make_float4(cu_att_unword(w.x), cu_att_unword(w.y), cu_att_unword(w.z),
+                       cu_att_unword(w.w));
+}
+
+/* Partials of one row: the first's row in the workspace, and how many rows on the next is. */
+struct cu_att_words {
+    uint32_t *out, *ml;
+    uint32_t row, step;
+};
+
+/* Units from `slot` on, every `stride`-th. */
+PTX_INLINE cu_att_words cu_att_units_at(const cu_att_params &p, const cu_att_finished &u,
+                                        const cu_att_seat &seat, int slot, int stride)
+{
+    const uint32_t row = slot * p.q_heads + u.head * p.group + seat.row;
+    return {p.partial, p.partial_ml, row, (uint32_t)(stride * p.q_heads)};
+}
+/* The token's groups, from that of unit `first` on.  A group has 4 units at least, unless it is the
+ * token's last: hence a place of its own for each. */
+PTX_INLINE cu_att_words cu_att_groups_at(const cu_att_params &p, const cu_att_finished &u,
+                                         const cu_att_seat &seat, int first, int group_shift)
+{
+    const uint32_t slot = (u.first_slot + first) / 4 + u.token;
+    const uint32_t row = slot * p.q_heads + u.head * p.group + seat.row;
+    return {p.group_partial, p.group_ml, row, (uint32_t)((1 << group_shift) / 4 * p.q_heads)};
+}
+
+PTX_INLINE void cu_att_put_quad(const cu_att_params &p, const cu_att_words &to, int quad,
+                                const float4 &x)
+{
+    ptx_store_relaxed_v4(
+        to.out + to.row * p.head_dim + quad * 4,
+        make_uint4(cu_att_word(x.x), cu_att_word(x.y), cu_att_word(x.z), cu_att_word(x.w)));
+}
+PTX_INLINE void cu_att_put_ml(const cu_att_words &to, float max, float sum)
+{
+    ptx_store_relaxed_v2(to.ml + 2 * to.row, make_uint2(cu_att_word(max), cu_att_word(sum)));
+}
+
+/* A piece of the fold of `count` partials, which it waits for.  `fan`: they are folded by so many
+ * (a multiple of 4) first; 1: at once.  A batch's loads are in flight together.  Code that is run
+ * once is slow for being fetched: hence a small batch, and one copy. */
+__device__ __noinline__ static cu_att_value<1>
+cu_att_fold_words(const cu_att_params &p, const cu_att_words &from, int count, int fan, int quad)
+{
+    constexpr int BATCH = 4;
+    cu_att_value<1> result, group;
+    cu_att_clear(result);
+    cu_att_clear(group);
+    for (int begin = 0; begin < count; begin += BATCH) {
+        uint4 x[BATCH];
+        uint2 ml[BATCH];
+        bool there;
+        do {
+            there = true;
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                const uint32_t row = from.row + min(begin + b, count - 1) * from.step;
+                ml[b] = ptx_load_relaxed_v2(from.ml + 2 * row);
+                x[b] = ptx_load_relaxed_v4(from.out + row * p.head_dim + quad * 4);
+            }
+#pragma unroll
+            for (int b = 0; b < BATCH; b++)
+                there = there && ml[b].x && ml[b].y && x[b].x && x[b].y && x[b].z && x[b].w;
+        } while (!there);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++)
+            cu_att_fold_if(begin + b < count, group, cu_att_unword4(x[b]), cu_att_unword(ml[b].x),
+                           cu_att_unword(ml[b].y));
+        if ((fan == 1 || (begin + BATCH & fan - 1)) && begin + BATCH < count) continue;
+        cu_att_fold(result, group.out[0], group.max, group.sum);
+        cu_att_clear(group);
+    }
+    return result;
+}
+
+/* Makes their words zero again. */
+PTX_INLINE void cu_att_clear_words(const cu_att_params &p, const cu_att_words &at,
+                                   const cu_att_seat &seat, int count)
+{
+    for (int i = 0; i < count; i++) {
+        const uint32_t row = at.row + i * at.step;
+        for (int quad = seat.first; quad < p.head_dim / 4; quad += seat.step)
+            ptx_store_relaxed_v4(at.out + row * p.head_dim + quad * 4, make_uint4(0, 0, 0, 0));
+        if (seat.first == 0) ptx_store_relaxed_v2(at.ml + 2 * row, make_uint2(0, 0));
+    }
+}
+
+/* --- a unit --- */
+
+/* The unit from what the four warps of a team have left of it: folded onto `group` if the item is
+ * whole, else to memory. */
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
+                                 const cu_att_finished &u, const cu_att_seat &seat,
+                                 cu_att_value<cu_att_shape<ATOMS, ROWS>::QUADS> &group)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    constexpr int TEAM_QUADS = shape::TILES * 4;
+    const bool whole = u.flags & CU_ATT_WHOLE;
+    const cu_att_words to = cu_att_units_at(p, u, seat, u.slot, 1);
+    float warp_factor[4], most = -INFINITY, sum = 0.f, factor, x_factor;
+    float2 ml[4];
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+        ml[w] = sh.ml[w][seat.row];
+        most = fmaxf(most, ml[w].x);
+    }
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+        warp_factor[w] = ptx_ex2(ml[w].x - most);
+        sum = __fmaf_rn(warp_factor[w], ml[w].y, sum);
+    }
+    if (whole) cu_att_fold_ml(group.max, group.sum, most, sum, factor, x_factor);
+    else if (seat.first == 0) cu_att_put_ml(to, most, sum);
+#pragma unroll
+    for (int i = 0; i < shape::QUADS; i++) {
+        const int quad = seat.first + i * seat.step;
+        if (quad >= p.head_dim / 4) break;
+        const int team = quad / TEAM_QUADS;
+        const float *from = cu_att_dump(sh) + (team * 4 * p.group + seat.row) * shape::DUMP_ROW +
+                            (quad - team * TEAM_QUADS) * 4;
+        float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            const float4 y = *(const float4 *)(from + w * p.group * shape::DUMP_ROW);
+            x.x = __fmaf_rn(warp_factor[w], y.x, x.x);
+            x.y = __fmaf_rn(warp_factor[w], y.y, x.y);
+            x.z = __fmaf_rn(warp_factor[w], y.z, x.z);
+            x.w = __fmaf_rn(warp_factor[w], y.w, x.w);
+        }
+        if (whole) cu_att_fold_quad(group.out[i], factor, x, x_factor);
+        else cu_att_put_quad(p, to, quad, x);
+    }
+}
+
+/* --- results --- */
+
+/* Threads that work together, and the barrier among them. */
+template <int COUNT, int NAMED_BARRIER> struct cu_att_team {
+    static constexpr int THREADS = COUNT, BARRIER = NAMED_BARRIER;
+};
+
+/* A piece of the result: bf16 in the activation layout. */
+PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u,
+                             const cu_att_seat &seat, int quad, const float4 &out, float sum)
 {
     const float inverse = 1.f / sum;
     const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
     const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
-    const int k = (u.head * p.group + row) * p.head_dim + quad * 4;
-    *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, u.token, k)) =
+    const int k = (u.head * p.group + seat.row) * p.head_dim + quad * 4;
+    *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, u.token, k)) =
         make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
-}
-
-/* Merges what the four warps of a team have left of a unit: its partial, or the result where the
- * token has no other unit. */
-template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_merge_warps(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                   const cu_att_finished &u, int thread)
-{
-    using shape = cu_att_shape<ATOMS, ROWS>;
-    const int quads = p.head_dim / 4;
-    const size_t row0 = (size_t)u.slot * p.q_heads + u.head * p.group;
-    for (int e = thread; e < p.group * quads; e += shape::COMBINERS * 32) {
-        const int row = e / quads, quad = e - row * quads;
-        const int team = quad / (shape::TILES * 2), in_team = quad - team * shape::TILES * 2;
-        float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
-        float2 ml[4];
-        float most = -INFINITY, sum = 0.f;
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            ml[w] = sh.ml[w][row];
-            most = fmaxf(most, ml[w].x);
-        }
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            const float *from =
-                cu_att_dump(sh) + ((team * 4 + w) * p.group + row) * shape::DUMP_ROW;
-            const float4 x = *(const float4 *)(from + in_team * 4);
-            const float factor = ptx_ex2(ml[w].x - most);
-            sum = fmaf(factor, ml[w].y, sum);
-            out.x = fmaf(factor, x.x, out.x);
-            out.y = fmaf(factor, x.y, out.y);
-            out.z = fmaf(factor, x.z, out.z);
-            out.w = fmaf(factor, x.w, out.w);
-        }
-        if (u.split_count == 1) {
-            cu_att_write(p, u, row, quad, out, sum);
-        } else {
-            __stcg((float4 *)(p.partial + (row0 + row) * p.head_dim) + quad, out);
-            if (quad == 0) __stcg(p.partial_ml + row0 + row, make_float2(most, sum));
-        }
-    }
-}
-
-/* Merges `count` partials, every `stride` slots from `slot` on, left to right.  A group's outcome
- * replaces the output of its first slot, each element by the thread that read it, and has a maximum
- * and sum of its own (group_ml); the root's is divided by the sum and written out. */
-template <bool ROOT, int THREADS>
-PTX_INLINE void cu_att_merge(const cu_att_params &p, const cu_att_finished &u, const float2 *all_ml,
-                             int slot, int stride, int count, int thread)
-{
-    constexpr int BATCH = 8;
-    const int quads = p.head_dim / 4;
-    const size_t step = (size_t)stride * p.q_heads;
-    const size_t row0 = (size_t)slot * p.q_heads + u.head * p.group;
-    for (int e = thread; e < p.group * quads; e += THREADS) {
-        const int row = e / quads, quad = e - row * quads;
-        const float *from = p.partial + (row0 + row) * p.head_dim + quad * 4;
-        float2 ml[CU_ATT_FAN];
-        float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
-        float most = -INFINITY, sum = 0.f;
-#pragma unroll
-        for (int i = 0; i < CU_ATT_FAN; i++) {
-            ml[i] = make_float2(-INFINITY, 0.f);
-            if (i < count) ml[i] = __ldcg(all_ml + row0 + i * step + row);
-        }
-#pragma unroll
-        for (int i = 0; i < CU_ATT_FAN; i++) most = fmaxf(most, ml[i].x);
-#pragma unroll
-        for (int begin = 0; begin < CU_ATT_FAN; begin += BATCH) { /* so many loads in flight */
-            float4 x[BATCH];
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                x[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-                if (begin + i < count)
-                    x[i] = __ldcg((const float4 *)(from + (begin + i) * step * p.head_dim));
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                const float factor = ptx_ex2(ml[begin + i].x - most);
-                sum = fmaf(factor, ml[begin + i].y, sum);
-                out.x = fmaf(factor, x[i].x, out.x);
-                out.y = fmaf(factor, x[i].y, out.y);
-                out.z = fmaf(factor, x[i].z, out.z);
-                out.w = fmaf(factor, x[i].w, out.w);
-            }
-        }
-        if (ROOT) {
-            cu_att_write(p, u, row, quad, out, sum);
-        } else {
-            __stcg((float4 *)(p.partial + (row0 + row) * p.head_dim) + quad, out);
-            if (quad == 0) __stcg(p.group_ml + row0 + row, make_float2(most, sum));
-        }
-    }
 }
 
 /* Inputs beyond Hq * D of the activation's last block are zero. */
@@ -118,55 +252,190 @@ PTX_INLINE void cu_att_clear_tail(const cu_att_params &p, int token, int thread,
 {
     const int begin = p.q_heads * p.head_dim, end = (begin + 127) / 128 * 128;
     for (int k = begin + thread * 4; k < end; k += threads * 4)
-        *(uint2 *)(p.out + cu_att_out_offset(p.token_rows, token, k)) = make_uint2(0, 0);
+        *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, token, k)) = make_uint2(0, 0);
 }
 
-/* Counts `units` in; true for all combiners where they were the last, which also clears the count.
- * Where the item is all that is expected there is nothing to count. */
-template <int THREADS, typename SHARED>
+/* Folds partials, to the result or to the place of a group, and clears them. */
+template <typename TEAM>
+PTX_INLINE void cu_att_reduce(const cu_att_params &p, const cu_att_finished &u,
+                              const cu_att_seat &seat, const cu_att_words &from, int count, int fan,
+                              bool result, const cu_att_words &to)
+{
+    const int quads = seat.row < p.group ? p.head_dim / 4 : 0;
+    for (int quad = seat.first; quad < quads; quad += seat.step) {
+        const cu_att_value<1> v = cu_att_fold_words(p, from, count, fan, quad);
+        if (result) {
+            cu_att_write(p, u, seat, quad, v.out[0], v.sum);
+        } else {
+            cu_att_put_quad(p, to, quad, v.out[0]);
+            if (quad == 0) cu_att_put_ml(to, v.max, v.sum);
+        }
+    }
+    __syncwarp();
+    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS); /* all have read the maxima and sums */
+    if (quads) cu_att_clear_words(p, from, seat, count);
+}
+
+/* What of a token lies in memory under a spread plan: `count` values, `stride` slots apart; a group
+ * is `fan` of them, or what is left. */
+struct cu_att_spread_list {
+    int32_t count, stride, fan;
+};
+PTX_INLINE cu_att_spread_list cu_att_spread_list_of(int unit_count, int spread_pages,
+                                                    int unit_shift, int group_shift)
+{
+    const int fan = 1 << group_shift, item = max(1, spread_pages >> unit_shift);
+    const int groups = (unit_count + fan - 1) >> group_shift, full = (groups - 1) << group_shift;
+    if (item >= fan) return {groups, fan, 1};
+    return {item >= unit_count - full ? full + 1 : unit_count, 1, fan};
+}
+
+/* Counts `units` in; true for all of the team where they were the last, which also clears the
+ * count.  It orders nothing: partials speak for themselves. */
+template <typename TEAM, typename SHARED>
 PTX_INLINE bool cu_att_arrive(SHARED &sh, uint32_t *count, int units, int expected, int thread)
 {
-    ptx_bar_sync(3, THREADS);
-    if (units == expected) return true;
+    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS);
     if (thread == 0) {
-        const bool last = ptx_atomic_add_acq_rel(count, units) == (uint32_t)(expected - units);
+        const bool last = ptx_atomic_add_relaxed(count, units) == (uint32_t)(expected - units);
         if (last) *count = 0;
-        sh.combine_last = last;
+        sh.count_last = last;
     }
-    ptx_bar_sync(3, THREADS);
-    return sh.combine_last;
+    ptx_bar_sync(TEAM::BARRIER, TEAM::THREADS);
+    return sh.count_last;
+}
+
+/* Where an item stands in its token. */
+struct cu_att_place {
+    int32_t unit_shift, group_shift;
+    int32_t last;        /* its last unit */
+    int32_t first, size; /* its group's units */
+    bool whole, alone;   /* it is all of its group; its group is all of the token */
+};
+PTX_INLINE cu_att_place cu_att_place_of(const cu_att_finished &u)
+{
+    cu_att_place at;
+    at.unit_shift = u.flags >> CU_ATT_SHIFT_AT & 7;
+    at.group_shift = cu_att_group_shift(at.unit_shift);
+    const int fan = 1 << at.group_shift;
+    at.last = u.slot - u.first_slot;
+    at.first = at.last & -fan;
+    at.size = min(fan, u.unit_count - at.first);
+    at.whole = u.flags & CU_ATT_WHOLE;
+    at.alone = u.unit_count <= fan;
+    return at;
+}
+
+/* Counts in an item whose partials are in memory, and folds what that completes. */
+template <typename TEAM, typename SHARED>
+PTX_INLINE void cu_att_count(const cu_att_params &p, SHARED &sh, const cu_att_finished &u,
+                             const cu_att_seat &seat)
+{
+    const cu_att_place at = cu_att_place_of(u);
+    const int slot = u.first_slot + at.first, units = u.flags >> CU_ATT_UNITS_AT & 31;
+    const int groups = (u.unit_count - 1 >> at.group_shift) + 1;
+    if (!at.whole) {
+        uint32_t *arrivals = p.group_count + (size_t)slot * p.kv_heads + u.head;
+        if (!cu_att_arrive<TEAM>(sh, arrivals, units, at.size, seat.thread)) return;
+        cu_att_reduce<TEAM>(p, u, seat, cu_att_units_at(p, u, seat, slot, 1), at.size, 1, at.alone,
+                            cu_att_groups_at(p, u, seat, at.first, at.group_shift));
+    }
+    if (!at.alone) {
+        uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
+        if (!cu_att_arrive<TEAM>(sh, arrivals, 1, groups, seat.thread)) return;
+        cu_att_reduce<TEAM>(p, u, seat, cu_att_groups_at(p, u, seat, 0, at.group_shift), groups, 1,
+                            true, cu_att_words());
+    }
+    if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, seat.thread, TEAM::THREADS);
+}
+
+/* The end of an item, `group` its value if it is whole; false where it has yet to be counted in. */
+template <typename TEAM, int QUADS>
+PTX_INLINE bool cu_att_end_item(const cu_att_params &p, const cu_att_finished &u,
+                                const cu_att_seat &seat, int spread_pages,
+                                const cu_att_value<QUADS> &group)
+{
+    const cu_att_place at = cu_att_place_of(u);
+    if (at.whole && seat.row < p.group) {
+        const cu_att_words to = spread_pages
+                                    ? cu_att_units_at(p, u, seat, u.first_slot + at.first, 1)
+                                    : cu_att_groups_at(p, u, seat, at.first, at.group_shift);
+#pragma unroll
+        for (int i = 0; i < QUADS; i++) {
+            const int quad = seat.first + i * seat.step;
+            if (quad >= p.head_dim / 4) break;
+            if (at.alone) cu_att_write(p, u, seat, quad, group.out[i], group.sum);
+            else cu_att_put_quad(p, to, quad, group.out[i]);
+        }
+        if (!at.alone && seat.first == 0) cu_att_put_ml(to, group.max, group.sum);
+    }
+    if (!at.whole || !at.alone) {
+        if (!spread_pages) return false;
+        if (at.last != u.unit_count - 1) return true;
+        const cu_att_spread_list list =
+            cu_att_spread_list_of(u.unit_count, spread_pages, at.unit_shift, at.group_shift);
+        cu_att_reduce<TEAM>(p, u, seat, cu_att_units_at(p, u, seat, u.first_slot, list.stride),
+                            list.count, list.fan, true, cu_att_words());
+    }
+    if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, seat.thread, TEAM::THREADS);
+    return true;
+}
+
+/* --- the warps --- */
+
+/* Hands an item to the finishers: the thread-th of all combiners, the n-th item so handed. */
+template <typename SHARED>
+PTX_INLINE void cu_att_hand_on(SHARED &sh, const cu_att_finished &u, int n, int thread)
+{
+    const int i = n % CU_ATT_TODO;
+    if (thread == 0) {
+        if (n >= CU_ATT_TODO) ptx_mbarrier_wait(&sh.todo_empty[i], (n / CU_ATT_TODO & 1) ^ 1);
+        sh.todo[i] = u;
+    }
+    ptx_mbarrier_arrive(&sh.todo_full[i]);
+}
+
+template <int ATOMS, int ROWS>
+PTX_INLINE void cu_att_finish(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    using team = cu_att_team<32 * shape::FINISHERS, 4>;
+    const cu_att_seat seat = cu_att_sit(p, thread, shape::COMBINERS / shape::FINISHERS);
+    for (int n = 0;; n++) {
+        const int i = n % CU_ATT_TODO;
+        ptx_mbarrier_wait(&sh.todo_full[i], n / CU_ATT_TODO & 1);
+        const cu_att_finished u = sh.todo[i];
+        ptx_mbarrier_arrive(&sh.todo_empty[i]);
+        if (u.flags & CU_ATT_END) break;
+        cu_att_count<team>(p, sh, u, seat);
+    }
 }
 
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
 {
-    constexpr int THREADS = 32 * cu_att_shape<ATOMS, ROWS>::COMBINERS;
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    using team = cu_att_team<32 * shape::COMBINERS, 3>;
+    const int spread_pages = __ldcg(&p.head->spread_pages);
+    const cu_att_seat seat = cu_att_sit(p, thread, 1);
+    int handed = 0;
+    cu_att_value<shape::QUADS> group;
+    cu_att_clear(group);
     for (int n = 0;; n++) {
         ptx_mbarrier_wait(&sh.finished_full, n & 1);
         const cu_att_finished u = sh.finished;
-        if (u.end) break;
-        cu_att_merge_warps(p, sh, u, thread);
+        if (u.flags & CU_ATT_END) {
+            if (shape::FINISHERS) cu_att_hand_on(sh, u, handed, thread);
+            break;
+        }
+        if (seat.row < p.group) cu_att_take_unit(p, sh, u, seat, group);
         ptx_mbarrier_arrive(&sh.finished_empty);
-        if (!u.units) continue;
-        const float2 *ml = p.partial_ml;
-        int stride = 1, count = u.split_count, units = u.units;
-        if (count > CU_ATT_FAN) {
-            const int group = (u.slot - u.first_slot) / CU_ATT_FAN * CU_ATT_FAN;
-            const int first = u.first_slot + group, size = min(CU_ATT_FAN, count - group);
-            uint32_t *arrivals = p.group_count + (size_t)first * p.kv_heads + u.head;
-            if (!cu_att_arrive<THREADS>(sh, arrivals, units, size, thread)) continue;
-            cu_att_merge<false, THREADS>(p, u, ml, first, 1, size, thread);
-            ml = p.group_ml;
-            stride = CU_ATT_FAN;
-            count = (count + CU_ATT_FAN - 1) / CU_ATT_FAN;
-            units = 1;
+        if (!(u.flags & CU_ATT_ITEM_LAST)) continue;
+        if (!cu_att_end_item<team>(p, u, seat, spread_pages, group)) {
+            if (shape::FINISHERS) cu_att_hand_on(sh, u, handed++, thread);
+            else cu_att_count<team>(p, sh, u, seat);
         }
-        if (u.split_count > 1) {
-            uint32_t *arrivals = p.root_count + (size_t)u.first_slot * p.kv_heads + u.head;
-            if (!cu_att_arrive<THREADS>(sh, arrivals, units, count, thread)) continue;
-            cu_att_merge<true, THREADS>(p, u, ml, u.first_slot, stride, count, thread);
-        }
-        if (u.head == p.kv_heads - 1) cu_att_clear_tail(p, u.token, thread, THREADS);
+        cu_att_clear(group);
     }
 }
 

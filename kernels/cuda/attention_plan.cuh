@@ -2,13 +2,18 @@
  * attention_plan.cuh - what the kernels around attention share: how a token's pages are cut into
  * units, the work list, and where a query row's elements lie.
  *
- * A unit is one token and a run of consecutive pages of its sequence.  How many pages depends on
- * the number of pages the token sees and on nothing else; units are merged in order, sixteen at a
- * time (a group), then the groups.  Hence a token's result is the same for every neighbour,
- * placement and window.  What is dealt to CTAs are runs of units within a group, times kv-heads:
- * long runs where there is much work (one arrival to count, none where the run is the whole group),
- * single units towards the end and where pages are remote.  That choice may depend on the batch,
- * for it changes who computes a unit and not what comes of it.
+ * A unit is one token and a run of consecutive pages of its sequence; a group is a run of
+ * consecutive units: of 32 pages, which an item can hold, or of 16 units where a token has so many
+ * pages that its groups would be too many to fold.  How many pages make a unit and how many units a
+ * group depends on the number of pages the token sees and on nothing else.  A group is its units
+ * folded from left to right, the result its groups folded from left to right.  Hence a token's
+ * result is the same for every neighbour, placement and window.
+ *
+ * What CTAs take are items: a whole group, folded in registers, or a part of one, whose
+ * units' partials go through memory; times kv-heads.  Where there is much work items are whole
+ * groups, and smaller towards the end; units with remote pages stand alone; where there is so
+ * little that every item finds a CTA of its own the plan is `spread`.  Those choices may depend on
+ * the batch, for they change who computes a unit and not what comes of it.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_PLAN_CUH
@@ -17,41 +22,46 @@
 #include "kernels/cuda/ptx.cuh"
 
 enum {
-    CU_ATT_FAN = 16,       /* units of a group, and groups of a token */
-    CU_ATT_RUN_PAGES = 32, /* most pages of an item: one page-table entry per lane */
-    CU_ATT_GROUP_MAX = 16, /* query heads of a kv-head: rows of an mma */
-    CU_ATT_STATIC = 4,     /* items a CTA takes without asking the ticket */
+    CU_ATT_FAN = 16,         /* units of a group, at most */
+    CU_ATT_ITEM_PAGES = 32,  /* pages of an item, at most: one page-table entry per lane */
+    CU_ATT_GROUP_MAX = 16,   /* query heads of a kv-head: rows of an mma */
+    CU_ATT_SPREAD_MAX = 144, /* items of a spread plan, at most */
+    CU_ATT_STATIC = 3,       /* items a CTA takes without asking the ticket */
 };
 
-/* An item of the work list: a run of units. */
+/* An item of the work list: a group or an aligned part of one. */
 struct __align__(16) kn_cu_unit
 {
     int32_t token;
-    int32_t slot;                    /* where the first unit's partial goes; the others follow */
-    int32_t first_slot, split_count; /* of all units of the token */
-    int32_t page_begin, page_end;    /* pages of the sequence, absolute; 32 at most */
-    int32_t key_begin, key_end;      /* positions the token sees, absolute */
-    int32_t table;                   /* the sequence's page table in batch.pages */
-    int32_t old_pages;               /* its pages that this step does not write */
-    int32_t unit_shift;              /* log2 of pages of a unit */
-    int32_t unused;
+    int32_t slot;                   /* where the first unit's partial goes; the others follow */
+    int32_t first_slot, unit_count; /* of all units of the token */
+    int32_t page_begin, page_end;   /* pages of the sequence, absolute */
+    int32_t key_begin, key_end;     /* positions the token sees, absolute */
+    int32_t table;                  /* the sequence's page table in batch.pages */
+    int32_t old_pages;              /* its pages that this step does not write */
+    int32_t unit_shift;             /* log2 of pages of a unit */
+    int32_t whole;                  /* 1 where it is all of its group */
 };
 
 struct kn_cu_plan_head {
-    int32_t unit_count[KN_TIER_MAX]; /* by the highest tier among a unit's pages */
+    int32_t unit_count[KN_TIER_MAX]; /* items, by the highest tier among a unit's pages */
     struct kn_cu_window window[KN_TIER_MAX];
     uint32_t ticket[KN_TIER_MAX]; /* zero between launches */
     uint32_t done;
+    int32_t spread_pages; /* pages of an item where every item has a CTA of its own; else 0 */
 };
 
-/* log2 of the pages of a unit of a token that sees `pages` pages.  A unit was measured to cost a
- * CTA about 0.36 us beside its bytes (a page of one 128-wide head takes 0.92 us), so units are as
- * long as a lone sequence, which wants them spread over all SMs, can bear. */
+/* log2 of the pages of a unit of a token that sees `pages` pages: as short as gives a lone short
+ * sequence to many SMs, and the last wave of a large batch little to wait for. */
 __host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
 {
-    int32_t shift = pages <= 4 ? 1 : pages <= 8 ? 2 : pages <= 128 ? 3 : 4;
-    while (pages > CU_ATT_FAN * CU_ATT_FAN << shift) shift++;
-    return shift;
+    return pages <= 16 ? 1 : pages <= 32 ? 2 : pages <= 512 ? 3 : pages <= 4096 ? 4 : 5;
+}
+/* log2 of the units of a group: what an item can hold, or more where a token has so many pages that
+ * its groups would be too many to fold. */
+__host__ __device__ inline int32_t cu_att_group_shift(int32_t unit_shift)
+{
+    return unit_shift == 2 || unit_shift == 3 ? 5 - unit_shift : 4;
 }
 
 /* Rows of a query tile: the group padded to half an mma or a whole one. */
@@ -91,14 +101,6 @@ PTX_INLINE uint32_t cu_page_index(kn_page page)
 PTX_INLINE uint32_t cu_atom_offset(uint32_t row, uint32_t byte)
 {
     return row * KN_ATOM_ROW_BYTES + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15);
-}
-
-/* Byte of input k of a token in an activation buffer of token_rows rows. */
-PTX_INLINE size_t cu_att_out_offset(int token_rows, int token, int k)
-{
-    const int block = k >> 7, atom = (k >> 6) & 1, byte = (k & 63) * 2;
-    return ((size_t)block * 2 + atom) * token_rows * 128 + (size_t)token * 128 +
-           (((byte >> 4) ^ (token & 7)) << 4) + (byte & 15);
 }
 
 /* Pages [*begin, *end) and the first key that a token at `position` sees. */

@@ -18,6 +18,7 @@ enum { CU_ATT_ARRIVALS = 1 };
 
 enum {
     CU_ATT_STAGES_MAX = 6,
+    CU_ATT_TODO = 4, /* items that may wait for the finishers */
     CU_ATT_STAGE_BYTES = KN_BLOCK_BYTES,
 };
 
@@ -29,14 +30,14 @@ struct cu_att_params {
     const uint8_t *base[KN_TIER_MAX]; /* of this layer's heads */
     size_t page_bytes;
     const uint8_t *q;
-    float *partial;
-    float2 *partial_ml, *group_ml;
+    uint32_t *partial, *partial_ml, *group_partial, *group_ml;
     uint32_t *group_count, *root_count;
     uint8_t *out;
     kn_cu_traffic *traffic;
     int32_t units_max, token_rows, stages;
     uint32_t kv_heads_inverse; /* ceil(2^32 / Hkv), 0 for one */
     int32_t q_heads, kv_heads, group, head_dim;
+    int32_t row_shift; /* log2 of the combiner threads that share a row */
     float scale_log2;
 };
 
@@ -45,26 +46,33 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int TEAMS = ATOMS == 4 ? 2 : 1;
     static constexpr int CONSUMERS = 4 * TEAMS; /* warps */
     static constexpr int COMBINERS = TEAMS == 1 ? 4 : 2;
-    static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
+    static constexpr int FINISHERS = TEAMS == 1 ? 2 : 0; /* 0: combiners do it */
+    static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS + FINISHERS);
     static constexpr int REGISTERS =
-        TEAMS == 1 && ROWS == 8 ? 144 : 168;          /* 144: room for the next kernel */
-    static constexpr int TILES = ATOMS == 1 ? 8 : 16; /* 8-wide output tiles of a warp */
-    static constexpr int STEPS = ATOMS * 4;           /* 16-wide steps over the head dimension */
+        TEAMS == 1 && ROWS == 8 ? 112 : 168;         /* 144: room for the next kernel */
+    static constexpr int TILES = ATOMS == 1 ? 4 : 8; /* 16-wide output tiles of a warp */
+    static constexpr int PIECES = ROWS == 8 || ATOMS == 1 ? TILES : 4; /* of V, read at once */
+    static constexpr int CHAINS = ROWS == 8 ? 4 : 2; /* of products that make a score */
+    static constexpr int STEPS = ATOMS * 4;          /* 16-wide steps over the head dimension */
     static constexpr int Q_BYTES = ROWS * ATOMS * 128;
     static constexpr int Q_SLOTS = (CU_ATT_STAGES_MAX + PAGE_STAGES - 1) / PAGE_STAGES;
-    static constexpr int DUMP_ROW = TILES * 8 + 8; /* floats; the 8 keep rows in distinct banks */
+    static constexpr int DUMP_ROW = TILES * 16 + 4; /* floats; the 4 keep rows in distinct banks */
     static constexpr int HALVES = ROWS / 8;
+    static constexpr int QUADS = ROWS * ATOMS * 16 / (COMBINERS * 32); /* of a combiner thread */
 };
 
-/* Of a page: it begins an item, begins a unit, ends a unit, ends an item; or the ring's end.  The
- * item's number of units is in the bits from CU_ATT_UNITS_AT on. */
+/* Of a page: it begins an item, begins a unit, ends a unit, ends an item, is of an item that is all
+ * of its group; or the ring's end.  The item's number of units and the log2 of a unit's pages are
+ * in the bits from CU_ATT_UNITS_AT and CU_ATT_SHIFT_AT on. */
 enum {
     CU_ATT_ITEM = 1,
     CU_ATT_FIRST = 2,
     CU_ATT_LAST = 4,
     CU_ATT_ITEM_LAST = 8,
-    CU_ATT_END = 16,
+    CU_ATT_WHOLE = 16,
+    CU_ATT_END = 32,
     CU_ATT_UNITS_AT = 8,
+    CU_ATT_SHIFT_AT = 16,
 };
 
 /* What a page's first stage holds; written by the producer before the stage's barrier. */
@@ -72,7 +80,7 @@ struct __align__(16) cu_att_page
 {
     int32_t key_begin, key_end; /* keys the token sees, relative to the page */
     int32_t flags, head;
-    int32_t token, slot, first_slot, split_count; /* of an item's first and a unit's last page */
+    int32_t token, slot, first_slot, unit_count; /* of an item's first and a unit's last page */
 };
 /* Every stage's tier and cycle of issue; kept where the CTA reads a remote tier. */
 struct cu_att_trip {
@@ -82,9 +90,8 @@ struct cu_att_trip {
 
 struct __align__(16) cu_att_finished
 {
-    int32_t token, slot, first_slot, split_count, head;
-    int32_t units; /* where it ends an item, the item's; else 0 */
-    int32_t end;
+    int32_t token, slot, first_slot, unit_count, head;
+    int32_t flags; /* of the unit's last page */
 };
 
 /* Shared memory but for the ring (`stages` * 16 KB, first) and the dump (last). */
@@ -95,9 +102,11 @@ template <int ATOMS, int ROWS> struct cu_att_shared {
     cu_att_page page[CU_ATT_STAGES_MAX];
     cu_att_trip trip[CU_ATT_STAGES_MAX];
     cu_att_finished finished;
-    uint32_t combine_last;
+    cu_att_finished todo[CU_ATT_TODO]; /* items for the finishers */
+    uint32_t count_last;
     uint64_t full[CU_ATT_STAGES_MAX], empty[CU_ATT_STAGES_MAX];
     uint64_t finished_full, finished_empty;
+    uint64_t todo_full[CU_ATT_TODO], todo_empty[CU_ATT_TODO];
 };
 /* Ring stage s. */
 template <typename SHARED> PTX_INLINE uint8_t *cu_att_ring(SHARED &sh, int stages, int s)
@@ -127,16 +136,17 @@ struct cu_att_role {
 PTX_INLINE cu_att_role cu_att_role_of(const cu_att_params &p, int cta, int grid)
 {
     const kn_cu_plan_head *head = p.head;
-    cu_att_role role = {0, 0, 0, 0, 0, head->unit_count[0] * p.kv_heads};
+    cu_att_role role = {0, 0, 0, 0, 0, __ldcg(&head->unit_count[0]) * p.kv_heads};
     int taken = 0;
 #pragma unroll
     for (int t = 1; t < KN_TIER_MAX; t++) {
-        const int readers = head->unit_count[t] ? max(1, min(head->window[t].ctas, grid / 4)) : 0;
+        const int items = __ldcg(&head->unit_count[t]);
+        const int readers = items ? max(1, min(__ldcg(&head->window[t].ctas), grid / 4)) : 0;
         if (cta >= taken && cta < taken + readers) {
             role.tier = t;
             role.rank = cta - taken;
             role.peers = readers;
-            role.tier_items = head->unit_count[t] * p.kv_heads;
+            role.tier_items = items * p.kv_heads;
         }
         taken += readers;
     }
@@ -164,7 +174,7 @@ PTX_INLINE void cu_att_next(cu_att_cursor *c, int stages)
 
 /* --- producer --- */
 
-/* The order in which a CTA takes items: four by rank, then by ticket; its remote tier, then local.
+/* The order in which a CTA takes items: three by rank, then by ticket; its remote tier, then local.
  */
 struct cu_att_source {
     cu_att_role role;
@@ -188,9 +198,9 @@ PTX_INLINE cu_att_claim cu_att_take(const cu_att_params &p, cu_att_source *s, in
 }
 
 struct cu_att_item {
-    int4 a; /* the unit's token, slot, first_slot, split_count */
+    int4 a; /* the item's token, slot, first_slot, unit_count */
     int4 b; /* page_begin, page_end, key_begin, key_end */
-    int4 c; /* table, old_pages, unit_shift */
+    int4 c; /* table, old_pages, unit_shift, whole */
     int32_t head;
     bool there;
 };
@@ -214,9 +224,9 @@ PTX_INLINE cu_att_item cu_att_load_item(const cu_att_params &p, cu_att_source *s
     }
     const int entry = p.kv_heads_inverse ? __umulhi(index, p.kv_heads_inverse) : index;
     const int4 *words = (const int4 *)(p.units + (size_t)c.tier * p.units_max + entry);
-    item.a = __ldg(words);
-    item.b = __ldg(words + 1);
-    item.c = __ldg(words + 2);
+    item.a = __ldcg(words); /* past L1, for the plan may be as young as this kernel */
+    item.b = __ldcg(words + 1);
+    item.c = __ldcg(words + 2);
     item.head = index - entry * p.kv_heads;
     item.there = true;
     return item;
@@ -271,10 +281,12 @@ PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS
 }
 
 /* Issues an item's pages, lane i the i-th: its address and description are computed at once for
- * all of them, and what is left per stage is a wait, a store, the barrier's count and the copy. */
+ * all of them, and what is left per stage is a wait, a store, the barrier's count and the copy.
+ * Reads the next item's part of the page table after the first page, when that item is known. */
 template <int ATOMS, int ROWS, bool REMOTE>
 PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                             cu_att_issuer &is, const cu_att_item &item, kn_page entry, int lane,
+                             cu_att_issuer &is, const cu_att_item &item, kn_page entry,
+                             const cu_att_item &next, kn_page *next_entry, int lane,
                              uint64_t policy)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
@@ -287,11 +299,16 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
     const int flags = (lane == 0 ? CU_ATT_ITEM : 0) | (lane & unit_last ? 0 : CU_ATT_FIRST) |
                       (lane == count - 1 ? CU_ATT_LAST | CU_ATT_ITEM_LAST : 0) |
                       ((lane & unit_last) == unit_last ? CU_ATT_LAST : 0) |
-                      ((count - 1 >> shift) + 1) << CU_ATT_UNITS_AT;
+                      (item.c.w ? CU_ATT_WHOLE : 0) |
+                      ((count - 1 >> shift) + 1) << CU_ATT_UNITS_AT | shift << CU_ATT_SHIFT_AT;
     const int4 unit = make_int4(item.a.x, item.a.y + (lane >> shift), item.a.z, item.a.w);
     const int4 page = make_int4(item.b.z - first_key, item.b.w - first_key, flags, item.head);
     const uint8_t *q = cu_att_q<shape>(p, item.a.x, item.head);
+    /* What the step has yet to write of a page goes to L2, where the rest of it may wait. */
+    if (!is.waited && lane >= old_count && lane < count)
+        ptx_bulk_prefetch(from, shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
     for (int i = 0; i < count; i++) {
+        if (i == (count > 1)) *next_entry = cu_att_load_entry(p, next, lane);
         if (!is.waited && (i >= old_count || is.at.used + shape::PAGE_STAGES > p.stages))
             cu_att_wait_previous(p, sh, is, lane);
         const int page_tier = REMOTE ? __shfl_sync(0xffffffffu, tier, i) : 0;
@@ -300,7 +317,8 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
             const int s = is.at.stage;
             if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
             if (REMOTE && page_tier)
-                cu_att_window_wait(sh, is, max(1, p.head->window[page_tier].blocks), p.stages);
+                cu_att_window_wait(sh, is, max(1, __ldcg(&p.head->window[page_tier].blocks)),
+                                   p.stages);
             if (lane == i) {
                 if (j == 0) {
                     *(int4 *)&sh.page[s].key_begin = page;
@@ -344,21 +362,17 @@ PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
 
     cu_att_item item = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
     cu_att_item next = cu_att_load_item(p, &source, cu_att_take(p, &source, lane), lane);
-    cu_att_claim third = cu_att_take(p, &source, lane), fourth = cu_att_take(p, &source, lane);
-    kn_page entry = cu_att_load_entry(p, item, lane);
-    while (item.there) {
-        const kn_page next_entry = cu_att_load_entry(p, next, lane);
-        const cu_att_item after = cu_att_load_item(p, &source, third, lane);
+    kn_page entry = cu_att_load_entry(p, item, lane), next_entry = 0;
+    while (item.there) { /* claimed ahead: two items, for the sake of an even end */
+        const cu_att_claim third = cu_att_take(p, &source, lane);
         if (REMOTE)
             remote_blocks += cu_att_shape<ATOMS, ROWS>::PAGE_STAGES *
                              __popc(__ballot_sync(0xffffffffu, cu_page_tier(entry) != 0));
-        cu_att_issue<ATOMS, ROWS, REMOTE>(p, sh, is, item, entry, lane, policy);
+        cu_att_issue<ATOMS, ROWS, REMOTE>(p, sh, is, item, entry, next, &next_entry, lane, policy);
         if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
-        third = fourth;
-        fourth = cu_att_take(p, &source, lane);
         item = next;
         entry = next_entry;
-        next = after;
+        next = cu_att_load_item(p, &source, third, lane);
     }
     if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
     if (lane != 0) return;

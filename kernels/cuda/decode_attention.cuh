@@ -2,30 +2,32 @@
  * decode_attention.cuh - one token's attention over its sequence's KV pages, for many tokens.
  *
  * Floor: the bytes of K and V over the bandwidth of the tier they lie in.  At 4.7 TB/s an SM takes
- * a 64-token page of one 128-wide head (32 KB) every 0.92 us, some 1,560 cycles.  Four warps keep
- * up with that: each reads 8 KB of the page by ldmatrix, multiplies 32 times with mma.sync and
- * exponentiates 4 or 8 scores a thread (left out, the softmax changes no timing).  So wgmma would
- * gain nothing; what matters is that the ring of bulk copies is full from the first microsecond to
- * the last.
+ * a 64-token page of one 128-wide head (32 KB) every 0.92 us, some 1,650 cycles.  Four warps need
+ * 1,100 for it, one long chain of dependent instructions each (ldmatrix, products, maximum,
+ * exponentials, products), so wgmma would gain little, and between its first page and its last a
+ * CTA runs at 0.99 of the streaming rate.  What matters is that all CTAs end at once, and that
+ * little is left to do then.
  *
- * One CTA per SM, of four kinds of warps:
+ * One CTA per SM, of five kinds of warps:
  *
  * Producer (attention_ring.cuh): takes items from the work list and keeps five or six 16 KB copies
- * in flight.  The next items' tickets, words and page tables are read while this one's pages are
+ * in flight.  The next item's ticket, words and page table are read while this one's pages are
  * issued, so that no latency empties the ring.  Pages that this step does not write are fetched
- * before griddepcontrol.wait.
+ * before griddepcontrol.wait, and of those it does write the rest is brought to L2.
  *
  * Consumers (here): warp w takes tokens 16w..16w+15 of every page, with a softmax and an
- * accumulator of its own, so they need no barrier among themselves.  The group's query heads are
- * the 16 rows of the MMA (8 or fewer leave the upper half idle); the scores' accumulator layout is
- * the A operand of P.V, so P never leaves its registers.  At head dimension 256 two teams of four
- * share a page: both compute all scores, each half the output.  At a unit's end the warps leave
- * their accumulators in shared memory and go on.
+ * accumulator of its own, so they need no barrier among themselves.  All is transposed: tokens are
+ * the rows of K.Q, dimensions those of V.P, and the group's query heads the 8 or 16 columns, so
+ * that a group of up to eight fills the instruction.  P turns from accumulator to operand by
+ * movmatrix.  At head dimension 256 two teams of four share a page: both compute all scores, each
+ * half the output.  At a unit's end the warps leave their accumulators in shared memory and go on.
  *
- * Combiners (attention_combine.cuh): merge the four warps' accumulators into the unit's partial and
- * count a run of units in.  Who completes a group of 16 units merges them, who completes a token's
- * groups merges those and writes the result.  They stand apart because a release and an atomic take
- * a microsecond or two under load.
+ * Combiners (attention_combine.cuh): make a unit of the four warps' accumulators, and fold it onto
+ * its group or store it.
+ *
+ * Finishers (attention_combine.cuh): count in items that are not all there is of their token; who
+ * completes a group folds it, who completes a token's groups folds those and writes the result.
+ * They stand apart because an atomic and the partials' loads take microseconds under load.
  *
  * Poller (attention_ring.cuh): where the CTA reads a remote tier, stamps landings.
  *
@@ -34,10 +36,10 @@
  *  1. A unit's partial depends on q and the keys the token sees: keys outside [key_begin, key_end)
  *     get score -inf, and their V is cleared bit by bit, so NaN in unwritten memory stays there.
  *
- *  2. Merges run left to right over warps, units, groups, whoever performs them.
+ *  2. Folds run left to right over warps, units, groups, whoever performs them.
  *
- *  3. All counters are zero before and after a launch.  The plan and pages older than the step are
- *     the only memory read before griddepcontrol.wait.
+ *  3. Counters and partials are zero before and after a launch.  The plan and pages older than the
+ *     step are the only memory read before griddepcontrol.wait.
  *
  *  4. A stage is filled again after all consumer warps (and the poller) have arrived on its empty
  *     barrier; the accumulators' place after all combiner threads have.
@@ -45,15 +47,16 @@
  *  5. Every CTA takes its first items by rank and the rest by ticket, so a CTA that reads slow
  *     memory is simply given fewer local items.
  *
- * P is rounded to bf16 for P.V and the sum of weights is of the rounded values, so the weights are
+ *  6. A CTA waits for another only where both hold one item each (a spread plan), or for stores
+ *     that the other has already issued.
+ *
+ * P is rounded to bf16 for V.P and the sum of weights is of the rounded values, so the weights are
  * exactly normalised: |error| <= 2^-8 * (sum p|v| / sum p + |out|), then the result's rounding.
  *
- * Measured on an H200, 32/8 heads of 128, as a share of a kernel that only streams (4.70 TB/s):
- * 64 x 4,096 0.93, 1 x 131,072 0.92, 8 x 16,384 0.93, 128 x 1,024 0.92.  A lone sequence of 512
- * takes 6 us, of 4,096 9.8 us.  Lost are the last items' unevenness, the final merge (about 3 us),
- * and some 0.36 us a unit, which neither softmax nor the partials' stores account for.
+ * MEASURED
  *
- * After FlashDecoding and FlashMLA; the ring and its remote window after DAK.
+ * After FlashDecoding and FlashMLA; the ring and its remote window after DAK; words that carry
+ * their own mark after NCCL's low-latency protocol.
  */
 #ifndef DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH
 #define DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH
@@ -64,13 +67,14 @@
 
 /* --- consumers --- */
 
-/* A warp's share of a unit: rows as the mma's accumulators hold them, row lane / 4 and that + 8. */
+/* A warp's share of a unit, transposed: dimensions are the rows of the mma's accumulators (lane / 4
+ * and that + 8 of a tile of 16), query heads its columns (2 * (lane % 4) and that + 1 of 8). */
 template <int ATOMS, int ROWS> struct cu_att_state {
     using shape = cu_att_shape<ATOMS, ROWS>;
     uint32_t q[shape::STEPS][2 * shape::HALVES];
-    float out[shape::TILES][4];
-    float max[shape::HALVES]; /* of scale * score, log2 domain */
-    float sum[shape::HALVES]; /* this thread's part */
+    float out[shape::HALVES][shape::TILES][4];
+    float max[shape::HALVES][2]; /* of scale * score, log2 domain */
+    float sum[shape::HALVES][2]; /* this thread's part */
 };
 
 template <int ATOMS, int ROWS>
@@ -97,41 +101,59 @@ template <int ATOMS, int ROWS> PTX_INLINE void cu_att_begin(cu_att_state<ATOMS, 
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
 #pragma unroll
-    for (int n = 0; n < shape::TILES; n++)
-        st.out[n][0] = st.out[n][1] = st.out[n][2] = st.out[n][3] = 0.f;
-#pragma unroll
     for (int h = 0; h < shape::HALVES; h++) {
-        st.max[h] = -INFINITY;
-        st.sum[h] = 0.f;
+#pragma unroll
+        for (int n = 0; n < shape::TILES; n++)
+            st.out[h][n][0] = st.out[h][n][1] = st.out[h][n][2] = st.out[h][n][3] = 0.f;
+        st.max[h][0] = st.max[h][1] = -INFINITY;
+        st.sum[h][0] = st.sum[h][1] = 0.f;
     }
 }
 
-/* score[tile of 8 tokens] += q . k over STEP_COUNT steps; their K atoms begin at `atoms`.  All K is
- * read before the first product, and even and odd steps add up apart, for two chains of dependent
- * instructions in place of one. */
-template <int ATOMS, int ROWS, int FIRST_STEP, int STEP_COUNT>
-PTX_INLINE void cu_att_score(const cu_att_state<ATOMS, ROWS> &st, float (&score)[2][2][4],
-                             uint32_t atoms, int row, int chunk_half)
+/* Four 8x8 matrices of the warp's 16 tokens by 16 dimensions, piece `piece` of the atoms there. */
+PTX_INLINE uint32_t cu_att_piece(uint32_t atoms, int piece, int row, int half)
 {
+    const uint32_t chunk = ((piece & 3) * 2 + half) ^ (row & 7);
+    return atoms + (piece >> 2) * KN_ATOM_BYTES + row * 128 + (chunk << 4);
+}
+
+/* score[chain][half] += k . q over STEP_COUNT steps; their K atoms begin at `atoms`.  All K is read
+ * before the first product, and steps add up in several chains, for less of dependent
+ * instructions. */
+template <int ATOMS, int ROWS, int FIRST_STEP, int STEP_COUNT>
+PTX_INLINE void cu_att_score(
+    const cu_att_state<ATOMS, ROWS> &st,
+    float (&score)[cu_att_shape<ATOMS, ROWS>::CHAINS][cu_att_shape<ATOMS, ROWS>::HALVES][4],
+    uint32_t atoms, int row, int half)
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
     uint32_t k[STEP_COUNT][4];
 #pragma unroll
-    for (int i = 0; i < STEP_COUNT; i++) {
-        const uint32_t chunk = ((i & 3) * 2 + chunk_half) ^ (row & 7);
-        ptx_ldmatrix_x4(k[i], atoms + (i >> 2) * KN_ATOM_BYTES + row * 128 + (chunk << 4));
-    }
+    for (int i = 0; i < STEP_COUNT; i++) ptx_ldmatrix_x4(k[i], cu_att_piece(atoms, i, row, half));
 #pragma unroll
-    for (int i = 0; i < STEP_COUNT; i++) {
-        const uint32_t *q = st.q[FIRST_STEP + i];
-        const uint32_t a[4] = {q[0], ROWS == 8 ? 0 : q[1], ROWS == 8 ? q[1] : q[ROWS / 8],
-                               ROWS == 8 ? 0 : q[ROWS / 4 - 1]};
-        ptx_mma_m16n8k16(score[i & 1][0], a, k[i][0], k[i][1]);
-        ptx_mma_m16n8k16(score[i & 1][1], a, k[i][2], k[i][3]);
+    for (int i = 0; i < STEP_COUNT; i++)
+#pragma unroll
+        for (int h = 0; h < shape::HALVES; h++)
+            ptx_mma_m16n8k16(score[i % shape::CHAINS][h], k[i], st.q[FIRST_STEP + i][h],
+                             st.q[FIRST_STEP + i][shape::HALVES + h]);
+}
+
+/* Keys outside [begin, end) of the page: score -inf.  first: the thread's first key. */
+template <int HALVES>
+PTX_INLINE void cu_att_mask_scores(float (&score)[HALVES][4], int first, int begin, int end)
+{
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const int key = first + n * 8;
+        if (key >= begin && key < end) continue;
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) score[h][2 * n] = score[h][2 * n + 1] = -INFINITY;
     }
 }
 
-/* Keys outside [begin, end) of the page: score -inf, and a zero in the mask of V. */
-PTX_INLINE void cu_att_mask(float (&score)[2][4], uint32_t (&mask)[2], int first, int begin,
-                            int end)
+/* The same keys' V as the A operand holds it: zeros. */
+template <int TILES>
+PTX_INLINE void cu_att_mask_values(uint32_t (&v)[TILES][4], int first, int begin, int end)
 {
 #pragma unroll
     for (int n = 0; n < 2; n++)
@@ -139,8 +161,12 @@ PTX_INLINE void cu_att_mask(float (&score)[2][4], uint32_t (&mask)[2], int first
         for (int j = 0; j < 2; j++) {
             const int key = first + n * 8 + j;
             if (key >= begin && key < end) continue;
-            score[n][j] = score[n][2 + j] = -INFINITY;
-            mask[n] &= j ? 0x0000ffffu : 0xffff0000u;
+            const uint32_t mask = j ? 0x0000ffffu : 0xffff0000u;
+#pragma unroll
+            for (int d = 0; d < TILES; d++) {
+                v[d][2 * n] &= mask;
+                v[d][2 * n + 1] &= mask;
+            }
         }
 }
 
@@ -149,71 +175,74 @@ PTX_INLINE float cu_att_widen(uint32_t pair, int high)
     return __uint_as_float(high ? pair & 0xffff0000u : pair << 16);
 }
 
-/* Scores to weights, as the A operand of P.V; rescales what the warp has so far. */
+/* Scores to weights, as the B operand of V.P; rescales what the warp has so far. */
 template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_soften(cu_att_state<ATOMS, ROWS> &st, const float (&score)[2][4],
-                              float scale_log2, uint32_t (&weight)[4])
+PTX_INLINE void cu_att_soften(cu_att_state<ATOMS, ROWS> &st,
+                              const float (&score)[cu_att_shape<ATOMS, ROWS>::HALVES][4],
+                              float scale_log2,
+                              uint32_t (&weight)[cu_att_shape<ATOMS, ROWS>::HALVES][2])
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    float rescale[shape::HALVES];
+    float rescale[shape::HALVES][2];
     bool same = true;
-    weight[1] = weight[3] = 0;
 #pragma unroll
     for (int h = 0; h < shape::HALVES; h++) {
-        float most = fmaxf(fmaxf(score[0][2 * h], score[0][2 * h + 1]),
-                           fmaxf(score[1][2 * h], score[1][2 * h + 1]));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-        const float max = fmaxf(st.max[h], most * scale_log2);
-        const float shift = max == -INFINITY ? 0.f : max;
-        rescale[h] = ptx_ex2(st.max[h] - shift);
-        same = same && rescale[h] == 1.f;
-        st.max[h] = max;
-        float sum = 0.f;
+        float w[2][2]; /* [token, token + 8][head, head + 1] */
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            float most = fmaxf(score[h][j], score[h][2 + j]);
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
+            const float max = fmaxf(st.max[h][j], most * scale_log2);
+            const float shift = max == -INFINITY ? 0.f : max;
+            rescale[h][j] = ptx_ex2(st.max[h][j] - shift);
+            same = same && rescale[h][j] == 1.f;
+            st.max[h][j] = max;
+            w[0][j] = ptx_ex2(fmaf(score[h][j], scale_log2, -shift));
+            w[1][j] = ptx_ex2(fmaf(score[h][2 + j], scale_log2, -shift));
+        }
+        uint32_t bits[2];
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            const float w0 = ptx_ex2(fmaf(score[n][2 * h], scale_log2, -shift));
-            const float w1 = ptx_ex2(fmaf(score[n][2 * h + 1], scale_log2, -shift));
-            const __nv_bfloat162 pair = __floats2bfloat162_rn(w0, w1);
-            const uint32_t bits = *(const uint32_t *)&pair;
-            weight[2 * n + h] = bits;
-            sum += cu_att_widen(bits, 0) + cu_att_widen(bits, 1);
+            const __nv_bfloat162 pair = __floats2bfloat162_rn(w[n][0], w[n][1]);
+            bits[n] = *(const uint32_t *)&pair;
+            weight[h][n] = ptx_movmatrix_trans(bits[n]);
         }
-        st.sum[h] = fmaf(st.sum[h], rescale[h], sum);
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+            st.sum[h][j] = fmaf(st.sum[h][j], rescale[h][j],
+                                cu_att_widen(bits[0], j) + cu_att_widen(bits[1], j));
     }
     if (__all_sync(0xffffffffu, same)) return; /* times one: the same bits */
 #pragma unroll
-    for (int n = 0; n < shape::TILES; n++)
+    for (int h = 0; h < shape::HALVES; h++)
 #pragma unroll
-        for (int h = 0; h < shape::HALVES; h++) {
-            st.out[n][2 * h] *= rescale[h];
-            st.out[n][2 * h + 1] *= rescale[h];
-        }
+        for (int n = 0; n < shape::TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) st.out[h][n][i] *= rescale[h][i & 1];
 }
 
-/* Reads four 16-wide pieces of the warp's 16 tokens of V from piece FIRST on. */
-template <int FIRST>
-PTX_INLINE void cu_att_read_values(uint32_t (&v)[4][4], uint32_t atoms, int row, int chunk_half)
+/* Reads COUNT 16-wide pieces of the warp's 16 tokens of V from piece FIRST on. */
+template <int FIRST, int COUNT>
+PTX_INLINE void cu_att_read_values(uint32_t (&v)[COUNT][4], uint32_t atoms, int row, int half)
 {
 #pragma unroll
-    for (int d = 0; d < 4; d++) {
-        const uint32_t chunk = (d * 2 + chunk_half) ^ (row & 7);
-        ptx_ldmatrix_x4_trans(v[d], atoms + FIRST / 4 * KN_ATOM_BYTES + row * 128 + (chunk << 4));
-    }
+    for (int d = 0; d < COUNT; d++)
+        ptx_ldmatrix_x4_trans(v[d], cu_att_piece(atoms, FIRST + d, row, half));
 }
 
-/* out += weights . V for these pieces. */
-template <int FIRST, int TILES>
-PTX_INLINE void cu_att_add_values(float (&out)[TILES][4], const uint32_t (&weight)[4],
-                                  const uint32_t (&mask)[2], const uint32_t (&v)[4][4])
+/* out += V . weights for these pieces. */
+template <int FIRST, int COUNT, int HALVES, int TILES>
+PTX_INLINE void cu_att_add_values(float (&out)[HALVES][TILES][4],
+                                  const uint32_t (&weight)[HALVES][2],
+                                  const uint32_t (&v)[COUNT][4])
 {
 #pragma unroll
-    for (int d = 0; d < 4; d++) {
-        float(&low)[4] = out[(2 * (FIRST + d)) % TILES],
-        (&high)[4] = out[(2 * (FIRST + d) + 1) % TILES];
-        ptx_mma_m16n8k16(low, weight, v[d][0] & mask[0], v[d][1] & mask[1]);
-        ptx_mma_m16n8k16(high, weight, v[d][2] & mask[0], v[d][3] & mask[1]);
-    }
+    for (int d = 0; d < COUNT; d++)
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+            ptx_mma_m16n8k16(out[h][(FIRST + d) % TILES], v[d], weight[h][0], weight[h][1]);
 }
 
 /* One warp lets go of a stage. */
@@ -234,17 +263,23 @@ PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, RO
     if (count)
         ptx_mbarrier_wait(&sh.finished_empty, (count & 1) ^ 1); /* the unit before is merged */
 #pragma unroll
-    for (int h = 0; h < shape::HALVES; h++) {
-        const int row = h * 8 + (lane >> 2);
-        st.sum[h] += __shfl_xor_sync(0xffffffffu, st.sum[h], 1);
-        st.sum[h] += __shfl_xor_sync(0xffffffffu, st.sum[h], 2);
-        if (row >= p.group) continue;
-        if (warp < 4 && (lane & 3) == 0) sh.ml[warp][row] = make_float2(st.max[h], st.sum[h]);
-        float *to = cu_att_dump(sh) + (warp * p.group + row) * shape::DUMP_ROW + (lane & 3) * 2;
+    for (int h = 0; h < shape::HALVES; h++)
 #pragma unroll
-        for (int n = 0; n < shape::TILES; n++)
-            *(float2 *)(to + n * 8) = make_float2(st.out[n][2 * h], st.out[n][2 * h + 1]);
-    }
+        for (int j = 0; j < 2; j++) {
+            const int row = h * 8 + (lane & 3) * 2 + j;
+            float sum = st.sum[h][j];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+            if (row >= p.group) continue;
+            if (warp < 4 && lane < 4) sh.ml[warp][row] = make_float2(st.max[h][j], sum);
+            float *to = cu_att_dump(sh) + (warp * p.group + row) * shape::DUMP_ROW + (lane >> 2);
+#pragma unroll
+            for (int n = 0; n < shape::TILES; n++) {
+                to[n * 16] = st.out[h][n][j];
+                to[n * 16 + 8] = st.out[h][n][2 + j];
+            }
+        }
     ptx_mbarrier_arrive(&sh.finished_full);
 }
 
@@ -254,9 +289,10 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
     const int team = warp >> 2, w = warp & 3;
-    /* ldmatrix rows: for K the second pair of matrices is tokens + 8, for V dims + 8. */
-    const int k_row = w * 16 + (lane >> 4) * 8 + (lane & 7), k_half = (lane >> 3) & 1;
-    const int v_row = w * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), v_half = lane >> 4;
+    /* ldmatrix rows: for K the second matrix is tokens + 8, the third dimensions + 8; for V the
+     * second is dimensions + 8, the third tokens + 8. */
+    const int k_row = w * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), k_half = lane >> 4;
+    const int v_row = w * 16 + (lane >> 4) * 8 + (lane & 7), v_half = (lane >> 3) & 1;
     const uint32_t ring = ptx_shared(cu_att_ring(sh, p.stages, 0));
     cu_att_state<ATOMS, ROWS> st;
     cu_att_cursor at;
@@ -274,17 +310,12 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         if (last && warp == 0) {
             if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
             if (lane == 0)
-                sh.finished = {page.token,
-                               page.slot,
-                               page.first_slot,
-                               page.split_count,
-                               page.head,
-                               flags & CU_ATT_ITEM_LAST ? flags >> CU_ATT_UNITS_AT : 0,
-                               0};
+                sh.finished = {page.token,      page.slot, page.first_slot,
+                               page.unit_count, page.head, flags};
         }
 
-        float parts[2][2][4] = {};
-        uint32_t v[4][4];
+        float parts[shape::CHAINS][shape::HALVES][4] = {};
+        uint32_t v[shape::PIECES][4];
         uint32_t stage = ring + at.stage * CU_ATT_STAGE_BYTES;
         if (ATOMS == 4) {
             cu_att_score<ATOMS, ROWS, 0, 8>(st, parts, stage, k_row, k_half);
@@ -306,21 +337,29 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
             stage = ring + at.stage * CU_ATT_STAGE_BYTES;
         }
         cu_att_read_values<0>(v, stage, v_row, v_half);
-        float score[2][4];
+        if (shape::PIECES == shape::TILES) cu_att_release(sh, &at, p.stages, lane);
+        float score[shape::HALVES][4];
 #pragma unroll
-        for (int n = 0; n < 2; n++)
+        for (int h = 0; h < shape::HALVES; h++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) score[n][j] = parts[0][n][j] + parts[1][n][j];
-        uint32_t mask[2] = {~0u, ~0u}, weight[4];
-        if (key_begin > 0 || key_end < KN_PAGE_TOKENS)
-            cu_att_mask(score, mask, w * 16 + (lane & 3) * 2, key_begin, key_end);
+            for (int j = 0; j < 4; j++) {
+                score[h][j] = parts[0][h][j] + parts[1][h][j];
+                if (shape::CHAINS == 4)
+                    score[h][j] += parts[shape::CHAINS - 2][h][j] + parts[shape::CHAINS - 1][h][j];
+            }
+        const bool partial = key_begin > 0 || key_end < KN_PAGE_TOKENS;
+        const int v_key = w * 16 + (lane & 3) * 2;
+        if (partial) cu_att_mask_scores(score, w * 16 + (lane >> 2), key_begin, key_end);
+        uint32_t weight[shape::HALVES][2];
         cu_att_soften(st, score, p.scale_log2, weight);
-        cu_att_add_values<0>(st.out, weight, mask, v);
-        if (ATOMS > 1) {
-            cu_att_read_values<4>(v, stage, v_row, v_half);
-            cu_att_add_values<4>(st.out, weight, mask, v);
+        if (partial) cu_att_mask_values(v, v_key, key_begin, key_end);
+        cu_att_add_values<0>(st.out, weight, v);
+        if (shape::PIECES < shape::TILES) {
+            cu_att_read_values<shape::TILES - shape::PIECES>(v, stage, v_row, v_half);
+            cu_att_release(sh, &at, p.stages, lane);
+            if (partial) cu_att_mask_values(v, v_key, key_begin, key_end);
+            cu_att_add_values<shape::TILES - shape::PIECES>(st.out, weight, v);
         }
-        cu_att_release(sh, &at, p.stages, lane);
         if (shape::TEAMS == 2 && team == 0) { /* the other half of V */
             ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
             cu_att_release(sh, &at, p.stages, lane);
@@ -328,7 +367,7 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         if (last) cu_att_hand_over(p, sh, st, finished++, warp, lane);
     }
     if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
-    if (warp == 0 && lane == 0) sh.finished.end = 1;
+    if (warp == 0 && lane == 0) sh.finished.flags = CU_ATT_END;
     ptx_mbarrier_arrive(&sh.finished_full);
 }
 
@@ -354,6 +393,10 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
         }
         ptx_mbarrier_init(&sh.finished_full, 32 * shape::CONSUMERS);
         ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);
+        for (int i = 0; shape::FINISHERS && i < CU_ATT_TODO; i++) {
+            ptx_mbarrier_init(&sh.todo_full[i], 32 * shape::COMBINERS);
+            ptx_mbarrier_init(&sh.todo_empty[i], 32 * shape::FINISHERS);
+        }
         ptx_fence_mbarrier_init();
     }
     __syncthreads();
@@ -364,9 +407,11 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
         else cu_att_produce<ATOMS, ROWS, true>(p, sh, role, lane);
     } else if (warp == shape::CONSUMERS + 1) {
         if (role.tier != 0 && lane == 0) cu_att_poll(p, sh);
-    } else {
+    } else if (warp < shape::CONSUMERS + 2 + shape::COMBINERS) {
         CU_TRACE_WAITED();
         cu_att_combine(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2));
+    } else if constexpr (shape::FINISHERS > 0) {
+        cu_att_finish(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2 + shape::COMBINERS));
     }
 }
 

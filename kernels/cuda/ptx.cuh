@@ -99,6 +99,11 @@ PTX_INLINE void ptx_bulk_load_hint(void *shared, const void *global, uint32_t by
                  "l"(global), "r"(bytes), "r"(ptx_shared(bar)), "l"(policy)
                  : "memory");
 }
+/* Brings global memory to L2; addresses and bytes are multiples of 16. */
+PTX_INLINE void ptx_bulk_prefetch(const void *global, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
 PTX_INLINE uint64_t ptx_policy_evict_first()
 {
     uint64_t policy;
@@ -179,6 +184,36 @@ PTX_INLINE uint32_t ptx_load_acquire(const uint32_t *p)
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
+/* Words that need no order among each other: each says by itself whether it has been written. */
+PTX_INLINE uint4 ptx_load_relaxed_v4(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+PTX_INLINE uint2 ptx_load_relaxed_v2(const void *p)
+{
+    uint2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+PTX_INLINE void ptx_store_relaxed_v4(void *p, uint4 v)
+{
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+PTX_INLINE void ptx_store_relaxed_v2(void *p, uint2 v)
+{
+    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
+                 : "memory");
+}
 /* One word of shared memory passed between two warps of a CTA. */
 PTX_INLINE uint32_t ptx_load_acquire_shared(const uint32_t *p)
 {
@@ -233,6 +268,13 @@ PTX_INLINE void ptx_ldmatrix_x4_trans(uint32_t r[4], uint32_t shared_address)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address));
+}
+/* An 8x8 matrix of 16-bit elements, two of a row in each lane, transposed. */
+PTX_INLINE uint32_t ptx_movmatrix_trans(uint32_t a)
+{
+    uint32_t d;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
 }
 /* d[16x8] += a[16x16] . b[16x8], bf16 in, fp32 out. */
 PTX_INLINE void ptx_mma_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)

@@ -1,0 +1,303 @@
+/*
+ * attention_plan.cu - the plan of a step's attention: from lengths and page tables to lists of
+ * items (attention_plan.cuh), one list per tier.
+ *
+ * Local groups go to the first list, whole or in parts; a group with remote pages goes unit by
+ * unit, each unit to the list of the highest tier among its pages.  The kernel copies the windows
+ * too, so that every CTA of every layer sees the same ones however late the controller writes.
+ *
+ * It runs once per step on one CTA: a thread per token reads its lengths, a scan gives each token
+ * its slots and groups, then a thread per group lists its items, in order.
+ *
+ * Sizes of items.  All CTAs should end at once, and an item costs its CTA some microseconds where
+ * it is not a whole group.  So an item takes at most what is left for a CTA to do when its
+ * turn comes, and at least a unit.  Where all tokens together have so few pages that items of some
+ * size number no more than CTAs, they are cut to the least such size: the plan is spread.
+ *
+ * Order.  The kernel is launched without the programmatic attribute, so it starts when all before
+ * it is complete, KV of earlier steps included.  It never lets dependents start early, so what
+ * follows starts when its last thread has ended, and its threads end with a fence.  Hence later
+ * kernels may read KV of earlier steps, and, past L1, the plan, before their griddepcontrol.wait.
+ */
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/attention_plan.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/trace.h"
+
+extern "C" {
+#include "config/check.h"
+}
+
+enum {
+    PLAN_THREADS = 512,
+    PLAN_WARPS = PLAN_THREADS / 32,
+    PLAN_TOKENS = KN_CU_TOKENS_MAX,
+    PLAN_ITEM_MIN = 8, /* pages: an item that is counted in takes its CTA some 3 us */
+    PLAN_SIZES = 6,    /* sizes of items under a spread plan: 1, 2, .. 32 pages */
+};
+
+struct plan_params {
+    kn_cu_plan_head *head;
+    kn_cu_unit *units;
+    const int32_t *positions, *token_seq;
+    const kn_seq *seqs;
+    const kn_page *pages;
+    const kn_cu_window *windows;
+    int32_t token_begin, token_end;
+    int32_t units_max, window, unit_shift; /* unit_shift < 0: the rule */
+    int32_t kv_heads, cta_count;
+};
+
+struct plan_token {
+    int32_t position, key_begin;
+    int32_t page_begin, page_end;
+    int32_t table, old_pages;
+    int32_t unit_shift, unit_count;
+    int32_t first_slot, pages_before; /* of all tokens before */
+};
+
+struct plan_shared {
+    plan_token token[PLAN_TOKENS];
+    int32_t first_group[PLAN_TOKENS + 1]; /* of a token; and of all */
+    int32_t warp_sum[3 + PLAN_SIZES][PLAN_WARPS];
+};
+
+/* What all threads agree on. */
+struct plan_totals {
+    int32_t slots, groups, pages;
+    int32_t spread_pages;
+};
+
+/* Exclusive sums over the CTA of each thread's values; total[k]: of all. */
+template <int N>
+PTX_INLINE void plan_scan(plan_shared &sh, const int32_t (&value)[N], int32_t (&before)[N],
+                          int32_t (&total)[N])
+{
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    __syncthreads(); /* the last scan's sums have been read */
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        int32_t sum = value[k];
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const int32_t below = __shfl_up_sync(0xffffffffu, sum, d);
+            if (lane >= d) sum += below;
+        }
+        if (lane == 31) sh.warp_sum[k][warp] = sum;
+        before[k] = sum - value[k];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const int32_t sum = lane < PLAN_WARPS ? sh.warp_sum[k][lane] : 0;
+        before[k] += __reduce_add_sync(0xffffffffu, lane < warp ? sum : 0);
+        total[k] = __reduce_add_sync(0xffffffffu, sum);
+    }
+}
+
+/* Units of an item of at most `pages` pages: a power of two if that is one. */
+PTX_INLINE int32_t plan_item_units(int32_t pages, int32_t unit_shift)
+{
+    const int32_t most = min(pages, CU_ATT_ITEM_PAGES) >> unit_shift;
+    return min(max(1, most), 1 << cu_att_group_shift(unit_shift));
+}
+
+/* The same under a spread plan.  Waiting for others' partials takes as long as some pages do, so a
+ * token of one group is cut into more than two or not at all. */
+PTX_INLINE int32_t plan_spread_units(int32_t pages, int32_t unit_shift, int32_t unit_count)
+{
+    const int32_t fan = 1 << cu_att_group_shift(unit_shift),
+                  units = plan_item_units(pages, unit_shift);
+    return unit_count <= min(2 * units, fan) && unit_count << unit_shift <= CU_ATT_ITEM_PAGES
+               ? fan
+               : units;
+}
+
+/* Reads the tokens, one a thread. */
+PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
+{
+    const int i = threadIdx.x, t = p.token_begin + i;
+    const bool inside = t < p.token_end;
+    const int32_t seq_index = inside ? p.token_seq[t] : -1;
+    plan_token token = {};
+    int32_t value[3 + PLAN_SIZES] = {}, before[3 + PLAN_SIZES], total[3 + PLAN_SIZES];
+    if (inside) token.position = p.positions[t];
+    if (seq_index >= 0) {
+        const kn_seq seq = p.seqs[seq_index];
+        cu_att_visible(token.position, p.window, &token.key_begin, &token.page_begin,
+                       &token.page_end);
+        token.table = seq.page_begin;
+        token.old_pages = (seq.kv_count - seq.token_count) / KN_PAGE_TOKENS;
+        const int32_t pages = token.page_end - token.page_begin;
+        token.unit_shift = p.unit_shift >= 0 ? p.unit_shift : cu_att_unit_shift(pages);
+        const int32_t group_shift = cu_att_group_shift(token.unit_shift);
+        token.unit_count = (pages - 1 >> token.unit_shift) + 1;
+        value[0] = token.unit_count;
+        value[1] = (token.unit_count - 1 >> group_shift) + 1;
+        value[2] = pages;
+#pragma unroll
+        for (int k = 0; k < PLAN_SIZES; k++)
+            value[3 + k] = (token.unit_count - 1) /
+                               plan_spread_units(1 << k, token.unit_shift, token.unit_count) +
+                           1;
+    }
+    plan_scan(sh, value, before, total);
+    token.first_slot = before[0];
+    token.pages_before = before[2];
+    if (inside) {
+        sh.token[i] = token;
+        sh.first_group[i] = before[1];
+    }
+    if (total[0] > p.units_max) __trap(); /* the caller sized the workspace for less */
+    plan_totals sums = {total[0], total[1], total[2], 0};
+    const int32_t room = min(p.cta_count, CU_ATT_SPREAD_MAX);
+#pragma unroll
+    for (int k = PLAN_SIZES - 1; k >= 0; k--)
+        if (total[3 + k] * p.kv_heads <= room) sums.spread_pages = 1 << k;
+    __syncthreads();
+    return sums;
+}
+
+/* A group as one item, and the highest tier among each unit's pages. */
+struct plan_group {
+    kn_cu_unit item;
+    int32_t units;
+    uint32_t tiers; /* two bits a unit */
+    int32_t left;   /* pages for each CTA from here on */
+};
+
+PTX_INLINE plan_group plan_group_of(const plan_params &p, const plan_shared &sh,
+                                    const plan_totals &sums, int32_t g)
+{
+    int low = 0, high = p.token_end - p.token_begin; /* the last whose first group is <= g */
+    while (high - low > 1) {
+        const int mid = (low + high) / 2;
+        if (sh.first_group[mid] <= g) low = mid;
+        else high = mid;
+    }
+    const plan_token &t = sh.token[low];
+    const int32_t fan = 1 << cu_att_group_shift(t.unit_shift),
+                  first = (g - sh.first_group[low]) * fan;
+    plan_group group;
+    group.units = min(fan, t.unit_count - first);
+    kn_cu_unit &u = group.item;
+    u.token = p.token_begin + low;
+    u.slot = t.first_slot + first;
+    u.first_slot = t.first_slot;
+    u.unit_count = t.unit_count;
+    u.page_begin = t.page_begin + (first << t.unit_shift);
+    u.page_end = min(u.page_begin + (group.units << t.unit_shift), t.page_end);
+    u.key_begin = t.key_begin;
+    u.key_end = t.position + 1;
+    u.table = t.table;
+    u.old_pages = t.old_pages;
+    u.unit_shift = t.unit_shift;
+    u.whole = 1;
+    const int64_t left = sums.pages - t.pages_before - (u.page_begin - t.page_begin);
+    group.left = (int32_t)(left * p.kv_heads / p.cta_count);
+    group.tiers = 0;
+    for (int page = u.page_begin; p.windows && page < u.page_end; page++) {
+        const int at = (page - u.page_begin >> u.unit_shift) * 2;
+        const uint32_t tier = cu_page_tier(p.pages[t.table + page]) & 3;
+        if (tier > (group.tiers >> at & 3)) group.tiers = (group.tiers & ~(3u << at)) | tier << at;
+    }
+    return group;
+}
+
+/* Lists the units of a group that belong to a tier, `step` an item. */
+PTX_INLINE void plan_list(const plan_params &p, const plan_group &group, int step, int tier,
+                          int32_t at)
+{
+    kn_cu_unit *list = p.units + (size_t)tier * p.units_max;
+    for (int i = 0; i < group.units; i += step) {
+        if (group.tiers && (group.tiers >> 2 * i & 3) != (uint32_t)tier) continue;
+        kn_cu_unit u = group.item;
+        u.slot += i;
+        u.page_begin += i << u.unit_shift;
+        u.page_end = min(u.page_begin + (step << u.unit_shift), u.page_end);
+        u.whole = step >= group.units;
+        list[at++] = u;
+    }
+}
+
+__global__ void __launch_bounds__(PLAN_THREADS)
+    attention_plan(const __grid_constant__ plan_params p)
+{
+    CU_TRACE(PLAN, 0);
+    __shared__ plan_shared sh;
+    plan_totals sums = plan_tokens(p, sh);
+    if (p.windows) { /* a spread plan's CTAs wait for each other: not for slow memory */
+        bool remote = false;
+        for (int g = threadIdx.x; g < sums.groups; g += PLAN_THREADS)
+            remote = remote || plan_group_of(p, sh, sums, g).tiers;
+        if (__syncthreads_or(remote)) sums.spread_pages = 0;
+    }
+    int32_t listed[KN_TIER_MAX] = {};
+    for (int first = 0; first < sums.groups; first += PLAN_THREADS) {
+        const int g = first + threadIdx.x;
+        plan_group group = {};
+        int step = 1;
+        if (g < sums.groups) {
+            group = plan_group_of(p, sh, sums, g);
+            const int32_t shift = group.item.unit_shift;
+            if (sums.spread_pages)
+                step = plan_spread_units(sums.spread_pages, shift, group.item.unit_count);
+            else if (!group.tiers) step = plan_item_units(max(group.left, PLAN_ITEM_MIN), shift);
+            while (step & step - 1) step &= step - 1;
+        }
+#pragma unroll
+        for (int t = 0; t < KN_TIER_MAX; t++) {
+            if (t > 0 && !p.windows) break;
+            int32_t items[1] = {}, before[1], total[1];
+            if (!group.tiers) items[0] = t == 0 ? (group.units + step - 1) / step : 0;
+            for (int i = 0; group.tiers && i < group.units; i++)
+                items[0] += (group.tiers >> 2 * i & 3) == (uint32_t)t;
+            plan_scan(sh, items, before, total);
+            if (items[0]) plan_list(p, group, step, t, listed[t] + before[0]);
+            listed[t] += total[0];
+        }
+    }
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int t = 0; t < KN_TIER_MAX; t++) {
+            p.head->unit_count[t] = listed[t];
+            p.head->window[t] = p.windows ? p.windows[t] : kn_cu_window{16, 1, 0.f};
+            p.head->ticket[t] = 0;
+        }
+        p.head->done = 0;
+        p.head->spread_pages = sums.spread_pages;
+    }
+    __threadfence();
+}
+
+extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
+                                            const struct kn_cu_attention_plan *plan,
+                                            const struct kn_cu_plan_args *args, void *stream,
+                                            char *err)
+{
+    const struct kn_batch *b = args->batch;
+    CHECK(b->token_count - args->token_begin <= PLAN_TOKENS);
+    plan_params p;
+    p.head = plan->head;
+    p.units = plan->units;
+    p.positions = b->positions;
+    p.token_seq = b->token_seq;
+    p.seqs = b->seqs;
+    p.pages = b->pages;
+    p.windows = args->windows;
+    p.token_begin = args->token_begin;
+    p.token_end = b->token_count;
+    p.units_max = a->units_max;
+    p.window = args->window;
+    p.unit_shift = -1;
+    for (int32_t pages = args->split_pages; pages; pages /= 2) p.unit_shift++;
+    CHECK(p.unit_shift <= 5);
+    p.kv_heads = a->shape.kv_heads;
+    p.cta_count = a->cta_count;
+    const cu_launch l(1, PLAN_THREADS, 0, stream, false);
+    cudaError_t e = cudaLaunchKernelEx(&l.config, attention_plan, p);
+    if (e == cudaSuccess) return ST_OK;
+    return err_set(err, ST_DEVICE, "launching the attention plan failed: %s",
+                   cudaGetErrorString(e));
+}

@@ -78,7 +78,6 @@ static void run_gemm(const struct family *f)
     struct test_weight w = test_weight_make(gpu, N, K, LOCAL_TILES, 0.1f);
     struct kn_cu_gemm_plan plan = {.bucket = f->bucket,
                                    .group_tiles = f->tiles,
-                                   .cluster = 1,
                                    .ctas_per_sm = 1,
                                    .part_shift = f->part_shift};
     kn_cu_gemm_plan_derive(N, 3, &plan);

@@ -1,7 +1,7 @@
 /*
- * attention_combine.cuh - the combiner and finisher warps of a decode attention CTA: from the
- * accumulators of a unit's four warps to the unit, from units to their group, from groups to the
- * result; always left to right (decode_attention.cuh, invariant 2).
+ * attention_combine.cuh - the combiner warps of a decode attention CTA: from the accumulators of a
+ * unit's four warps to the unit, from units to their group, from groups to the result; always left
+ * to right (decode_attention.cuh, invariant 2).
  *
  * The units of a whole group never leave the combiners' registers.  Other partials go through
  * memory as words that say by themselves whether they have been written: a float's bits,
@@ -12,7 +12,6 @@
  * Who wants them?  Under a spread plan, where every item has a CTA of its own, the CTA that has the
  * token's last unit.  Else who counts in last, of a group's units, then of a token's groups: the
  * others' stores are then at least on their way, so no CTA waits for one that has yet to begin.
- * Counting in is the finishers' work, for the atomic takes as long as some pages.
  */
 #ifndef DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
 #define DAKD_KERNELS_CUDA_ATTENTION_COMBINE_CUH
@@ -40,11 +39,10 @@ struct cu_att_seat {
     int32_t thread, row, first, step;
 };
 
-/* Of a team that is one in `fewer` of the combiners. */
-PTX_INLINE cu_att_seat cu_att_sit(const cu_att_params &p, int thread, int fewer)
+PTX_INLINE cu_att_seat cu_att_sit(const cu_att_params &p, int thread)
 {
-    const int step = (1 << p.row_shift) / fewer;
-    return {thread, thread / step, thread & (step - 1), step};
+    const int step = 1 << p.row_shift;
+    return {thread, thread >> p.row_shift, thread & (step - 1), step};
 }
 
 /* v = v and then x.  Spelt out, for it must round alike wherever it is compiled. */
@@ -381,60 +379,24 @@ PTX_INLINE bool cu_att_end_item(const cu_att_params &p, const cu_att_finished &u
     return true;
 }
 
-/* --- the warps --- */
-
-/* Hands an item to the finishers: the thread-th of all combiners, the n-th item so handed. */
-template <typename SHARED>
-PTX_INLINE void cu_att_hand_on(SHARED &sh, const cu_att_finished &u, int n, int thread)
-{
-    const int i = n % CU_ATT_TODO;
-    if (thread == 0) {
-        if (n >= CU_ATT_TODO) ptx_mbarrier_wait(&sh.todo_empty[i], (n / CU_ATT_TODO & 1) ^ 1);
-        sh.todo[i] = u;
-    }
-    ptx_mbarrier_arrive(&sh.todo_full[i]);
-}
-
-template <int ATOMS, int ROWS>
-PTX_INLINE void cu_att_finish(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
-{
-    using shape = cu_att_shape<ATOMS, ROWS>;
-    using team = cu_att_team<32 * shape::FINISHERS, 4>;
-    const cu_att_seat seat = cu_att_sit(p, thread, shape::COMBINERS / shape::FINISHERS);
-    for (int n = 0;; n++) {
-        const int i = n % CU_ATT_TODO;
-        ptx_mbarrier_wait(&sh.todo_full[i], n / CU_ATT_TODO & 1);
-        const cu_att_finished u = sh.todo[i];
-        ptx_mbarrier_arrive(&sh.todo_empty[i]);
-        if (u.flags & CU_ATT_END) break;
-        cu_att_count<team>(p, sh, u, seat);
-    }
-}
-
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_combine(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh, int thread)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
     using team = cu_att_team<32 * shape::COMBINERS, 3>;
     const int spread_pages = __ldcg(&p.head->spread_pages);
-    const cu_att_seat seat = cu_att_sit(p, thread, 1);
-    int handed = 0;
+    const cu_att_seat seat = cu_att_sit(p, thread);
     cu_att_value<shape::QUADS> group;
     cu_att_clear(group);
     for (int n = 0;; n++) {
         ptx_mbarrier_wait(&sh.finished_full, n & 1);
         const cu_att_finished u = sh.finished;
-        if (u.flags & CU_ATT_END) {
-            if (shape::FINISHERS) cu_att_hand_on(sh, u, handed, thread);
-            break;
-        }
+        if (u.flags & CU_ATT_END) break;
         if (seat.row < p.group) cu_att_take_unit(p, sh, u, seat, group);
         ptx_mbarrier_arrive(&sh.finished_empty);
         if (!(u.flags & CU_ATT_ITEM_LAST)) continue;
-        if (!cu_att_end_item<team>(p, u, seat, spread_pages, group)) {
-            if (shape::FINISHERS) cu_att_hand_on(sh, u, handed++, thread);
-            else cu_att_count<team>(p, sh, u, seat);
-        }
+        if (!cu_att_end_item<team>(p, u, seat, spread_pages, group))
+            cu_att_count<team>(p, sh, u, seat);
         cu_att_clear(group);
     }
 }

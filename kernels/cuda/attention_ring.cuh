@@ -18,7 +18,6 @@ enum { CU_ATT_ARRIVALS = 1 };
 
 enum {
     CU_ATT_STAGES_MAX = 6,
-    CU_ATT_TODO = 4, /* items that may wait for the finishers */
     CU_ATT_STAGE_BYTES = KN_BLOCK_BYTES,
 };
 
@@ -46,8 +45,7 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int TEAMS = ATOMS == 4 ? 2 : 1;
     static constexpr int CONSUMERS = 4 * TEAMS; /* warps */
     static constexpr int COMBINERS = TEAMS == 1 ? 4 : 2;
-    static constexpr int FINISHERS = TEAMS == 1 ? 2 : 0; /* 0: combiners do it */
-    static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS + FINISHERS);
+    static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
     static constexpr int REGISTERS =
         TEAMS == 1 && ROWS == 8 ? 112 : 168;         /* 144: room for the next kernel */
     static constexpr int TILES = ATOMS == 1 ? 4 : 8; /* 16-wide output tiles of a warp */
@@ -102,11 +100,9 @@ template <int ATOMS, int ROWS> struct cu_att_shared {
     cu_att_page page[CU_ATT_STAGES_MAX];
     cu_att_trip trip[CU_ATT_STAGES_MAX];
     cu_att_finished finished;
-    cu_att_finished todo[CU_ATT_TODO]; /* items for the finishers */
     uint32_t count_last;
     uint64_t full[CU_ATT_STAGES_MAX], empty[CU_ATT_STAGES_MAX];
     uint64_t finished_full, finished_empty;
-    uint64_t todo_full[CU_ATT_TODO], todo_empty[CU_ATT_TODO];
 };
 /* Ring stage s. */
 template <typename SHARED> PTX_INLINE uint8_t *cu_att_ring(SHARED &sh, int stages, int s)

@@ -8,7 +8,7 @@
  * CTA runs at 0.99 of the streaming rate.  What matters is that all CTAs end at once, and that
  * little is left to do then.
  *
- * One CTA per SM, of five kinds of warps:
+ * One CTA per SM, of four kinds of warps:
  *
  * Producer (attention_ring.cuh): takes items from the work list and keeps five or six 16 KB copies
  * in flight.  The next item's ticket, words and page table are read while this one's pages are
@@ -22,12 +22,10 @@
  * movmatrix.  At head dimension 256 two teams of four share a page: both compute all scores, each
  * half the output.  At a unit's end the warps leave their accumulators in shared memory and go on.
  *
- * Combiners (attention_combine.cuh): make a unit of the four warps' accumulators, and fold it onto
- * its group or store it.
- *
- * Finishers (attention_combine.cuh): count in items that are not all there is of their token; who
- * completes a group folds it, who completes a token's groups folds those and writes the result.
- * They stand apart because an atomic and the partials' loads take microseconds under load.
+ * Combiners (attention_combine.cuh): make a unit of the four warps' accumulators, fold it onto its
+ * group or store it, and count in items that are not all there is of their token; who completes a
+ * group folds it, who completes a token's groups folds those and writes the result.  They stand
+ * apart because an atomic and the partials' loads take microseconds under load.
  *
  * Poller (attention_ring.cuh): where the CTA reads a remote tier, stamps landings.
  *
@@ -53,7 +51,9 @@
  * P is rounded to bf16 for V.P and the sum of weights is of the rounded values, so the weights are
  * exactly normalised: |error| <= 2^-8 * (sum p|v| / sum p + |out|), then the result's rounding.
  *
- * MEASURED
+ * Measured on an H200: a CTA runs at 0.99 of the streaming rate between its first page and its last;
+ * what is lost is lost in the last microseconds, to CTAs that end unevenly and to the folds.  A trip
+ * to memory takes some 2 us while HBM is busy.  A lone sequence of 512 takes 4.9 us.
  *
  * After FlashDecoding and FlashMLA; the ring and its remote window after DAK; words that carry
  * their own mark after NCCL's low-latency protocol.
@@ -393,10 +393,6 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
         }
         ptx_mbarrier_init(&sh.finished_full, 32 * shape::CONSUMERS);
         ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);
-        for (int i = 0; shape::FINISHERS && i < CU_ATT_TODO; i++) {
-            ptx_mbarrier_init(&sh.todo_full[i], 32 * shape::COMBINERS);
-            ptx_mbarrier_init(&sh.todo_empty[i], 32 * shape::FINISHERS);
-        }
         ptx_fence_mbarrier_init();
     }
     __syncthreads();
@@ -407,11 +403,9 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
         else cu_att_produce<ATOMS, ROWS, true>(p, sh, role, lane);
     } else if (warp == shape::CONSUMERS + 1) {
         if (role.tier != 0 && lane == 0) cu_att_poll(p, sh);
-    } else if (warp < shape::CONSUMERS + 2 + shape::COMBINERS) {
+    } else {
         CU_TRACE_WAITED();
         cu_att_combine(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2));
-    } else if constexpr (shape::FINISHERS > 0) {
-        cu_att_finish(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2 + shape::COMBINERS));
     }
 }
 

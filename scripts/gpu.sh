@@ -141,7 +141,7 @@ test_all() {
 known_pairs='
 function known(pair) {
     return pair ~ /ptx_load_acquire_shared/ && pair ~ /ptx_store_release_shared/ ||
-           pair ~ /cu_produce_weights/ && pair ~ /cu_poll_remote/
+           pair ~ /cu_(produce|wide)_weights/ && pair ~ /cu_(poll_remote|wide_poll)/
 }
 /Race reported between/ { first = $0 }
 / and (Read|Write) access at/ { if (known(first " " $0)) k++; else { u++; if (u <= 3) print first " " $0 > "/dev/stderr" } }
@@ -269,7 +269,7 @@ bench_pcie() {
                 --max-num-batched-tokens 2048 --placement even --remote host:9GiB --offload "$(share_of $ratio)"
         done
         if has_flag congestion-control; then
-            bench_one "pcie$ratio-batch1-control-off" 1 8 10 --remote host:9GiB \
+            bench_one "pcie$ratio-batch1-control-off" 1 8 10 --placement even --remote host:9GiB \
                 --offload "$(share_of $ratio)" --congestion-control off
         fi
     done
@@ -297,6 +297,7 @@ bench_kernels() {
         if grep -q -- --bench "$program"; then run "$program" --bench; fi
     done
     run "$dir/gpu_profile"
+    python3 -c 'import torch' 2>/dev/null && run python3 tests/gpu_cudnn.py || echo "no torch here: nothing to compare attention with"
 }
 
 bench_streams() {

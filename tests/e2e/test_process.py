@@ -12,6 +12,11 @@ import pytest
 from daemon import DAKD, MODEL, REQUEST_LIMIT_S, ROOT, START_LIMIT_S, environment
 
 
+def heed_hangup():
+    """Tests started by nohup would hand down that SIGHUP is ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def launch(folder, *flags, shell_head="", shell_tail="", env=None):
     """(process, port file, log path); shell_head and shell_tail: what a shell does before it becomes the daemon."""
     port_file, log = folder / "port", folder / "log"
@@ -19,7 +24,8 @@ def launch(folder, *flags, shell_head="", shell_tail="", env=None):
     if shell_head or shell_tail:
         command = ["sh", "-c", f'{shell_head} exec "$@" {shell_tail}', "sh", *command]
     with open(log, "wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**environment(), **(env or {})}, cwd=ROOT)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**environment(), **(env or {})}, cwd=ROOT,
+                                   preexec_fn=heed_hangup)
     return process, port_file, log
 
 

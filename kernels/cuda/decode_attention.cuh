@@ -51,12 +51,12 @@
  * P is rounded to bf16 for V.P and the sum of weights is of the rounded values, so the weights are
  * exactly normalised: |error| <= 2^-8 * (sum p|v| / sum p + |out|), then the result's rounding.
  *
- * Measured on an H200, 32/8 heads of 128, as a share of a kernel that only streams (4.70 TB/s), and
- * cuDNN's time over this one's in the same run: 64 x 4,096 0.952, 1.00; 1 x 131,072 0.896, 0.97;
- * 8 x 16,384 0.921, 1.00; 128 x 1,024 0.906, 0.98; a lone sequence of 512 4.4 us, 1.98.  Between its
- * first page and its last a CTA runs at 0.99 of the streaming rate; what is lost is lost in the last
- * microseconds, to CTAs that end unevenly and to the folds.  A trip to memory takes some 2 us while
- * HBM is busy.
+ * Measured on an H200, 32/8 heads of 128, as a share of a kernel that only streams (4.70 TB/s),
+ * and cuDNN's time over this one's in the same run: 64 x 4,096 0.952, 1.00; 1 x 131,072 0.896,
+ * 0.97; 8 x 16,384 0.921, 1.00; 128 x 1,024 0.906, 0.98; a lone sequence of 512 4.4 us, 1.98.
+ * Between its first page and its last a CTA runs at 0.99 of the streaming rate; what is lost is
+ * lost in the last microseconds, to CTAs that end unevenly and to the folds.  A trip to memory
+ * takes some 2 us while HBM is busy.
  *
  * After FlashDecoding and FlashMLA; the ring and its remote window after DAK; words that carry
  * their own mark after NCCL's low-latency protocol.

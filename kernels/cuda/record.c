@@ -25,7 +25,9 @@
  *  1. A recording makes its own attention plans: what is known of plans made before is forgotten
  *     when a recording begins, ends and is played.
  *  2. Nothing is allocated while a step is recorded: it has been issued before.
- *  3. Recordings know addresses, so they are all dropped where memory older than the last of them
+ *  3. Products left in parts are added up before a recording begins, ends and is played: recorded
+ *     kernels use the same memory for parts.
+ *  4. Recordings know addresses, so they are all dropped where memory older than the last of them
  *     is freed, and where attention gets a new workspace.
  */
 #include <stdlib.h>
@@ -270,7 +272,7 @@ bool kn_cu_play(struct kn *kn, const struct kn_batch *b, const struct kn_sample_
     if (!one || !serves(cu, one, b, a, page_count)) return false;
     CHECK(b->seq_count <= KN_CU_TOKENS_MAX);
     r->played = true;
-    if (!kn_cu_begin(cu)) return true; /* kn_step_wait says what failed */
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu)) return true; /* kn_step_wait says what failed */
     /* The step that used this image before has been waited for. */
     struct kn_cu_play *image = r->host[cu->steps.begun % KN_CU_STEPS];
     fill(image, one->bucket, b, a, page_count);

@@ -29,11 +29,26 @@ enum { SEQS_MAX = 128, CONTEXT = 1024, PAGES = CONTEXT / KN_PAGE_TOKENS, STEPS =
 #ifdef DAKD_TRACE
 #include "tests/trace_table.h"
 
-enum kind { EMBED, PLAN, NORM, QKV, FINISH, ATTENTION, O, UP, DOWN, GATHER, HEAD, SAMPLE, OTHER };
+enum kind {
+    EMBED,
+    PLAN,
+    NORM,
+    QKV,
+    FINISH,
+    ATTENTION,
+    O,
+    UP,
+    DOWN,
+    SETTLE,
+    GATHER,
+    HEAD,
+    SAMPLE,
+    OTHER
+};
 enum { KIND_COUNT = OTHER + 1 };
-static const char *const kind_names[] = {"embed",     "plan",   "norm", "qkv",  "qkv finish",
-                                         "attention", "o",      "up",   "down", "gather",
-                                         "head",      "sample", "other"};
+static const char *const kind_names[] = {"embed",     "plan", "norm",   "qkv",  "qkv finish",
+                                         "attention", "o",    "up",     "down", "settle",
+                                         "gather",    "head", "sample", "other"};
 
 #endif
 
@@ -186,6 +201,7 @@ static enum kind kind_of(const struct eng_model *m, uint32_t what)
     case KN_CU_TRACE_ATTENTION: return ATTENTION;
     case KN_CU_TRACE_GATHER: return GATHER;
     case KN_CU_TRACE_SAMPLE: return SAMPLE;
+    case KN_CU_TRACE_SETTLE: return SETTLE;
     case KN_CU_TRACE_GEMM:
         if (is_weight(detail, &l->qkv)) return QKV;
         if (is_weight(detail, &l->o)) return O;

@@ -237,8 +237,10 @@ static __global__ void __maxnreg__(72)
 static __global__ void __launch_bounds__(THREADS_MAX)
     sm90_settle(const __grid_constant__ kn_cu_parts parts, int32_t n, bool to_old, float *out)
 {
+    CU_TRACE(SETTLE, 0);
     ptx_griddep_launch();
     ptx_griddep_wait();
+    CU_TRACE_WAITED();
     const size_t at = (size_t)blockIdx.x * n;
     for (int32_t c = threadIdx.x; 4 * c < n; c += blockDim.x) {
         const float4 old = to_old ? read_quad(out + at, n, c) : make_float4(0.f, 0.f, 0.f, 0.f);

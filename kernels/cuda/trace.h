@@ -36,6 +36,7 @@ enum kn_cu_trace_kind {
     KN_CU_TRACE_ATTENTION,
     KN_CU_TRACE_GATHER,
     KN_CU_TRACE_SAMPLE,
+    KN_CU_TRACE_SETTLE,
     KN_CU_TRACE_KIND_COUNT,
 };
 

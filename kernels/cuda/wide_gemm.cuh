@@ -41,6 +41,7 @@
 
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/trace.h"
 
 /* Constants of a bucket. */
 template <int TOKENS> struct cu_wide_shape {
@@ -414,6 +415,7 @@ template <int TB>
 __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     sm90_bf16_wide_gemm(const __grid_constant__ cu_gemm g)
 {
+    CU_TRACE(GEMM, g.tile_count << 12 | g.blocks_per_tile);
     using S = cu_wide_shape<TB>;
     extern __shared__ __align__(1024) uint8_t shared[];
     cu_wide_ring<S> &ring = *(cu_wide_ring<S> *)shared;
@@ -437,6 +439,7 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
+        CU_TRACE_WAITED();
         cu_wide_consume<S>(g, w, ring, warp, lane);
     } else {
         ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();

@@ -263,6 +263,7 @@ share_of() {
 }
 
 bench_pcie() {
+    for batch in 1 32 128; do bench_one "pcie0-batch$batch" $batch 16 48 --max-num-batched-tokens 2048; done
     for ratio in ${RATIOS:-0.4 1 5 10 30 50}; do
         for batch in 1 32 128; do
             bench_one "pcie$ratio-batch$batch" $batch 16 "$(pcie_tokens $ratio)" \
@@ -281,6 +282,7 @@ bench_peer() {
         echo "one GPU: no tier in a peer's memory was measured"
         return
     fi
+    for batch in 1 32; do bench_one "peer0-batch$batch" $batch 16 32; done
     for ratio in ${RATIOS:-4 7 10 30 50}; do
         for batch in 1 32; do
             bench_one "peer$ratio-batch$batch" $batch 16 32 --placement even --remote peer:1:9GiB --offload "$(share_of $ratio)"

@@ -12,11 +12,10 @@
 #include <cuda_runtime.h>
 
 struct cu_launch {
-    cudaLaunchAttribute attribute[3];
+    cudaLaunchAttribute attribute[2];
     cudaLaunchConfig_t config;
 
-    cu_launch(int ctas, int threads, size_t shared_bytes, void *stream, bool dependent = true,
-              int cluster = 1)
+    cu_launch(int ctas, int threads, size_t shared_bytes, void *stream, bool dependent = true)
         : attribute(), config()
     {
         unsigned count = 0;
@@ -25,12 +24,6 @@ struct cu_launch {
         if (dependent) {
             attribute[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
             attribute[count++].val.programmaticStreamSerializationAllowed = 1;
-        }
-        if (cluster > 1) {
-            attribute[count].id = cudaLaunchAttributeClusterDimension;
-            attribute[count].val.clusterDim.x = (unsigned)cluster;
-            attribute[count].val.clusterDim.y = attribute[count].val.clusterDim.z = 1;
-            count++;
         }
         config.gridDim = dim3((unsigned)ctas);
         config.blockDim = dim3((unsigned)threads);

@@ -178,12 +178,6 @@ PTX_INLINE void ptx_atomic_min_relaxed(uint32_t *p, uint32_t v)
 {
     asm volatile("red.relaxed.gpu.global.min.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
-PTX_INLINE uint32_t ptx_load_acquire(const uint32_t *p)
-{
-    uint32_t v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
 /* Words that need no order among each other: each says by itself whether it has been written. */
 PTX_INLINE uint4 ptx_load_relaxed_v4(const void *p)
 {

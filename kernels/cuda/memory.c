@@ -274,6 +274,9 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
     (void)cudaSetDevice(cu->device);
     (void)cudaStreamSynchronize(cu->stream);
     if (r->serial <= cu->record.region_serial) kn_cu_record_drop(cu);
+    /* A sum that nobody asked for before its memory was freed is not made. */
+    if ((char *)cu->pending.out >= r->base && (char *)cu->pending.out < r->base + r->bytes)
+        cu->pending.out = NULL;
     if (mem == KN_MEM_HOST) {
         (void)cudaHostUnregister(r->base);
         CHECK(munmap(r->base, round_up(r->bytes, HUGE_PAGE)) == 0);

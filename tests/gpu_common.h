@@ -17,11 +17,9 @@
 #include "config/check.h"
 #include "kernels/convert.h"
 #include "kernels/cuda/cuda.h"
-
-#define UNUSED __attribute__((unused))
+#include "tests/test_random.h"
 
 static int test_passed, test_failed;
-static uint64_t test_random_state = 20251;
 
 /* One checked statement; prints what failed. */
 #define EXPECT(cond, ...)                                                                          \
@@ -40,28 +38,6 @@ static UNUSED int test_report(void)
 {
     printf("%d passed, %d failed\n", test_passed, test_failed);
     return test_failed || !test_passed;
-}
-
-static UNUSED void test_seed(void)
-{
-    const char *text = getenv("DAKD_TEST_SEED");
-    if (text) test_random_state = strtoull(text, NULL, 0);
-    printf("seed %llu\n", (unsigned long long)test_random_state);
-}
-
-/* splitmix64 */
-static UNUSED uint64_t test_random(void)
-{
-    uint64_t z = test_random_state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
-/* Uniform in [-1, 1). */
-static UNUSED float test_random_float(void)
-{
-    return (float)((double)(test_random() >> 11) * 0x1p-52 - 1.0);
 }
 
 static UNUSED float test_bf16(float f)

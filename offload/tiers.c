@@ -90,19 +90,27 @@ static enum status parse_part(const char *part, struct off_tier_spec *spec, char
                    part);
 }
 
+bool off_take_part(const char **text, char part[OFF_PART_CAP])
+{
+    const char *p = *text;
+    size_t len = strcspn(p, ",");
+    if (len >= OFF_PART_CAP) return false;
+    memcpy(part, p, len);
+    part[len] = '\0';
+    *text = p[len] ? p + len + 1 : NULL;
+    return true;
+}
+
 enum status off_remote_parse(const char *text, struct off_remote *out, char *err)
 {
     struct off_remote remote = {0};
     *out = remote;
     if (!*text) return ST_OK;
-    for (const char *p = text;;) {
-        char part[64];
-        size_t len = strcspn(p, ",");
-        if (len >= sizeof part)
+    for (const char *p = text; p;) {
+        char part[OFF_PART_CAP];
+        if (!off_take_part(&p, part))
             return err_set(err, ST_INVALID,
                            "--remote: '%.40s...' is neither host:SIZE nor peer:DEVICE:SIZE", p);
-        memcpy(part, p, len);
-        part[len] = '\0';
         if (remote.count == KN_TIER_MAX - 1)
             return err_set(err, ST_INVALID, "--remote names more than %d tiers", KN_TIER_MAX - 1);
         struct off_tier_spec spec;
@@ -112,8 +120,6 @@ enum status off_remote_parse(const char *text, struct off_remote *out, char *err
             if (remote.spec[i].mem == spec.mem && remote.spec[i].device == spec.device)
                 return err_set(err, ST_INVALID, "--remote names the tier of '%s' twice", part);
         remote.spec[remote.count++] = spec;
-        if (!p[len]) break;
-        p += len + 1;
     }
     *out = remote;
     return ST_OK;

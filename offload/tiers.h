@@ -27,6 +27,11 @@ struct off_remote {
  * means none. ST_INVALID names the part that is wrong. */
 MUST_USE enum status off_remote_parse(const char *text, struct off_remote *out, char *err);
 
+enum { OFF_PART_CAP = 64 };
+/* Takes the next part of a list with commas: copies it to `part` and moves *text behind its comma,
+ * to NULL after the last.  False where it does not fit. */
+MUST_USE bool off_take_part(const char **text, char part[OFF_PART_CAP]);
+
 struct off_tiers;
 
 /* local_bytes: the capacity of tier 0. */

@@ -79,18 +79,15 @@ enum status off_windows_read(const char *mode, const char *text, const struct of
         if (off) windows[t].ctas = windows[t].blocks = KN_WINDOW_NO_BOUND;
     }
     if (!*text) return ST_OK;
-    for (const char *p = text;;) {
-        char part[64];
-        size_t len = strcspn(p, ",");
-        if (len >= sizeof part)
+    for (const char *p = text; p;) {
+        char part[OFF_PART_CAP];
+        if (!off_take_part(&p, part))
             return err_set(err, ST_INVALID,
                            "--remote-window: '%.40s...' is not a window: " EXPECTED, p);
-        memcpy(part, p, len);
-        part[len] = '\0';
         enum status st = set_part(part, remote, set, windows, err);
-        if (st || !p[len]) return st;
-        p += len + 1;
+        if (st) return st;
     }
+    return ST_OK;
 }
 
 uint64_t off_window_bytes(const struct kn_window *w)

@@ -97,9 +97,10 @@ static int sockaddr_port(const struct sockaddr *a)
                      : ((const struct sockaddr_in *)(const void *)a)->sin_port);
 }
 
-/* Listens on one address with http->port; the first one fixes an ephemeral port.  Returns a libuv
- * error. */
-static int listen_on(struct srv_http *http, const struct addrinfo *info)
+/* Binds one address with http->port; the first one fixes an ephemeral port.  Returns a libuv error.
+ * libuv keeps a port that is in use to itself until the socket is used: asking for the name does.
+ */
+static int bind_to(struct srv_http *http, const struct addrinfo *info)
 {
     struct sockaddr_storage address;
     memcpy(&address, info->ai_addr, info->ai_addrlen);
@@ -113,10 +114,10 @@ static int listen_on(struct srv_http *http, const struct addrinfo *info)
     http->listener_count++;
     http->listener_open++;
     rc = uv_tcp_bind(tcp, (struct sockaddr *)&address, 0);
-    if (!rc) rc = uv_listen((uv_stream_t *)tcp, http->config.backlog, on_connection);
     int len = sizeof address;
     if (!rc) rc = uv_tcp_getsockname(tcp, (struct sockaddr *)&address, &len);
     if (!rc) http->port = sockaddr_port((struct sockaddr *)&address);
+    else uv_close((uv_handle_t *)tcp, on_listener_closed);
     return rc;
 }
 
@@ -149,7 +150,7 @@ static bool is_repeated(const struct addrinfo *list, const struct addrinfo *a)
 
 /* A name may have several addresses (localhost: ::1 and 127.0.0.1).  One that this machine lacks is
  * passed over while another one works; a port in use is an error on any. */
-static enum status listen_all(struct srv_http *http, char *err)
+static enum status bind_all(struct srv_http *http, char *err)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list;
     int rc = getaddrinfo(http->config.host, NULL, &hints, &list);
@@ -161,7 +162,7 @@ static enum status listen_all(struct srv_http *http, char *err)
          a = a->ai_next) {
         if (a->ai_family != AF_INET && a->ai_family != AF_INET6) continue;
         if (is_repeated(list, a)) continue;
-        rc = listen_on(http, a);
+        rc = bind_to(http, a);
         if (!rc) bound++;
         else failure = rc;
         if (rc && rc != UV_EADDRNOTAVAIL && rc != UV_EAFNOSUPPORT) {
@@ -234,12 +235,23 @@ enum status srv_http_open(uv_loop_t *loop, const struct srv_http_config *config,
     uv_idle_init(loop, &http->flusher);
     http->flusher.data = http;
     http->flusher_open = true;
-    st = listen_all(http, err);
+    st = bind_all(http, err);
     if (st) {
         srv_http_close(http, NULL, NULL); /* frees itself in the loop's next turns */
         return st;
     }
     *out = http;
+    return ST_OK;
+}
+
+enum status srv_http_listen(struct srv_http *http, char *err)
+{
+    for (int i = 0; i < http->listener_count; i++) {
+        uv_stream_t *listener = (uv_stream_t *)&http->listeners[i];
+        if (uv_is_closing((uv_handle_t *)listener)) continue;
+        int rc = uv_listen(listener, http->config.backlog, on_connection);
+        if (rc) return listen_error(http, rc, err);
+    }
     return ST_OK;
 }
 

@@ -254,7 +254,7 @@ static enum status open_api(struct daemon *d, char *err)
     return srv_api_open(&d->loop, &config, d->tok, d->chat, &d->api, err);
 }
 
-static enum status listen_http(struct daemon *d, char *err)
+static enum status open_http(struct daemon *d, char *err)
 {
     const struct options *o = &d->options;
     struct srv_http_config config = srv_http_config_default();
@@ -276,7 +276,8 @@ static enum status listen_http(struct daemon *d, char *err)
     return srv_http_open(&d->loop, &config, routes, route_count, d->api, &d->http, err);
 }
 
-/* Written aside and renamed, so that a reader sees all of it or none. */
+/* Written aside and renamed, so that a reader sees all of it or none.  Port 0 only tries: a path
+ * that cannot be written is found before the model is loaded. */
 static enum status write_port_file(const struct options *o, int port, char *err)
 {
     char aside[OPT_STRING_CAP + 8];
@@ -285,7 +286,7 @@ static enum status write_port_file(const struct options *o, int port, char *err)
     FILE *f = fopen(aside, "we");
     bool ok = f && fprintf(f, "%d\n", port) > 0;
     if (f && fclose(f)) ok = false;
-    if (!ok || rename(aside, o->port_file))
+    if (!ok || (port ? rename(aside, o->port_file) : unlink(aside)))
         return err_set(err, ST_IO, "--port-file %s: %s", o->port_file, strerror(errno));
     return ST_OK;
 }
@@ -359,11 +360,15 @@ static enum status start(struct daemon *d, char *err)
         (st = open_text(d, err)) || (st = open_api(d, err)))
         return st;
     hooks.wake_user = d->api;
-    if ((st = srv_startup(&d->options, &hooks, &d->machine, err)) || (st = listen_http(d, err)))
+    /* A port in use is found before the model is loaded, and held meanwhile; whoever connects is
+     * refused until it is there. */
+    if ((st = open_http(d, err)) || (st = write_port_file(&d->options, 0, err)) ||
+        (st = srv_startup(&d->options, &hooks, &d->machine, err)))
         return st;
     srv_api_set_tiers(d->api, d->tiers, describe_tiers(d), kn_kv_page_bytes(&d->machine.kv));
     srv_api_attach(d->api, d->machine.engine, eng_model_info(d->machine.model), d->http);
     start_handles(d);
+    if ((st = srv_http_listen(d->http, err))) return st;
     if ((st = write_port_file(&d->options, srv_http_port(d->http), err))) return st;
     announce(d, begin);
     return ST_OK;

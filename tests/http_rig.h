@@ -172,6 +172,7 @@ static inline void rig_open(struct rig *rig, const struct srv_http_config *confi
     CHECK(uv_loop_init(&rig->loop) == 0);
     enum status st = srv_http_open(&rig->loop, config, rig_routes, ARRAY_COUNT(rig_routes), rig,
                                    &rig->http, err);
+    if (!st) st = srv_http_listen(rig->http, err);
     if (st) fprintf(stderr, "%s\n", err);
     CHECK(st == ST_OK);
 }

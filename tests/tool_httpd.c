@@ -147,7 +147,8 @@ int main(int argc, char **argv)
     char err[ERR_CAP];
     log_init(LOG_WARN, 0);
     uv_loop_init(&tool.loop);
-    if (srv_http_open(&tool.loop, &config, routes, ARRAY_COUNT(routes), &tool, &tool.http, err)) {
+    if (srv_http_open(&tool.loop, &config, routes, ARRAY_COUNT(routes), &tool, &tool.http, err) ||
+        srv_http_listen(tool.http, err)) {
         fprintf(stderr, "tool_httpd: %s\n", err);
         return 1;
     }

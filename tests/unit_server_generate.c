@@ -195,7 +195,9 @@ static int setup(void **state)
     http.admit = srv_api_admit;
     if (srv_api_open(&f->loop, &config, f->tok, NULL, &f->api, err)) fail_msg("%s", err);
     const struct srv_route *routes = srv_api_routes(&count);
-    if (srv_http_open(&f->loop, &http, routes, count, f->api, &f->http, err)) fail_msg("%s", err);
+    if (srv_http_open(&f->loop, &http, routes, count, f->api, &f->http, err) ||
+        srv_http_listen(f->http, err))
+        fail_msg("%s", err);
     srv_api_attach(f->api, &f->engine, &info, f->http);
     return 0;
 }

@@ -77,6 +77,13 @@ def test_port_in_use(dakd):
     done = run("serve", MODEL, "--port", dakd.port)
     assert done.returncode == 1
     assert str(dakd.port) in done.stdout and "in use" in done.stdout
+    assert "tier " not in done.stdout, "found before the model was loaded"
+
+
+def test_port_file_that_cannot_be_written(tmp_path):
+    done = run("serve", MODEL, "--port", 0, "--port-file", tmp_path / "missing" / "port")
+    assert done.returncode == 1
+    assert "--port-file" in done.stdout and "tier " not in done.stdout
 
 
 @pytest.mark.parametrize("flags,word", [

@@ -203,12 +203,12 @@ quick_all() {
     done
     for family in $("$tiny" --list); do
         case $family in
-        gemm-* | small | stream | sample-*) sanitize racecheck "$family" "$tiny" "$family" ;;
+        gemm-* | norm-* | small | stream | sample-*) sanitize racecheck "$family" "$tiny" "$family" ;;
         esac
     done
     sanitize racecheck attention "$dir/gpu_attention" --small
     for tool in memcheck synccheck initcheck; do
-        for family in gemm sample small stream; do sanitize $tool "$family" "$tiny" "$family"; done
+        for family in gemm norm sample small stream; do sanitize $tool "$family" "$tiny" "$family"; done
     done
     wait
 }

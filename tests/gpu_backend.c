@@ -82,7 +82,7 @@ static void test_norm(enum kn_norm_kind kind, int32_t T, int32_t H, bool with_bi
     for (int32_t t = 0; t < T; t++)
         for (int32_t k = 0; k < padded; k++) {
             float f = k < H ? want[(size_t)t * (size_t)H + (size_t)k] : 0;
-            wrong += !close_to(test_act_get(y, T, H, t, k), f, fabsf(f) * 0x1.1p-8f + 1e-6f);
+            wrong += !close_to(test_norm_get(&a, y, t, k), f, fabsf(f) * 0x1.1p-8f + 1e-6f);
         }
     EXPECT(wrong == 0, "norm kind %d T %d H %d bias %d: %d elements", kind, T, H, with_bias, wrong);
     kn_free(gpu, KN_MEM_LOCAL, gx, n * sizeof *x);
@@ -552,7 +552,7 @@ static void test_fault(void)
 
 static void test_small(void)
 {
-    static const int32_t tokens[] = {1, 3, 8, 17, 64, 256, 300, 513};
+    static const int32_t tokens[] = {1, 3, 8, 17, 32, 33, 64, 256, 300, 513};
     static const int32_t hidden[] = {8, 60, 64, 200, 2048, 4096, 8192, 10240};
     for (size_t i = 0; i < ARRAY_COUNT(hidden); i++)
         for (int s = 0; s < 3; s++) test_embed(hidden[i], s * 6, s & 1);
@@ -560,6 +560,7 @@ static void test_small(void)
         for (size_t j = 0; j < ARRAY_COUNT(hidden); j++) {
             if ((size_t)tokens[i] * (size_t)hidden[j] > 1u << 20) continue;
             test_norm(KN_RMS_NORM, tokens[i], hidden[j], false);
+            test_norm(KN_RMS_NORM, tokens[i], hidden[j], true);
             test_norm(KN_LAYER_NORM, tokens[i], hidden[j], true);
         }
 }

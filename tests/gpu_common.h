@@ -119,6 +119,22 @@ static UNUSED float test_act_get(const void *buffer, int32_t T, int32_t cols, in
     return kn_f32_from_bf16(h);
 }
 
+/* Element (t, k) of the y that a norm of the GPU left, divided where it is yet to be (cuda.h). */
+static UNUSED float test_norm_get(const struct kn_norm_args *a, const void *y, int32_t t, int32_t k)
+{
+    const int32_t T = a->row_count, H = a->cols, stride = kn_cu_sums_stride(H);
+    float v = test_act_get(y, T, H, t, k);
+    if (a->kind != KN_RMS_NORM || a->bias || T > KN_CU_SQUARES_TOKENS) return v;
+    const char *sums = (const char *)y + kn_cu_act_bytes(kn_cu_bucket(T), H);
+    double sum = 0;
+    for (int32_t i = 0; i < (H + 63) / 64; i++) {
+        float f;
+        memcpy(&f, sums + (size_t)(t * stride + i) * sizeof f, sizeof f);
+        sum += (double)f;
+    }
+    return v / (float)sqrt(sum / H + (double)a->eps);
+}
+
 /* The activations f[T,cols], which are bf16 values, on the GPU; what no element fills is finite
  * noise where tokens are missing and zero where inputs are. */
 static UNUSED void *test_act_upload(struct kn *gpu, int32_t T, int32_t cols, const float *f)

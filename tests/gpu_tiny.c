@@ -12,6 +12,8 @@
  * that another kernel adds up. Rings go round more than once, two tiles are remote in a window of
  * one block, and the last tile, row and token are partial.
  *
+ * norm-TB-pP: a product in P parts, an RMS norm and a product, which do the norm between them.
+ *
  * sample-*: one way of choosing a token, by a cluster of which two CTAs have any.
  *
  * small: embed, gather and both norms.  stream: the reading that a bandwidth probe times.
@@ -124,6 +126,46 @@ static void run_gemm(const struct family *f)
     free(x), free(bias), free(want), free(got);
 }
 
+/* A product, the norm of what it adds to, and the product that reads that: the norm is done by the
+ * two.  The first has all its parts in both tiers, and the second gets its scale from sums of
+ * tiles of which the last is partial. */
+static void run_norm(const struct family *f)
+{
+    enum { N = 300, LOCAL_TILES = 3 };
+    const int32_t T = f->bucket - 1, K = f->part_shift == 2 ? 15 * 128 + 60 : 3 * 128;
+    struct test_weight w = test_weight_make(gpu, N, K, LOCAL_TILES, 0.1f);
+    struct test_weight next = test_weight_make(gpu, N, N, LOCAL_TILES, 0.1f);
+    float *in = rounded((size_t)T * (size_t)K), *x = test_floats((size_t)T * N);
+    float *gain = test_floats(N), *y = test_malloc((size_t)T * N * sizeof *y);
+    size_t n = (size_t)T * N, bytes = n * sizeof(float);
+    float *want = test_malloc(bytes);
+    void *gin = test_act_upload(gpu, T, K, in), *out = test_poisoned(gpu, KN_MEM_LOCAL, bytes);
+    float *gx = test_upload(gpu, KN_MEM_LOCAL, x, bytes);
+    float *ggain = test_upload(gpu, KN_MEM_LOCAL, gain, N * sizeof *gain);
+    void *gy = test_poisoned(gpu, KN_MEM_LOCAL, kn_act_bytes(gpu, T, N));
+    test_sync(gpu);
+    kn_set_window(gpu, 1, &(struct kn_window){2, 1, 11});
+    for (int i = 0; i < 2; i++) { /* the second finds the counters as the first left them */
+        kn_gemm(cpu, &(struct kn_gemm_args){&w.cpu, NULL, T, in, KN_EPI_ADD, x});
+        kn_norm(cpu, &(struct kn_norm_args){KN_RMS_NORM, 1e-5f, T, N, x, gain, NULL, y});
+        kn_gemm(cpu, &(struct kn_gemm_args){&next.cpu, NULL, T, y, KN_EPI_F32, want});
+        kn_gemm(gpu, &(struct kn_gemm_args){&w.gpu, NULL, T, gin, KN_EPI_ADD, gx});
+        kn_norm(gpu, &(struct kn_norm_args){KN_RMS_NORM, 1e-5f, T, N, gx, ggain, NULL, gy});
+        kn_gemm(gpu, &(struct kn_gemm_args){&next.gpu, NULL, T, gy, KN_EPI_F32, out});
+    }
+    float *got = test_download(gpu, out, bytes), *sum = test_download(gpu, gx, bytes);
+    compare_product(f, sum, x, n, 6e-4);
+    compare_product(f, got, want, n, 0.02); /* y is rounded to bf16 */
+    kn_free(gpu, KN_MEM_LOCAL, gy, kn_act_bytes(gpu, T, N));
+    kn_free(gpu, KN_MEM_LOCAL, ggain, N * sizeof *gain);
+    kn_free(gpu, KN_MEM_LOCAL, gx, bytes);
+    kn_free(gpu, KN_MEM_LOCAL, out, bytes);
+    kn_free(gpu, KN_MEM_LOCAL, gin, kn_act_bytes(gpu, T, K));
+    test_weight_free(gpu, &next);
+    test_weight_free(gpu, &w);
+    free(in), free(x), free(gain), free(y), free(want), free(got), free(sum);
+}
+
 /* --- choosing --- */
 
 static void run_sample(const struct family *f)
@@ -159,13 +201,14 @@ static void check_norm(enum kn_norm_kind kind, int32_t T, int32_t H, const float
     float *gw = test_upload(gpu, KN_MEM_LOCAL, weight, (size_t)H * sizeof *weight);
     void *gy = test_poisoned(gpu, KN_MEM_LOCAL, kn_act_bytes(gpu, T, H));
     kn_norm(cpu, &(struct kn_norm_args){kind, 1e-5f, T, H, x, weight, NULL, want});
-    kn_norm(gpu, &(struct kn_norm_args){kind, 1e-5f, T, H, gx, gw, NULL, gy});
+    const struct kn_norm_args a = {kind, 1e-5f, T, H, gx, gw, NULL, gy};
+    kn_norm(gpu, &a);
     void *y = test_download(gpu, gy, kn_act_bytes(gpu, T, H));
     size_t wrong = 0;
     for (int32_t t = 0; t < T; t++)
         for (int32_t k = 0; k < H; k++) {
             float w = want[(size_t)t * (size_t)H + (size_t)k];
-            wrong += !(fabsf(test_act_get(y, T, H, t, k) - w) <= fabsf(w) * 0x1.1p-8f + 1e-6f);
+            wrong += !(fabsf(test_norm_get(&a, y, t, k) - w) <= fabsf(w) * 0x1.1p-8f + 1e-6f);
         }
     EXPECT(wrong == 0, "norm kind %d: %zu elements", kind, wrong);
     kn_free(gpu, KN_MEM_LOCAL, gy, kn_act_bytes(gpu, T, H));
@@ -244,6 +287,12 @@ static int list_families(struct family *f)
                 f[count] = (struct family){"", run_gemm, bucket, tiles, shift, {0}, 0};
                 snprintf(f[count++].name, NAME_CAP, "gemm-%dx%d-p%d", bucket, tiles, 1 << shift);
             }
+    for (int32_t bucket = 8; bucket <= KN_CU_SQUARES_TOKENS; bucket *= 2)
+        for (int32_t shift = 0; shift <= 2; shift += 2) {
+            CHECK(count < FAMILIES_MAX);
+            f[count] = (struct family){"", run_norm, bucket, 1, shift, {0}, 0};
+            snprintf(f[count++].name, NAME_CAP, "norm-%d-p%d", bucket, 1 << shift);
+        }
     for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
         CHECK(count < FAMILIES_MAX);
         f[count] = others[i];

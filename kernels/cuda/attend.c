@@ -207,6 +207,7 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
         if (!kn_cu_need_window(cu, i, a->kv->base[i])) return;
     }
     if (cu->record.now) note_window(cu->record.now, a->window);
+    kn_cu_forget_undivided(cu, a->out, 1);
     for (int32_t at = 0; at < b->token_count; at += KN_CU_TOKENS_MAX) {
         if (b->token_count > KN_CU_TOKENS_MAX && !finish_chunk(cu, b, at)) return;
         if (!attend_chunk(cu, b, at, batch->positions + at, a, remote)) return;

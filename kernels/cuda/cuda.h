@@ -64,6 +64,22 @@ struct kn_cu_traffic {
 MUST_USE enum status kn_cu_traffic_launch(struct kn_cu_traffic *counters,
                                           struct kn_cu_traffic *host, void *stream, char *err);
 
+/* Norms.  An RMS norm of up to 32 tokens leaves its division to the products that read it, which
+ * are linear: y[t,k] = x[t,k] * gain[k], and behind the activations, at kn_cu_act_bytes, for each
+ * token a row of kn_cu_sums_stride floats with the sums of squares of 64 x each.  A product
+ * multiplies by 1 / sqrt(their sum / K + eps) what it has summed up. */
+#define KN_CU_SQUARES_TOKENS 32
+KN_CU_BOTH static inline int32_t kn_cu_sums_stride(int32_t cols)
+{
+    return (cols + 255) / 256 * 4;
+}
+/* Of activations that are yet to be divided. */
+struct kn_cu_scale {
+    const float *sums; /* NULL: they are whole */
+    int32_t cols;
+    float eps;
+};
+
 #define KN_CU_PART_SHIFT_MAX 2
 #define KN_CU_PARTS_MAX 4
 
@@ -74,6 +90,15 @@ struct kn_cu_parts {
     int32_t count;
     size_t stride;     /* floats: T * N */
     const float *bias; /* [N] or NULL */
+};
+
+/* What a product does that adds to the residual stream where a norm reads it next: whoever is last
+ * with a tile adds up its parts, and writes the sum, its activations and their sums of squares. */
+struct kn_cu_gemm_norm {
+    float *fragments;  /* [1 << part_shift][tiles][64][bucket] */
+    uint32_t *arrived; /* [tiles]: zero before and after */
+    const float *gain; /* [N] */
+    void *y;           /* activations [T,N], with sums behind them; NULL: no norm follows */
 };
 
 /* The shape of one GEMM's launch. */
@@ -95,6 +120,8 @@ struct kn_cu_gemm_args {
                                   SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */
     void *out;
     float *partial; /* parts [1 << part_shift][T,N] in place of out, without bias; or NULL */
+    struct kn_cu_scale scale;           /* of `in` */
+    struct kn_cu_gemm_norm norm;        /* with ADD, of up to KN_CU_SQUARES_TOKENS tokens */
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
     struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] on the device, or NULL */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */

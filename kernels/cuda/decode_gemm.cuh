@@ -45,6 +45,7 @@
 #define DAKD_KERNELS_CUDA_DECODE_GEMM_CUH
 
 #include "kernels/cuda/gemm_epilogue.cuh"
+#include "kernels/cuda/gemm_norm.cuh"
 #include "kernels/cuda/gemm_work.cuh"
 #include "kernels/cuda/trace.h"
 
@@ -55,7 +56,7 @@ template <int TOKENS> struct cu_gemm_shape {
     static constexpr int THREADS = (WARPS + 3) * 32;
     static constexpr int RESIDENT = 2;
     static constexpr int SHARED = 113 * 1024;
-    static constexpr int BARRIERS = 512;
+    static constexpr int BARRIERS = TB == 32 ? 1024 : 512; /* and what consumers share */
     static constexpr int X_BYTES = TB * 256;
     static constexpr int X_SLOTS = TB == 8 ? 8 : 4;
     static constexpr int W_SLOTS = (SHARED - BARRIERS - X_SLOTS * X_BYTES) / KN_BLOCK_BYTES;
@@ -69,6 +70,7 @@ template <class S> struct cu_gemm_ring {
     uint64_t x_full[S::X_SLOTS], x_empty[S::X_SLOTS];
     uint32_t issue_clock[S::W_SLOTS];
     uint32_t landed; /* blocks the poller has seen land */
+    cu_norm_shared<S::TB> norm;
 };
 
 /* --- producers --- */
@@ -188,30 +190,41 @@ PTX_INLINE void cu_multiply(float (&acc)[S::TB / 2], cu_gemm_ring<S> &ring, int3
 }
 
 template <class S>
+PTX_INLINE void cu_store_unit(const cu_gemm &g, const cu_unit &u, const float (&acc)[S::TB / 2],
+                              int warp, int lane)
+{
+#pragma unroll
+    for (int c = 0; c < S::TB / 8; c++) {
+        const float4 sum = make_float4(acc[4 * c], acc[4 * c + 1], acc[4 * c + 2], acc[4 * c + 3]);
+        if (g.partial) cu_gemm_store_partial(g, u.part, u.group, warp, c, lane, sum);
+        else
+            cu_gemm_store<S::TB>(g, u.group, warp, c, lane, sum,
+                                 cu_gemm_old(g, u.group, warp, c, lane));
+    }
+}
+
+template <class S, bool NORM>
 PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring, int warp,
                            int lane)
 {
     /* The epilogue touches what the previous kernel wrote and read, so every consumer waits. */
     ptx_griddep_wait();
+    if (g.scale.sums) cu_token_scales(g, ring.norm, warp * 32 + lane);
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_unit u = cu_gemm_unit(g, w, i);
         float acc[S::TB / 2] = {};
+        cu_norm_rows rows;
+        if (NORM) rows = cu_rows_of(g, u.group, warp, lane);
         cu_multiply<S>(acc, ring, u.block_count, n, lane);
         n += u.block_count;
-#pragma unroll
-        for (int c = 0; c < S::TB / 8; c++) {
-            const float4 sum =
-                make_float4(acc[4 * c], acc[4 * c + 1], acc[4 * c + 2], acc[4 * c + 3]);
-            if (g.partial) cu_gemm_store_partial(g, u.part, u.group, warp, c, lane, sum);
-            else
-                cu_gemm_store<S::TB>(g, u.group, warp, c, lane, sum,
-                                     cu_gemm_old(g, u.group, warp, c, lane));
-        }
+        if (g.scale.sums) cu_scale_sums(acc, ring.norm, lane);
+        if constexpr (NORM) cu_finish(g, ring.norm, u, acc, rows, warp, lane);
+        else cu_store_unit<S>(g, u, acc, warp, lane);
     }
 }
 
-template <int TB>
+template <int TB, bool NORM>
 __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>::RESIDENT)
     sm90_bf16_decode_gemm(const __grid_constant__ cu_gemm g)
 {
@@ -239,7 +252,7 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         CU_TRACE_WAITED();
-        cu_consume<S>(g, w, ring, warp, lane);
+        cu_consume<S, NORM>(g, w, ring, warp, lane);
     } else if (lane == 0) {
         if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring);
         if (warp == S::WARPS + 1) cu_produce_activations<S>(g, w, ring);

@@ -81,7 +81,9 @@ static void cuda_close(struct kn *kn)
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
     kn_cu_control_close(cu);
+    cu->pending.state = KN_CU_NOTHING;
     if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
+    if (cu->pending.arrived) (void)cudaFree(cu->pending.arrived);
     if (cu->stream_read) (void)cudaFree(cu->stream_read);
     if (cu->chosen) (void)cudaFree(cu->chosen);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
@@ -156,6 +158,7 @@ static enum status find_gpu(int device, struct cudaDeviceProp *prop, char *err)
 
 static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop, char *err)
 {
+    const size_t arrived_bytes = KN_CU_ARRIVED_MAX * sizeof(uint32_t);
     int driver = 0;
     enum status st;
     cu->sm_count = prop->multiProcessorCount;
@@ -165,6 +168,9 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  "to make a stream") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.memory, KN_CU_PARTS_BYTES),
                  "to allocate for the parts of products") &&
+        kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.arrived, arrived_bytes),
+                 "to allocate memory") &&
+        kn_cu_ok(cu, cudaMemset(cu->pending.arrived, 0, arrived_bytes), "to clear memory") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_read, sizeof *cu->stream_read),
                  "to allocate memory") &&
         kn_cu_ok(cu, cudaMemset(cu->stream_read, 0, sizeof *cu->stream_read), "to clear memory"))

@@ -12,7 +12,13 @@
 template <int TB> static constexpr cu_gemm_variant decode()
 {
     using S = cu_gemm_shape<TB>;
-    return {TB, 1, S::THREADS, S::SHARED_USED, S::RESIDENT, sm90_bf16_decode_gemm<TB>};
+    return {TB,
+            1,
+            S::THREADS,
+            S::SHARED_USED,
+            S::RESIDENT,
+            sm90_bf16_decode_gemm<TB, false>,
+            sm90_bf16_decode_gemm<TB, true>};
 }
 
 static const cu_gemm_variant variants[] = {decode<8>(), decode<16>(), decode<32>()};
@@ -54,9 +60,14 @@ extern "C" size_t kn_cu_act_bytes(int32_t bucket, int32_t cols)
 static cudaError_t reserve_shared(const cu_gemm_variant *v, size_t count)
 {
     cudaError_t e = cudaSuccess;
-    for (size_t i = 0; i < count && e == cudaSuccess; i++)
+    for (size_t i = 0; i < count && e == cudaSuccess; i++) {
         e = cudaFuncSetAttribute((const void *)v[i].kernel,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, v[i].shared_bytes);
+        if (e == cudaSuccess && v[i].norm_kernel)
+            e = cudaFuncSetAttribute((const void *)v[i].norm_kernel,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     v[i].shared_bytes);
+    }
     return e;
 }
 
@@ -173,8 +184,12 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
     CHECK(plan->bucket == kn_cu_bucket(a->tokens));
     CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
     CHECK((uintptr_t)a->in % KN_ALIGN == 0);
-    CHECK(plan->part_shift == 0 || a->partial);
+    CHECK(plan->part_shift == 0 || a->partial || a->norm.y);
     CHECK(!a->partial || a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE);
+    CHECK(!a->scale.sums || (a->tokens <= KN_CU_SQUARES_TOKENS && a->scale.cols == w->cols &&
+                             plan->group_tiles == 1));
+    CHECK(!a->norm.y || (a->tokens <= KN_CU_SQUARES_TOKENS && a->epilogue == KN_EPI_ADD &&
+                         !a->partial && plan->group_tiles == 1));
 }
 
 extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
@@ -199,6 +214,8 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.bias = a->bias;
     g.out = a->out;
     g.partial = a->partial;
+    g.scale = a->scale;
+    g.norm = a->norm;
     g.rows = w->rows;
     g.tokens = a->tokens;
     g.epilogue = a->epilogue;
@@ -206,6 +223,6 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.traffic = a->traffic;
 
     const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent);
-    cudaError_t e = cudaLaunchKernelEx(&l.config, v->kernel, g);
+    cudaError_t e = cudaLaunchKernelEx(&l.config, a->norm.y ? v->norm_kernel : v->kernel, g);
     return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a decode GEMM", err);
 }

@@ -9,13 +9,14 @@
 
 #include "kernels/cuda/gemm_work.cuh"
 
-/* A warp fragment of the finished product: rows r and r + 8, tokens t and t + 1. */
-PTX_INLINE void cu_store_act(const cu_gemm &g, int tb, int t, int i, int stride, int limit, float v)
+/* An activation; the last tile also clears what the next GEMM's last block reads beyond the
+ * columns. */
+PTX_INLINE void cu_store_act(const cu_gemm &g, void *act, int tb, int t, int i, int stride,
+                             int limit, float v)
 {
-    uint8_t *out = (uint8_t *)g.out;
+    uint8_t *out = (uint8_t *)act;
     if (t >= g.tokens) return;
     *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, i)) = __float2bfloat16(v);
-    /* The last tile also clears what the next GEMM's last block reads beyond the columns. */
     for (int k = i + stride; k < limit; k += stride)
         *(__nv_bfloat16 *)(out + kn_cu_act_offset(tb, t, k)) = __float2bfloat16(0.f);
 }
@@ -34,6 +35,7 @@ PTX_INLINE float4 cu_gemm_old(const cu_gemm &g, int tile, int warp, int n, int l
     return old;
 }
 
+/* A warp fragment of the finished product: rows r and r + 8, tokens t and t + 1. */
 template <int TB>
 PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int lane, float4 v,
                               float4 old)
@@ -50,13 +52,14 @@ PTX_INLINE void cu_gemm_store(const cu_gemm &g, int tile, int warp, int n, int l
                   limit = last ? (g.tile_count * 32 + 127) & ~127 : 0;
 #pragma unroll
         for (int j = 0; j < 2; j++)
-            cu_store_act(g, TB, t + j, i, 32, limit, r0t[j] / (1.f + __expf(-r0t[j])) * r1t[j]);
+            cu_store_act(g, g.out, TB, t + j, i, 32, limit,
+                         r0t[j] / (1.f + __expf(-r0t[j])) * r1t[j]);
     } else if (g.epilogue == KN_EPI_RELU) {
         const int limit = last ? (g.tile_count * 64 + 127) & ~127 : 0;
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            cu_store_act(g, TB, t + j, r0, 64, limit, fmaxf(r0t[j], 0.f));
-            cu_store_act(g, TB, t + j, r1, 64, limit, fmaxf(r1t[j], 0.f));
+            cu_store_act(g, g.out, TB, t + j, r0, 64, limit, fmaxf(r0t[j], 0.f));
+            cu_store_act(g, g.out, TB, t + j, r1, 64, limit, fmaxf(r1t[j], 0.f));
         }
     } else {
         const float o0[2] = {old.x, old.y}, o1[2] = {old.z, old.w};

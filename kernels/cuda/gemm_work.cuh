@@ -48,6 +48,8 @@ struct cu_gemm {
     const float *bias;
     void *out;
     float *partial; /* [parts][T][N] sums that another kernel adds up, in place of out; or NULL */
+    kn_cu_scale scale;
+    kn_cu_gemm_norm norm;
     int32_t rows, tokens; /* N, T */
     kn_epilogue epilogue;
     const kn_cu_window *windows;
@@ -59,6 +61,7 @@ struct cu_gemm_variant {
     int32_t bucket, group_tiles, threads, shared_bytes;
     int32_t resident; /* CTAs an SM holds */
     void (*kernel)(cu_gemm);
+    void (*norm_kernel)(cu_gemm); /* with cu_gemm.norm; NULL: there is none */
 };
 /* Those of more than 32 tokens (wide_gemm.cu). */
 const cu_gemm_variant *cu_wide_variants(size_t *count);

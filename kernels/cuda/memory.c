@@ -271,12 +271,13 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
     r = *link;
     CHECK(r && r->mem == mem && r->bytes == size_max(bytes, 1));
     *link = r->next;
+    /* A sum that nobody asked for before its memory was freed is not made. */
+    kn_cu_drop_pending(cu, r->base, r->bytes);
+    if (kn_cu_enter(cu)) (void)kn_cu_issue_held(cu);
     (void)cudaSetDevice(cu->device);
     (void)cudaStreamSynchronize(cu->stream);
+    kn_cu_forget_undivided(cu, r->base, r->bytes);
     if (r->serial <= cu->record.region_serial) kn_cu_record_drop(cu);
-    /* A sum that nobody asked for before its memory was freed is not made. */
-    if ((char *)cu->pending.out >= r->base && (char *)cu->pending.out < r->base + r->bytes)
-        cu->pending.out = NULL;
     if (mem == KN_MEM_HOST) {
         (void)cudaHostUnregister(r->base);
         CHECK(munmap(r->base, round_up(r->bytes, HUGE_PAGE)) == 0);
@@ -351,7 +352,8 @@ enum status kn_cu_upload(struct kn *kn, void *dst, const void *src, size_t bytes
 {
     struct kn_cu *cu = kn_cu_of(kn);
     if (bytes == 0) return ST_OK;
-    if (!kn_cu_enter(cu)) return ST_DEVICE;
+    /* No operation is under way where another thread uploads, so nothing is held then. */
+    if (!kn_cu_enter(cu) || !kn_cu_issue_held(cu)) return ST_DEVICE;
     const struct kn_cu_region *r = kn_cu_region_of(cu, dst);
     CHECK(r && r->mem != KN_MEM_STAGING && (char *)dst + bytes <= r->base + r->bytes);
     bool ok = r->mem == KN_MEM_HOST ? upload_host(cu, dst, src, bytes)

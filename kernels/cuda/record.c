@@ -130,11 +130,12 @@ void kn_cu_record_drop(struct kn_cu *cu)
     r->count = 0;
 }
 
-/* Plans and batches on the device are no longer what was noted of them. */
+/* Plans, batches and activations on the device are no longer what was noted of them. */
 static void forget(struct kn_cu *cu)
 {
     memset(cu->attend.planned, 0, sizeof cu->attend.planned);
     kn_cu_stage_forget(cu);
+    kn_cu_forget_undivided(cu, NULL, SIZE_MAX);
 }
 
 static bool alloc_play(struct kn_cu *cu)

@@ -93,19 +93,20 @@ static __device__ float block_sum(float v, float *scratch)
     return v;
 }
 
-/* Elements 4c..4c+3 of a row of n; zero beyond it. */
-static __device__ float4 read_quad(const float *row, int32_t n, int32_t c)
+/* Elements 4c..4c+3 of a row of n; zero beyond it.  WHOLE: n is a multiple of 4. */
+template <bool WHOLE> static __device__ float4 read_quad(const float *row, int32_t n, int32_t c)
 {
     const float *at = row + 4 * c;
-    if (n % 4 == 0 && 4 * c < n) return __ldcg((const float4 *)at);
+    if (WHOLE) return 4 * c < n ? __ldcg((const float4 *)at) : make_float4(0.f, 0.f, 0.f, 0.f);
     return make_float4(4 * c < n ? __ldcg(at) : 0.f, 4 * c + 1 < n ? __ldcg(at + 1) : 0.f,
                        4 * c + 2 < n ? __ldcg(at + 2) : 0.f, 4 * c + 3 < n ? __ldcg(at + 3) : 0.f);
 }
 
-static __device__ void write_quad(float *row, int32_t n, int32_t c, float4 v)
+template <bool WHOLE> static __device__ void write_quad(float *row, int32_t n, int32_t c, float4 v)
 {
     float *at = row + 4 * c;
-    if (n % 4 == 0) {
+    if (4 * c >= n) return;
+    if (WHOLE) {
         *(float4 *)at = v;
         return;
     }
@@ -120,25 +121,35 @@ static __device__ float4 add(float4 a, float4 b)
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-/* v and a product's parts, whose row begins at `at` in each.  All loads are on their way before the
- * first is used. */
-static __device__ float4 add_parts(float4 v, const kn_cu_parts &p, size_t at, int32_t n, int32_t c)
+/* To COUNT quads of a row, `step` apart from c on, adds a product's parts, whose row begins at `at`
+ * in each.  All loads are on their way before the first is used. */
+template <bool WHOLE, int COUNT>
+static __device__ void add_parts(float4 (&v)[COUNT], const kn_cu_parts &p, size_t at, int32_t n,
+                                 int32_t c, int32_t step)
 {
-    float4 part[KN_CU_PARTS_MAX], bias = make_float4(0.f, 0.f, 0.f, 0.f);
+    float4 part[COUNT][KN_CU_PARTS_MAX], bias[COUNT];
 #pragma unroll
-    for (int i = 0; i < KN_CU_PARTS_MAX; i++)
-        if (i < p.count) part[i] = read_quad(p.sum + i * p.stride + at, n, c);
-    if (p.bias) bias = read_quad(p.bias, n, c);
+    for (int k = 0; k < COUNT; k++) {
+        const int32_t q = c + k * step;
 #pragma unroll
-    for (int i = 0; i < KN_CU_PARTS_MAX; i++)
-        if (i < p.count) v = add(v, part[i]);
-    return p.bias ? add(v, bias) : v;
+        for (int i = 0; i < KN_CU_PARTS_MAX; i++)
+            if (i < p.count) part[k][i] = read_quad<WHOLE>(p.sum + i * p.stride + at, n, q);
+        if (p.bias) bias[k] = read_quad<WHOLE>(p.bias, n, q);
+    }
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+#pragma unroll
+        for (int i = 0; i < KN_CU_PARTS_MAX; i++)
+            if (i < p.count) v[k] = add(v[k], part[k][i]);
+        if (p.bias) v[k] = add(v[k], bias[k]);
+    }
 }
 
 /* A thread's elements are quads threadIdx.x + k * blockDim.x; it keeps the first HELD of them. */
 #define HELD 2
 
 /* The sum of the thread's elements of (x - shift)^power, power 1 or 2. */
+template <bool WHOLE>
 static __device__ float quad_sums(const float *row, int32_t n, const float4 (&held)[HELD],
                                   float shift, int power)
 {
@@ -154,7 +165,7 @@ static __device__ float quad_sums(const float *row, int32_t n, const float4 (&he
     }
 #pragma unroll 1
     for (int32_t c = threadIdx.x + HELD * blockDim.x; 4 * c < n; c += blockDim.x) {
-        const float4 v = read_quad(row, n, c);
+        const float4 v = read_quad<WHOLE>(row, n, c);
         const float d[4] = {v.x - shift, v.y - shift, v.z - shift, v.w - shift};
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -183,6 +194,7 @@ static __device__ void write_norm(const norm_out &o, int32_t c, float4 x, float4
 
 /* 512 threads of 72 registers fit beside two CTAs of the decode GEMM; 1,024 would wait for an SM of
  * their own. */
+template <bool WHOLE>
 static __global__ void __maxnreg__(72)
     sm90_norm(const __grid_constant__ kn_norm_args a, const __grid_constant__ kn_cu_parts parts)
 {
@@ -195,21 +207,21 @@ static __global__ void __maxnreg__(72)
     const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
     float4 weight[HELD], x[HELD];
 #pragma unroll
-    for (int k = 0; k < HELD; k++) weight[k] = read_quad(a.weight, n, mine + k * step);
+    for (int k = 0; k < HELD; k++) weight[k] = read_quad<WHOLE>(a.weight, n, mine + k * step);
     ptx_griddep_wait(); /* no kernel writes weights */
     CU_TRACE_WAITED();
 #pragma unroll
-    for (int k = 0; k < HELD; k++) x[k] = read_quad(row, n, mine + k * step);
+    for (int k = 0; k < HELD; k++) x[k] = read_quad<WHOLE>(row, n, mine + k * step);
     if (parts.count > 0) {
+        add_parts<WHOLE>(x, parts, at, n, mine, step);
 #pragma unroll
-        for (int k = 0; k < HELD; k++)
-            if (4 * (mine + k * step) < n) {
-                x[k] = add_parts(x[k], parts, at, n, mine + k * step);
-                write_quad(row, n, mine + k * step, x[k]);
-            }
+        for (int k = 0; k < HELD; k++) write_quad<WHOLE>(row, n, mine + k * step, x[k]);
 #pragma unroll 1
-        for (int32_t c = mine + HELD * step; 4 * c < n; c += step)
-            write_quad(row, n, c, add_parts(read_quad(row, n, c), parts, at, n, c));
+        for (int32_t c = mine + HELD * step; 4 * c < n; c += step) {
+            float4 v[1] = {read_quad<WHOLE>(row, n, c)};
+            add_parts<WHOLE>(v, parts, at, n, c, 0);
+            write_quad<WHOLE>(row, n, c, v[0]);
+        }
     }
     const int32_t chunk_begin = token / KN_CU_TOKENS_MAX * KN_CU_TOKENS_MAX;
     const int32_t left = a.row_count - chunk_begin, padded = (n + 127) / 128 * 128;
@@ -217,23 +229,57 @@ static __global__ void __maxnreg__(72)
     o.y = (uint8_t *)a.y + (size_t)chunk_begin * padded * 2;
     o.bucket = kn_cu_bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
     o.token = token - chunk_begin;
-    o.mean = a.kind == KN_LAYER_NORM ? block_sum(quad_sums(row, n, x, 0.f, 1), scratch) / n : 0.f;
-    o.scale = 1.f / sqrtf(block_sum(quad_sums(row, n, x, o.mean, 2), scratch) / n + a.eps);
+    o.mean =
+        a.kind == KN_LAYER_NORM ? block_sum(quad_sums<WHOLE>(row, n, x, 0.f, 1), scratch) / n : 0.f;
+    o.scale = 1.f / sqrtf(block_sum(quad_sums<WHOLE>(row, n, x, o.mean, 2), scratch) / n + a.eps);
 #pragma unroll
     for (int k = 0; k < HELD; k++) {
         const int32_t c = mine + k * step;
         if (4 * c < padded)
-            write_norm(o, c, x[k], weight[k], a.bias ? read_quad(a.bias, n, c) : zero);
+            write_norm(o, c, x[k], weight[k], a.bias ? read_quad<WHOLE>(a.bias, n, c) : zero);
     }
 #pragma unroll 1
     for (int32_t c = mine + HELD * step; 4 * c < padded; c += step)
-        write_norm(o, c, read_quad(row, n, c), read_quad(a.weight, n, c),
-                   a.bias ? read_quad(a.bias, n, c) : zero);
+        write_norm(o, c, read_quad<WHOLE>(row, n, c), read_quad<WHOLE>(a.weight, n, c),
+                   a.bias ? read_quad<WHOLE>(a.bias, n, c) : zero);
+}
+
+/* What a product with a norm after it does at its end (gemm_norm.cuh), where none comes before the
+ * norm: a warp takes 64 elements of a row, in the order in which four warps do there. */
+static __global__ void sm90_square(const __grid_constant__ kn_norm_args a, float *sums)
+{
+    CU_TRACE(NORM, 0);
+    ptx_griddep_launch();
+    const int32_t n = a.cols, token = blockIdx.y, bucket = kn_cu_bucket_of(a.row_count);
+    const int32_t tile = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    const int lane = threadIdx.x % 32;
+    const int32_t first = tile * 64 + lane / 8 * 16 + lane % 8, k[2] = {first, first + 8};
+    float gain[2], x[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) gain[i] = k[i] < n ? __ldg(a.weight + k[i]) : 0.f;
+    ptx_griddep_wait(); /* no kernel writes weights */
+    CU_TRACE_WAITED();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        x[i] = k[i] < n ? __ldcg(a.x + (size_t)token * n + k[i]) : 0.f;
+        if (k[i] < (n + 127) / 128 * 128)
+            *(__nv_bfloat16 *)((char *)a.y + kn_cu_act_offset(bucket, token, k[i])) =
+                __float2bfloat16(x[i] * gain[i]);
+    }
+    float sum = __fmaf_rn(x[0], x[0], __fmul_rn(x[1], x[1]));
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
+    const float second = __shfl_sync(0xFFFFFFFFu, sum, 8),
+                third = __shfl_sync(0xFFFFFFFFu, sum, 16),
+                fourth = __shfl_sync(0xFFFFFFFFu, sum, 24);
+    if (lane == 0 && tile * 64 < n)
+        sums[(size_t)token * kn_cu_sums_stride(n) + tile] = ((sum + second) + third) + fourth;
 }
 
 /* --- parts ------------------------------------------------------------------------------------ */
 
 /* out[T,N] = or += the sum of the parts. */
+template <bool WHOLE>
 static __global__ void __launch_bounds__(THREADS_MAX)
     sm90_settle(const __grid_constant__ kn_cu_parts parts, int32_t n, bool to_old, float *out)
 {
@@ -243,8 +289,9 @@ static __global__ void __launch_bounds__(THREADS_MAX)
     CU_TRACE_WAITED();
     const size_t at = (size_t)blockIdx.x * n;
     for (int32_t c = threadIdx.x; 4 * c < n; c += blockDim.x) {
-        const float4 old = to_old ? read_quad(out + at, n, c) : make_float4(0.f, 0.f, 0.f, 0.f);
-        write_quad(out + at, n, c, add_parts(old, parts, at, n, c));
+        float4 v[1] = {to_old ? read_quad<WHOLE>(out + at, n, c) : make_float4(0.f, 0.f, 0.f, 0.f)};
+        add_parts<WHOLE>(v, parts, at, n, c, 0);
+        write_quad<WHOLE>(out + at, n, c, v[0]);
     }
 }
 
@@ -296,8 +343,20 @@ extern "C" enum status kn_cu_norm_launch(const struct kn_norm_args *a,
 {
     const kn_cu_parts none = {};
     const cu_launch l(a->row_count, threads_for(a->cols, 4 * HELD, NORM_THREADS), 0, stream);
-    return launched(cudaLaunchKernelEx(&l.config, sm90_norm, *a, parts ? *parts : none), "norm",
-                    err);
+    return launched(cudaLaunchKernelEx(&l.config, a->cols % 4 ? sm90_norm<false> : sm90_norm<true>,
+                                       *a, parts ? *parts : none),
+                    "norm", err);
+}
+
+extern "C" enum status kn_cu_square_launch(const struct kn_norm_args *a, float *sums, void *stream,
+                                           char *err)
+{
+    CHECK(a->kind == KN_RMS_NORM && !a->bias && a->row_count <= KN_CU_SQUARES_TOKENS);
+    const int32_t tiles = (a->cols + 127) / 128 * 2; /* of 64, and of zeros up to a block's end */
+    cu_launch l(0, 0, 0, stream);
+    l.config.gridDim = dim3((unsigned)(tiles + 3) / 4, (unsigned)a->row_count);
+    l.config.blockDim = dim3(128);
+    return launched(cudaLaunchKernelEx(&l.config, sm90_square, *a, sums), "norm", err);
 }
 
 extern "C" enum status kn_cu_settle_launch(const struct kn_cu_parts *parts, int32_t rows,
@@ -305,7 +364,8 @@ extern "C" enum status kn_cu_settle_launch(const struct kn_cu_parts *parts, int3
                                            char *err)
 {
     const cu_launch l(rows, threads_for(cols, 4, NORM_THREADS), 0, stream);
-    return launched(cudaLaunchKernelEx(&l.config, sm90_settle, *parts, cols, add, out),
+    return launched(cudaLaunchKernelEx(&l.config, cols % 4 ? sm90_settle<false> : sm90_settle<true>,
+                                       *parts, cols, add, out),
                     "adding up a product's parts", err);
 }
 

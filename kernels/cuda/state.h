@@ -4,7 +4,8 @@
  *
  *     device.c   open and close, errors, what is supported
  *     memory.c   memory of the tiers, uploads
- *     step.c     the batch's arrays on the device, and the operations
+ *     step.c     the batch's arrays on the device, and the small operations
+ *     product.c  products and norms, and what passes between them
  *     record.c   steps in flight, and steps recorded as graphs
  *     attend.c   the operations around attention
  *     control.c  the windows kernels read remote tiers by, and their counters
@@ -31,6 +32,8 @@ enum {
     KN_CU_STEPS = 2,           /* begun and not waited for */
     KN_CU_RECORDINGS_MAX = 6,  /* one for each token bucket */
     KN_CU_WINDOWS_MAX = 4,     /* distinct attention windows of a model */
+    KN_CU_ARRIVED_MAX = 4096,  /* row tiles of a product with a norm after it */
+    KN_CU_UNDIVIDED_MAX = 16,  /* outputs of norms, at a time */
     KN_CU_PLAY_PAGES = 1 << 18 /* page-table entries of a played step: 16 million positions */
 };
 #define KN_CU_PARTS_BYTES ((size_t)64 << 20) /* products whose parts need more are not cut */
@@ -110,14 +113,21 @@ struct kn_cu_planned {
     struct kn_cu_gemm_plan plan;
 };
 
-/* A product left in parts.  The next operation that reads `out` adds them up; any other operation
- * has that done first (kn_cu_settle). */
+/* A product that is not done yet (product.c). */
 struct kn_cu_pending {
-    float *memory; /* owned, device: [KN_CU_PARTS_BYTES] */
-    float *out;    /* [rows,cols]; NULL: nothing is pending */
-    bool add;
+    float *memory;     /* owned, device: [KN_CU_PARTS_BYTES], parts or fragments of one product */
+    uint32_t *arrived; /* owned, device: [KN_CU_ARRIVED_MAX], zero between kernels */
+    enum { KN_CU_NOTHING, KN_CU_HELD, KN_CU_IN_PARTS } state;
+    struct kn_gemm_args product; /* its w is the one here */
+    struct kn_weight w;
+    struct kn_cu_parts parts; /* while IN_PARTS */
+};
+
+/* Activations y[rows,cols] that are to be divided by their root mean square. */
+struct kn_cu_undivided {
+    const void *y;
     int32_t rows, cols;
-    struct kn_cu_parts parts;
+    float eps;
 };
 
 enum { KN_CU_ATTENTION_PLANS = 2 };
@@ -164,6 +174,8 @@ struct kn_cu {
     struct kn_cu_stage stage;
     struct kn_cu_attend attend;
     struct kn_cu_pending pending;
+    struct kn_cu_undivided undivided[KN_CU_UNDIVIDED_MAX];
+    int32_t undivided_count;
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
     struct kn_cu_control control;
@@ -213,19 +225,29 @@ size_t kn_cu_page_count(const struct kn_batch *b);
 void kn_cu_stage_forget(struct kn_cu *cu);
 size_t kn_cu_buffer_bytes(const struct kn *kn, int32_t rows, int32_t cols);
 void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
-void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a);
-void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a);
-/* Before an operation: chooses the device; false after a failure. */
+/* Before an operation: chooses the device, and issues what is held; false after a failure. */
 bool kn_cu_begin(struct kn_cu *cu);
-/* Adds up what is pending. */
-bool kn_cu_settle(struct kn_cu *cu);
-/* The parts that out[rows, .] is pending in, which the caller adds up; all of it as one part where
- * nothing is. */
-struct kn_cu_parts kn_cu_take_parts(struct kn_cu *cu, const float *out, int32_t rows);
 /* The batch with its arrays on the device; NULL after a failure. */
 const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b);
 /* All of a buffer, as fast as its memory is read without harm to HBM. */
 void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
+
+/* --- product.c --- */
+
+void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a);
+void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a);
+/* Issues what is held: its parts are then pending. */
+bool kn_cu_issue_held(struct kn_cu *cu);
+/* Does all of what is pending. */
+bool kn_cu_settle(struct kn_cu *cu);
+/* The parts that out[rows, .] is pending in, which the caller adds up; all of it as one part where
+ * nothing is. */
+struct kn_cu_parts kn_cu_take_parts(struct kn_cu *cu, const float *out, int32_t rows);
+/* A pending product whose sum lies in this memory is not made. */
+void kn_cu_drop_pending(struct kn_cu *cu, const void *from, size_t bytes);
+/* Buffers that begin in this memory hold no undivided activations any more.  Whoever writes
+ * activations says so. */
+void kn_cu_forget_undivided(struct kn_cu *cu, const void *from, size_t bytes);
 
 /* --- control.c --- */
 

@@ -1,6 +1,6 @@
 /*
- * step.c - a step on the GPU: the batch's arrays brought to the device, and each operation turned
- * into launches.
+ * step.c - a step on the GPU: the batch's arrays brought to the device, and the small operations
+ * turned into launches (products and norms: product.c; attention: attend.c).
  *
  * The batch.  The engine's arrays are host memory.  The first operation that meets a batch copies
  * all of them through pinned memory in one asynchronous copy; since they must stay as they are
@@ -9,8 +9,7 @@
  * makes it grow, once.  While a step is recorded the arrays are those of record.c instead.
  *
  * Activations.  A buffer [T,cols] is cut into chunks of 256 tokens, one after another, each in the
- * layout of cuda.h for its bucket; fp32 buffers are row after row.  Products of more than 256
- * tokens are one launch a chunk.
+ * layout of cuda.h for its bucket; fp32 buffers are row after row.
  *
  * Logits.  KN_EPI_F32 into KN_MEM_STAGING computes into the region's twin on the device; kn_sample
  * reads it there, and kn_download copies to the host what it names.  The tokens kn_sample chose are
@@ -163,30 +162,7 @@ const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch
 bool kn_cu_begin(struct kn_cu *cu)
 {
     cu->busy = true;
-    return kn_cu_enter(cu);
-}
-
-/* --- products left in parts --- */
-
-bool kn_cu_settle(struct kn_cu *cu)
-{
-    struct kn_cu_pending *p = &cu->pending;
-    char err[ERR_CAP];
-    float *out = p->out;
-    p->out = NULL;
-    return !out ||
-           kn_cu_st(cu,
-                    kn_cu_settle_launch(&p->parts, p->rows, p->cols, p->add, out, cu->stream, err),
-                    err);
-}
-
-struct kn_cu_parts kn_cu_take_parts(struct kn_cu *cu, const float *out, int32_t rows)
-{
-    struct kn_cu_pending *p = &cu->pending;
-    if (p->out != out || p->add) return (struct kn_cu_parts){.sum = out, .count = 1};
-    CHECK(rows == p->rows);
-    p->out = NULL;
-    return p->parts;
+    return kn_cu_enter(cu) && kn_cu_issue_held(cu);
 }
 
 /* --- small operations --- */
@@ -197,6 +173,9 @@ size_t kn_cu_buffer_bytes(const struct kn *kn, int32_t rows, int32_t cols)
     int32_t whole = rows / KN_CU_TOKENS_MAX, rest = rows % KN_CU_TOKENS_MAX;
     size_t swizzled = (size_t)whole * kn_cu_act_bytes(KN_CU_TOKENS_MAX, cols);
     if (rest) swizzled += kn_cu_act_bytes(kn_cu_bucket(rest), cols);
+    /* More tokens need more for activations than fewer do for sums as well. */
+    if (rows <= KN_CU_SQUARES_TOKENS)
+        swizzled += (size_t)rows * (size_t)kn_cu_sums_stride(cols) * sizeof(float);
     return size_max(swizzled, (size_t)rows * (size_t)cols * sizeof(float));
 }
 
@@ -209,17 +188,6 @@ void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_em
     if (b) kn_cu_st(cu, kn_cu_embed_launch(b, a, cu->chosen, cu->stream, err), err);
 }
 
-void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    char err[ERR_CAP];
-    struct kn_cu_pending *p = &cu->pending;
-    const bool takes = p->out == a->x && p->add && p->rows == a->row_count;
-    if (!kn_cu_begin(cu) || (!takes && !kn_cu_settle(cu))) return;
-    kn_cu_st(cu, kn_cu_norm_launch(a, takes ? &p->parts : NULL, cu->stream, err), err);
-    if (takes) p->out = NULL;
-}
-
 void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                   float *out)
 {
@@ -227,28 +195,6 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
     char err[ERR_CAP];
     const struct kn_batch *b = kn_cu_begin(cu) && kn_cu_settle(cu) ? stage_rows(cu, batch) : NULL;
     if (b) kn_cu_st(cu, kn_cu_gather_launch(b, cols, x, out, cu->stream, err), err);
-}
-
-/* --- products --- */
-
-/* Choosing a plan takes some microseconds, so those chosen are kept. */
-static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_weight *w,
-                                             int32_t tokens, bool parts)
-{
-    int32_t bucket = kn_cu_bucket(tokens);
-    for (int32_t i = 0; i < cu->plan_count; i++) {
-        const struct kn_cu_planned *p = &cu->plans[i];
-        if (p->rows == w->rows && p->cols == w->cols && p->parts == parts &&
-            p->plan.bucket == bucket)
-            return &p->plan;
-    }
-    CHECK(cu->plan_count < KN_CU_PLANS_MAX);
-    struct kn_cu_planned *p = &cu->plans[cu->plan_count++];
-    p->rows = w->rows;
-    p->cols = w->cols;
-    p->parts = parts;
-    kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, parts, &p->plan);
-    return &p->plan;
 }
 
 void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
@@ -266,76 +212,6 @@ void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
              kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_read, cu->stream_read_turn++,
                                  cu->stream, err),
              err);
-}
-
-/* Where rows from `row` on begin in a product's output. */
-static void *out_at(const struct kn_gemm_args *a, char *out, int32_t row)
-{
-    size_t chunk = (size_t)(row / KN_CU_TOKENS_MAX);
-    if (a->epilogue == KN_EPI_RELU)
-        return out + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->rows);
-    if (a->epilogue == KN_EPI_SWIGLU)
-        return out + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->rows / 2);
-    return out + (size_t)row * (size_t)a->w->rows * sizeof(float);
-}
-
-/* Whether a product is left in parts: where another operation will read the sums anyway. */
-static bool in_parts(const struct kn_gemm_args *a)
-{
-    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
-    return (a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE) &&
-           a->row_count <= KN_CU_TOKENS_MAX && KN_CU_PARTS_MAX * bytes <= KN_CU_PARTS_BYTES;
-}
-
-/* Up to 256 rows from `row` on. */
-static bool gemm_chunk(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, int32_t row)
-{
-    char err[ERR_CAP];
-    size_t chunk = (size_t)(row / KN_CU_TOKENS_MAX);
-    int32_t left = a->row_count - row;
-    int32_t count = left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
-    const bool parts = in_parts(a);
-    const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, count, parts);
-    struct kn_cu_gemm_args args = {
-        .w = a->w,
-        .bias = a->bias,
-        .tokens = count,
-        .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
-        .epilogue = a->epilogue,
-        .out = out_at(a, out, row),
-        .partial = parts ? cu->pending.memory : NULL,
-        .windows = cu->control.device_window,
-        .traffic = cu->control.device_traffic,
-        .dependent = true,
-    };
-    if (parts)
-        cu->pending = (struct kn_cu_pending){
-            .memory = cu->pending.memory,
-            .out = a->out,
-            .add = a->epilogue == KN_EPI_ADD,
-            .rows = count,
-            .cols = a->w->rows,
-            .parts = {.sum = cu->pending.memory,
-                      .count = 1 << plan->part_shift,
-                      .stride = (size_t)count * (size_t)a->w->rows,
-                      .bias = a->bias},
-        };
-    return kn_cu_st(cu, kn_cu_gemm_launch(plan, &args, cu->stream, err), err);
-}
-
-void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
-{
-    struct kn_cu *cu = kn_cu_of(kn);
-    if (!kn_cu_begin(cu) || !kn_cu_settle(cu)) return;
-    for (int t = 1; t < KN_TIER_MAX; t++)
-        if (a->w->span[t].tile_count > 0 && !kn_cu_need_window(cu, t, a->w->span[t].base)) return;
-    const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
-    bool staged = r && r->mem == KN_MEM_STAGING;
-    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
-    CHECK(!staged || (char *)a->out + bytes <= r->base + r->bytes);
-    char *out = staged ? r->twin + ((char *)a->out - r->base) : a->out;
-    for (int32_t row = 0; row < a->row_count; row += KN_CU_TOKENS_MAX)
-        if (!gemm_chunk(cu, a, out, row)) return;
 }
 
 /* --- results --- */

@@ -1,0 +1,274 @@
+/*
+ * product.c - products and norms, and what passes between the two.
+ *
+ * Pending.  Where K is cut into parts somebody must add them up, and the operation that comes next
+ * does it best, for it reads the sum anyway.  So a product may be issued later than it is asked
+ * for, or issued and not be done:
+ *
+ *     nothing --- kn_gemm ADD of up to 32 tokens ---------------------> held
+ *     nothing --- kn_gemm STORE, or ADD of more tokens ---------------> in parts
+ *     held ------ kn_norm of the sum, by the root mean square --------> nothing: one launch does
+ * both held ------ anything else (kn_cu_begin) ------------------------> in parts: it is issued in
+ * parts -- kn_norm or kn_qkv of the sum: adds the parts up ----> nothing in parts -- anything else
+ * that might read it (kn_cu_settle) ----> nothing: added up first
+ *
+ * All ways come to the same bits.
+ *
+ * Undivided.  An RMS norm of up to 32 tokens leaves activations that are yet to be divided
+ * (cuda.h), whichever kernel computes it.  Which buffers hold such is remembered until they are
+ * written again or freed; every product that reads one divides.  A step that is played does not
+ * know what was issued before, nor the next one what it left: what is remembered ends there.
+ *
+ * Products of more than 256 tokens are one launch a chunk (step.c).
+ */
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cuda/small.h"
+#include "kernels/cuda/state.h"
+
+/* --- undivided activations --- */
+
+static const struct kn_cu_undivided *undivided_of(const struct kn_cu *cu, const void *y)
+{
+    for (int32_t i = 0; i < cu->undivided_count; i++)
+        if (cu->undivided[i].y == y) return &cu->undivided[i];
+    return NULL;
+}
+
+void kn_cu_forget_undivided(struct kn_cu *cu, const void *from, size_t bytes)
+{
+    int32_t kept = 0;
+    for (int32_t i = 0; i < cu->undivided_count; i++) {
+        const struct kn_cu_undivided u = cu->undivided[i];
+        if ((uintptr_t)u.y - (uintptr_t)from >= bytes) cu->undivided[kept++] = u;
+    }
+    cu->undivided_count = kept;
+}
+
+/* Where the sums of squares of y[rows,cols] lie. */
+static float *sums_of(const void *y, int32_t rows, int32_t cols)
+{
+    return (float *)((uintptr_t)y + kn_cu_act_bytes(kn_cu_bucket(rows), cols));
+}
+
+/* How a product must scale what it makes of `in`. */
+static struct kn_cu_scale scale_of(const struct kn_cu *cu, const struct kn_gemm_args *a)
+{
+    const struct kn_cu_undivided *u = undivided_of(cu, a->in);
+    if (!u) return (struct kn_cu_scale){0};
+    CHECK(u->rows == a->row_count && u->cols == a->w->cols);
+    return (struct kn_cu_scale){sums_of(u->y, u->rows, u->cols), u->cols, u->eps};
+}
+
+/* --- launches --- */
+
+/* Choosing a plan takes some microseconds, so those chosen are kept. */
+static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_weight *w,
+                                             int32_t tokens, bool parts)
+{
+    int32_t bucket = kn_cu_bucket(tokens);
+    for (int32_t i = 0; i < cu->plan_count; i++) {
+        const struct kn_cu_planned *p = &cu->plans[i];
+        if (p->rows == w->rows && p->cols == w->cols && p->parts == parts &&
+            p->plan.bucket == bucket)
+            return &p->plan;
+    }
+    CHECK(cu->plan_count < KN_CU_PLANS_MAX);
+    struct kn_cu_planned *p = &cu->plans[cu->plan_count++];
+    p->rows = w->rows;
+    p->cols = w->cols;
+    p->parts = parts;
+    kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, parts, &p->plan);
+    return &p->plan;
+}
+
+/* Where rows from `row` on begin in a product's output. */
+static void *out_at(const struct kn_gemm_args *a, char *out, int32_t row)
+{
+    size_t chunk = (size_t)(row / KN_CU_TOKENS_MAX);
+    if (a->epilogue == KN_EPI_RELU)
+        return out + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->rows);
+    if (a->epilogue == KN_EPI_SWIGLU)
+        return out + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->rows / 2);
+    return out + (size_t)row * (size_t)a->w->rows * sizeof(float);
+}
+
+/* Whether a product is left in parts: where another operation will read the sums anyway.  There is
+ * room for its parts as they are padded to the bucket and to whole tiles, too. */
+static bool in_parts(const struct kn_gemm_args *a)
+{
+    if (a->row_count > KN_CU_TOKENS_MAX) return false;
+    size_t rows = (size_t)a->w->tile_count * KN_TILE_ROWS;
+    size_t bytes = (size_t)kn_cu_bucket(a->row_count) * rows * sizeof(float);
+    return (a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE) &&
+           KN_CU_PARTS_MAX * bytes <= KN_CU_PARTS_BYTES;
+}
+
+/* Up to 256 rows from `row` on; norm: what is to be done with the sum, or NULL. */
+static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, int32_t row,
+                   const struct kn_norm_args *norm)
+{
+    char err[ERR_CAP];
+    size_t chunk = (size_t)(row / KN_CU_TOKENS_MAX);
+    int32_t left = a->row_count - row;
+    int32_t count = left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
+    struct kn_cu_pending *p = &cu->pending;
+    const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, count, in_parts(a));
+    const bool parts = in_parts(a) && !norm;
+    struct kn_cu_gemm_args args = {
+        .w = a->w,
+        .bias = a->bias,
+        .tokens = count,
+        .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
+        .epilogue = a->epilogue,
+        .out = out_at(a, out, row),
+        .partial = parts ? p->memory : NULL,
+        .scale = scale_of(cu, a),
+        .windows = cu->control.device_window,
+        .traffic = cu->control.device_traffic,
+        .dependent = true,
+    };
+    if (norm)
+        args.norm = (struct kn_cu_gemm_norm){
+            .fragments = p->memory, .arrived = p->arrived, .gain = norm->weight, .y = norm->y};
+    if (parts) {
+        p->state = KN_CU_IN_PARTS;
+        p->parts = (struct kn_cu_parts){.sum = p->memory,
+                                        .count = 1 << plan->part_shift,
+                                        .stride = (size_t)count * (size_t)a->w->rows,
+                                        .bias = a->bias};
+        p->product = *a;
+        p->product.w = &p->w;
+    }
+    return kn_cu_st(cu, kn_cu_gemm_launch(plan, &args, cu->stream, err), err);
+}
+
+/* --- what is pending --- */
+
+static bool adds(const struct kn_cu_pending *p)
+{
+    return p->product.epilogue == KN_EPI_ADD;
+}
+
+bool kn_cu_issue_held(struct kn_cu *cu)
+{
+    struct kn_cu_pending *p = &cu->pending;
+    if (p->state != KN_CU_HELD) return true;
+    p->state = KN_CU_NOTHING;
+    return launch(cu, &p->product, p->product.out, 0, NULL);
+}
+
+bool kn_cu_settle(struct kn_cu *cu)
+{
+    struct kn_cu_pending *p = &cu->pending;
+    const struct kn_gemm_args *a = &p->product;
+    char err[ERR_CAP];
+    if (!kn_cu_issue_held(cu)) return false;
+    if (p->state == KN_CU_NOTHING) return true;
+    p->state = KN_CU_NOTHING;
+    return kn_cu_st(
+        cu,
+        kn_cu_settle_launch(&p->parts, a->row_count, p->w.rows, adds(p), a->out, cu->stream, err),
+        err);
+}
+
+struct kn_cu_parts kn_cu_take_parts(struct kn_cu *cu, const float *out, int32_t rows)
+{
+    struct kn_cu_pending *p = &cu->pending;
+    if (p->state != KN_CU_IN_PARTS || p->product.out != out || adds(p))
+        return (struct kn_cu_parts){.sum = out, .count = 1};
+    CHECK(rows == p->product.row_count);
+    p->state = KN_CU_NOTHING;
+    return p->parts;
+}
+
+void kn_cu_drop_pending(struct kn_cu *cu, const void *from, size_t bytes)
+{
+    if ((uintptr_t)cu->pending.product.out - (uintptr_t)from < bytes)
+        cu->pending.state = KN_CU_NOTHING;
+}
+
+/* --- norms --- */
+
+/* Whether the division is left to the products that read y.  The table is larger than any model
+ * needs; without room in it y is whole, which is as good, but other bits. */
+static bool divides_later(const struct kn_cu *cu, const struct kn_norm_args *a)
+{
+    return a->kind == KN_RMS_NORM && !a->bias && a->row_count <= KN_CU_SQUARES_TOKENS &&
+           (undivided_of(cu, a->y) || cu->undivided_count < KN_CU_UNDIVIDED_MAX);
+}
+
+/* Whether the product that is held can do this norm: of its sum, and into memory it does not
+ * read. */
+static bool one_launch_does(const struct kn_cu *cu, const struct kn_norm_args *a)
+{
+    const struct kn_cu_pending *p = &cu->pending;
+    size_t in_bytes = kn_cu_buffer_bytes(&cu->kn, a->row_count, p->w.cols);
+    size_t y_bytes = kn_cu_buffer_bytes(&cu->kn, a->row_count, a->cols);
+    return p->state == KN_CU_HELD && p->product.out == a->x &&
+           p->product.row_count == a->row_count && p->w.rows == a->cols &&
+           (uintptr_t)a->y - (uintptr_t)p->product.in >= in_bytes &&
+           (uintptr_t)p->product.in - (uintptr_t)a->y >= y_bytes;
+}
+
+static bool norm_undivided(struct kn_cu *cu, const struct kn_norm_args *a)
+{
+    struct kn_cu_pending *p = &cu->pending;
+    char err[ERR_CAP];
+    if (one_launch_does(cu, a)) {
+        p->state = KN_CU_NOTHING;
+        return launch(cu, &p->product, p->product.out, 0, a);
+    }
+    float *sums = sums_of(a->y, a->row_count, a->cols);
+    return kn_cu_settle(cu) && kn_cu_st(cu, kn_cu_square_launch(a, sums, cu->stream, err), err);
+}
+
+void kn_cu_norm(struct kn *kn, const struct kn_norm_args *a)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    struct kn_cu_pending *p = &cu->pending;
+    char err[ERR_CAP];
+    if (divides_later(cu, a)) {
+        cu->busy = true;
+        if (!kn_cu_enter(cu) || !norm_undivided(cu, a)) return;
+        kn_cu_forget_undivided(cu, a->y, 1);
+        cu->undivided[cu->undivided_count++] =
+            (struct kn_cu_undivided){a->y, a->row_count, a->cols, a->eps};
+        return;
+    }
+    if (!kn_cu_begin(cu)) return;
+    const bool takes = p->state == KN_CU_IN_PARTS && p->product.out == a->x && adds(p) &&
+                       p->product.row_count == a->row_count;
+    if (!takes && !kn_cu_settle(cu)) return;
+    if (takes) p->state = KN_CU_NOTHING;
+    kn_cu_forget_undivided(cu, a->y, 1);
+    kn_cu_st(cu, kn_cu_norm_launch(a, takes ? &p->parts : NULL, cu->stream, err), err);
+}
+
+/* --- products --- */
+
+void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    struct kn_cu_pending *p = &cu->pending;
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu)) return;
+    for (int t = 1; t < KN_TIER_MAX; t++)
+        if (a->w->span[t].tile_count > 0 && !kn_cu_need_window(cu, t, a->w->span[t].base)) return;
+    const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
+    bool staged = r && r->mem == KN_MEM_STAGING;
+    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
+    CHECK(!staged || (char *)a->out + bytes <= r->base + r->bytes);
+    char *out = staged ? r->twin + ((char *)a->out - r->base) : a->out;
+    p->w = *a->w;
+    if (a->epilogue == KN_EPI_ADD && a->row_count <= KN_CU_SQUARES_TOKENS && in_parts(a) &&
+        a->w->tile_count <= KN_CU_ARRIVED_MAX) {
+        p->state = KN_CU_HELD;
+        p->product = *a;
+        p->product.w = &p->w;
+        return;
+    }
+    for (int32_t row = 0; row < a->row_count; row += KN_CU_TOKENS_MAX)
+        if (!launch(cu, a, out, row, NULL)) return;
+    kn_cu_forget_undivided(cu, a->out, 1);
+}

@@ -93,10 +93,11 @@ struct kn_cu_parts {
 };
 
 /* What a product does that adds to the residual stream where a norm reads it next: whoever is last
- * with a tile adds up its parts, and writes the sum, its activations and their sums of squares. */
+ * with a tile adds up its parts, and writes the sum, its activations and their sums of squares.
+ * No part of K may be empty. */
 struct kn_cu_gemm_norm {
-    float *fragments;  /* [1 << part_shift][tiles][64][bucket] */
-    uint32_t *arrived; /* [tiles]: zero before and after */
+    uint32_t *words;   /* [1 << part_shift][tiles][64][bucket]: zero before and after, as are: */
+    uint32_t *arrived; /* [tiles] */
     const float *gain; /* [N] */
     void *y;           /* activations [T,N], with sums behind them; NULL: no norm follows */
 };

@@ -56,7 +56,7 @@ template <int TOKENS> struct cu_gemm_shape {
     static constexpr int THREADS = (WARPS + 3) * 32;
     static constexpr int RESIDENT = 2;
     static constexpr int SHARED = 113 * 1024;
-    static constexpr int BARRIERS = TB == 32 ? 1024 : 512; /* and what consumers share */
+    static constexpr int BARRIERS = 512; /* and what consumers share */
     static constexpr int X_BYTES = TB * 256;
     static constexpr int X_SLOTS = TB == 8 ? 8 : 4;
     static constexpr int W_SLOTS = (SHARED - BARRIERS - X_SLOTS * X_BYTES) / KN_BLOCK_BYTES;
@@ -160,8 +160,9 @@ PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_work &w, cu_gemm_ring<
 
 /* --- consumers --- */
 
-/* Sums of one unit; n counts the slots used so far. */
-template <class S>
+/* Sums of one unit; n counts the slots used so far.  HOLD: the last one's activations are not
+ * released. */
+template <class S, bool HOLD>
 PTX_INLINE void cu_multiply(float (&acc)[S::TB / 2], cu_gemm_ring<S> &ring, int32_t blocks,
                             int32_t n, int lane)
 {
@@ -184,7 +185,7 @@ PTX_INLINE void cu_multiply(float (&acc)[S::TB / 2], cu_gemm_ring<S> &ring, int3
         ptx_wgmma_wait<0>();
         if (lane == 0) {
             ptx_mbarrier_arrive(&ring.w_empty[w_slot]);
-            ptx_mbarrier_arrive(&ring.x_empty[x_slot]);
+            if (!HOLD || b + 1 < blocks) ptx_mbarrier_arrive(&ring.x_empty[x_slot]);
         }
     }
 }
@@ -207,20 +208,29 @@ template <class S, bool NORM>
 PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring, int warp,
                            int lane)
 {
+    const int thread = warp * 32 + lane;
     /* The epilogue touches what the previous kernel wrote and read, so every consumer waits. */
-    ptx_griddep_wait();
-    if (g.scale.sums) cu_token_scales(g, ring.norm, warp * 32 + lane);
+    if (g.scale.sums) cu_token_scales(g, ring.norm, thread);
+    else ptx_griddep_wait();
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_unit u = cu_gemm_unit(g, w, i);
         float acc[S::TB / 2] = {};
         cu_norm_rows rows;
-        if (NORM) rows = cu_rows_of(g, u.group, warp, lane);
-        cu_multiply<S>(acc, ring, u.block_count, n, lane);
+        if constexpr (NORM) rows = cu_rows_of(g, u.group, thread);
+        cu_multiply<S, NORM>(acc, ring, u.block_count, n, lane);
         n += u.block_count;
         if (g.scale.sums) cu_scale_sums(acc, ring.norm, lane);
-        if constexpr (NORM) cu_finish(g, ring.norm, u, acc, rows, warp, lane);
-        else cu_store_unit<S>(g, u, acc, warp, lane);
+        if constexpr (NORM) {
+            const int32_t held = (n - 1) % S::X_SLOTS;
+            static_assert(S::X_BYTES >= S::TB * 64 * sizeof(float), "a tile's sums do not fit");
+            cu_finish(g, ring.norm, (float *)ring.x[held], u, acc, rows, thread);
+            ptx_fence_proxy_async(); /* the slot is written by a bulk copy next */
+            __syncwarp();
+            if (lane == 0) ptx_mbarrier_arrive(&ring.x_empty[held]);
+        } else {
+            cu_store_unit<S>(g, u, acc, warp, lane);
+        }
     }
 }
 

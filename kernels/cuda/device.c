@@ -83,7 +83,7 @@ static void cuda_close(struct kn *kn)
     kn_cu_control_close(cu);
     cu->pending.state = KN_CU_NOTHING;
     if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
-    if (cu->pending.arrived) (void)cudaFree(cu->pending.arrived);
+    if (cu->pending.words) (void)cudaFree(cu->pending.words);
     if (cu->stream_read) (void)cudaFree(cu->stream_read);
     if (cu->chosen) (void)cudaFree(cu->chosen);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
@@ -158,7 +158,7 @@ static enum status find_gpu(int device, struct cudaDeviceProp *prop, char *err)
 
 static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop, char *err)
 {
-    const size_t arrived_bytes = KN_CU_ARRIVED_MAX * sizeof(uint32_t);
+    const size_t norm_bytes = (KN_CU_NORM_WORDS + KN_CU_NORM_TILES_MAX) * sizeof(uint32_t);
     int driver = 0;
     enum status st;
     cu->sm_count = prop->multiProcessorCount;
@@ -168,9 +168,8 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  "to make a stream") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.memory, KN_CU_PARTS_BYTES),
                  "to allocate for the parts of products") &&
-        kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.arrived, arrived_bytes),
-                 "to allocate memory") &&
-        kn_cu_ok(cu, cudaMemset(cu->pending.arrived, 0, arrived_bytes), "to clear memory") &&
+        kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.words, norm_bytes), "to allocate memory") &&
+        kn_cu_ok(cu, cudaMemset(cu->pending.words, 0, norm_bytes), "to clear memory") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_read, sizeof *cu->stream_read),
                  "to allocate memory") &&
         kn_cu_ok(cu, cudaMemset(cu->stream_read, 0, sizeof *cu->stream_read), "to clear memory"))
@@ -179,6 +178,7 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,
                  driver % 1000 / 10);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
+    cu->pending.arrived = cu->pending.words + KN_CU_NORM_WORDS;
     if ((st = kn_cu_control_open(cu, err)) || (st = kn_cu_upload_open(cu, err)) ||
         (st = kn_cu_stage_open(cu, err)) || (st = kn_cu_steps_open(cu, err)))
         return st;

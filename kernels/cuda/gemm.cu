@@ -221,6 +221,8 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.epilogue = a->epilogue;
     g.windows = g.tier[0].group_count == plan->group_count ? NULL : a->windows;
     g.traffic = a->traffic;
+    g.norm_spread = !g.windows && plan->grid == w->tile_count << plan->part_shift;
+    CHECK(!a->norm.y || ((g.part_blocks << g.part_shift) - g.part_blocks) < g.blocks_per_tile);
 
     const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent);
     cudaError_t e = cudaLaunchKernelEx(&l.config, a->norm.y ? v->norm_kernel : v->kernel, g);

@@ -38,35 +38,78 @@
 
 /* What the four warps share. */
 template <int TB> struct cu_norm_shared {
-    uint32_t last; /* whether this CTA is the last of a tile's parts */
     float scale[TB];
-    float squares[4][TB];
+    uint32_t last; /* whether this CTA is the last of a tile's parts */
 };
+
+/* The sum of four squares, and of a row of 64 of which each of 16 threads has four: in the one
+ * order for whoever computes it. */
+PTX_INLINE float cu_sum_squares(const float4 &x)
+{
+    float sum = __fmul_rn(x.x, x.x);
+    sum = __fmaf_rn(x.y, x.y, sum);
+    sum = __fmaf_rn(x.z, x.z, sum);
+    sum = __fmaf_rn(x.w, x.w, sum);
+#pragma unroll
+    for (int d = 1; d < 16; d *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
+    return sum;
+}
+
+/* Four activations. */
+PTX_INLINE uint2 cu_act_four(const float4 &x, const float4 &gain)
+{
+    const __nv_bfloat162 low = __floats2bfloat162_rn(x.x * gain.x, x.y * gain.y),
+                         high = __floats2bfloat162_rn(x.z * gain.z, x.w * gain.w);
+    return make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
+}
+
+/* Elements k..k+3 of a row of n, k a multiple of 4; zeros beyond it. */
+PTX_INLINE float4 cu_read_four(const float *row, int32_t n, int32_t k)
+{
+    if (n % 4 == 0)
+        return k < n ? __ldcg((const float4 *)(row + k)) : make_float4(0.f, 0.f, 0.f, 0.f);
+    return make_float4(k < n ? __ldcg(row + k) : 0.f, k + 1 < n ? __ldcg(row + k + 1) : 0.f,
+                       k + 2 < n ? __ldcg(row + k + 2) : 0.f,
+                       k + 3 < n ? __ldcg(row + k + 3) : 0.f);
+}
+
+PTX_INLINE void cu_write_four(float *row, int32_t n, int32_t k, const float4 &x)
+{
+    if (n % 4 == 0) {
+        if (k < n) *(float4 *)(row + k) = x;
+        return;
+    }
+    if (k < n) row[k] = x.x;
+    if (k + 1 < n) row[k + 1] = x.y;
+    if (k + 2 < n) row[k + 2] = x.z;
+    if (k + 3 < n) row[k + 3] = x.w;
+}
 
 /* --- the product after --- */
 
-/* What each token's sums are to be multiplied by. */
+/* What each token's sums are to be multiplied by; waits for the kernel before. */
 template <int TB>
 PTX_INLINE void cu_token_scales(const cu_gemm &g, cu_norm_shared<TB> &shared, int thread)
 {
     constexpr int LANES = 128 / TB; /* that share a token */
     const int token = thread / LANES, lane = thread % LANES;
-    const int32_t stride = kn_cu_sums_stride(g.scale.cols), count = (g.scale.cols + 63) / 64;
+    const int32_t count = token < g.tokens ? (g.scale.cols + 63) / 64 : 0;
+    const float4 *row =
+        (const float4 *)(g.scale.sums + (size_t)token * kn_cu_sums_stride(g.scale.cols));
+    const float n = (float)g.scale.cols, eps = g.scale.eps;
     float sum = 0.f;
-    if (token < g.tokens) {
-        const float4 *row = (const float4 *)(g.scale.sums + (size_t)token * stride);
+    ptx_griddep_wait();
 #pragma unroll 4
-        for (int q = lane; 4 * q < count; q += LANES) {
-            const float4 v = __ldcg(row + q);
-            sum += v.x;
-            sum += 4 * q + 1 < count ? v.y : 0.f;
-            sum += 4 * q + 2 < count ? v.z : 0.f;
-            sum += 4 * q + 3 < count ? v.w : 0.f;
-        }
+    for (int q = lane; 4 * q < count; q += LANES) {
+        const float4 v = __ldcg(row + q);
+        sum += v.x;
+        sum += 4 * q + 1 < count ? v.y : 0.f;
+        sum += 4 * q + 2 < count ? v.z : 0.f;
+        sum += 4 * q + 3 < count ? v.w : 0.f;
     }
 #pragma unroll
     for (int d = LANES / 2; d > 0; d /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
-    if (lane == 0) shared.scale[token] = 1.f / sqrtf(sum / (float)g.scale.cols + g.scale.eps);
+    if (lane == 0) shared.scale[token] = 1.f / sqrtf(sum / n + eps);
     ptx_bar_sync(1, 128);
 }
 
@@ -81,119 +124,209 @@ PTX_INLINE void cu_scale_sums(float (&acc)[REGISTERS], const cu_norm_shared<REGI
     }
 }
 
-/* --- the product before --- */
+/* --- the product before: parts --- */
 
-/* A thread's two rows of a tile, and what is known of them beforehand. */
-struct cu_norm_rows {
-    int32_t r[2];
-    bool real[2]; /* not beyond the last */
-    float gain[2], bias[2];
-};
-
-PTX_INLINE cu_norm_rows cu_rows_of(const cu_gemm &g, int32_t tile, int warp, int lane)
+/* A float as a word that is not zero: its complement.  The one NaN that has none passes as another.
+ */
+PTX_INLINE uint32_t cu_norm_word(float x)
 {
-    cu_norm_rows rows;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        rows.r[i] = tile * 64 + warp * 16 + (lane >> 2) + 8 * i;
-        rows.real[i] = rows.r[i] < g.rows;
-        rows.gain[i] = rows.real[i] ? __ldg(g.norm.gain + rows.r[i]) : 0.f;
-        rows.bias[i] = rows.real[i] && g.bias ? __ldg(g.bias + rows.r[i]) : 0.f;
-    }
-    return rows;
+    const uint32_t word = ~__float_as_uint(x);
+    return word ? word : 0x80000000u;
 }
 
-/* Leaves a unit's sums for the last of the tile's parts; whether this is the last. */
+/* Where a thread of part 0 of a tile has its words of an octet of tokens; the other parts' are
+ * cu_words_step further on each. */
 template <int TB>
-PTX_INLINE bool cu_leave_part(const cu_gemm &g, cu_norm_shared<TB> &shared, const cu_unit &u,
-                              const float (&acc)[TB / 2], int thread)
+PTX_INLINE uint32_t *cu_words_at(const cu_gemm &g, int32_t tile, int octet, int thread)
 {
-    const int parts = 1 << g.part_shift;
-    float4 *out =
-        (float4 *)g.norm.fragments + (size_t)(u.group * parts + u.part) * (TB / 8) * 128 + thread;
-    if (parts > 1)
-#pragma unroll
-        for (int c = 0; c < TB / 8; c++)
-            __stcg(out + c * 128,
-                   make_float4(acc[4 * c], acc[4 * c + 1], acc[4 * c + 2], acc[4 * c + 3]));
-    ptx_bar_sync(1, 128); /* also: what the unit before left in shared memory has been read */
-    if (parts == 1) return true;
+    return g.norm.words + (size_t)((tile << g.part_shift) * (TB / 8) + octet) * 512 + thread * 4;
+}
+template <int TB> PTX_INLINE constexpr int cu_words_step()
+{
+    return TB / 8 * 512;
+}
+
+/* Counts a part in; whether it is the tile's last.  It orders nothing: words speak for themselves.
+ */
+template <int TB>
+PTX_INLINE bool cu_count_part(const cu_gemm &g, cu_norm_shared<TB> &shared, int32_t tile,
+                              int thread)
+{
+    ptx_bar_sync(1, 128);
     if (thread == 0) {
-        uint32_t *arrived = &g.norm.arrived[u.group];
-        shared.last = ptx_atomic_add_acq_rel(arrived, 1) == (uint32_t)parts - 1;
+        uint32_t *arrived = &g.norm.arrived[tile];
+        shared.last = ptx_atomic_add_relaxed(arrived, 1) == (1u << g.part_shift) - 1;
         if (shared.last) *arrived = 0;
     }
     ptx_bar_sync(1, 128);
     return shared.last;
 }
 
-/* The sum of the old residual stream, all parts and the bias, to acc.  All loads are on their way
- * before the first is used. */
+/* Which octets of tokens a CTA finishes. */
+struct cu_octets {
+    int32_t begin, step, end;
+};
+
+/* Where no CTA has two units the parts share them, from the last part on; else all are whose part
+ * comes last.  What others finish is left where they find it. */
 template <int TB>
-PTX_INLINE void cu_add_parts(const cu_gemm &g, const cu_unit &u, float (&acc)[TB / 2],
-                             const cu_norm_rows &rows, int warp, int lane)
+PTX_INLINE cu_octets cu_leave_parts(const cu_gemm &g, cu_norm_shared<TB> &shared, const cu_unit &u,
+                                    const float (&acc)[TB / 2], int thread)
 {
     const int parts = 1 << g.part_shift;
-    const float4 *in = (const float4 *)g.norm.fragments + (size_t)u.group * parts * (TB / 8) * 128 +
-                       warp * 32 + lane;
-    float4 old[TB / 8], part[TB / 8][KN_CU_PARTS_MAX];
+    const bool shares = g.norm_spread || parts == 1;
+    cu_octets mine = {shares ? parts - 1 - u.part : 0, shares ? parts : 1, (g.tokens + 7) / 8};
+    uint32_t *out = cu_words_at<TB>(g, u.group, 0, thread) + u.part * cu_words_step<TB>();
 #pragma unroll
-    for (int c = 0; c < TB / 8; c++) {
-        old[c] = cu_gemm_old(g, u.group, warp, c, lane);
-#pragma unroll
-        for (int p = 0; p < KN_CU_PARTS_MAX; p++) {
-            part[c][p] = make_float4(acc[4 * c], acc[4 * c + 1], acc[4 * c + 2], acc[4 * c + 3]);
-            if (p < parts && p != u.part) part[c][p] = __ldcg(in + (p * (TB / 8) + c) * 128);
-        }
-    }
-#pragma unroll
-    for (int c = 0; c < TB / 8; c++) {
-        float v[4] = {old[c].x, old[c].y, old[c].z, old[c].w};
-#pragma unroll
-        for (int p = 0; p < KN_CU_PARTS_MAX; p++) {
-            if (p >= parts) continue;
-            v[0] += part[c][p].x;
-            v[1] += part[c][p].y;
-            v[2] += part[c][p].z;
-            v[3] += part[c][p].w;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) acc[4 * c + i] = g.bias ? v[i] + rows.bias[i / 2] : v[i];
-    }
+    for (int c = 0; c < TB / 8; c++)
+        if (c < mine.end && !(shares && (c & parts - 1) == mine.begin))
+            ptx_store_relaxed_v4(out + c * 512,
+                                 make_uint4(cu_norm_word(acc[4 * c]), cu_norm_word(acc[4 * c + 1]),
+                                            cu_norm_word(acc[4 * c + 2]),
+                                            cu_norm_word(acc[4 * c + 3])));
+    if (!shares && !cu_count_part(g, shared, u.group, thread)) mine.end = 0;
+    return mine;
 }
 
-/* The end of a unit of a product with a norm after it. */
+/* What a thread reads to finish an octet: words of all parts but its own, and of four rows of a
+ * token the residual stream. */
+struct cu_octet_reads {
+    uint4 word[KN_CU_PARTS_MAX];
+    float4 old;
+};
+
 template <int TB>
-PTX_INLINE void cu_finish(const cu_gemm &g, cu_norm_shared<TB> &shared, const cu_unit &u,
-                          float (&acc)[TB / 2], const cu_norm_rows &rows, int warp, int lane)
+PTX_INLINE void cu_read_words(const cu_gemm &g, const cu_unit &u, int octet, int thread,
+                              cu_octet_reads &r)
 {
-    const int thread = warp * 32 + lane;
-    const int limit = u.group == g.tile_count - 1 ? (g.tile_count * 64 + 127) & ~127 : 0;
-    if (!cu_leave_part<TB>(g, shared, u, acc, thread)) return;
-    cu_add_parts<TB>(g, u, acc, rows, warp, lane);
+    const uint32_t *from = cu_words_at<TB>(g, u.group, octet, thread);
 #pragma unroll
-    for (int i = 0; i < TB / 4; i++) { /* a token of two rows each */
-        const int t = i / 2 * 8 + (lane & 3) * 2 + (i & 1);
-        float x[2];
+    for (int p = 0; p < KN_CU_PARTS_MAX; p++)
+        if (p < 1 << g.part_shift && p != u.part)
+            r.word[p] = ptx_load_relaxed_v4(from + p * cu_words_step<TB>());
+}
+
+template <int TB>
+PTX_INLINE void cu_read_octet(const cu_gemm &g, const cu_unit &u, int octet, int32_t k, int thread,
+                              cu_octet_reads &r)
+{
+    const int token = octet * 8 + thread / 16;
+    cu_read_words<TB>(g, u, octet, thread, r);
+    r.old = cu_read_four((const float *)g.out + (size_t)token * g.rows,
+                         token < g.tokens ? g.rows : 0, k);
+}
+
+/* The sum of all parts, `own` at its place; their words are zero again. */
+template <int TB>
+PTX_INLINE float4 cu_add_parts(const cu_gemm &g, const cu_unit &u, int octet, int thread,
+                               cu_octet_reads &r, const float4 &own)
+{
+    const uint4 word = make_uint4(~__float_as_uint(own.x), ~__float_as_uint(own.y),
+                                  ~__float_as_uint(own.z), ~__float_as_uint(own.w));
+    uint32_t *at = cu_words_at<TB>(g, u.group, octet, thread);
+    float4 sum = own;
+    for (bool there = false; !there;) {
+        there = true;
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            x[j] = rows.real[j] ? acc[i / 2 * 4 + 2 * j + (i & 1)] : 0.f;
-            if (t < g.tokens && rows.real[j])
-                ((float *)g.out)[(size_t)t * g.rows + rows.r[j]] = x[j];
-            cu_store_act(g, g.norm.y, TB, t, rows.r[j], 64, limit, x[j] * rows.gain[j]);
-        }
-        float sum = __fmaf_rn(x[0], x[0], __fmul_rn(x[1], x[1]));
-#pragma unroll
-        for (int d = 4; d < 32; d *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
-        if (lane < 4) shared.squares[warp][t] = sum;
+        for (int p = 0; p < KN_CU_PARTS_MAX; p++)
+            if (p < 1 << g.part_shift && p != u.part)
+                there &= r.word[p].x && r.word[p].y && r.word[p].z && r.word[p].w;
+        if (!there) cu_read_words<TB>(g, u, octet, thread, r);
     }
-    ptx_bar_sync(1, 128);
-    if (thread < g.tokens) {
-        float *sums = (float *)((char *)g.norm.y + (size_t)((g.rows + 127) / 128) * TB * 256);
-        float sum = shared.squares[0][thread];
 #pragma unroll
-        for (int i = 1; i < 4; i++) sum += shared.squares[i][thread];
-        sums[(size_t)thread * kn_cu_sums_stride(g.rows) + u.group] = sum;
+    for (int p = 0; p < KN_CU_PARTS_MAX; p++) {
+        if (p >= 1 << g.part_shift) continue;
+        const uint4 w = p == u.part ? word : r.word[p];
+        const float4 f = make_float4(__uint_as_float(~w.x), __uint_as_float(~w.y),
+                                     __uint_as_float(~w.z), __uint_as_float(~w.w));
+        sum = p == 0 ? f : make_float4(sum.x + f.x, sum.y + f.y, sum.z + f.z, sum.w + f.w);
+        ptx_store_relaxed_v4(at + p * cu_words_step<TB>(), make_uint4(0, 0, 0, 0));
+    }
+    return sum;
+}
+
+/* --- the product before: the end of a tile --- */
+
+/* Four rows of a tile and what is known of them beforehand.  A thread has them for one of 8 tokens.
+ */
+struct cu_norm_rows {
+    int32_t k;
+    float4 gain, bias;
+};
+
+PTX_INLINE cu_norm_rows cu_rows_of(const cu_gemm &g, int32_t tile, int thread)
+{
+    cu_norm_rows rows;
+    rows.k = tile * 64 + thread % 16 * 4;
+    rows.gain = cu_read_four(g.norm.gain, g.rows, rows.k);
+    rows.bias = g.bias ? cu_read_four(g.bias, g.rows, rows.k) : make_float4(0.f, 0.f, 0.f, 0.f);
+    return rows;
+}
+
+/* Sums change hands through shared memory [token of 8][row].  Rows are permuted within a token, so
+ * that neither side meets a bank twice. */
+PTX_INLINE int cu_norm_at(int token, int row)
+{
+    return token * 64 + (row ^ ((token >> 1 & 3) << 3 | (token & 1) << 2));
+}
+
+/* Four rows of a token: the residual stream, the activations, and the tile's sum of squares. */
+template <int TB>
+PTX_INLINE void cu_finish_rows(const cu_gemm &g, int32_t tile, const cu_norm_rows &rows, int token,
+                               float4 sum, const float4 &old)
+{
+    const int32_t k = rows.k, n = g.rows;
+    if (g.bias) {
+        sum.x += rows.bias.x;
+        sum.y += rows.bias.y;
+        sum.z += rows.bias.z;
+        sum.w += rows.bias.w;
+    }
+    const float4 x = make_float4(k < n ? old.x + sum.x : 0.f, k + 1 < n ? old.y + sum.y : 0.f,
+                                 k + 2 < n ? old.z + sum.z : 0.f, k + 3 < n ? old.w + sum.w : 0.f);
+    const float squares = cu_sum_squares(x);
+    if (token >= g.tokens) return;
+    uint8_t *y = (uint8_t *)g.norm.y;
+    cu_write_four((float *)g.out + (size_t)token * n, n, k, x);
+    *(uint2 *)(y + kn_cu_act_offset(TB, token, k)) = cu_act_four(x, rows.gain);
+    if (tile == g.tile_count - 1 && tile % 2 == 0)
+        *(uint2 *)(y + kn_cu_act_offset(TB, token, k + 64)) = make_uint2(0, 0);
+    float *sums = (float *)(y + (size_t)((n + 127) / 128) * TB * 256);
+    if (k % 64 == 0) sums[(size_t)token * kn_cu_sums_stride(n) + tile] = squares;
+}
+
+/* The end of a unit of a product with a norm after it; stage: [TB][64] floats of shared memory that
+ * the unit's last multiplications may still read.  The next octet is read while one is finished. */
+template <int TB>
+PTX_INLINE void cu_finish(const cu_gemm &g, cu_norm_shared<TB> &shared, float *stage,
+                          const cu_unit &u, const float (&acc)[TB / 2], const cu_norm_rows &rows,
+                          int thread)
+{
+    const int row = thread / 32 * 16 + (thread % 32 >> 2), t = (thread & 3) * 2;
+    const cu_octets mine = cu_leave_parts<TB>(g, shared, u, acc, thread);
+    if (mine.begin >= mine.end) return;
+    ptx_bar_sync(1, 128);
+#pragma unroll
+    for (int c = 0; c < TB / 8; c++)
+        ((float4 *)stage)[c * 128 + thread] =
+            make_float4(acc[4 * c], acc[4 * c + 1], acc[4 * c + 2], acc[4 * c + 3]);
+    cu_octet_reads next;
+    cu_read_octet<TB>(g, u, mine.begin, rows.k, thread, next);
+#pragma unroll 1
+    for (int c = mine.begin; c < mine.end; c += mine.step) {
+        cu_octet_reads r = next;
+        if (c + mine.step < mine.end) cu_read_octet<TB>(g, u, c + mine.step, rows.k, thread, next);
+        float *octet = stage + c * 512;
+        const float4 sum = cu_add_parts<TB>(g, u, c, thread, r, ((const float4 *)octet)[thread]);
+        ptx_bar_sync(1, 128);
+        octet[cu_norm_at(t, row)] = sum.x;
+        octet[cu_norm_at(t + 1, row)] = sum.y;
+        octet[cu_norm_at(t, row + 8)] = sum.z;
+        octet[cu_norm_at(t + 1, row + 8)] = sum.w;
+        ptx_bar_sync(1, 128);
+        cu_finish_rows<TB>(g, u.group, rows, c * 8 + thread / 16,
+                           *(const float4 *)&octet[cu_norm_at(thread / 16, thread % 16 * 4)],
+                           r.old);
     }
 }
 

@@ -50,6 +50,7 @@ struct cu_gemm {
     float *partial; /* [parts][T][N] sums that another kernel adds up, in place of out; or NULL */
     kn_cu_scale scale;
     kn_cu_gemm_norm norm;
+    bool norm_spread;     /* no CTA has two units */
     int32_t rows, tokens; /* N, T */
     kn_epilogue epilogue;
     const kn_cu_window *windows;

@@ -94,15 +94,19 @@ static void *out_at(const struct kn_gemm_args *a, char *out, int32_t row)
     return out + (size_t)row * (size_t)a->w->rows * sizeof(float);
 }
 
-/* Whether a product is left in parts: where another operation will read the sums anyway.  There is
- * room for its parts as they are padded to the bucket and to whole tiles, too. */
+/* Whether a product is left in parts: where another operation will read the sums anyway. */
 static bool in_parts(const struct kn_gemm_args *a)
 {
-    if (a->row_count > KN_CU_TOKENS_MAX) return false;
-    size_t rows = (size_t)a->w->tile_count * KN_TILE_ROWS;
-    size_t bytes = (size_t)kn_cu_bucket(a->row_count) * rows * sizeof(float);
+    size_t bytes = (size_t)a->row_count * (size_t)a->w->rows * sizeof(float);
     return (a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE) &&
-           KN_CU_PARTS_MAX * bytes <= KN_CU_PARTS_BYTES;
+           a->row_count <= KN_CU_TOKENS_MAX && KN_CU_PARTS_MAX * bytes <= KN_CU_PARTS_BYTES;
+}
+
+/* Whether a product is held until it is known whether a norm comes next. */
+static bool is_held(const struct kn_gemm_args *a)
+{
+    return a->epilogue == KN_EPI_ADD && a->row_count <= KN_CU_SQUARES_TOKENS && in_parts(a) &&
+           a->w->tile_count <= KN_CU_NORM_TILES_MAX;
 }
 
 /* Up to 256 rows from `row` on; norm: what is to be done with the sum, or NULL. */
@@ -131,7 +135,7 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, in
     };
     if (norm)
         args.norm = (struct kn_cu_gemm_norm){
-            .fragments = p->memory, .arrived = p->arrived, .gain = norm->weight, .y = norm->y};
+            .words = p->words, .arrived = p->arrived, .gain = norm->weight, .y = norm->y};
     if (parts) {
         p->state = KN_CU_IN_PARTS;
         p->parts = (struct kn_cu_parts){.sum = p->memory,
@@ -261,8 +265,7 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
     CHECK(!staged || (char *)a->out + bytes <= r->base + r->bytes);
     char *out = staged ? r->twin + ((char *)a->out - r->base) : a->out;
     p->w = *a->w;
-    if (a->epilogue == KN_EPI_ADD && a->row_count <= KN_CU_SQUARES_TOKENS && in_parts(a) &&
-        a->w->tile_count <= KN_CU_ARRIVED_MAX) {
+    if (is_held(a)) {
         p->state = KN_CU_HELD;
         p->product = *a;
         p->product.w = &p->w;

@@ -17,7 +17,7 @@
 #include <cuda_runtime.h>
 
 #include "config/check.h"
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/gemm_norm.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small.h"
@@ -138,10 +138,11 @@ static __device__ void add_parts(float4 (&v)[COUNT], const kn_cu_parts &p, size_
     }
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
+        float4 sum = part[k][0];
 #pragma unroll
-        for (int i = 0; i < KN_CU_PARTS_MAX; i++)
-            if (i < p.count) v[k] = add(v[k], part[k][i]);
-        if (p.bias) v[k] = add(v[k], bias[k]);
+        for (int i = 1; i < KN_CU_PARTS_MAX; i++)
+            if (i < p.count) sum = add(sum, part[k][i]);
+        v[k] = add(v[k], p.bias ? add(sum, bias[k]) : sum);
     }
 }
 
@@ -245,35 +246,21 @@ static __global__ void __maxnreg__(72)
 }
 
 /* What a product with a norm after it does at its end (gemm_norm.cuh), where none comes before the
- * norm: a warp takes 64 elements of a row, in the order in which four warps do there. */
+ * norm: four elements a thread. */
 static __global__ void sm90_square(const __grid_constant__ kn_norm_args a, float *sums)
 {
     CU_TRACE(NORM, 0);
     ptx_griddep_launch();
     const int32_t n = a.cols, token = blockIdx.y, bucket = kn_cu_bucket_of(a.row_count);
-    const int32_t tile = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    const int lane = threadIdx.x % 32;
-    const int32_t first = tile * 64 + lane / 8 * 16 + lane % 8, k[2] = {first, first + 8};
-    float gain[2], x[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) gain[i] = k[i] < n ? __ldg(a.weight + k[i]) : 0.f;
+    const int32_t k = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    const float4 gain = cu_read_four(a.weight, n, k);
     ptx_griddep_wait(); /* no kernel writes weights */
     CU_TRACE_WAITED();
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        x[i] = k[i] < n ? __ldcg(a.x + (size_t)token * n + k[i]) : 0.f;
-        if (k[i] < (n + 127) / 128 * 128)
-            *(__nv_bfloat16 *)((char *)a.y + kn_cu_act_offset(bucket, token, k[i])) =
-                __float2bfloat16(x[i] * gain[i]);
-    }
-    float sum = __fmaf_rn(x[0], x[0], __fmul_rn(x[1], x[1]));
-#pragma unroll
-    for (int d = 1; d < 8; d *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
-    const float second = __shfl_sync(0xFFFFFFFFu, sum, 8),
-                third = __shfl_sync(0xFFFFFFFFu, sum, 16),
-                fourth = __shfl_sync(0xFFFFFFFFu, sum, 24);
-    if (lane == 0 && tile * 64 < n)
-        sums[(size_t)token * kn_cu_sums_stride(n) + tile] = ((sum + second) + third) + fourth;
+    const float4 x = cu_read_four(a.x + (size_t)token * n, n, k);
+    const float squares = cu_sum_squares(x);
+    if (k < (n + 127) / 128 * 128)
+        *(uint2 *)((char *)a.y + kn_cu_act_offset(bucket, token, k)) = cu_act_four(x, gain);
+    if (k % 64 == 0 && k < n) sums[(size_t)token * kn_cu_sums_stride(n) + k / 64] = squares;
 }
 
 /* --- parts ------------------------------------------------------------------------------------ */
@@ -352,10 +339,9 @@ extern "C" enum status kn_cu_square_launch(const struct kn_norm_args *a, float *
                                            char *err)
 {
     CHECK(a->kind == KN_RMS_NORM && !a->bias && a->row_count <= KN_CU_SQUARES_TOKENS);
-    const int32_t tiles = (a->cols + 127) / 128 * 2; /* of 64, and of zeros up to a block's end */
-    cu_launch l(0, 0, 0, stream);
-    l.config.gridDim = dim3((unsigned)(tiles + 3) / 4, (unsigned)a->row_count);
-    l.config.blockDim = dim3(128);
+    const int32_t threads = (a->cols + 127) / 128 * 32; /* up to the block's end */
+    cu_launch l(0, 128, 0, stream);
+    l.config.gridDim = dim3((unsigned)(threads + 127) / 128, (unsigned)a->row_count);
     return launched(cudaLaunchKernelEx(&l.config, sm90_square, *a, sums), "norm", err);
 }
 

@@ -29,13 +29,16 @@
 enum {
     KN_CU_UPLOAD_SLOTS = 4,
     KN_CU_PLANS_MAX = 512,
-    KN_CU_STEPS = 2,           /* begun and not waited for */
-    KN_CU_RECORDINGS_MAX = 6,  /* one for each token bucket */
-    KN_CU_WINDOWS_MAX = 4,     /* distinct attention windows of a model */
-    KN_CU_ARRIVED_MAX = 4096,  /* row tiles of a product with a norm after it */
-    KN_CU_UNDIVIDED_MAX = 16,  /* outputs of norms, at a time */
-    KN_CU_PLAY_PAGES = 1 << 18 /* page-table entries of a played step: 16 million positions */
+    KN_CU_STEPS = 2,            /* begun and not waited for */
+    KN_CU_RECORDINGS_MAX = 6,   /* one for each token bucket */
+    KN_CU_WINDOWS_MAX = 4,      /* distinct attention windows of a model */
+    KN_CU_NORM_TILES_MAX = 512, /* row tiles of a product with a norm after it */
+    KN_CU_UNDIVIDED_MAX = 16,   /* outputs of norms, at a time */
+    KN_CU_PLAY_PAGES = 1 << 18  /* page-table entries of a played step: 16 million positions */
 };
+/* Of struct kn_cu_gemm_norm. */
+#define KN_CU_NORM_WORDS                                                                           \
+    ((size_t)KN_CU_PARTS_MAX * KN_CU_NORM_TILES_MAX * KN_TILE_ROWS * KN_CU_SQUARES_TOKENS)
 #define KN_CU_PARTS_BYTES ((size_t)64 << 20) /* products whose parts need more are not cut */
 
 /* One kn_alloc. */
@@ -115,8 +118,8 @@ struct kn_cu_planned {
 
 /* A product that is not done yet (product.c). */
 struct kn_cu_pending {
-    float *memory;     /* owned, device: [KN_CU_PARTS_BYTES], parts or fragments of one product */
-    uint32_t *arrived; /* owned, device: [KN_CU_ARRIVED_MAX], zero between kernels */
+    float *memory;             /* owned, device: [KN_CU_PARTS_BYTES], parts of one product */
+    uint32_t *words, *arrived; /* owned, device: of struct kn_cu_gemm_norm, zero between kernels */
     enum { KN_CU_NOTHING, KN_CU_HELD, KN_CU_IN_PARTS } state;
     struct kn_gemm_args product; /* its w is the one here */
     struct kn_weight w;

@@ -8,8 +8,8 @@
  * words and counters zero afterwards.  Gains are spread over twelve powers of two.
  *
  * Bounds.  bf16 rounds each activation by up to 2^-9, independently, so a sum over K of them times
- * random weights is off by about 2^-9 / sqrt(3) of its spread: 1 - 2 sum(xy) / sum(x^2 + y^2) over a
- * token's outputs comes to 6e-7 for each of three such sums in a row, and must stay below 1e-5.  A
+ * random weights is off by about 2^-9 / sqrt(3) of its spread: 1 - 2 sum(xy) / sum(x^2 + y^2) over
+ * a token's outputs comes to 6e-7 for each of three such sums in a row, and must stay below 1e-5. A
  * divisor that is wrong by a hundredth would give 5e-5.
  */
 #include "kernels/cuda/state.h"

@@ -17,8 +17,9 @@
  *
  * Units.  A row tile is a unit, done by one CTA from first block to last.  Products with fewer row
  * tiles than CTAs have K cut into 2 or 4 parts, each a unit of its own that leaves fp32 partial
- * sums; the next kernel, which must read the result anyway (the addition to the residual with the
- * norm after it, the finish of q, k and v), adds them up in order of k.  No CTA ever waits for
+ * sums.  Where the next kernel must read the result anyway (the finish of q, k and v), it adds them
+ * up in order of k.  Where an RMS norm comes next, the parts add themselves up and do half of the
+ * norm, and the product after it the other half (gemm_norm.cuh); nowhere else does a CTA wait for
  * another.
  *
  * Invariants
@@ -34,10 +35,10 @@
  * Measured on an H200, the 129 GEMMs of a Llama-3.1-8B step in one graph, as a share of one launch
  * that streams the same bytes: 0.97 at 1 token, 0.94 at 16.  Before, clusters of CTAs cut K and
  * exchanged partial sums through shared memory: 0.86 and 0.85, for a cluster's launch and exchange
- * cost 3 to 5 us a kernel.  Tried and dropped too: partial sums through L2 with the last arriver
- * reducing (6 to 10 us a kernel); fetching ahead into L2, by bulk prefetches or by prefetch
- * instructions, while streaming or at a kernel's end (0.6 to 0.83: the stream's own rate falls by
- * an eighth, and what is fetched more than 30 MB ahead is read twice).
+ * cost 3 to 5 us a kernel.  Tried and dropped too: partial sums through L2 behind fences with the
+ * last arriver reducing (6 to 10 us a kernel); fetching ahead into L2, by bulk prefetches or by
+ * prefetch instructions, while streaming or at a kernel's end (0.6 to 0.83: the stream's own rate
+ * falls by an eighth, and what is fetched more than 30 MB ahead is read twice).
  *
  * Sources: CUTLASS (swapped operands, split K), Marlin (fixed-order reduction); PTX ISA 9.0.
  */

@@ -1,12 +1,12 @@
 /*
  * small.cu - embed, norm and gather: a row in, a row out, one CTA a row.
  *
- * Floor: these move a few KB per token and are bound by latency, a launch and two or three trips to
- * L2 (about 2 us each).  Prediction for a step of 64 layers: norms cost 128 x 2 us, of which
- * programmatic dependent launch hides the launch.  So the design is about few trips: a norm reads
- * its row once, with all parts of the product that is to be added to it, keeps it in registers
- * (rows of up to 4,096 elements; what is beyond is read again) and writes it where the next
- * product's bulk copies want it.
+ * Floor: these move a few KB per token and are bound by latency, a launch and trips to L2 (about 2
+ * us each while memory is busy).  So the design is about few trips: sm90_norm reads its row once,
+ * with all parts of the product that is to be added to it, keeps it in registers (rows of up to
+ * 4,096 elements; what is beyond is read again) and writes it where the next product's bulk copies
+ * want it.  Of up to 32 tokens an RMS norm after a product has no kernel (gemm_norm.cuh);
+ * sm90_square does it elsewhere.
  *
  * Invariants
  *  1. How a row's sum is cut depends on its length alone, so a row comes out the same in every

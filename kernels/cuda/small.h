@@ -22,8 +22,8 @@ MUST_USE enum status kn_cu_embed_launch(const struct kn_batch *batch, const stru
  * written as zeros.  parts, [T,cols] each, or NULL: they are first added to x. */
 MUST_USE enum status kn_cu_norm_launch(const struct kn_norm_args *a,
                                        const struct kn_cu_parts *parts, void *stream, char *err);
-/* An RMS norm of up to KN_CU_SQUARES_TOKENS rows that leaves the division to who reads y: x * weight
- * to y, and the sums of squares of 64 x each to sums. */
+/* An RMS norm of up to KN_CU_SQUARES_TOKENS rows that leaves the division to who reads y: x *
+ * weight to y, and the sums of squares of 64 x each to sums. */
 MUST_USE enum status kn_cu_square_launch(const struct kn_norm_args *a, float *sums, void *stream,
                                          char *err);
 /* out[rows,cols] = the sum of the parts; where `add`, out += it. */

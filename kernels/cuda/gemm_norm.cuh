@@ -224,6 +224,16 @@ PTX_INLINE void cu_read_words(const cu_gemm &g, const cu_unit &u, int octet, int
             r.word[p] = ptx_load_relaxed_v4(from + p * cu_words_step<TB>());
 }
 
+PTX_INLINE bool cu_words_there(const cu_gemm &g, const cu_unit &u, const cu_octet_reads &r)
+{
+    bool there = true;
+#pragma unroll
+    for (int p = 0; p < KN_CU_PARTS_MAX; p++)
+        if (p < 1 << g.part_shift && p != u.part)
+            there &= r.word[p].x && r.word[p].y && r.word[p].z && r.word[p].w;
+    return there;
+}
+
 template <int TB>
 PTX_INLINE void cu_read_octet(const cu_gemm &g, const cu_unit &u, int octet, int32_t k, int thread,
                               cu_octet_reads &r)
@@ -243,14 +253,7 @@ PTX_INLINE float4 cu_add_parts(const cu_gemm &g, const cu_unit &u, int octet, in
                                   ~__float_as_uint(own.z), ~__float_as_uint(own.w));
     uint32_t *at = cu_words_at<TB>(g, u.group, octet, thread);
     float4 sum = own;
-    for (bool there = false; !there;) {
-        there = true;
-#pragma unroll
-        for (int p = 0; p < KN_CU_PARTS_MAX; p++)
-            if (p < 1 << g.part_shift && p != u.part)
-                there &= r.word[p].x && r.word[p].y && r.word[p].z && r.word[p].w;
-        if (!there) cu_read_words<TB>(g, u, octet, thread, r);
-    }
+    PTX_SPIN_UNTIL(cu_words_there(g, u, r) || (cu_read_words<TB>(g, u, octet, thread, r), false));
 #pragma unroll
     for (int p = 0; p < KN_CU_PARTS_MAX; p++) {
         if (p >= 1 << g.part_shift) continue;

@@ -196,7 +196,7 @@ static __device__ void write_norm(const norm_out &o, int32_t c, float4 x, float4
 /* 512 threads of 72 registers fit beside two CTAs of the decode GEMM; 1,024 would wait for an SM of
  * their own. */
 template <bool WHOLE>
-static __global__ void __maxnreg__(72)
+static __global__ void __maxnreg__(WHOLE ? 72 : 80)
     sm90_norm(const __grid_constant__ kn_norm_args a, const __grid_constant__ kn_cu_parts parts)
 {
     __shared__ float scratch[32];
@@ -251,8 +251,8 @@ static __global__ void sm90_square(const __grid_constant__ kn_norm_args a, float
 {
     CU_TRACE(NORM, 0);
     ptx_griddep_launch();
-    const int32_t n = a.cols, token = blockIdx.y, bucket = kn_cu_bucket_of(a.row_count);
-    const int32_t k = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    const int32_t n = a.cols, bucket = kn_cu_bucket_of(a.row_count), each = gridDim.x / a.row_count;
+    const int32_t token = blockIdx.x / each, k = (blockIdx.x % each * 128 + threadIdx.x) * 4;
     const float4 gain = cu_read_four(a.weight, n, k);
     ptx_griddep_wait(); /* no kernel writes weights */
     CU_TRACE_WAITED();
@@ -339,9 +339,8 @@ extern "C" enum status kn_cu_square_launch(const struct kn_norm_args *a, float *
                                            char *err)
 {
     CHECK(a->kind == KN_RMS_NORM && !a->bias && a->row_count <= KN_CU_SQUARES_TOKENS);
-    const int32_t threads = (a->cols + 127) / 128 * 32; /* up to the block's end */
-    cu_launch l(0, 128, 0, stream);
-    l.config.gridDim = dim3((unsigned)(threads + 127) / 128, (unsigned)a->row_count);
+    const int32_t each = (a->cols + 511) / 512; /* CTAs of a token */
+    const cu_launch l(each * a->row_count, 128, 0, stream);
     return launched(cudaLaunchKernelEx(&l.config, sm90_square, *a, sums), "norm", err);
 }
 

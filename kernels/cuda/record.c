@@ -25,8 +25,8 @@
  *  1. A recording makes its own attention plans: what is known of plans made before is forgotten
  *     when a recording begins, ends and is played.
  *  2. Nothing is allocated while a step is recorded: it has been issued before.
- *  3. Products left in parts are added up before a recording begins, ends and is played: recorded
- *     kernels use the same memory for parts.
+ *  3. Products held or left in parts are done before a recording begins, ends and is played:
+ *     recorded kernels use the same memory for parts.
  *  4. Recordings know addresses, so they are all dropped where memory older than the last of them
  *     is freed, and where attention gets a new workspace.
  */

@@ -19,6 +19,7 @@
 #define EPS 1e-5f
 
 static struct kn *cpu, *gpu;
+static void *some_memory; /* [KN_ALIGN] */
 
 enum { LAYERS = 3 };
 
@@ -81,11 +82,11 @@ static void outcome_free(struct outcome *o)
 enum between { NOTHING, SYNC, READ };
 
 /* Counts products that a norm found held, or not. */
-static void between(enum between what, void *p)
+static void between(enum between what)
 {
     const struct kn_cu *cu = kn_cu_of(gpu);
     if (what == SYNC) test_sync(gpu);
-    if (what == READ) kn_stream_read(gpu, p, 1024);
+    if (what == READ) kn_stream_read(gpu, some_memory, KN_ALIGN);
     EXPECT((cu->pending.state == KN_CU_HELD) == (what == NOTHING), "state %d", cu->pending.state);
 }
 
@@ -105,11 +106,11 @@ static struct outcome run(const struct rig *r, enum between what)
     const struct kn_norm_args norm = {KN_RMS_NORM, EPS, T, H, x, l->gpu_gain, NULL, y};
     for (int i = 0; i < LAYERS; i++) {
         kn_gemm(gpu, &(struct kn_gemm_args){&l->w.gpu, bias, T, in, KN_EPI_ADD, x});
-        between(what, x);
+        between(what);
         kn_norm(gpu, &norm);
         kn_gemm(gpu, &(struct kn_gemm_args){&l->up.gpu, NULL, T, y, KN_EPI_RELU, mlp});
         kn_gemm(gpu, &(struct kn_gemm_args){&l->down.gpu, bias, T, mlp, KN_EPI_ADD, x});
-        between(what, x);
+        between(what);
         kn_norm(gpu, &norm);
         kn_gemm(gpu, &(struct kn_gemm_args){&l->head.gpu, NULL, T, y, KN_EPI_F32, out});
     }
@@ -313,6 +314,7 @@ int main(int argc, char **argv)
     test_seed();
     test_must(kn_open_cpu(0, &cpu, err), err);
     test_must(kn_open_cuda(0, &gpu, err), err);
+    some_memory = test_upload(gpu, KN_MEM_LOCAL, NULL, KN_ALIGN);
     for (size_t i = 0; i < ARRAY_COUNT(tokens); i++)
         for (size_t j = 0; j < ARRAY_COUNT(shapes); j++) {
             if (quick && (i % 4 || j > 2)) continue;
@@ -320,6 +322,7 @@ int main(int argc, char **argv)
             test_layers(shapes[j].H, shapes[j].K, shapes[j].I, tokens[i]);
         }
     for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) test_memory(tokens[i]);
+    kn_free(gpu, KN_MEM_LOCAL, some_memory, KN_ALIGN);
     kn_close(gpu);
     kn_close(cpu);
     return test_report();

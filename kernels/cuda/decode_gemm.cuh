@@ -211,7 +211,8 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
 {
     const int thread = warp * 32 + lane;
     /* The epilogue touches what the previous kernel wrote and read, so every consumer waits. */
-    if (g.scale.sums) cu_token_scales(g, ring.norm, thread);
+    cu_squares<S::TB> squares;
+    if (g.scale.sums) squares = cu_read_squares<S::TB>(g, thread);
     else ptx_griddep_wait();
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
@@ -221,7 +222,10 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
         if constexpr (NORM) rows = cu_rows_of(g, u.group, thread);
         cu_multiply<S, NORM>(acc, ring, u.block_count, n, lane);
         n += u.block_count;
-        if (g.scale.sums) cu_scale_sums(acc, ring.norm, lane);
+        if (g.scale.sums) {
+            if (i == 0) cu_token_scales(g, ring.norm, squares, thread);
+            cu_scale_sums(acc, ring.norm, lane);
+        }
         if constexpr (NORM) {
             const int32_t held = (n - 1) % S::X_SLOTS;
             static_assert(S::X_BYTES >= S::TB * 64 * sizeof(float), "a tile's sums do not fit");

@@ -21,7 +21,7 @@
  * tokens it is the last, and all others end at once, so that the next product's rings fill in their
  * place.  Else who counts in last does all of the tile: the others' stores are then on their way.
  *
- * The product after (cu_token_scales, cu_scale_sums).  The division by the root mean square is
+ * The product after (cu_read_squares, cu_token_scales).  The division by the root mean square is
  * linear, so it waits for the sums of this product: they are multiplied by its inverse, which each
  * CTA adds up while its first activations are on their way.  bf16 is as good for x * gain as for
  * the quotient, for its error is relative.
@@ -47,8 +47,8 @@
  * Tried and dropped: partial sums behind a fence and counted in by acquire and release, the last of
  * the parts finishing the tile with code unrolled over its tokens: o 16 us at 32 tokens in place of
  * 6.5 without a norm and 8.1 with this; the last part finishing all octets where parts could share
- * them: 5.42 ms a step of 32 tokens in place of 5.30.  Yet to do: adding up the scales costs 0.03
- * ms of 3.97 at 1 token, 0.05 of 5.31 at 32, as products that leave it out show.
+ * them: 5.42 ms a step of 32 tokens in place of 5.30; scales added up before the first
+ * multiplication: 0.03 ms of 3.97 at 1 token, 0.05 of 5.31 at 32 (against none at all).
  */
 #ifndef DAKD_KERNELS_CUDA_GEMM_NORM_CUH
 #define DAKD_KERNELS_CUDA_GEMM_NORM_CUH
@@ -107,29 +107,64 @@ PTX_INLINE void cu_write_four(float *row, int32_t n, int32_t k, const float4 &x)
 
 /* --- the product after --- */
 
-/* What each token's sums are to be multiplied by; waits for the kernel before. */
-template <int TB>
-PTX_INLINE void cu_token_scales(const cu_gemm &g, cu_norm_shared<TB> &shared, int thread)
-{
-    constexpr int LANES = 128 / TB; /* that share a token */
-    const int token = thread / LANES, lane = thread % LANES;
-    const int32_t count = token < g.tokens ? (g.scale.cols + 63) / 64 : 0;
-    const float4 *row =
-        (const float4 *)(g.scale.sums + (size_t)token * kn_cu_sums_stride(g.scale.cols));
-    const float n = (float)g.scale.cols, eps = g.scale.eps;
-    float sum = 0.f;
-    ptx_griddep_wait();
-#pragma unroll 4
-    for (int q = lane; 4 * q < count; q += LANES) {
-        const float4 v = __ldcg(row + q);
-        sum += v.x;
-        sum += 4 * q + 1 < count ? v.y : 0.f;
-        sum += 4 * q + 2 < count ? v.z : 0.f;
-        sum += 4 * q + 3 < count ? v.w : 0.f;
+/* Sums of squares on their way: those of 64 tiles, and the sum of what is beyond. */
+template <int TB> struct cu_squares {
+    float4 v[TB / 8];
+    float beyond;
+};
+
+/* A thread's place among the sums of its token: quads lane, lane + LANES, .. */
+template <int TB> struct cu_scale_seat {
+    static constexpr int LANES = 128 / TB; /* that share a token */
+    int token, lane;
+    int32_t count;
+
+    PTX_INLINE cu_scale_seat(const cu_gemm &g, int thread)
+        : token(thread / LANES), lane(thread % LANES),
+          count(token < g.tokens ? (g.scale.cols + 63) / 64 : 0)
+    {
     }
+    PTX_INLINE float4 read(const cu_gemm &g, int q) const
+    {
+        const float *row = g.scale.sums + (size_t)token * kn_cu_sums_stride(g.scale.cols);
+        return 4 * q < count ? __ldcg((const float4 *)row + q) : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+    /* What lies beyond the last tile may be anything. */
+    PTX_INLINE float sum(const float4 &v, int q) const
+    {
+        return (v.x + (4 * q + 1 < count ? v.y : 0.f)) +
+               ((4 * q + 2 < count ? v.z : 0.f) + (4 * q + 3 < count ? v.w : 0.f));
+    }
+};
+
+/* Begins to read what the first unit's end needs; waits for the kernel before. */
+template <int TB> PTX_INLINE cu_squares<TB> cu_read_squares(const cu_gemm &g, int thread)
+{
+    const cu_scale_seat<TB> seat(g, thread);
+    cu_squares<TB> r;
+    ptx_griddep_wait();
+    r.beyond = 0.f;
 #pragma unroll
-    for (int d = LANES / 2; d > 0; d /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
-    if (lane == 0) shared.scale[token] = 1.f / sqrtf(sum / n + eps);
+    for (int i = 0; i < TB / 8; i++) r.v[i] = seat.read(g, seat.lane + i * seat.LANES);
+#pragma unroll 4
+    for (int q = seat.lane + TB / 8 * seat.LANES; 4 * q < seat.count; q += seat.LANES)
+        r.beyond += seat.sum(seat.read(g, q), q);
+    return r;
+}
+
+/* What each token's sums are to be multiplied by. */
+template <int TB>
+PTX_INLINE void cu_token_scales(const cu_gemm &g, cu_norm_shared<TB> &shared,
+                                const cu_squares<TB> &r, int thread)
+{
+    const cu_scale_seat<TB> seat(g, thread);
+    float sum = r.beyond;
+#pragma unroll
+    for (int i = 0; i < TB / 8; i++) sum += seat.sum(r.v[i], seat.lane + i * seat.LANES);
+#pragma unroll
+    for (int d = seat.LANES / 2; d > 0; d /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
+    if (seat.lane == 0)
+        shared.scale[seat.token] = 1.f / sqrtf(sum / (float)g.scale.cols + g.scale.eps);
     ptx_bar_sync(1, 128);
 }
 

@@ -103,7 +103,10 @@ void eng_model_logits(struct eng_model *m, const struct kn_batch *batch, float *
     kn_act *h = m->buffer[ENG_BUFFER_H];
     CHECK(R > 0 && R <= m->rows_max);
 
-    kn_gather(m->kn, batch, m->shape.info.hidden, x, rows); /* rows[R,H] */
-    norm(m, R, rows, w->final_norm, w->final_norm_bias);    /* h[R,H] */
-    gemm(m, R, h, &w->head, NULL, KN_EPI_F32, logits);      /* logits[R,V] */
+    if (!kn_rows_in_order(batch)) {
+        kn_gather(m->kn, batch, m->shape.info.hidden, x, rows); /* rows[R,H] */
+        x = rows;
+    }
+    norm(m, R, x, w->final_norm, w->final_norm_bias);  /* h[R,H] */
+    gemm(m, R, h, &w->head, NULL, KN_EPI_F32, logits); /* logits[R,V] */
 }

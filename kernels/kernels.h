@@ -346,6 +346,15 @@ void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_a
  * of what was read stays in kn, so that no compiler leaves the reading out. */
 void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 
+/* Whether row i is token i for all rows, as in a step of one token a sequence: then x holds the
+ * rows as they are wanted and there is nothing to gather. */
+static inline bool kn_rows_in_order(const struct kn_batch *batch)
+{
+    for (int32_t i = 0; i < batch->row_count; i++)
+        if (batch->rows[i] != i) return false;
+    return true;
+}
+
 /* out[R,H] fp32 = x[rows]. */
 void kn_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,
                float *out);
@@ -400,16 +409,16 @@ MUST_USE enum status kn_sample_reserve(struct kn *kn, int32_t vocab, int32_t row
  * that its operations write need so many rows.  0 where such steps are not recorded; the CPU
  * backend records none. */
 int32_t kn_record_tokens(const struct kn *kn, int32_t tokens);
-/* Between these two a step is issued that has `tokens` (from kn_record_tokens) tokens, gathers as
- * many rows and samples each of them, and is not computed: what its batch, rows and out show does
- * not matter.  The same operations on the same memory have been issued and synced before, which
- * prepares what cannot be prepared here.  ST_DEVICE. */
+/* Between these two a step is issued that has `tokens` (from kn_record_tokens) tokens, wants as
+ * many rows and samples each of them, and is not computed: what its batch and out show does not
+ * matter, and of its rows only whether they are gathered.  The same operations on the same memory
+ * have been issued and synced before, which prepares what cannot be prepared here.  ST_DEVICE. */
 MUST_USE enum status kn_record_begin(struct kn *kn, int32_t tokens, char *err);
 MUST_USE enum status kn_record_end(struct kn *kn, char *err);
 /* Within a step, and once in it: plays the recording that serves batch, sampling a->row_count of
  * its rows; logits and vocab are the recorded ones.  False, and nothing was done, where none serves
- * it: none was made, its rows want another than its tokens, or its page tables are too long.  Then
- * the caller issues the step. */
+ * it: none was made, its rows want another than its tokens, its rows must be gathered where the
+ * recorded ones were not, or its page tables are too long.  Then the caller issues the step. */
 bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample_args *a);
 
 #ifdef __cplusplus

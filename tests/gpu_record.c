@@ -40,6 +40,7 @@ struct rig {
     struct kn_sampled *out;   /* staging, [ROWS_MAX] */
     int32_t vocab, seq_pages; /* pages of the longest sequence */
     int32_t pools;            /* that pages lie in */
+    bool in_order;            /* rows of steps are their tokens, in order: none is gathered */
 };
 
 static void rig_open(struct rig *r, const char *dir, double offload)
@@ -101,8 +102,8 @@ static int32_t below(int32_t n)
     return (int32_t)(test_random() % (uint64_t)n);
 }
 
-/* T sequences of random lengths over random pages of both pools, rows in random order, most of them
- * sampled. */
+/* T sequences of random lengths over random pages of both pools, rows in random order or in that of
+ * the tokens, most of them sampled. */
 static void make_step(const struct rig *r, struct arrays *a, int32_t T)
 {
     int32_t each = ALL_PAGES / T < r->seq_pages ? ALL_PAGES / T : r->seq_pages;
@@ -117,7 +118,7 @@ static void make_step(const struct rig *r, struct arrays *a, int32_t T)
         a->positions[i] = below(each * KN_PAGE_TOKENS);
         a->token_seq[i] = i;
         a->seqs[i] = (struct kn_seq){i, 1, a->positions[i] + 1, i * each};
-        int32_t k = below(i + 1);
+        int32_t k = r->in_order ? i : below(i + 1);
         a->rows[i] = a->rows[k];
         a->rows[k] = i;
         if (below(8) == 0) continue;
@@ -219,7 +220,7 @@ static void name_tokens(struct arrays *a, const struct kn_sampled *before, int32
         named->tokens[i] = kn_token_chosen(i % count);
 }
 
-static void test_played(const char *name, double offload, bool quick)
+static void test_played(const char *name, double offload, bool in_order, bool quick)
 {
     static const int32_t counts[] = {1,  3, 8,  9,  33, 129, 256, 1,  256, 2,
                                      16, 7, 12, 64, 17, 5,   200, 31, 32,  1};
@@ -230,13 +231,16 @@ static void test_played(const char *name, double offload, bool quick)
     int32_t before_count = 0;
     snprintf(path, sizeof path, "%s%s", strchr(name, '/') ? "" : FIXTURES, name);
     rig_open(&r, path, offload);
+    r.in_order = in_order;
     void *old = test_upload(gpu, KN_MEM_LOCAL, NULL, 64);
     for (int32_t T = 8; T <= ROWS_MAX; T *= 2) record(&r, T);
     struct kn_cu *cu = kn_cu_of(gpu);
-    printf("%-22s %d recordings; early starts:", name, cu->record.count);
+    printf("%-22s %d recordings, %s; early starts:", name, cu->record.count,
+           in_order ? "nothing gathered" : "rows gathered");
     for (int32_t i = 0; i < cu->record.count; i++) {
         printf(" %zu", cu->record.made[i].dependent);
         EXPECT(cu->record.made[i].dependent > 0, "no kernel of a recording starts early");
+        EXPECT(cu->record.made[i].gathers == !in_order, "%s: rows of a recording", name);
     }
     putchar('\n');
     for (size_t i = 0; i < (quick ? 4 : ARRAY_COUNT(counts)); i++) {
@@ -263,6 +267,11 @@ static void test_played(const char *name, double offload, bool quick)
     EXPECT(!kn_play(gpu, &a.batch, &(struct kn_sample_args){r.logits, r.vocab, 0, NULL, r.out}),
            "rows of another bucket");
     a.batch.row_count = 40;
+    if (in_order) {
+        a.rows[0] = 39, a.rows[39] = 0;
+        EXPECT(!kn_play(gpu, &a.batch, &s), "rows to gather where none were");
+        a.rows[0] = 0, a.rows[39] = 39;
+    }
     kn_free(gpu, KN_MEM_LOCAL, test_upload(gpu, KN_MEM_LOCAL, NULL, 64), 64);
     EXPECT(kn_play(gpu, &a.batch, &s), "memory that came later may go");
     test_must(kn_step_wait(gpu, kn_step_end(gpu), &busy, err), err);
@@ -448,6 +457,7 @@ static void bench_replay(struct machine *m, int32_t count)
     r.out = test_upload(gpu, KN_MEM_STAGING, NULL, ROWS_MAX * sizeof *r.out);
     r.seq_pages = 8;
     r.pools = 1;
+    r.in_order = true;
     test_must(kn_sample_reserve(gpu, r.vocab, ROWS_MAX, err), err);
     record(&r, kn_cu_bucket(count));
     make_step(&r, &a, count);
@@ -504,14 +514,15 @@ int main(int argc, char **argv)
         return test_report();
     }
     test_seed();
-    test_played("llama-bf16", 0, quick);
+    test_played("llama-bf16", 0, false, quick);
+    test_played("llama-bf16", 0, true, quick);
     if (!quick) {
-        test_played("llama-bf16", 0.4, false);
-        test_played("qwen3-bf16", 0, false);
-        test_played("mistral-window", 0.4, false);
-        test_played("qwen2-window", 0, false);
-        test_played("opt", 0, false);
-        test_played("config/demo-model", 0, false);
+        test_played("llama-bf16", 0.4, true, false);
+        test_played("qwen3-bf16", 0, false, false);
+        test_played("mistral-window", 0.4, true, false);
+        test_played("qwen2-window", 0, true, false);
+        test_played("opt", 0, true, false);
+        test_played("config/demo-model", 0, true, false);
         test_engines(3);
         test_engines(20);
         test_engines(70);

@@ -376,6 +376,11 @@ static void wanted_rows(void **state)
     size_t vocab = (size_t)r.vocab, row = vocab * sizeof(float);
     assert_memory_equal(r.logits, alone + 79 * vocab, row);
     assert_memory_equal(r.logits + vocab, alone + 43 * vocab, row);
+    /* The first tokens, in order: nothing to gather. */
+    s.batch.row_count = 3;
+    for (int32_t i = 0; i < 3; i++) s.rows[i] = i;
+    step_run(&r, &s);
+    assert_memory_equal(r.logits, alone + 40 * vocab, 3 * row);
     free(alone);
     free(f.logits);
     rig_close(&r);

@@ -234,6 +234,7 @@ static bool serves(const struct kn_cu *cu, const struct kn_cu_recording *r,
 {
     if (b->row_count < 1 || b->row_count > r->bucket || kn_cu_bucket(b->row_count) != r->bucket)
         return false;
+    if (!r->gathers && !kn_rows_in_order(b)) return false;
     CHECK(a->row_count <= b->row_count && a->logits == r->logits && a->vocab == r->vocab);
     for (int32_t i = 0; i < r->window_count; i++)
         if (kn_cu_plan_end(&cu->attend.a, b->positions, r->window[i], 0, b->token_count) !=

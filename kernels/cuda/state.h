@@ -87,6 +87,7 @@ struct kn_cu_recording {
     int32_t bucket;
     cudaGraphExec_t exec; /* owned */
     size_t dependent;     /* kernels that may start before the one before them ends */
+    bool gathers;         /* its rows, which may then be any */
     const float *logits;  /* that were sampled, as the host calls them */
     int32_t vocab;
     int32_t window[KN_CU_WINDOWS_MAX], window_count;

@@ -194,6 +194,7 @@ void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, con
     struct kn_cu *cu = kn_cu_of(kn);
     char err[ERR_CAP];
     const struct kn_batch *b = kn_cu_begin(cu) && kn_cu_settle(cu) ? stage_rows(cu, batch) : NULL;
+    if (b && cu->record.now) cu->record.now->gathers = true;
     if (b) kn_cu_st(cu, kn_cu_gather_launch(b, cols, x, out, cu->stream, err), err);
 }
 

@@ -100,7 +100,7 @@ static double bench_case_run(const bench_case &c, uint8_t *kv_memory, int split_
     const size_t qkv_floats = (size_t)c.sequences * 48 * 128;
     CUDA(cudaMalloc(&qkv, qkv_floats * 4));
     bench_fill<<<132, 256, 0, stream>>>((uint32_t *)qkv, qkv_floats);
-    const kn_cu_plan_args plan = {&b, 0, 0, NULL, split_pages};
+    const kn_cu_plan_args plan = {&b, 0, 0, NULL, split_pages, true};
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     STATUS(kn_cu_attention_plan(&a, &a.plan, &plan, stream, err), err);
     const double plan_ms = bench_graph(stream, 5);

@@ -149,7 +149,8 @@ static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struc
     struct kn_cu_plan_args args = {.batch = chunk,
                                    .token_begin = step->begin,
                                    .window = step->window,
-                                   .windows = remote ? cu->control.device_window : NULL};
+                                   .windows = remote ? cu->control.device_window : NULL,
+                                   .fresh = t->planned[i].serial != step->serial};
     t->planned[i] = *step;
     if (!kn_cu_st(cu, kn_cu_attention_plan(&t->a, &t->plan[i], &args, cu->stream, err), err))
         return NULL;

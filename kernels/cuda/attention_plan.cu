@@ -14,10 +14,17 @@
  * turn comes, and at least a unit.  Where all tokens together have so few pages that items of some
  * size number no more than CTAs, they are cut to the least such size: the plan is spread.
  *
- * Order.  The kernel is launched without the programmatic attribute, so it starts when all before
- * it is complete, KV of earlier steps included.  It never lets dependents start early, so what
- * follows starts when its last thread has ended, and its threads end with a fence.  Hence later
- * kernels may read KV of earlier steps, and, past L1, the plan, before their griddepcontrol.wait.
+ * Order.  The plan depends on the batch alone, so the kernel does its work while the products
+ * before it in the stream still run, and only then waits for them.
+ *  - What it reads was copied to the device before the step's first kernel, which starts when the
+ *    copy and all before it are complete, earlier steps included; every kernel since starts after
+ *    the one before it has.
+ *  - What it writes no kernel of an earlier step reads any more, for the same reason.  Where an
+ *    attention of this step may (`fresh` is false), it waits first.
+ *  - It lets dependents start when all of the plan is written and its threads have passed a fence.
+ *    Hence later kernels may read, past L1, the plan, and KV of earlier steps, before their
+ *    griddepcontrol.wait.
+ *  - It waits before it ends, as every kernel does, so that who waits for it has waited for all.
  */
 #include <cuda_runtime.h>
 
@@ -46,6 +53,7 @@ struct plan_params {
     const kn_cu_window *windows;
     int32_t token_begin, token_end;
     int32_t units_max, window, unit_shift; /* unit_shift < 0: the rule */
+    bool fresh;
     int32_t kv_heads, cta_count;
 };
 
@@ -221,11 +229,12 @@ PTX_INLINE void plan_list(const plan_params &p, const plan_group &group, int ste
     }
 }
 
-__global__ void __launch_bounds__(PLAN_THREADS)
+__global__ void __launch_bounds__(PLAN_THREADS, 2)
     attention_plan(const __grid_constant__ plan_params p)
 {
     CU_TRACE(PLAN, 0);
     __shared__ plan_shared sh;
+    if (!p.fresh) ptx_griddep_wait();
     plan_totals sums = plan_tokens(p, sh);
     if (p.windows) { /* a spread plan's CTAs wait for each other: not for slow memory */
         bool remote = false;
@@ -269,6 +278,10 @@ __global__ void __launch_bounds__(PLAN_THREADS)
         p.head->spread_pages = sums.spread_pages;
     }
     __threadfence();
+    __syncthreads();
+    ptx_griddep_launch();
+    ptx_griddep_wait();
+    CU_TRACE_WAITED();
 }
 
 extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
@@ -293,9 +306,10 @@ extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
     p.unit_shift = -1;
     for (int32_t pages = args->split_pages; pages; pages /= 2) p.unit_shift++;
     CHECK(p.unit_shift <= 5);
+    p.fresh = args->fresh;
     p.kv_heads = a->shape.kv_heads;
     p.cta_count = a->cta_count;
-    const cu_launch l(1, PLAN_THREADS, 0, stream, false);
+    const cu_launch l(1, PLAN_THREADS, 0, stream);
     cudaError_t e = cudaLaunchKernelEx(&l.config, attention_plan, p);
     if (e == cudaSuccess) return ST_OK;
     return err_set(err, ST_DEVICE, "launching the attention plan failed: %s",

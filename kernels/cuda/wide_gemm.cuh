@@ -16,8 +16,12 @@
  * k-blocks of activations.  A step is one slot of activations; the next step's products are issued
  * before the last one's are waited for, and only then is its slot released.
  *
- * Invariant beside those of decode_gemm.cuh: every warpgroup waits for every block, its own or not,
- * for one that skipped a phase of a barrier could not tell the next from the last.
+ * Invariant beside those of decode_gemm.cuh: a warpgroup waits for its own row tile's blocks alone,
+ * and misses no phase of their barriers.  There are as many slots for each row tile of a unit as
+ * for the other, dealt in turn, so that a slot is always the same warpgroup's; that one waits for
+ * every filling of it, and the next begins only when it has released the last.  Of the other's
+ * slots it waits for none: those may be released and filled again while it lags, and a parity seen
+ * too late looks like one that has not come.
  *
  * Measured on an H200 (floor 3.20 ms; cuBLAS in a graph in the same run): 0.873 of the floor at 64
  * tokens, 0.766 at 128, 0.459 at 256: 1.13, 1.08 and 0.89 times cuBLAS.  Before, with 64 rows a
@@ -43,6 +47,14 @@
 #include "kernels/cuda/gemm_work.cuh"
 #include "kernels/cuda/trace.h"
 
+/* Lanes of a warp that release a slot of weights: one, after the warp has met; all of them in a
+ * debug build, because racecheck does not see that one lane's arrival speaks for the others. */
+#ifdef DAKD_DEBUG
+enum { CU_WIDE_ARRIVALS = 32 };
+#else
+enum { CU_WIDE_ARRIVALS = 1 };
+#endif
+
 /* Constants of a bucket. */
 template <int TOKENS> struct cu_wide_shape {
     static constexpr int TB = TOKENS;
@@ -59,10 +71,12 @@ template <int TOKENS> struct cu_wide_shape {
     static constexpr int X_BYTES = TB * 128 * X_ATOMS;
     static constexpr int X_SLOTS = TB == 128 ? 6 : 4;
     static constexpr int STEPS = 2 / X_ATOMS; /* slots of a k-block */
-    static constexpr int W_SLOTS = (SHARED - BARRIERS - X_SLOTS * X_BYTES) / KN_BLOCK_BYTES;
+    static constexpr int W_SLOTS =
+        (SHARED - BARRIERS - X_SLOTS * X_BYTES) / (RT * KN_BLOCK_BYTES) * RT;
     static constexpr int SHARED_USED = X_SLOTS * X_BYTES + W_SLOTS * KN_BLOCK_BYTES + BARRIERS;
     static constexpr int ROUNDS = TB / 32; /* of the epilogue, 32 tokens each */
     static_assert(W_SLOTS >= 2 * RT, "two k-blocks of a unit must fit");
+    static_assert(W_SLOTS % RT == 0, "a slot must always be the same warpgroup's");
 };
 
 template <class S> struct cu_wide_ring {
@@ -191,6 +205,12 @@ PTX_INLINE void cu_wide_poll(const cu_gemm &g, const cu_work &w, cu_wide_ring<S>
 
 /* --- consumers --- */
 
+/* Of a warp: it has read a slot of weights. */
+template <class S> PTX_INLINE void cu_wide_release(cu_wide_ring<S> &ring, int32_t slot, int lane)
+{
+    if (CU_WIDE_ARRIVALS == 32 || lane == 0) ptx_mbarrier_arrive(&ring.w_empty[slot]);
+}
+
 /* Sums of one unit for the tile of a warpgroup.  Returns the slot of its last block, which is not
  * released: the epilogue passes through it. */
 template <class S>
@@ -202,8 +222,10 @@ PTX_INLINE int32_t cu_wide_multiply(float (&acc)[S::TB / 2], cu_wide_ring<S> &ri
         old_slot = slot;
 #pragma unroll
         for (int t = 0; t < S::RT; t++) {
-            ptx_mbarrier_wait(&ring.w_full[w.slot], w.parity);
-            if (t == wg) slot = w.slot;
+            if (t == wg) {
+                ptx_mbarrier_wait(&ring.w_full[w.slot], w.parity);
+                slot = w.slot;
+            }
             cu_ring_step<S::W_SLOTS>(w);
         }
 #pragma unroll
@@ -223,10 +245,8 @@ PTX_INLINE int32_t cu_wide_multiply(float (&acc)[S::TB / 2], cu_wide_ring<S> &ri
             }
             ptx_wgmma_commit();
             ptx_wgmma_wait<1>();
-            if (lane == 0 && b + s > 0) {
-                ptx_mbarrier_arrive(&ring.x_empty[old_x]);
-                if (s == 0) ptx_mbarrier_arrive(&ring.w_empty[old_slot]);
-            }
+            if (lane == 0 && b + s > 0) ptx_mbarrier_arrive(&ring.x_empty[old_x]);
+            if (s == 0 && b > 0) cu_wide_release(ring, old_slot, lane);
             old_x = x.slot;
             cu_ring_step<S::X_SLOTS>(x);
         }
@@ -407,7 +427,7 @@ PTX_INLINE void cu_wide_consume(const cu_gemm &g, const cu_work &w, cu_wide_ring
         cu_wide_store<S>(g, acc, u, (float *)ring.weights[held], wg, (warp & 3) * 32 + lane);
         ptx_fence_proxy_async(); /* the slot is written by a bulk copy next */
         __syncwarp();
-        if (lane == 0) ptx_mbarrier_arrive(&ring.w_empty[held]);
+        cu_wide_release(ring, held, lane);
     }
 }
 
@@ -426,7 +446,7 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
         if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
         for (int s = 0; s < S::W_SLOTS; s++) {
             ptx_mbarrier_init(&ring.w_full[s], 1);
-            ptx_mbarrier_init(&ring.w_empty[s], 4);
+            ptx_mbarrier_init(&ring.w_empty[s], 4 * CU_WIDE_ARRIVALS);
         }
         for (int s = 0; s < S::X_SLOTS; s++) {
             ptx_mbarrier_init(&ring.x_full[s], 1);

@@ -23,19 +23,31 @@
  * slots it waits for none: those may be released and filled again while it lags, and a parity seen
  * too late looks like one that has not come.
  *
- * Measured on an H200 (floor 3.20 ms; cuBLAS in a graph in the same run): 0.873 of the floor at 64
- * tokens, 0.766 at 128, 0.459 at 256: 1.13, 1.08 and 0.89 times cuBLAS.  Before, with 64 rows a
- * warpgroup, one step at a time and clusters that exchanged partial sums: 0.696, 0.507 and 0.282.
- * What made it: parts in place of clusters (fewer than 32 clusters of four seem to fit the SMs, so
- * that a second wave ran); the epilogue's code once, where 8 to 32 copies for as many registers
- * made ten times as much of it, fetched anew at every unit; whole sectors stored (1.5 to 5 us a
- * unit); all of an SM's memory for one CTA at 64 tokens (4.54 to 3.73 ms).  Tried and dropped:
- * groups of 256 rows (4.36 against 4.25 ms at 128 tokens), two CTAs an SM, waiting for each step,
- * other divisions of the rings (within 3 %).
+ * Measured on an H200 (floor 3.20 ms; cuBLAS in a graph in the same run; medians of three runs):
+ * 0.869 of the floor at 64 tokens, 0.772 at 128, 0.459 at 256: 1.13, 1.09 and 0.89 times cuBLAS.
+ * Before, with 64 rows a warpgroup, one step at a time and clusters that exchanged partial sums:
+ * 0.696, 0.507 and 0.282.  What made it: parts in place of clusters (fewer than 32 clusters of four
+ * seem to fit the SMs, so that a second wave ran); the epilogue's code once, where 8 to 32 copies
+ * for as many registers made ten times as much of it, fetched anew at every unit; whole sectors
+ * stored (1.5 to 5 us a unit); all of an SM's memory for one CTA at 64 tokens (4.54 to 3.73 ms).
  *
- * What is left at 256 tokens: gate-up has 224 units for 132 SMs, so that two rounds do the work of
- * 1.7; and in a long run the card lowers its clock: the shapes measured one by one add up to 6.3
- * ms, the step takes 7.0.  Loads of activations shared within pairs of CTAs would spare some power.
+ * Tried and dropped, a step's time over that of what is here, played in turn, at 64, 128 and 256
+ * tokens:
+ *     gate-up's blocks cut evenly over the CTAs, sums meeting in L2       1.02  1.08  1.03
+ *     the head's                                                          1.00  1.00  1.01
+ *     gate-up in groups of 256 rows, the better of three rings            1.04  1.00
+ *     less of the rings for activations, more for weights                 1.03  1.03  1.02
+ *     activations in slots of other size                                  1.00  1.01  1.14
+ * and earlier two CTAs an SM, and waiting for each step.  Even cuts brought gate-up's 224 units for
+ * 132 SMs, two rounds, down to the 1.7 that they are work for; they were to give a tenth at 256
+ * tokens.  But at 128 and more it is power that binds: within 0.3 s the card draws its 700 W and
+ * lowers its clock from 1.98 to 1.5 GHz, and then SMs without work leave the others a higher clock,
+ * while sums cost their way through L2.  At 64 tokens HBM binds, which the SMs share anyway.  What
+ * would help is fewer joules a product, and it is not activations: halving their loads, which is
+ * what 256 rows do, gave nothing.
+ *
+ * At 32 tokens a step whose gate-up is done by such a kernel takes what it takes with decode_gemm
+ * (3.644 against 3.634 to 3.662 ms; 3.83 with two CTAs an SM), at 16 more (3.71 against 3.49).
  *
  * Sources: CUTLASS (two consumer warpgroups, registers moved from producers), the notes on skinny
  * products of SGLang and vLLM (weights as the M operand); PTX ISA 9.0.

@@ -96,6 +96,7 @@ struct way {
     uint32_t shuffle = 1;
     int ctas = 16, blocks = 1;
     bool graph = false;
+    int item_pages = 0; /* of the plan's items; 0: the rule */
 };
 
 enum { LAYERS = 2, LAYER = 1, ROPE_POSITIONS = 8192 };
@@ -247,7 +248,7 @@ static outcome run(const problem &p, const way &w)
                     cudaMemcpyHostToDevice));
     CUDA(cudaMemset(g_traffic, 0, sizeof(kn_cu_traffic) * KN_TIER_MAX));
 
-    const kn_cu_plan_args plan = {&b, 0, p.window, g_windows, 0, w.graph};
+    const kn_cu_plan_args plan = {&b, 0, p.window, g_windows, 0, w.item_pages, w.graph};
     const kn_cu_qkv_args finish = {{qkv, 1, 0, NULL},
                                    p.norm ? norm : NULL,
                                    p.norm ? norm + p.dim : NULL,
@@ -590,6 +591,11 @@ static void check_batches(bool quick)
     const outcome o = run(p, way());
     check_reference("batch", p, o);
     check_same("batch on the host", p, o, run(p, host));
+    for (int item_pages : {-1, 1, 2, 8}) {
+        way cut;
+        cut.item_pages = item_pages;
+        check_same("batch, cut otherwise", p, o, run(p, cut));
+    }
     if (quick) return;
     for (int length : {40000, 140000}) {
         problem l = make(128, 8, 1, 0, {length, 5, 9000});
@@ -619,6 +625,12 @@ static void check_plans(bool quick)
         replayed.shuffle = 11;
         replayed.graph = true;
         check_same("plans, replayed", p, o, run(p, replayed));
+        for (int item_pages : {-1, 4, 16, 32}) {
+            way cut;
+            cut.item_pages = item_pages;
+            cut.shuffle = 12 + item_pages;
+            check_same("plans, cut otherwise", p, o, run(p, cut));
+        }
         way mixed;
         mixed.where = MIXED;
         mixed.blocks = 3;

@@ -61,24 +61,38 @@ static double bench_graph(cudaStream_t stream, int replays)
 }
 
 struct bench_case {
-    int sequences, length, layers;
+    int sequences, length, layers; /* length 0: 64 .. 4096 */
 };
 
-static double bench_case_run(const bench_case &c, uint8_t *kv_memory, int split_pages, bool finish,
-                             cudaStream_t stream)
+/* How tokens are cut: the rules, or by hand. */
+struct bench_cut {
+    const char *name;
+    int split_pages, item_pages;
+};
+
+static int bench_length(const bench_case &c, int s)
+{
+    return c.length ? c.length : 64 + (int)(random_bits(17, s, 0) % 4033);
+}
+
+static double bench_case_run(const bench_case &c, uint8_t *kv_memory, const bench_cut &cut,
+                             bool finish, cudaStream_t stream)
 {
     char err[ERR_CAP];
     kn_kv kv = {KN_BF16, c.layers, 8, 128, {kv_memory}};
-    const int pages_each = (c.length + 63) / 64, total = pages_each * c.sequences;
+    int total = 0;
+    for (int s = 0; s < c.sequences; s++) total += (bench_length(c, s) + 63) / 64;
     std::vector<kn_page> pages;
     for (int i = 0; i < total; i++) pages.push_back(kn_page_make(0, i));
     for (int i = total; i > 1; i--) std::swap(pages[i - 1], pages[random_bits(9, i, 2) % i]);
     std::vector<kn_seq> seqs;
     std::vector<int32_t> positions, token_seq;
-    for (int s = 0; s < c.sequences; s++) {
-        seqs.push_back({s, 1, c.length, s * pages_each});
-        positions.push_back(c.length - 1);
+    for (int s = 0, at = 0; s < c.sequences; s++) {
+        const int length = bench_length(c, s);
+        seqs.push_back({s, 1, length, at});
+        positions.push_back(length - 1);
         token_seq.push_back(s);
+        at += (length + 63) / 64;
     }
     kn_batch b = {};
     b.token_count = b.seq_count = c.sequences;
@@ -100,7 +114,7 @@ static double bench_case_run(const bench_case &c, uint8_t *kv_memory, int split_
     const size_t qkv_floats = (size_t)c.sequences * 48 * 128;
     CUDA(cudaMalloc(&qkv, qkv_floats * 4));
     bench_fill<<<132, 256, 0, stream>>>((uint32_t *)qkv, qkv_floats);
-    const kn_cu_plan_args plan = {&b, 0, 0, NULL, split_pages, true};
+    const kn_cu_plan_args plan = {&b, 0, 0, NULL, cut.split_pages, cut.item_pages, true};
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     STATUS(kn_cu_attention_plan(&a, &a.plan, &plan, stream, err), err);
     const double plan_ms = bench_graph(stream, 5);
@@ -111,7 +125,7 @@ static double bench_case_run(const bench_case &c, uint8_t *kv_memory, int split_
         if (finish || l == 0) STATUS(kn_cu_qkv_finish(&a, &b, &fin, stream, err), err);
         STATUS(kn_cu_decode_attention(&a, &a.plan, &b, &att, stream, err), err);
     }
-    const double us = bench_graph(stream, 15) * 1e3 / c.layers;
+    const double us = bench_graph(stream, 9) * 1e3 / c.layers;
     if (finish) printf("    plan %.1f us\n", plan_ms * 1e3);
     for (const void *x :
          {(const void *)b.positions, (const void *)b.token_seq, (const void *)b.seqs,
@@ -137,27 +151,29 @@ static int bench()
     bench_stream<<<sms, 32, PROBE_STAGES * KN_BLOCK_BYTES, stream>>>(kv, probe / KN_BLOCK_BYTES);
     const double peak = probe / bench_graph(stream, 9) / 1e6;
     printf("probe: %.0f GB/s over 4 GiB in one launch\n", peak);
-    const bench_case cases[] = {{64, 4096, 4}, {1, 131072, 8}, {8, 16384, 8}, {128, 1024, 8},
-                                {1, 512, 64},  {1, 4096, 64},  {8, 512, 64},  {256, 512, 8}};
+    const bench_cut cuts[] = {{"by rule", 0, 0},           {"4 pages a unit", 4, 0},
+                              {"8 pages a unit", 8, 0},    {"16 pages a unit", 16, 0},
+                              {"32 pages a unit", 32, 0},  {"items by what's left", 0, -1},
+                              {"items of 32 pages", 0, 32}};
+    const bench_case cases[] = {{64, 4096, 4}, {1, 131072, 8}, {8, 16384, 8},  {128, 1024, 8},
+                                {128, 0, 4},   {256, 512, 8},  {32, 1024, 24}, {8, 1024, 64},
+                                {8, 512, 64},  {1, 512, 64},   {1, 1024, 64},  {1, 4096, 64},
+                                {1, 8192, 64}};
     for (const bench_case &c : cases) {
-        const size_t bytes = (size_t)c.sequences * ((c.length + 63) / 64) * 8 * 32768;
-        CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-        for (int l = 0; l < c.layers; l++)
-            bench_stream<<<sms, 32, PROBE_STAGES * KN_BLOCK_BYTES, stream>>>(
-                kv + l * bytes, bytes / KN_BLOCK_BYTES);
-        const double floor_us = bench_graph(stream, 9) * 1e3 / c.layers;
-        printf("%3d x %6d: %7.1f MB, %.1f us at the probe's rate, streamed in one launch %.1f us\n",
-               c.sequences, c.length, bytes / 1e6, bytes / peak / 1e3, floor_us);
-        for (int split : {0, 1, 2, 4, 8, 16}) {
-            const int pages = (c.length + 63) / 64;
-            if (split && (pages + split - 1) / split > 256) continue;
-            if (split > pages) continue;
-            const double us = bench_case_run(c, kv, split, false, stream);
-            printf("    %2d pages a unit: %8.2f us, %5.0f GB/s, %.3f of the probe\n", split, us,
+        size_t pages = 0;
+        for (int s = 0; s < c.sequences; s++) pages += (bench_length(c, s) + 63) / 64;
+        const size_t bytes = pages * 8 * 32768;
+        if (c.length) printf("%3d x %6d: ", c.sequences, c.length);
+        else printf("%3d x 64..4096: ", c.sequences);
+        printf("%7.1f MB, %.1f us at the probe's rate\n", bytes / 1e6, bytes / peak / 1e3);
+        for (const bench_cut &cut : cuts) {
+            if (cut.split_pages > 1 && c.length && cut.split_pages * 64 > c.length) continue;
+            const double us = bench_case_run(c, kv, cut, false, stream);
+            printf("    %-20s %8.2f us, %5.0f GB/s, %.3f of the probe\n", cut.name, us,
                    bytes / us / 1e3, bytes / us / 1e3 / peak);
         }
-        const double us = bench_case_run(c, kv, 0, true, stream);
-        printf("    with the qkv finish: %8.2f us\n", us);
+        printf("    with the qkv finish  %8.2f us\n",
+               bench_case_run(c, kv, bench_cut(), true, stream));
         fflush(stdout);
     }
     return 0;

@@ -88,6 +88,7 @@ struct kn_cu_plan_args {
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] device memory, read once per step; NULL
                                            if all is local */
     int32_t split_pages; /* 0: the rule; else pages per unit (a power of two), for measuring */
+    int32_t item_pages;  /* 0: the rule; -1: by what is left; else of every item, for measuring */
     bool fresh; /* nothing issued since the batch's arrays were copied uses the plan's memory:
                    it is written before the kernels since then have ended */
 };

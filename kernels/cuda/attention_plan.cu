@@ -9,10 +9,11 @@
  * It runs once per step on one CTA: a thread per token reads its lengths, a scan gives each token
  * its slots and groups, then a thread per group lists its items, in order.
  *
- * Sizes of items.  All CTAs should end at once, and an item costs its CTA some microseconds where
- * it is not a whole group.  So an item takes at most what is left for a CTA to do when its
- * turn comes, and at least a unit.  Where all tokens together have so few pages that items of some
- * size number no more than CTAs, they are cut to the least such size: the plan is spread.
+ * Sizes of items.  All CTAs should end at once, and folding what several items made of a token
+ * takes some microseconds, most of all where it must be counted in.  Three ways to cut are weighed
+ * (plan_choose): items alike and no more than CTAs, so that each finds one of its own (the plan is
+ * spread); items as large as they may be, where waves of them come out even; or each item at most
+ * what is left for a CTA to do when its turn comes, and at least a unit.
  *
  * Order.  The plan depends on the batch alone, so the kernel does its work while the products
  * before it in the stream still run, and only then waits for them.
@@ -42,7 +43,11 @@ enum {
     PLAN_WARPS = PLAN_THREADS / 32,
     PLAN_TOKENS = KN_CU_TOKENS_MAX,
     PLAN_ITEM_MIN = 8, /* pages: an item that is counted in takes its CTA some 3 us */
-    PLAN_SIZES = 6,    /* sizes of items under a spread plan: 1, 2, .. 32 pages */
+    PLAN_SIZES = 6,    /* sizes of items that are alike: 1, 2, .. 32 pages */
+    /* What it takes, in pages, to fold what several items made of a token: where they wait for each
+     * other, and where they are counted in. */
+    PLAN_SPREAD_FOLD = 4,
+    PLAN_COUNT_FOLD = 5,
 };
 
 struct plan_params {
@@ -56,6 +61,7 @@ struct plan_params {
     int32_t units_max, window, unit_shift; /* unit_shift < 0: the rule */
     bool fresh;
     int32_t kv_heads, cta_count;
+    int32_t item_pages; /* 0: the rule; -1: guided; else of all items */
 };
 
 struct plan_token {
@@ -69,12 +75,14 @@ struct plan_token {
 struct plan_shared {
     plan_token token[PLAN_TOKENS];
     int32_t first_group[PLAN_TOKENS + 1]; /* of a token; and of all */
-    int32_t warp_sum[3 + PLAN_SIZES][PLAN_WARPS];
+    int32_t warp_sum[4 + PLAN_SIZES][PLAN_WARPS];
+    int32_t pages_most; /* of a token */
 };
 
 /* What all threads agree on. */
 struct plan_totals {
     int32_t slots, groups, pages;
+    int32_t item_pages; /* of all items alike; 0: by what is left to do */
     int32_t spread_pages;
 };
 
@@ -112,15 +120,30 @@ PTX_INLINE int32_t plan_item_units(int32_t pages, int32_t unit_shift)
     return min(max(1, most), 1 << cu_att_group_shift(unit_shift));
 }
 
-/* The same under a spread plan.  Waiting for others' partials takes as long as some pages do, so a
- * token of one group is cut into more than two or not at all. */
-PTX_INLINE int32_t plan_spread_units(int32_t pages, int32_t unit_shift, int32_t unit_count)
+/* Chooses between items by what is left to do, items alike that number no more than CTAs (a spread
+ * plan), and items as large as they may be: which ends first?  Measured in pages of a CTA's time;
+ * items[k] is the number of items of 2^k pages at most. */
+PTX_INLINE void plan_choose(const plan_params &p, plan_totals &sums, const int32_t *items,
+                            int32_t tokens, int32_t pages_most)
 {
-    const int32_t fan = 1 << cu_att_group_shift(unit_shift),
-                  units = plan_item_units(pages, unit_shift);
-    return unit_count <= min(2 * units, fan) && unit_count << unit_shift <= CU_ATT_ITEM_PAGES
-               ? fan
-               : units;
+    const int32_t even = (sums.pages * p.kv_heads + p.cta_count - 1) / p.cta_count;
+    int32_t best = even + PLAN_COUNT_FOLD + PLAN_ITEM_MIN;
+    if (p.item_pages > 0) best = INT32_MAX;
+    sums.item_pages = sums.spread_pages = 0;
+#pragma unroll
+    for (int k = PLAN_SIZES - 1; k >= 0; k--) {
+        const int32_t count = items[k] * p.kv_heads, size = min(1 << k, pages_most),
+                      waves = (count + p.cta_count - 1) / p.cta_count;
+        const bool spread = count <= min(p.cta_count, CU_ATT_SPREAD_MAX), cut = items[k] > tokens;
+        const int32_t time = min(waves * size, even + size) + (!cut     ? 0
+                                                               : spread ? PLAN_SPREAD_FOLD
+                                                                        : PLAN_COUNT_FOLD);
+        if (!spread && k < PLAN_SIZES - 1 && p.item_pages <= 0) continue;
+        if (p.item_pages > 0 ? 1 << k != p.item_pages : time >= best || p.item_pages < 0) continue;
+        best = time;
+        sums.item_pages = 1 << k;
+        sums.spread_pages = spread ? 1 << k : 0;
+    }
 }
 
 /* Reads the tokens, one a thread. */
@@ -130,7 +153,8 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
     const bool inside = t < p.token_end;
     const int32_t seq_index = inside ? p.token_seq[t] : -1;
     plan_token token = {};
-    int32_t value[3 + PLAN_SIZES] = {}, before[3 + PLAN_SIZES], total[3 + PLAN_SIZES];
+    int32_t value[4 + PLAN_SIZES] = {}, before[4 + PLAN_SIZES], total[4 + PLAN_SIZES];
+    int32_t pages = 0;
     if (inside) token.position = p.positions[t];
     if (seq_index >= 0) {
         const kn_seq seq = p.seqs[seq_index];
@@ -138,7 +162,7 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
                        &token.page_end);
         token.table = seq.page_begin;
         token.old_pages = (seq.kv_count - seq.token_count) / KN_PAGE_TOKENS;
-        const int32_t pages = token.page_end - token.page_begin;
+        pages = token.page_end - token.page_begin;
         token.unit_shift = p.unit_shift >= 0 ? p.unit_shift : cu_att_unit_shift(pages);
         const int32_t group_shift = cu_att_group_shift(token.unit_shift);
         token.unit_count = (pages - 1 >> token.unit_shift) + 1;
@@ -147,10 +171,10 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
         value[2] = pages;
 #pragma unroll
         for (int k = 0; k < PLAN_SIZES; k++)
-            value[3 + k] = (token.unit_count - 1) /
-                               plan_spread_units(1 << k, token.unit_shift, token.unit_count) +
-                           1;
+            value[4 + k] = (token.unit_count - 1) / plan_item_units(1 << k, token.unit_shift) + 1;
+        value[3] = 1;
     }
+    if (pages) atomicMax(&sh.pages_most, pages);
     plan_scan(sh, value, before, total);
     token.first_slot = before[0];
     token.pages_before = before[2];
@@ -159,11 +183,8 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
         sh.first_group[i] = before[1];
     }
     if (total[0] > p.units_max) __trap(); /* the caller sized the workspace for less */
-    plan_totals sums = {total[0], total[1], total[2], 0};
-    const int32_t room = min(p.cta_count, CU_ATT_SPREAD_MAX);
-#pragma unroll
-    for (int k = PLAN_SIZES - 1; k >= 0; k--)
-        if (total[3 + k] * p.kv_heads <= room) sums.spread_pages = 1 << k;
+    plan_totals sums = {total[0], total[1], total[2], 0, 0};
+    plan_choose(p, sums, total + 4, total[3], sh.pages_most);
     __syncthreads();
     return sums;
 }
@@ -235,13 +256,15 @@ __global__ void __launch_bounds__(PLAN_THREADS, 2)
 {
     CU_TRACE(PLAN, 0);
     __shared__ plan_shared sh;
+    if (threadIdx.x == 0) sh.pages_most = 0;
+    __syncthreads();
     if (!p.fresh) ptx_griddep_wait();
     plan_totals sums = plan_tokens(p, sh);
     if (p.windows) { /* a spread plan's CTAs wait for each other: not for slow memory */
         bool remote = false;
         for (int g = threadIdx.x; g < sums.groups; g += PLAN_THREADS)
             remote = remote || plan_group_of(p, sh, sums, g).tiers;
-        if (__syncthreads_or(remote)) sums.spread_pages = 0;
+        if (__syncthreads_or(remote)) sums.spread_pages = sums.item_pages = 0;
     }
     int32_t listed[KN_TIER_MAX] = {};
     for (int first = 0; first < sums.groups; first += PLAN_THREADS) {
@@ -251,8 +274,7 @@ __global__ void __launch_bounds__(PLAN_THREADS, 2)
         if (g < sums.groups) {
             group = plan_group_of(p, sh, sums, g);
             const int32_t shift = group.item.unit_shift;
-            if (sums.spread_pages)
-                step = plan_spread_units(sums.spread_pages, shift, group.item.unit_count);
+            if (sums.item_pages) step = plan_item_units(sums.item_pages, shift);
             else if (!group.tiers) step = plan_item_units(max(group.left, PLAN_ITEM_MIN), shift);
             while (step & step - 1) step &= step - 1;
         }
@@ -307,6 +329,7 @@ extern "C" enum status kn_cu_attention_plan(const struct kn_cu_attention *a,
     p.unit_shift = -1;
     for (int32_t pages = args->split_pages; pages; pages /= 2) p.unit_shift++;
     CHECK(p.unit_shift <= 5);
+    p.item_pages = args->item_pages;
     p.fresh = args->fresh;
     p.kv_heads = a->shape.kv_heads;
     p.cta_count = a->cta_count;

@@ -47,7 +47,7 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int COMBINERS = TEAMS == 1 ? 4 : 2;
     static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
     static constexpr int REGISTERS =
-        TEAMS == 1 && ROWS == 8 ? 112 : 168;         /* 144: room for the next kernel */
+        TEAMS == 1 && ROWS == 8 ? 128 : 168;         /* 128: room for the next kernel */
     static constexpr int TILES = ATOMS == 1 ? 4 : 8; /* 16-wide output tiles of a warp */
     static constexpr int PIECES = ROWS == 8 || ATOMS == 1 ? TILES : 4; /* of V, read at once */
     static constexpr int CHAINS = ROWS == 8 ? 4 : 2; /* of products that make a score */
@@ -127,12 +127,14 @@ struct cu_att_role {
     int32_t tier, rank, peers;
     int32_t local_peers;             /* CTAs that start with local items */
     int32_t tier_items, local_items; /* of all CTAs together */
+    int32_t spread_pages;            /* of the plan */
 };
 
 PTX_INLINE cu_att_role cu_att_role_of(const cu_att_params &p, int cta, int grid)
 {
     const kn_cu_plan_head *head = p.head;
-    cu_att_role role = {0, 0, 0, 0, 0, __ldcg(&head->unit_count[0]) * p.kv_heads};
+    cu_att_role role = {
+        0, 0, 0, 0, 0, __ldcg(&head->unit_count[0]) * p.kv_heads, __ldcg(&head->spread_pages)};
     int taken = 0;
 #pragma unroll
     for (int t = 1; t < KN_TIER_MAX; t++) {
@@ -260,7 +262,8 @@ PTX_INLINE const uint8_t *cu_att_q(const cu_att_params &p, int token, int head)
     return p.q + ((size_t)token * p.kv_heads + head) * SHAPE::Q_BYTES;
 }
 
-/* The previous kernel is complete: brings the query tiles of the pages issued before. */
+/* The previous kernel is complete: brings the query tiles of the pages issued before, and lets the
+ * next kernel begin (decode_attention.cuh). */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
                                      cu_att_issuer &is, int lane)
@@ -268,6 +271,7 @@ PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS
     using shape = cu_att_shape<ATOMS, ROWS>;
     is.waited = true;
     ptx_griddep_wait();
+    ptx_griddep_launch();
     ptx_fence_proxy_async_global();
     const int s = lane * shape::PAGE_STAGES;
     if (s < is.at.used && (sh.page[s].flags & CU_ATT_ITEM))
@@ -337,10 +341,11 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
     }
 }
 
-/* The last CTA to have taken its last item clears the tickets. */
-PTX_INLINE void cu_att_leave(const cu_att_params &p, uint64_t blocks)
+/* The last CTA to have taken its last item clears the tickets, where there were any. */
+PTX_INLINE void cu_att_leave(const cu_att_params &p, const cu_att_role &role, uint64_t blocks)
 {
     if (p.traffic && blocks) atomicAdd((unsigned long long *)&p.traffic[0].blocks, blocks);
+    if (role.spread_pages) return;
     if (ptx_atomic_add_acq_rel(&p.head->done, 1) != gridDim.x - 1) return;
     for (int t = 0; t < KN_TIER_MAX; t++) p.head->ticket[t] = 0;
     p.head->done = 0;
@@ -377,7 +382,7 @@ PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     sh.page[s].flags = CU_ATT_END;
     sh.trip[s].tier = -1;
     ptx_mbarrier_arrive(&sh.full[s]);
-    cu_att_leave(p, is.at.used - remote_blocks);
+    cu_att_leave(p, role, is.at.used - remote_blocks);
 }
 
 /* --- poller --- */

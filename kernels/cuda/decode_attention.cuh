@@ -51,12 +51,27 @@
  * P is rounded to bf16 for V.P and the sum of weights is of the rounded values, so the weights are
  * exactly normalised: |error| <= 2^-8 * (sum p|v| / sum p + |out|), then the result's rounding.
  *
- * Measured on an H200, 32/8 heads of 128, as a share of a kernel that only streams (4.70 TB/s),
- * and cuDNN's time over this one's in the same run: 64 x 4,096 0.952, 1.00; 1 x 131,072 0.896,
- * 0.97; 8 x 16,384 0.921, 1.00; 128 x 1,024 0.906, 0.98; a lone sequence of 512 4.4 us, 1.98.
- * Between its first page and its last a CTA runs at 0.99 of the streaming rate; what is lost is
- * lost in the last microseconds, to CTAs that end unevenly and to the folds.  A trip to memory
- * takes some 2 us while HBM is busy.
+ * The next kernel's CTAs may come in when the previous kernel is complete, not before: its weights,
+ * 13 MB at once, are what everybody's trips to memory would wait behind.  One of its CTAs must fit
+ * beside one of these: 128 registers a thread just do (a quarter of an SM has three of our warps
+ * and two of theirs), 136 do not.
+ *
+ * Measured on an H200, 32/8 heads of 128, as a share of a kernel that only streams (4.69 TB/s),
+ * and cuDNN's time over this one's in the same run: 64 x 4,096 0.963, 1.005; 1 x 131,072 0.913,
+ * 0.988; 8 x 16,384 0.940, 1.018; 128 x 1,024 0.955, 1.035; a lone sequence of 512 4.2 us, 2.04,
+ * of 4,096 8.6 us, 1.34.  Between its first page and its last a CTA runs at 0.99 of the streaming
+ * rate; what is lost is lost in the last microseconds, to CTAs that end unevenly and to the folds.
+ *
+ * In a step of the 8B shape, 1,024 tokens of context, from the previous kernel's end to this one's:
+ * 10.1 us at 1 token (0.9 at the floor), 13.4 at 8 (7.2), 36.8 at 32 (28.8), 130.8 at 128 (115.0).
+ * At 1 token: inputs at 0.8, queries at 1.4, four pages done at 3.6, most units in memory at 4.5
+ * but the last, while the next kernel's weights come in, at 7.3; folded at 8.9.
+ *
+ * Tried in steps and dropped: the next kernel let in at once (1 to 2.5 per cent of a step at 8 and
+ * 32 tokens), and when the units are stored (1 to 4 more); queries read by the consumers themselves
+ * (0.2 us alone, nothing in a step); a rehearsal of the combiners' code before the wait (nothing);
+ * eight partials in flight per thread of the fold (registers, see above); counts looked at when the
+ * next item has ended (slower where one sequence is long, no faster where lengths are mixed).
  *
  * After FlashDecoding and FlashMLA; the ring and its remote window after DAK; words that carry
  * their own mark after NCCL's low-latency protocol.
@@ -387,8 +402,9 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     cu_att_shared<ATOMS, ROWS> &sh =
         *(cu_att_shared<ATOMS, ROWS> *)(shared + p.stages * CU_ATT_STAGE_BYTES);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    ptx_griddep_launch();
     const cu_att_role role = cu_att_role_of(p, blockIdx.x, gridDim.x);
+    /* Nothing to do: lets the next kernel in, which waits for those who have. */
+    if (role.spread_pages && role.rank >= role.local_items) return;
     if (threadIdx.x == 0) {
         for (int s = 0; s < p.stages; s++) {
             ptx_mbarrier_init(&sh.full[s], 1);
@@ -405,10 +421,10 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
         if (role.tier == 0) cu_att_produce<ATOMS, ROWS, false>(p, sh, role, lane);
         else cu_att_produce<ATOMS, ROWS, true>(p, sh, role, lane);
     } else if (warp == shape::CONSUMERS + 1) {
-        if (role.tier != 0 && lane == 0) cu_att_poll(p, sh);
+        if (role.tier == 0) CU_TRACE_WAITED();
+        else if (lane == 0) cu_att_poll(p, sh);
     } else {
-        CU_TRACE_WAITED();
-        cu_att_combine(p, sh, threadIdx.x - 32 * (shape::CONSUMERS + 2));
+        cu_att_combine(p, sh, role.spread_pages, threadIdx.x - 32 * (shape::CONSUMERS + 2));
     }
 }
 

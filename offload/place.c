@@ -21,6 +21,21 @@
  * window takes away, so that there tables go first (GAINLESS_COST); and the link's cost is that of
  * kn_window_default, so that a placement does not depend on the day's probe.
  *
+ * Even.  The same load of the link in every kernel, as near as tiles allow: a chain of kernels is
+ * as fast as it can be when none of them waits for the link longer than the others.  Load is the
+ * link's time over HBM's, which is the share of the weight, but for what the link delivers between
+ * two kernels, when HBM rests: the rings of the next one are filled in 3 to 5 us (LEAD_BYTES, what
+ * HBM would deliver meanwhile).  So
+ *
+ *     level of a weight = (its tiles in the tier - those the link delivers ahead) / all its tiles
+ *
+ * Tiles decide how near.  A tile of down is 1.6 % of an 8B model's matrix, 36 us of PCIe in a
+ * kernel of 25 us of HBM; one of gate-up is 0.22 %.  So each tile goes to the weight that it leaves
+ * at the lowest level.  A small total then lies in the weights of many tiles alone, the others keep
+ * none, and as long as one weight has room below any given level, that of the link's free fraction
+ * say, no other goes above it.  Giving each weight its own share, rounded, made single kernels wait
+ * for the link while it idled in the rest: 4 % of a step with 0.4 % over PCIe.
+ *
  * Totals.  A tile is taken only while more than half of it is still wanted, hence the total ends
  * within half a tile of what was asked: above by less than half the last tile, below by less than
  * half of the smallest tile that is left.
@@ -34,6 +49,8 @@
 
 #define LINK_USE 0.93
 #define GAINLESS_COST 32
+#define LEAD_BYTES 16e6
+#define LEVEL_ROUNDS 50 /* of halving: far below one tile of the largest weight */
 
 /* The cost of each tier's link, its idle times included, in eighths: sums of bytes times it are
  * exact, and equal tiles compare equal. */
@@ -97,23 +114,77 @@ static void fill_cheapest(struct off_weight *weights, int32_t count, int tier, d
     }
 }
 
-/* Moves the share of every weight to a tier; what rounding leaves over goes on to the next, and at
- * last to whoever has a tile that fits. */
-static void fill_evenly(struct off_weight *weights, int32_t count, int tier, double share,
-                        const struct links *l)
+static double bytes_of(const struct off_weight *w)
 {
-    double owed = 0;
+    return (double)w->tile_bytes * w->tile_count;
+}
+
+/* Tiles that a tier's link delivers between two kernels. */
+static double lead_tiles(const struct off_weight *w, int tier, const struct links *l)
+{
+    return w->table ? 0 : LEAD_BYTES / (l->cost[tier] * (double)w->tile_bytes);
+}
+
+/* Of w, how many tiles may lie in a tier at a level of load, beside those of other tiers. */
+static int32_t tiles_at(const struct off_weight *w, int tier, double level, const struct links *l)
+{
+    double tiles = floor(level * w->tile_count + lead_tiles(w, tier, l));
+    return (int32_t)fmin(fmax(tiles, 0), w->tiles[0] + w->tiles[tier]);
+}
+
+/* The level that one more tile of w makes. */
+static double next_level(const struct off_weight *w, int tier, const struct links *l)
+{
+    return (w->tiles[tier] + 1 - lead_tiles(w, tier, l)) / w->tile_count;
+}
+
+/* The weight that one more tile leaves at the lowest level; of equals the smallest, whose link is
+ * the soonest done.  NULL where no tile fits. */
+static struct off_weight *find_least_loaded(struct off_weight *weights, int32_t count, int tier,
+                                            double bytes, const struct links *l)
+{
+    struct off_weight *best = NULL;
+    double best_level = 0;
     for (int32_t i = 0; i < count; i++) {
         struct off_weight *w = &weights[i];
-        double tile = (double)w->tile_bytes;
-        owed += share * tile * w->tile_count;
-        double wanted = round(owed / tile);
-        int32_t moved = (int32_t)fmin(fmax(wanted, 0), w->tiles[0]);
-        w->tiles[0] -= moved;
-        w->tiles[tier] += moved;
-        owed -= moved * tile;
+        if (w->tiles[0] == 0 || (double)w->tile_bytes >= 2 * bytes) continue;
+        double level = next_level(w, tier, l);
+        if (best && (level > best_level || (level == best_level && bytes_of(w) >= bytes_of(best))))
+            continue;
+        best = w;
+        best_level = level;
     }
-    fill_cheapest(weights, count, tier, owed, l);
+    return best;
+}
+
+/* Moves a tile at a time to a tier, always that which leaves the least load.  All but the last
+ * tiles follow from the highest level that the bytes allow. */
+static void fill_evenly(struct off_weight *weights, int32_t count, int tier, double bytes,
+                        const struct links *l)
+{
+    double low = -1, high = 1, spent = 0;
+    for (int32_t i = 0; i < count; i++) low = fmin(low, -1 - lead_tiles(&weights[i], tier, l));
+    for (int round = 0; round < LEVEL_ROUNDS; round++) {
+        double level = (low + high) / 2, need = 0;
+        for (int32_t i = 0; i < count; i++)
+            need += (double)weights[i].tile_bytes *
+                    (tiles_at(&weights[i], tier, level, l) - weights[i].tiles[tier]);
+        if (need <= bytes) low = level;
+        else high = level;
+    }
+    for (int32_t i = 0; i < count; i++) {
+        struct off_weight *w = &weights[i];
+        int32_t more = tiles_at(w, tier, low, l) - w->tiles[tier];
+        w->tiles[0] -= more;
+        w->tiles[tier] += more;
+        spent += (double)w->tile_bytes * more;
+    }
+    bytes -= spent;
+    for (struct off_weight *w; (w = find_least_loaded(weights, count, tier, bytes, l));) {
+        w->tiles[0]--;
+        w->tiles[tier]++;
+        bytes -= (double)w->tile_bytes;
+    }
 }
 
 static enum status check_share(double share, const struct off_tiers *tiers, double *capacity,
@@ -153,7 +224,7 @@ enum status off_place(struct off_weight *weights, int32_t count, double share,
         /* The last one gets what the others left of the whole. */
         bool last = t == off_tiers_count(tiers) - 1;
         double bytes = last ? left : wanted * part;
-        if (placement == OFF_PLACE_EVEN) fill_evenly(weights, count, t, bytes / total, &links);
+        if (placement == OFF_PLACE_EVEN) fill_evenly(weights, count, t, bytes, &links);
         else fill_cheapest(weights, count, t, bytes, &links);
         given = 0;
         for (int32_t i = 0; i < count; i++)

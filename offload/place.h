@@ -6,7 +6,9 @@
  * met to within half a tile too.  Which tiles, --placement says:
  *
  *     auto   where a remote byte costs a step least
- *     even   the same share of every weight
+ *     even   the same load of the link in every kernel: about the same share of every weight, as
+ *            near as tiles allow; a total too small for a tile of each goes where tiles are small
+ *            parts
  *
  * Pure and deterministic: the same weights, tiers and share give the same tiles everywhere.
  */

@@ -219,27 +219,113 @@ static void a_fast_link_is_filled_evenly(void **state)
     rig_close(&r);
 }
 
+static double share_out(const struct off_weight *w)
+{
+    return (double)(w->tile_count - w->tiles[0]) / w->tile_count;
+}
+
+/* The link's load of w, with `more` tiles more: see place.c. */
+static double level_of(const struct off_weight *w, int more, enum kn_mem mem)
+{
+    const double cost = round(kn_window_default(mem).cost / 0.93 * 8) / 8;
+    const double lead = w->table ? 0 : 16e6 / (cost * (double)w->tile_bytes);
+    return (w->tiles[1] + more - lead) / w->tile_count;
+}
+
+/* No weight's last tile could have gone to another and left the higher level of the two lower:
+ * whatever load a link hides, no weight is above it while another has room. */
+static void check_even(const struct off_weight *w, int count, enum kn_mem mem)
+{
+    double highest = -INFINITY, room = INFINITY;
+    for (int i = 0; i < count; i++) {
+        if (w[i].tiles[1] > 0) highest = fmax(highest, level_of(&w[i], 0, mem));
+        if (w[i].tiles[0] > 0) room = fmin(room, level_of(&w[i], 1, mem));
+    }
+    assert_true(highest <= room + 1e-12);
+}
+
 static void even_is_even(void **state)
 {
-    static const double shares[] = {0.001, 0.004, 0.05, 0.3, 0.5};
+    static const double shares[] = {0, 0.001, 0.004, 0.01, 0.05, 0.1, 0.3, 0.5, 0.97, 1};
+    struct off_weight w[WEIGHTS], before[WEIGHTS];
+    struct rig r;
+    (void)state;
+    rig_open(&r, "host:64GiB");
+    shapes_8b(before);
+    for (size_t k = 0; k < ARRAY_COUNT(shares); k++) {
+        double left = 0;
+        shapes_8b(w);
+        place_ok(w, WEIGHTS, shares[k], OFF_PLACE_EVEN, r.tiers);
+        for (int i = 0; i < WEIGHTS; i++) {
+            double tile = (double)w[i].tile_bytes;
+            left += shares[k] * tile * w[i].tile_count - tile * w[i].tiles[1];
+            /* A larger share takes nothing back. */
+            if (k > 0) assert_true(w[i].tiles[1] >= before[i].tiles[1]);
+            if (shares[k] >= 0.05) assert_true(fabs(share_out(&w[i]) - shares[k]) < 1.0 / 64);
+        }
+        assert_true(fabs(left) <= 64 * 4096); /* half the smallest tile */
+        if (shares[k] < 1) check_even(w, WEIGHTS, KN_MEM_HOST);
+        memcpy(before, w, sizeof w);
+    }
+    rig_close(&r);
+}
+
+/* Random weights have tiles of other sizes, so that the last bytes go where one fits: all but the
+ * weights whose tiles are larger than what is left are even. */
+static void even_at_random(void **state)
+{
+    uint64_t seed = 11;
+    struct off_weight w[MANY];
+    struct rig r;
+    (void)state;
+    rig_open(&r, "peer:1:64GiB");
+    for (int round = 0; round < 50; round++) {
+        double share = (double)(next(&seed) % 1000) / 1000;
+        for (int i = 0; i < MANY; i++)
+            w[i] = (struct off_weight){.tile_count = 1 + (int32_t)(next(&seed) % 500),
+                                       .tile_bytes = 1 << 19,
+                                       .table = next(&seed) % 20 == 0};
+        place_ok(w, MANY, share, OFF_PLACE_EVEN, r.tiers);
+        check_even(w, MANY, KN_MEM_PEER);
+    }
+    rig_close(&r);
+}
+
+/* What PCIe's free fraction (1.1 %) has room for: gate-up, the head, a tile of qkv and of o, whose
+ * link is done before HBM and the gap before it; not down, of which one tile is more. */
+static void small_shares_go_where_they_fit(void **state)
+{
+    static const double shares[] = {0.004, 0.01};
     struct off_weight w[WEIGHTS];
     struct rig r;
     (void)state;
     rig_open(&r, "host:64GiB");
-    shapes_8b(w);
     for (size_t k = 0; k < ARRAY_COUNT(shares); k++) {
-        double left = 0, total = 0;
+        int32_t sum[KINDS] = {0};
+        shapes_8b(w);
         place_ok(w, WEIGHTS, shares[k], OFF_PLACE_EVEN, r.tiers);
-        for (int i = 0; i < WEIGHTS; i++) {
-            double tile = (double)w[i].tile_bytes;
-            /* Half a tile of rounding, and what the weight before left over: up to 3.5 tiles. */
-            assert_true(fabs(w[i].tiles[1] - shares[k] * w[i].tile_count) < 2.5);
-            left += shares[k] * tile * w[i].tile_count - tile * w[i].tiles[1];
-            total += tile * w[i].tile_count;
-        }
-        assert_true(fabs(left) <= 64 * 4096); /* half the smallest tile */
-        assert_true(total > 16e9);
+        for (int i = 0; i < LAYERS * KINDS; i++) sum[i % KINDS] += w[1 + i].tiles[1];
+        assert_int_equal(sum[DOWN], 0);
+        assert_int_equal(sum[O], k ? LAYERS : 0);
+        assert_in_range(sum[QKV], 0, LAYERS);
+        assert_in_range(sum[UP], (k ? 5 : 2) * LAYERS, (k ? 6 : 3) * LAYERS);
+        assert_in_range(w[WEIGHTS - 1].tiles[1], k ? 20 : 8, k ? 26 : 14);
     }
+    rig_close(&r);
+}
+
+/* Each of two links has its own load. */
+static void even_on_every_link(void **state)
+{
+    struct off_weight w[WEIGHTS];
+    struct rig r;
+    (void)state;
+    rig_open(&r, "peer:1:32GiB,peer:2:32GiB");
+    shapes_8b(w);
+    place_ok(w, WEIGHTS, 0.4, OFF_PLACE_EVEN, r.tiers);
+    for (int i = 0; i < WEIGHTS; i++)
+        for (int t = 1; t <= 2; t++)
+            assert_true(fabs((double)w[i].tiles[t] / w[i].tile_count - 0.2) < 3.0 / 64);
     rig_close(&r);
 }
 
@@ -277,6 +363,9 @@ int main(void)
         cmocka_unit_test(tables_go_first_over_pcie),
         cmocka_unit_test(a_fast_link_is_filled_evenly),
         cmocka_unit_test(even_is_even),
+        cmocka_unit_test(even_at_random),
+        cmocka_unit_test(small_shares_go_where_they_fit),
+        cmocka_unit_test(even_on_every_link),
         cmocka_unit_test(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -81,7 +81,7 @@ static const struct option table[] = {
      "adaptive: not there yet"},
     {"remote-window", TEXT, AT(remote_window), 0, 0, "", NULL,
      "of static, in place of what fills the link: CTAs that read a tier x 16 KiB blocks in flight "
-     "each, e.g. host:16x1,peer:16x4"},
+     "each, e.g. host:16x2,peer:16x4"},
     {"cuda-graphs", CHOICE, AT(cuda_graphs), 0, 0, "on", "on|off",
      "off: decode steps on a GPU are issued kernel by kernel (to measure against)"},
     {"async-scheduling", CHOICE, AT(async_scheduling), 0, 0, "auto", "auto|on|off",
@@ -109,7 +109,8 @@ static const struct option table[] = {
      "seconds that requests in flight get after SIGTERM"},
     {"log-level", CHOICE, AT(log_level), 0, 0, "info", "error|warn|info|debug",
      "of standard error"},
-    {"batch", INT, BENCH(batch), 0, 4096, "0", NULL, "sequences computed at once"},
+    {"batch", TEXT, BENCH(batch), 0, 0, "", NULL,
+     "sequences computed at once; 1,32,128: one measurement each, of one loading"},
     {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
     {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
     {"json", TEXT, BENCH(json), 0, 0, "", NULL, "a file the results are written to as well"},

@@ -61,7 +61,8 @@ struct options {
     double shutdown_timeout;
     char log_level[8];
     /* Bench. */
-    int64_t batch, input_len, output_len; /* 0: not given */
+    char batch[OPT_STRING_CAP];    /* numbers of sequences, comma-separated; "": not given */
+    int64_t input_len, output_len; /* 0: not given */
     char json[OPT_STRING_CAP];
     /* Not flags: what systemd passes. */
     char notify_socket[256];

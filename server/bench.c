@@ -8,6 +8,9 @@
  * them, so that nothing is ever preempted.  A short run comes first, so that the measured one pays
  * for no first touch.
  *
+ * Several numbers of sequences are measured one after the other, on the same weights: the machine
+ * is made for the largest, and loading is most of a run's time.
+ *
  * Time is taken where the engine wakes its caller, once a step and on the engine's thread: tokens
  * are there then, and a caller that is scheduled late does not disturb the figures.  The calling
  * thread only takes the events off the ring.
@@ -35,6 +38,8 @@
 
 #define WARM_INPUT 64
 #define WARM_OUTPUT 4
+#define BATCHES_MAX 8
+#define BATCH_MAX 4096
 
 /* The engine's counters when a step was over, and when that was. */
 struct mark {
@@ -45,12 +50,14 @@ struct mark {
 struct bench {
     struct options options; /* as given, with what a benchmark decides itself */
     struct srv_machine machine;
-    sem_t wake; /* the engine has events */
-    int32_t batch, input_len, output_len;
-    struct eng_request *requests;   /* [B], owned */
-    int32_t *tokens;                /* [B, N + M], owned */
-    uint64_t *submit_ns;            /* [B], owned */
-    struct srv_bench_token *record; /* [B,M], owned */
+    sem_t wake;                              /* the engine has events */
+    int32_t batches[BATCHES_MAX], batch_max; /* [batch_count], and the largest */
+    int batch_count;
+    int32_t batch, input_len, output_len; /* of the measurement under way */
+    struct eng_request *requests;         /* [B], owned */
+    int32_t *tokens;                      /* [B, N + M], owned */
+    uint64_t *submit_ns;                  /* [B], owned */
+    struct srv_bench_token *record;       /* [B,M], owned */
     /* Marks of all steps since the engine was opened, written by its thread once `marking`; those
      * below `marked` may be read. */
     struct mark *marks; /* [mark_max], owned */
@@ -64,13 +71,34 @@ struct bench {
 
 /* --- flags ------------------------------------------------------------------------------------ */
 
-static enum status check_flags(const struct options *o, char *err)
+/* "1,32,128" */
+static enum status read_batches(struct bench *b, char *err)
 {
-    if (!o->batch || !o->input_len || !o->output_len)
+    const char *text = b->options.batch;
+    for (const char *p = text; p;) {
+        char part[OFF_PART_CAP];
+        bool fits = off_take_part(&p, part);
+        size_t digits = fits ? strspn(part, "0123456789") : 0;
+        long n = digits && digits < 6 && !part[digits] ? strtol(part, NULL, 10) : 0;
+        if (n < 1 || n > BATCH_MAX || b->batch_count == BATCHES_MAX)
+            return err_set(err, ST_INVALID,
+                           "--batch '%.60s' is not a list of up to %d numbers of sequences, each "
+                           "between 1 and %d: write --batch 8 or --batch 1,32,128",
+                           text, BATCHES_MAX, BATCH_MAX);
+        b->batches[b->batch_count++] = (int32_t)n;
+        if (n > b->batch_max) b->batch_max = (int32_t)n;
+    }
+    return ST_OK;
+}
+
+static enum status check_flags(struct bench *b, char *err)
+{
+    const struct options *o = &b->options;
+    if (!o->batch[0] || !o->input_len || !o->output_len)
         return err_set(err, ST_INVALID,
                        "%s is missing: dakd bench MODEL_DIR --batch SEQUENCES --input-len TOKENS "
                        "--output-len TOKENS",
-                       !o->batch       ? "--batch"
+                       !o->batch[0]    ? "--batch"
                        : !o->input_len ? "--input-len"
                                        : "--output-len");
     if (o->output_len - 1 < SRV_BENCH_STEADY_MIN)
@@ -78,11 +106,13 @@ static enum status check_flags(const struct options *o, char *err)
                        "--output-len %" PRId64 " gives %" PRId64
                        " decode steps at most, and a TPOT is not reported from fewer than %d",
                        o->output_len, o->output_len - 1, SRV_BENCH_STEADY_MIN);
-    if (o->batch > o->max_num_batched_tokens)
+    enum status st = read_batches(b, err);
+    if (st) return st;
+    if (b->batch_max > o->max_num_batched_tokens)
         return err_set(err, ST_INVALID,
-                       "--batch %" PRId64 " sequences cannot decode together in steps of "
+                       "--batch %d sequences cannot decode together in steps of "
                        "--max-num-batched-tokens %" PRId64 ": raise the one or lower the other",
-                       o->batch, o->max_num_batched_tokens);
+                       b->batch_max, o->max_num_batched_tokens);
     if (o->max_model_len && o->input_len + o->output_len > o->max_model_len)
         return err_set(err, ST_INVALID,
                        "--input-len %" PRId64 " and --output-len %" PRId64
@@ -105,11 +135,10 @@ static enum status decide(struct bench *b, char *err)
                        "--input-len %" PRId64 " and --output-len %" PRId64
                        " together are more than the %d positions this model was made for",
                        o->input_len, o->output_len, info.context_max);
-    o->max_num_seqs = o->batch;
+    o->max_num_seqs = b->batch_max;
     o->max_waiting = 0;
     if (!o->max_model_len) o->max_model_len = length;
     if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */
-    b->batch = (int32_t)o->batch;
     b->input_len = (int32_t)o->input_len;
     b->output_len = (int32_t)o->output_len;
     return ST_OK;
@@ -205,15 +234,16 @@ static enum status run(struct bench *b, int32_t input_len, int32_t output_len, c
 
 static enum status alloc_runs(struct bench *b, char *err)
 {
-    size_t batch = (size_t)b->batch, length = (size_t)(b->input_len + b->output_len);
+    size_t batch = (size_t)b->batch_max, length = (size_t)(b->input_len + b->output_len);
     b->requests = calloc(batch, sizeof *b->requests);
     b->tokens = calloc(batch * length, sizeof *b->tokens);
     b->submit_ns = calloc(batch, sizeof *b->submit_ns);
     b->record = calloc(batch * (size_t)b->output_len, sizeof *b->record);
-    b->mark_max = 2 * batch * length; /* two runs, at least a token in a step */
+    /* Two runs a measurement, at least a token in a step. */
+    b->mark_max = 2 * batch * length * (size_t)b->batch_count;
     b->marks = calloc(b->mark_max, sizeof *b->marks);
     if (b->requests && b->tokens && b->submit_ns && b->record && b->marks) return ST_OK;
-    return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", b->batch);
+    return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", b->batch_max);
 }
 
 /* --- the measurement -------------------------------------------------------------------------- */
@@ -222,7 +252,7 @@ static enum status alloc_runs(struct bench *b, char *err)
 static enum status check_pages(const struct bench *b, char *err)
 {
     size_t each = div_up((size_t)(b->input_len + b->output_len), KN_PAGE_TOKENS);
-    size_t need = (size_t)b->batch * (each + (b->batch > 1));
+    size_t need = (size_t)b->batch_max * (each + (b->batch_max > 1));
     if ((size_t)b->machine.page_count >= need) return ST_OK;
     return err_set(err, ST_LIMIT,
                    "the sequences need %zu KV pages together and there are %d: raise "
@@ -297,20 +327,14 @@ static void find_floor(const struct bench *b, struct srv_bench_result *r)
 
 static enum status measure(struct bench *b, struct srv_bench_result *r, char *err)
 {
-    const struct off_probe_config probe = off_probe_config_default();
-    const struct srv_machine *m = &b->machine;
     const struct srv_bench_record record = {.batch = b->batch,
                                             .input_len = b->input_len,
                                             .output_len = b->output_len,
                                             .submit_ns = b->submit_ns,
                                             .tokens = b->record};
     int32_t warm_input = (int32_t)size_min((size_t)b->input_len, WARM_INPUT);
-    enum status st = off_probe_tiers(m->kn, m->tiers, &probe, &r->bandwidth, err);
+    enum status st = run(b, warm_input, WARM_OUTPUT, err);
     if (st) return st;
-    for (int t = 0; t < r->bandwidth.tier_count; t++)
-        log_info("bench", "tier %s: %.2f GB/s of reading", off_tier_name(m->tiers, t),
-                 r->bandwidth.read_bytes_per_s[t] / 1e9);
-    if ((st = run(b, warm_input, WARM_OUTPUT, err))) return st;
     log_info("bench", "%d sequences of %d prompt and %d answer tokens", b->batch, b->input_len,
              b->output_len);
     if ((st = run(b, b->input_len, b->output_len, err)) || (st = check_whole(b, err)) ||
@@ -320,6 +344,25 @@ static enum status measure(struct bench *b, struct srv_bench_result *r, char *er
     find_floor(b, r);
     find_trips(b, r);
     return ST_OK;
+}
+
+/* Every number of sequences in turn. */
+static enum status measure_all(struct bench *b, struct srv_bench_result *r, char *err)
+{
+    const struct off_probe_config probe = off_probe_config_default();
+    const struct srv_machine *m = &b->machine;
+    struct off_bandwidth bandwidth = {0};
+    enum status st = off_probe_tiers(m->kn, m->tiers, &probe, &bandwidth, err);
+    for (int t = 0; t < bandwidth.tier_count && !st; t++)
+        log_info("bench", "tier %s: %.2f GB/s of reading", off_tier_name(m->tiers, t),
+                 bandwidth.read_bytes_per_s[t] / 1e9);
+    for (int i = 0; i < b->batch_count && !st; i++) {
+        b->batch = b->batches[i];
+        r[i] = (struct srv_bench_result){
+            .unix_s = clock_unix_s(), .batch = b->batch, .bandwidth = bandwidth};
+        st = measure(b, &r[i], err);
+    }
+    return st;
 }
 
 static void on_progress(void *user, int percent)
@@ -338,26 +381,27 @@ static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
         return st;
     atomic_store(&b->marking, true);
     if ((st = check_pages(b, err))) return st;
-    return measure(b, r, err);
+    return measure_all(b, r, err);
 }
 
 int srv_bench(const struct options *o)
 {
     static struct bench b; /* large, and one */
-    struct srv_bench_result result = {.unix_s = clock_unix_s()};
+    struct srv_bench_result results[BATCHES_MAX] = {{0}};
     char err[ERR_CAP] = "";
     FILE *json = NULL;
     b.options = *o;
-    if (check_flags(o, err)) {
+    if (check_flags(&b, err)) {
         fprintf(stderr, "dakd: %s\n", err);
         return 2;
     }
     CHECK(sem_init(&b.wake, 0, 0) == 0);
     enum status st = srv_bench_json_open(o->json, &json, err);
-    if (!st) st = bench(&b, &result, err);
-    if (!st) srv_bench_print(&b.options, &b.machine, &result);
-    if (st) (void)!srv_bench_json_finish(json, o, NULL, NULL, NULL);
-    else st = srv_bench_json_finish(json, &b.options, &b.machine, &result, err);
+    if (!st) st = bench(&b, results, err);
+    for (int i = 0; i < b.batch_count && !st; i++)
+        srv_bench_print(&b.options, &b.machine, &results[i]);
+    if (st) (void)!srv_bench_json_finish(json, o, NULL, NULL, 0, NULL);
+    else st = srv_bench_json_finish(json, &b.options, &b.machine, results, b.batch_count, err);
     srv_shutdown(&b.machine);
     sem_destroy(&b.wake);
     free(b.requests);

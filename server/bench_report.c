@@ -10,7 +10,7 @@
 #include "offload/window.h"
 
 #define PATH_CAP (OPT_STRING_CAP + 8)
-#define JSON_BYTES_MAX 65536
+#define JSON_BYTES_MAX 65536 /* of one result */
 #define MS 1e3
 
 /* A heading where key is NULL. */
@@ -56,14 +56,14 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
 static void list_clients(const struct options *o, const struct srv_bench_result *r, struct list *l)
 {
     const struct srv_bench_stats *s = &r->stats;
-    double input = (double)o->batch * (double)o->input_len;
-    double output = (double)o->batch * (double)o->output_len;
+    double input = (double)r->batch * (double)o->input_len;
+    double output = (double)r->batch * (double)o->output_len;
     add(l, NULL, "whole run", 0, 0);
-    add(l, "completed_request_count", "completed requests", (double)o->batch, 0);
+    add(l, "completed_request_count", "completed requests", (double)r->batch, 0);
     add(l, "duration_s", "duration (s)", s->duration_s, 3);
     add(l, "total_input_tokens", "input tokens", input, 0);
     add(l, "total_output_tokens", "output tokens", output, 0);
-    add(l, "request_throughput_per_s", "requests/s", (double)o->batch / s->duration_s, 3);
+    add(l, "request_throughput_per_s", "requests/s", (double)r->batch / s->duration_s, 3);
     add(l, "prefill_tokens_per_s", "prefill throughput (tokens/s)", s->prefill_tokens_per_s, 2);
     add(l, "output_tokens_per_s", "output throughput (tokens/s)", output / s->duration_s, 2);
     add(l, "total_tokens_per_s", "total throughput (tokens/s)", (input + output) / s->duration_s,
@@ -152,7 +152,7 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
            o->model_dir, info->architecture, kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
            o->offload, o->remote[0] ? " to " : "", o->remote, o->placement, o->congestion_control);
     printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
-           (long long)o->batch, (long long)o->input_len, (long long)o->output_len,
+           (long long)r->batch, (long long)o->input_len, (long long)o->output_len,
            (long long)o->max_num_batched_tokens);
     printf("\n%-8s %12s   %33s %12s\n", "", "", "read by a steady decode step", "at least");
     printf("%-8s %12s %12s %10s %12s %12s\n", "tier", "read GB/s", "weights MB", "KV MB", "all MB",
@@ -247,7 +247,7 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     put_text(b, "remote_window", o->remote_window);
     put_number(b, "seed", (double)o->seed);
     put_number(b, "parameter_count", (double)info->parameter_count);
-    put_number(b, "batch_sequences", (double)o->batch);
+    put_number(b, "batch_sequences", (double)r->batch);
     put_number(b, "input_tokens_per_sequence", (double)o->input_len);
     put_number(b, "output_tokens_per_sequence", (double)o->output_len);
     put_number(b, "step_tokens_max", (double)o->max_num_batched_tokens);
@@ -256,7 +256,7 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     list_all(o, r, &l);
     for (size_t i = 0; i < l.count; i++)
         if (l.at[i].key) put_number(b, l.at[i].key, l.at[i].value);
-    buf_puts(b, "\n}\n");
+    buf_puts(b, "\n}");
 }
 
 static void aside_path(const char *path, char out[PATH_CAP])
@@ -276,21 +276,26 @@ enum status srv_bench_json_open(const char *path, FILE **out, char *err)
 }
 
 enum status srv_bench_json_finish(FILE *f, const struct options *o, const struct srv_machine *m,
-                                  const struct srv_bench_result *r, char *err)
+                                  const struct srv_bench_result *r, int count, char *err)
 {
     char aside[PATH_CAP];
     struct buf b;
     if (!f) return ST_OK;
     aside_path(o->json, aside);
-    buf_init(&b, JSON_BYTES_MAX);
-    if (r) put_json(&b, o, m, r);
+    buf_init(&b, JSON_BYTES_MAX * (size_t)(count + 1));
+    if (count > 1) buf_puts(&b, "[\n");
+    for (int i = 0; i < count; i++) {
+        if (i) buf_puts(&b, ",\n");
+        put_json(&b, o, m, &r[i]);
+    }
+    buf_puts(&b, count > 1 ? "\n]\n" : "\n");
     enum status st = buf_status(&b);
     bool ok = !st && (b.len == 0 || fwrite(b.data, b.len, 1, f) == 1);
     buf_deinit(&b);
     if (fclose(f)) ok = false;
-    if (r && ok && rename(aside, o->json) == 0) return ST_OK;
-    if (r) err_set(err, st ? st : ST_IO, "--json %s: %s", o->json, strerror(errno));
+    if (count && ok && rename(aside, o->json) == 0) return ST_OK;
+    if (count) err_set(err, st ? st : ST_IO, "--json %s: %s", o->json, strerror(errno));
     if (remove(aside)) { /* what is left of it does no harm */
     }
-    return r ? ST_IO : ST_OK;
+    return count ? ST_IO : ST_OK;
 }

@@ -20,6 +20,7 @@ struct srv_bench_trips {
 
 struct srv_bench_result {
     int64_t unix_s; /* when it began */
+    int32_t batch;  /* sequences */
     struct off_bandwidth bandwidth;
     /* Of a steady step, by tier. */
     uint64_t step_bytes[KN_TIER_MAX], weight_bytes[KN_TIER_MAX], kv_bytes[KN_TIER_MAX];
@@ -40,10 +41,11 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
 /* Opens a file beside `path`, before anything is measured, so that a wrong path costs nothing; *out
  * is NULL where path is "".  ST_IO. */
 MUST_USE enum status srv_bench_json_open(const char *path, FILE **out, char *err);
-/* Writes the results, closes, and gives the file its name: a reader sees all of it or none.  r NULL
- * drops the file.  Nothing happens where f is NULL. */
+/* Writes the results, closes, and gives the file its name: a reader sees all of it or none.  One
+ * result is an object, several are an array of them; none drops the file.  Nothing happens where f
+ * is NULL. */
 MUST_USE enum status srv_bench_json_finish(FILE *f, const struct options *o,
                                            const struct srv_machine *m,
-                                           const struct srv_bench_result *r, char *err);
+                                           const struct srv_bench_result *r, int count, char *err);
 
 #endif

@@ -164,7 +164,7 @@ static void test_commands(void **state)
     char err[ERR_CAP];
     const char *const *bench = ARGS("m", "--batch", "4", "--seed", "7", "--json=f");
     assert_int_equal(read_for(OPTIONS_BENCH, &o, bench, no_env, err), ST_OK);
-    assert_int_equal(o.batch, 4);
+    assert_string_equal(o.batch, "4");
     assert_int_equal(o.input_len, 0);
     assert_int_equal(o.seed, 7);
     assert_int_equal(o.max_num_batched_tokens, 512);
@@ -177,7 +177,7 @@ static void test_commands(void **state)
     const char *const env[] = {"DAKD_PORT=9", "DAKD_BATCH=3", NULL};
     assert_int_equal(read_for(OPTIONS_BENCH, &o, ARGS("m"), env, err), ST_OK);
     assert_int_equal(o.port, 9);
-    assert_int_equal(o.batch, 3);
+    assert_string_equal(o.batch, "3");
     const char *const bad[] = {"DAKD_PORT=x", NULL};
     assert_int_equal(read_for(OPTIONS_BENCH, &o, ARGS("m"), bad, err), ST_INVALID);
     const char *const none[] = {NULL};

@@ -108,6 +108,16 @@ def test_dummy_model_over_two_tiers(tmp_path, tiny):
         assert tier["achieved_bytes_per_s"] == pytest.approx(tier["step_bytes"] / seconds, rel=1e-6)
 
 
+def test_several_batches_of_one_loading(tmp_path, tiny):
+    results, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", "2,4,1", "--input-len", 5, "--output-len", 12,
+                          "--threads", 1)
+    assert [r["batch_sequences"] for r in results] == [2, 4, 1]
+    parts = re.split(r"^(?=dakd )", text, flags=re.M)[1:]
+    for result, part in zip(results, parts, strict=True):
+        check(result, part, result["batch_sequences"], 5, 12)
+    assert len({r["tiers"][0]["read_bytes_per_s"] for r in results}) == 1  # probed once
+
+
 def test_cheap_bytes_leave_first(tmp_path, tiny):
     """A table of which a step reads a row a token costs nothing elsewhere."""
     result, _ = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
@@ -129,6 +139,11 @@ def test_prompts_in_chunks(tmp_path, tiny):
 @pytest.mark.parametrize("flags,words", [
     (["--input-len", 5, "--output-len", 20], "--batch is missing"),
     (["--batch", 1, "--output-len", 20], "--input-len is missing"),
+    (["--batch", "1,x", "--input-len", 5, "--output-len", 20], "--batch '1,x' is not a list of up to 8 numbers"),
+    (["--batch", "1,", "--input-len", 5, "--output-len", 20], "--batch '1,' is not a list of up to 8 numbers"),
+    (["--batch", "0", "--input-len", 5, "--output-len", 20], "--batch '0' is not a list"),
+    (["--batch", "4097", "--input-len", 5, "--output-len", 20], "between 1 and 4096"),
+    (["--batch", "1,2,3,4,5,6,7,8,9", "--input-len", 5, "--output-len", 20], "up to 8 numbers"),
     (["--batch", 1, "--input-len", 5], "--output-len is missing"),
     (["--batch", 1, "--input-len", 5, "--output-len", 8], "7 decode steps at most, and a TPOT is not reported"),
     (["--batch", 40, "--input-len", 5, "--output-len", 20, "--max-num-batched-tokens", 32], "--batch 40 sequences"),

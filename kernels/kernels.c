@@ -189,7 +189,7 @@ bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample
 struct kn_window kn_window_default(enum kn_mem mem)
 {
     switch (mem) {
-    case KN_MEM_HOST: return (struct kn_window){16, 1, 91};
+    case KN_MEM_HOST: return (struct kn_window){16, 2, 91};
     case KN_MEM_PEER: return (struct kn_window){16, 4, 12.5f};
     case KN_MEM_LOCAL:
     case KN_MEM_STAGING: break;

@@ -230,8 +230,9 @@ MUST_USE enum status kn_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_n
  * MB of them over PCIe make it a hundred times slower), so a kernel reads a remote tier with up to
  * `ctas` CTAs (one or two an SM) that keep up to `blocks` blocks of KN_BLOCK_BYTES in flight each;
  * where fewer CTAs have remote work, they share the window of all, and where the link is what a
- * kernel waits for, twice as many read.  `ctas` of at least the kernel's grid means no roles: every
- * CTA reads what falls to it, `blocks` deep.  Results are the same for every window. */
+ * kernel waits for, up to twice as much is in flight.  `ctas` of at least the kernel's grid means
+ * no roles: every CTA reads what falls to it, `blocks` deep.  Results are the same for every
+ * window. */
 struct kn_window {
     int32_t ctas, blocks; /* 1..KN_WINDOW_NO_BOUND */
     /* Local bytes that HBM delivers in the time this tier's link takes for one: work is dealt so
@@ -240,7 +241,7 @@ struct kn_window {
 };
 #define KN_WINDOW_NO_BOUND 65536 /* more than any GPU has CTAs, or a CTA blocks */
 
-/* What just fills the link while HBM streams, as measured on an H200 (PCIe 5: 256 KB in flight;
+/* What just fills the link while HBM streams, as measured on an H200 (PCIe 5: 512 KB in flight;
  * NVLink: 1 MB).  KN_MEM_LOCAL stands for a tier in tests: no bound, no cost. */
 struct kn_window kn_window_default(enum kn_mem mem);
 /* Sets the window of remote tier `tier` (1..KN_TIER_MAX - 1): operations issued later obey it.  Not

@@ -2,8 +2,9 @@
  * gpu_gemm.cu - the decode GEMM against an fp64 reference, and against itself: every result must be
  * bitwise the same for every run, placement, window and neighbour.  With --bench it measures the
  * GEMMs of a decode step (gpu_gemm_bench.cuh), with --remote those of a step with a share of the
- * weights remote; --peer takes the second GPU's memory for remote, not the host's; --quick runs
- * small shapes alone, for compute-sanitizer; --from T leaves out steps of less than T tokens.
+ * weights remote, with --windows HBM beside the link (gpu_window_bench.cuh); --peer takes the
+ * second GPU's memory for remote, not the host's; --quick runs small shapes alone, for
+ * compute-sanitizer; --from T leaves out steps of less than T tokens.
  *
  * The reference is a kernel in fp64 that computes each element from the random data directly; it is
  * itself held to a loop on the host.  Outputs, workspaces and padding are poisoned before each run.
@@ -20,6 +21,7 @@
 #include "kernels/cuda/small.h"
 #include "tests/gpu_check.cuh"
 #include "tests/gpu_gemm_bench.cuh"
+#include "tests/gpu_window_bench.cuh"
 
 #define GUARD_BYTES 4096
 #define POISON 0xFF /* NaN in fp32 and bf16 */
@@ -146,6 +148,7 @@ struct bed {
     uint32_t *bad;
     struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
+    int32_t turn; /* of the next launch that takes one */
     size_t out_capacity;
 };
 
@@ -256,7 +259,9 @@ static void bed_launch(struct bed *b, const struct kn_cu_gemm_plan *plan,
                        const struct kn_cu_gemm_args *a)
 {
     char err[ERR_CAP] = "";
-    STATUS(kn_cu_gemm_launch(plan, a, NULL, err), err);
+    struct kn_cu_gemm_args args = *a;
+    args.turn = kn_cu_gemm_takes_turn(plan, a->w, b->sm_count) ? b->turn++ : -1;
+    STATUS(kn_cu_gemm_launch(plan, &args, NULL, err), err);
     if (!a->partial) return;
     const struct kn_cu_parts parts = {a->partial, 1 << plan->part_shift,
                                       (size_t)a->tokens * b->w.rows, a->bias};
@@ -550,7 +555,7 @@ int main(int argc, char **argv)
 {
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
-    bool quick = false, bench = false, tune = false, remote = false, peer = false;
+    bool quick = false, bench = false, tune = false, remote = false, windows = false, peer = false;
     int from = 1;
     const char *cublas = NULL;
     for (int i = 1; i < argc; i++) {
@@ -558,6 +563,7 @@ int main(int argc, char **argv)
         bench |= !strcmp(argv[i], "--bench");
         tune |= !strcmp(argv[i], "--tune");
         remote |= !strcmp(argv[i], "--remote");
+        windows |= !strcmp(argv[i], "--windows");
         peer |= !strcmp(argv[i], "--peer");
         if (!strcmp(argv[i], "--from") && i + 1 < argc) from = atoi(argv[++i]);
         if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
@@ -567,8 +573,8 @@ int main(int argc, char **argv)
     CUDA(cudaGetDevice(&device));
     CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
     if (peer) CUDA(cudaDeviceEnablePeerAccess(1, 0));
-    if (bench || tune || remote) {
-        bench_gemm(sm_count, tune, bench, remote, peer, from, cublas);
+    if (bench || tune || remote || windows) {
+        bench_gemm(sm_count, tune, bench, remote, windows, peer, from, cublas);
         return 0;
     }
     run_tests(&tally, sm_count, quick, peer, from);

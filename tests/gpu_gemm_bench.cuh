@@ -52,6 +52,7 @@ struct bench {
     __nv_bfloat16 *plain_x, *plain_out; /* row-major, for cuBLAS */
     struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
+    int turn; /* of the next launch that takes one */
     cudaStream_t stream;
     double floor_ms, link_gbps; /* the floor of all bytes in HBM */
     struct off_tiers *tiers;    /* for off_place alone */
@@ -201,6 +202,7 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
     a.partial = in_parts(op->epilogue) ? b->partial : NULL;
     a.windows = b->windows;
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
+    a.turn = kn_cu_gemm_takes_turn(plan, &w, b->sm_count) ? b->turn++ : -1;
     a.dependent = true;
     STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
 }
@@ -363,10 +365,10 @@ struct bench_window {
 };
 
 /* The remote memory, and its link's rate. */
-static void bench_remote_open(struct bench *b, bool peer)
+static void bench_remote_open(struct bench *b, bool peer, size_t bytes)
 {
     const size_t probe = (size_t)1 << 30;
-    b->pinned_bytes = (size_t)7600 << 20;
+    b->pinned_bytes = bytes;
     if (peer) CUDA(cudaSetDevice(1));
     if (peer) CUDA(cudaMalloc(&b->pinned, b->pinned_bytes));
     else CUDA(cudaHostAlloc(&b->pinned, b->pinned_bytes, cudaHostAllocMapped));
@@ -436,7 +438,7 @@ static void bench_remote(struct bench *b, bool peer)
     const struct bench_window *windows = peer ? peer_windows : host_windows;
     const size_t share_count = peer ? ARRAY_COUNT(peer_shares) : ARRAY_COUNT(host_shares);
     const size_t window_count = peer ? ARRAY_COUNT(peer_windows) : ARRAY_COUNT(host_windows);
-    bench_remote_open(b, peer);
+    bench_remote_open(b, peer, (size_t)7600 << 20);
     for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
         double all_local_ms = time_step(b, tokens[j], 0, OFF_PLACE_EVEN, false, NULL);
         bench_stand_in(b, tokens[j], all_local_ms);
@@ -497,8 +499,10 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
     fflush(stdout);
 }
 
-static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool peer, int from,
-                       const char *cublas)
+static void bench_windows(struct bench *b, bool peer); /* gpu_window_bench.cuh */
+
+static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool windows, bool peer,
+                       int from, const char *cublas)
 {
     static const int tokens[] = {8, 16, 32, 64, 128, 256};
     struct bench b;
@@ -517,6 +521,7 @@ static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool pe
             for (int op = 0; op < 5 && tokens[i] >= from; op++)
                 tune_shape(&b, op < 4 ? op : b.op_count - 1, 4, tokens[i]);
     if (remote) bench_remote(&b, peer);
+    if (windows) bench_windows(&b, peer);
 }
 
 #endif

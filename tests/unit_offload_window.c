@@ -31,10 +31,10 @@ static void defaults(void **state)
     (void)state;
     assert_int_equal(windows_of("static", "", "host:1GiB,peer:1:1GiB", w, err), ST_OK);
     expect(&w[0], 0, 0);
-    expect(&w[1], 16, 1);
+    expect(&w[1], 16, 2);
     expect(&w[2], 16, 4);
     expect(&w[3], 0, 0);
-    assert_int_equal(off_window_bytes(&w[1]), 256 << 10);
+    assert_int_equal(off_window_bytes(&w[1]), 512 * 1024);
     assert_int_equal(off_window_bytes(&w[2]), 1 << 20);
     assert_true(w[1].cost > w[2].cost && w[2].cost > 1);
     assert_int_equal(windows_of("static", "", "", w, err), ST_OK);

@@ -53,11 +53,15 @@ struct kn_cu_window {
     float cost;           /* local blocks HBM delivers in the time the tier's link takes for one */
 };
 
+#define KN_CU_TURNS 4 /* more launches than take turns on a link at once: see gemm_work.cuh */
+
 /* What the kernels read from a tier, in device memory; added to, and reset by none that reads. */
 struct kn_cu_traffic {
-    uint64_t blocks;             /* 16 KB each */
-    uint64_t trips, trip_clocks; /* round trips seen, and the sum of them in SM clocks */
-    uint32_t trip_min, trip_max; /* trip_min starts at UINT32_MAX */
+    uint64_t blocks;               /* 16 KB each */
+    uint64_t trips, trip_clocks;   /* round trips seen, and the sum of them in SM clocks */
+    uint32_t trip_min, trip_max;   /* trip_min starts at UINT32_MAX */
+    uint32_t readers[KN_CU_TURNS]; /* CTAs that have copies to issue, by turn of their launch; 0
+                                      when nothing runs */
 };
 /* Copies the counters [KN_TIER_MAX] to the host's pinned memory, and starts trip_min and trip_max
  * anew.  ST_DEVICE with CUDA's sentence. */
@@ -125,6 +129,8 @@ struct kn_cu_gemm_args {
     struct kn_cu_gemm_norm norm;        /* with ADD, of up to KN_CU_SQUARES_TOKENS tokens */
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
     struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] on the device, or NULL */
+    int32_t turn; /* counts the stream's launches that take turns on a link, modulo any multiple of
+                     KN_CU_TURNS; -1 for those that do not, and without traffic */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
 };
 
@@ -134,6 +140,9 @@ MUST_USE enum status kn_cu_gemm_init(char *err);
 /* parts: whether K may be cut into parts.  */
 void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count, bool parts,
                      struct kn_cu_gemm_plan *out);
+/* Whether a launch takes turns with others on the links it reads (gemm_work.cuh). */
+bool kn_cu_gemm_takes_turn(const struct kn_cu_gemm_plan *plan, const struct kn_weight *w,
+                           int32_t sm_count);
 /* How many CTAs of a bucket and group height an SM holds; 0 where there is no such kernel. */
 int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles);
 /* Fills in what follows from bucket, group_tiles, ctas_per_sm and part_shift. */

@@ -77,11 +77,13 @@ template <class S> struct cu_gemm_ring {
 /* --- producers --- */
 
 template <class S>
-PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
+PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring,
+                                   int32_t begun)
 {
     const uint64_t once = ptx_policy_evict_first();
     uint32_t local_issued = 0, remote_issued = 0;
     int32_t n = 0;
+    if (w.remote_count > 0) cu_link_enter(g, w);
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_unit u = cu_gemm_unit(g, w, i);
         const bool remote = cu_gemm_remote(w, i);
@@ -91,6 +93,7 @@ PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_r
                             KN_BLOCK_BYTES;
         const int32_t reach = remote ? w.window : S::W_SLOTS;
         for (int32_t b = 0; b < u.block_count; b++, n++, from += KN_BLOCK_BYTES) {
+            if (n < begun) continue; /* cu_gemm_begin has issued it */
             const int32_t slot = n % S::W_SLOTS;
             if (n >= S::W_SLOTS) ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
             const int32_t landed = min(n - reach + 1, w.watched_blocks);
@@ -101,6 +104,7 @@ PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_r
             ptx_bulk_load_hint(ring.weights[slot], from, KN_BLOCK_BYTES, &ring.w_full[slot], once);
         }
         remote_issued += remote ? u.block_count : 0;
+        if (i == w.remote_at + w.remote_count - 1 && remote) cu_link_leave(g, w);
         local_issued += remote ? 0 : u.block_count;
     }
     if (g.traffic) {
@@ -264,12 +268,14 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
         ptx_fence_mbarrier_init();
     }
     __syncthreads();
+    int32_t begun = 0;
+    if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S>(g, ring);
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         CU_TRACE_WAITED();
         cu_consume<S, NORM>(g, w, ring, warp, lane);
     } else if (lane == 0) {
-        if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring);
+        if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring, begun);
         if (warp == S::WARPS + 1) cu_produce_activations<S>(g, w, ring);
         if (warp == S::WARPS + 2) cu_poll_remote<S>(g, w, ring);
     }

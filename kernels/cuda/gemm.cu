@@ -135,6 +135,12 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
     *out = p;
 }
 
+extern "C" bool kn_cu_gemm_takes_turn(const struct kn_cu_gemm_plan *plan, const struct kn_weight *w,
+                                      int32_t sm_count)
+{
+    return w->span[0].tile_count < w->tile_count && 2 * plan->grid > sm_count * plan->ctas_per_sm;
+}
+
 /* Which groups are read as which tier's: a remote tier's are those with any of its tiles, less
  * those an earlier remote tier has; the local tier's are the rest, and lie together because spans
  * do. */
@@ -229,6 +235,7 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.traffic = a->traffic;
     g.norm_spread = !g.windows && plan->grid == w->tile_count << plan->part_shift;
     CHECK(!a->norm.y || ((g.part_blocks << g.part_shift) - g.part_blocks) < g.blocks_per_tile);
+    g.turn = a->turn < 0 || !a->traffic ? -1 : a->turn % KN_CU_TURNS;
 
     const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent);
     cudaError_t e = cudaLaunchKernelEx(&l.config, a->norm.y ? v->norm_kernel : v->kernel, g);

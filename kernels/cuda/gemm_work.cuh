@@ -6,29 +6,57 @@
  *
  * Roles: a few CTAs, as many as the window has CTAs, read all of the tier's units, before any
  * local ones, so that the link is busy from the start.  As few CTAs as leave all of them
- * equally many units; they share the window of all that might have read.  Where the link needs
- * longer for its units than HBM for the local ones, HBM can bear more bytes in flight, and twice as
- * many read.
+ * equally many units; they share the window of all that might have read.
+ *
+ * Where the link needs longer for its units than HBM for the local ones, HBM would wait, and can
+ * bear to be slower by as much: the window grows in that ratio, to at most twice (a link has no use
+ * for more), and as many CTAs read as have nothing else to do, as far as the window has a block for
+ * each.  What counts then is that the link never idles: the rings of many readers hold what it
+ * delivers between two products.
+ *
+ * In turn: the readers of a launch begin when those of the launch before have issued their last
+ * copy, where the link takes a quarter longer than HBM or more.  CTAs of both share the machine
+ * long before, once local work is done; readers that began at once would take the link from the
+ * launch that is waited for, have their rings full when it ends, and leave the link idle until
+ * their own launch may go on.  Only launches of more than half the CTAs the GPU holds take turns
+ * (kn_cu_gemm_takes_turn): the oldest of them that runs, the next, none of whose CTAs ends before,
+ * and a part of the one after it are all that can run at once, so KN_CU_TURNS counters in turn are
+ * enough.  (Without that, four launches of 32 CTAs waited for each other in a circle.)
  *
  * No roles, for a window of as many CTAs as the grid: every CTA reads its part, one unit for
  * most that have any.  Each has it at another place among its local units, so that at any time as
  * many read the tier as its share of the work.
  *
  * Local units are dealt so that all CTAs end together: the link takes window.cost times as long for
- * a block as HBM, so a reader's remote units cost it a known part of its time.  All CTAs of a
- * launch read the same control block, or they would disagree.
+ * a block as HBM, so a reader's remote units cost it a known part of its time, and it gets as many
+ * whole local ones as fit beside them.  All CTAs of a launch read the same control block, or they
+ * would disagree.
  *
- * Measured on an H200 over NVLink, the products of a Llama-3.1-8B step at 1 token, all-local time
- * over time: 16 x 4 blocks 1.010 with 4 % of the tiles remote, 1.034 with 6, 0.994 with 7, 0.924
- * with 8, 0.764 with 10; 32 x 4 1.018, 1.022, 0.981, 0.971, 0.794; no roles and 4 blocks 1.017,
- * 1.024, 1.002, 0.919, 0.783.  Tried and dropped: one CTA an SM for products with remote tiles
- * (0.94); windows passed with the launch in place of a load at its start (no difference).
+ * What is sure.  A kernel has no more readers than remote units, so a CTA beyond these needs no
+ * window to know what to begin with: one local unit is its own.  It fills its ring with that before
+ * anything is read from memory or divided (cu_gemm_begin).
+ *
+ * Measured on an H200, steps of an 8B model at 1, 32 and 128 tokens.  Sure units: 0.4 % over PCIe,
+ * the same placement, 4.03 to 3.96 ms at 1 token (3.93 without a remote tier).  Turns and more
+ * readers, floor over time: PCIe 5 % 0.964, 0.949, 0.901 to 0.981, 0.975, 0.913; NVLink 30 % 0.936,
+ * 0.925 to 0.976, 0.968 (128 tokens: 0.881); 10 % 0.860, 0.837, 0.689 without turns, 0.904, 0.887,
+ * 0.695 with.  Turns for every launch: 1 % over PCIe, nearly balanced, 4.27 to 4.36 ms.  At 128
+ * tokens a product has an SM to itself, and few of its CTAs run before attention has ended.
+ *
+ * Tried and dropped: one CTA an SM for products with remote tiles (0.94); windows passed with the
+ * launch in place of a load at its start (no difference); windows of 8, 24 and 48 blocks over PCIe
+ * in place of 32 (4.69, 4.29 and 4.28 ms against 4.27 at 1 % and 1 token); 32 x 2 over NVLink (3.77
+ * against 3.73 ms at 7 %).
  */
 #ifndef DAKD_KERNELS_CUDA_GEMM_WORK_CUH
 #define DAKD_KERNELS_CUDA_GEMM_WORK_CUH
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ptx.cuh"
+
+/* From this ratio of the link's time to HBM's on, a launch's readers wait for those of the launch
+ * before: nearer to balance the wait costs more than it saves. */
+#define IN_TURN_RATIO 1.25f
 
 /* A tier's tiles, and the groups that are read as its own: those with at least one of its tiles,
  * for tier 0 those with no other. */
@@ -55,6 +83,7 @@ struct cu_gemm {
     kn_epilogue epilogue;
     const kn_cu_window *windows;
     kn_cu_traffic *traffic;
+    int32_t turn; /* 0..KN_CU_TURNS - 1; -1: takes none */
 };
 
 /* A kernel of one bucket and group height. */
@@ -68,11 +97,14 @@ struct cu_gemm_variant {
 const cu_gemm_variant *cu_wide_variants(size_t *count);
 
 /* The units of one CTA, in its order: remote_at local ones, the remote ones (of at
- * most one tier), the other local ones. */
+ * most one tier), the other local ones.  Of those the first `sure` is unit sure_begin, the others
+ * are consecutive from local_begin. */
 struct cu_work {
     int32_t tier, window; /* of the remote units; blocks in flight of this CTA */
+    bool in_turn;         /* they wait for the launch before */
     int32_t remote_at, remote_begin, remote_step, remote_count; /* units of that tier */
-    int32_t local_begin, local_count;                           /* consecutive units of tier 0 */
+    int32_t sure, sure_begin;                                   /* 0 or 1 */
+    int32_t local_begin, local_count;                           /* units of tier 0, sure too */
     int32_t watched_blocks; /* its blocks up to the last remote one, absent tiles too */
 };
 
@@ -82,44 +114,159 @@ PTX_INLINE bool cu_gemm_remote(const cu_work &w, int32_t i)
     return i >= w.remote_at && i < w.remote_at + w.remote_count;
 }
 
-/* Local units before CTA c, when the CTAs [first[j], first[j + 1]) of tier j have weight
- * share[j] and the rest share[0].  A CTA's end must be its neighbour's begin, so every rounding
- * is written down; the error is below half a unit up to a million of them.  (A 64-bit division
- * would take each CTA 0.1 us before its first copy.) */
-PTX_INLINE int32_t cu_local_before(int32_t units, int32_t ctas,
-                                   const int32_t (&first)[KN_TIER_MAX + 1],
-                                   const int64_t (&share)[KN_TIER_MAX], int32_t c)
-{
-    int64_t before = share[0] * max(c - first[KN_TIER_MAX], 0);
-    int64_t all = share[0] * (ctas - first[KN_TIER_MAX]);
-#pragma unroll
-    for (int j = 1; j < KN_TIER_MAX; j++) {
-        before += share[j] * (min(max(c, first[j]), first[j + 1]) - first[j]);
-        all += share[j] * (first[j + 1] - first[j]);
-    }
-    const float part =
-        all > 0 ? __fdiv_rn((float)before, (float)all) : __fdiv_rn((float)c, (float)ctas);
-    return __float2int_rn(__fmul_rn((float)units, part));
-}
-
 /* A unit as one CTA has it. */
 struct cu_unit {
     int32_t group, part;
     int32_t block_begin, block_count; /* of K */
 };
 
+/* Unit n of a tier. */
+PTX_INLINE cu_unit cu_gemm_unit_at(const cu_gemm &g, int32_t tier, int32_t n)
+{
+    cu_unit u;
+    u.part = n & ((1 << g.part_shift) - 1);
+    u.group = g.tier[tier].group_begin + (n >> g.part_shift);
+    u.block_begin = u.part * g.part_blocks;
+    u.block_count = max(min(g.part_blocks, g.blocks_per_tile - u.block_begin), 0);
+    return u;
+}
+
 /* Unit i of a CTA. */
 PTX_INLINE cu_unit cu_gemm_unit(const cu_gemm &g, const cu_work &w, int32_t i)
 {
     const bool remote = cu_gemm_remote(w, i);
-    const int32_t n = remote ? w.remote_begin + (i - w.remote_at) * w.remote_step
-                             : w.local_begin + (i < w.remote_at ? i : i - w.remote_count);
-    cu_unit u;
-    u.part = n & ((1 << g.part_shift) - 1);
-    u.group = g.tier[remote ? w.tier : 0].group_begin + (n >> g.part_shift);
-    u.block_begin = u.part * g.part_blocks;
-    u.block_count = max(min(g.part_blocks, g.blocks_per_tile - u.block_begin), 0);
-    return u;
+    const int32_t k = i < w.remote_at ? i : i - w.remote_count; /* local ones before it */
+    const int32_t n = remote       ? w.remote_begin + (i - w.remote_at) * w.remote_step
+                      : k < w.sure ? w.sure_begin
+                                   : w.local_begin + k - w.sure;
+    return cu_gemm_unit_at(g, remote ? w.tier : 0, n);
+}
+
+/* CTAs from this one on surely begin with local unit 0, 1, ...: a launch has at least as many units
+ * as CTAs. */
+PTX_INLINE int32_t cu_gemm_sure_from(const cu_gemm &g)
+{
+    int32_t groups = 0;
+#pragma unroll
+    for (int j = 1; j < KN_TIER_MAX; j++) groups += g.tier[j].group_count;
+    return min(groups << g.part_shift, (int32_t)gridDim.x);
+}
+
+/* Fills the ring, which is empty, with the CTA's sure unit; how many slots that took.  One thread,
+ * which then issues the rest (cu_gemm_work). */
+template <class S, class Ring> PTX_INLINE int32_t cu_gemm_begin(const cu_gemm &g, Ring &ring)
+{
+    const int32_t sure = (int32_t)blockIdx.x - cu_gemm_sure_from(g);
+    if (sure < 0) return 0;
+    const uint64_t once = ptx_policy_evict_first();
+    const cu_unit u = cu_gemm_unit_at(g, 0, sure);
+    int32_t n = 0;
+    for (int32_t b = 0; b < u.block_count && n + S::RT <= S::W_SLOTS; b++)
+#pragma unroll
+        for (int t = 0; t < S::RT; t++, n++) {
+            const int32_t tile = u.group * S::RT + t;
+            if (tile >= g.tile_count) { /* what it multiplies is never stored */
+                ptx_mbarrier_arrive(&ring.w_full[n]);
+                continue;
+            }
+            const int32_t block =
+                (tile - g.tier[0].tile_begin) * g.blocks_per_tile + u.block_begin + b;
+            ptx_mbarrier_expect_tx(&ring.w_full[n], KN_BLOCK_BYTES);
+            ptx_bulk_load_hint(ring.weights[n], g.tier[0].base + (size_t)block * KN_BLOCK_BYTES,
+                               KN_BLOCK_BYTES, &ring.w_full[n], once);
+        }
+    return n;
+}
+
+/* CTAs of a launch in their order: the readers of each tier, those that have a sure unit, and
+ * between them those that might have been readers.  What is left of the local units is dealt by
+ * weight. */
+struct cu_deal {
+    int32_t first[KN_TIER_MAX + 1]; /* readers of tier j: [first[j], first[j + 1]) */
+    int32_t sure_from, ctas;
+    float weight[KN_TIER_MAX]; /* of a reader */
+    float plain, sure;         /* of the others */
+};
+
+/* Units before CTA c of those that are dealt.  A CTA's end must be its neighbour's begin, so every
+ * rounding is written down; the error is below half a unit up to a million of them. */
+PTX_INLINE float cu_deal_before(const cu_deal &d, int32_t c)
+{
+    const int32_t end = d.first[KN_TIER_MAX];
+    float before = __fmul_rn(d.plain, (float)(min(max(c, end), d.sure_from) - end));
+    before = __fadd_rn(before, __fmul_rn(d.sure, (float)max(c - d.sure_from, 0)));
+#pragma unroll
+    for (int j = 1; j < KN_TIER_MAX; j++)
+        before = __fadd_rn(
+            before,
+            __fmul_rn(d.weight[j], (float)(min(max(c, d.first[j]), d.first[j + 1]) - d.first[j])));
+    return before;
+}
+
+PTX_INLINE void cu_deal_units(const cu_deal &d, int32_t units, int32_t cta, int32_t *begin,
+                              int32_t *count)
+{
+    const float all = cu_deal_before(d, d.ctas);
+    const bool any = all > 0.f;
+    const float scale = __fdiv_rn((float)units, any ? all : (float)d.ctas);
+    const float before = any ? cu_deal_before(d, cta) : (float)cta;
+    const float after = any ? cu_deal_before(d, cta + 1) : (float)(cta + 1);
+    *begin = __float2int_rn(__fmul_rn(scale, before));
+    *count = __float2int_rn(__fmul_rn(scale, after)) - *begin;
+}
+
+/* Weights that level all CTAs, from what each tier's part costs one of its readers in local units:
+ * those whose load is above the level get no local work. */
+PTX_INLINE void cu_deal_level(cu_deal &d, int32_t local, const float (&load)[KN_TIER_MAX])
+{
+    const int32_t others = d.ctas - d.first[KN_TIER_MAX];
+    bool over[KN_TIER_MAX] = {}, settled = false;
+    float level = 0.f;
+    while (!settled) {
+        float sum = (float)local, count = (float)others;
+#pragma unroll
+        for (int j = 1; j < KN_TIER_MAX; j++) {
+            const float readers = over[j] ? 0.f : (float)(d.first[j + 1] - d.first[j]);
+            sum += load[j] * readers;
+            count += readers;
+        }
+        level = count > 0.f ? sum / count : 0.f;
+        settled = true;
+#pragma unroll
+        for (int j = 1; j < KN_TIER_MAX; j++) {
+            if (over[j] || d.first[j + 1] == d.first[j] || load[j] < level) continue;
+            over[j] = true;
+            settled = false;
+        }
+    }
+    d.plain = level;
+    d.sure = fmaxf(level - 1.f, 0.f);
+    /* Whole units alone beside remote ones, where others can take what is left: half a unit on a
+     * reader would make all wait for it. */
+#pragma unroll
+    for (int j = 1; j < KN_TIER_MAX; j++) {
+        const float free = over[j] ? 0.f : level - load[j];
+        d.weight[j] = others > 0 ? floorf(free) : free;
+    }
+}
+
+/* How the link and HBM share a launch's time: CTAs that may read a tier, blocks they have in flight
+ * together, and the link's time for its units over HBM's for the local ones. */
+struct cu_link_share {
+    int32_t readers, blocks;
+    float ratio;
+};
+
+PTX_INLINE cu_link_share cu_link_share_of(const kn_cu_window &window, int32_t units, int32_t local)
+{
+    const int32_t ctas = gridDim.x, least = min(max(window.ctas, 1), ctas);
+    const int32_t blocks = least * min(max(window.blocks, 1), 1024); /* more than a ring has */
+    const float ratio = window.cost * (float)units / (float)max(local, 1);
+    if (ratio <= 1.f) return {least, blocks, ratio};
+    /* HBM may be slower by what it would wait, and that many CTAs have nothing else to do. */
+    const int32_t all = (int32_t)((float)blocks * fminf(ratio, 2.f));
+    const int32_t spare = (int32_t)((1.f - 1.f / ratio) * (float)ctas);
+    return {min(max(spare, least), all), all, ratio};
 }
 
 template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
@@ -127,77 +274,75 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     const int32_t ctas = gridDim.x, cta = blockIdx.x;
     const int32_t local = g.tier[0].group_count << g.part_shift;
     cu_work w = {};
-    if (!g.windows) {
-        w.local_begin = (int32_t)((int64_t)local * cta / ctas);
-        w.local_count = (int32_t)((int64_t)local * (cta + 1) / ctas) - w.local_begin;
-        return w;
-    }
-    /* Reading CTAs of the remote tiers, side by side, and what each tier's part costs one of
-     * them in local blocks.  Every tier still to come keeps a CTA: there are as many as
-     * units. */
-    int32_t first[KN_TIER_MAX + 1] = {0, 0}, tiers_left = 0;
-    float load[KN_TIER_MAX] = {};
+    cu_deal d = {};
+    d.ctas = ctas;
+    d.sure_from = cu_gemm_sure_from(g);
+    d.plain = d.sure = 1.f;
+    if (g.windows) {
+        /* Reading CTAs of the remote tiers, side by side, and what each tier's part costs one of
+         * them.  Every tier still to come keeps a CTA: there are as many as units. */
+        int32_t tiers_left = 0;
+        float load[KN_TIER_MAX] = {};
 #pragma unroll
-    for (int j = 1; j < KN_TIER_MAX; j++) tiers_left += g.tier[j].group_count > 0;
-#pragma unroll
-    for (int j = 1; j < KN_TIER_MAX; j++) {
-        const int32_t units = g.tier[j].group_count << g.part_shift;
-        int32_t readers = 0;
-        if (units > 0) {
-            const kn_cu_window window = g.windows[j];
-            const int32_t wider = window.cost * (float)units > (float)local ? 2 : 1;
-            const int32_t wanted = min(max(window.ctas, 1) * wider, ctas);
-            const int32_t blocks = min(max(window.blocks, 1), S::W_SLOTS * ctas);
-            const bool roles = window.ctas < ctas;
-            tiers_left--;
-            readers = min(wanted, ctas - first[j] - tiers_left);
-            const int32_t each = (units + readers - 1) / readers;
-            readers = (units + each - 1) / each;
-            /* The link's time for all of it; a reader takes at least what local units would. */
-            load[j] = max(window.cost * (float)units / (float)ctas, (float)each) *
-                      (float)(g.part_blocks * S::RT);
-            const int32_t rank = cta - first[j];
-            if (rank >= 0 && rank < readers) {
-                w.tier = j;
-                w.window =
-                    min(roles ? (blocks * wanted + readers - 1) / readers : blocks, S::W_SLOTS);
-                w.remote_at = roles ? 0 : rank; /* of `readers` places: see below */
-                w.remote_begin = rank;
-                w.remote_step = readers;
-                w.remote_count = (units - rank + readers - 1) / readers;
-            }
-        }
-        first[j + 1] = first[j] + readers;
-    }
-    /* Level all CTAs: those whose remote load is above the level get no local work. */
-    int64_t share[KN_TIER_MAX] = {};
-    bool over[KN_TIER_MAX] = {};
-#pragma unroll
-    for (int round = 1; round < KN_TIER_MAX; round++) {
-        float sum = (float)(local * g.part_blocks * S::RT),
-              count = (float)(ctas - first[KN_TIER_MAX]);
-#pragma unroll
-        for (int j = 1; j < KN_TIER_MAX; j++)
-            if (!over[j]) {
-                sum += load[j] * (float)(first[j + 1] - first[j]);
-                count += (float)(first[j + 1] - first[j]);
-            }
-        const float level = count > 0.f ? sum / count : 0.f;
-        share[0] = (int64_t)(level * 256.f);
+        for (int j = 1; j < KN_TIER_MAX; j++) tiers_left += g.tier[j].group_count > 0;
 #pragma unroll
         for (int j = 1; j < KN_TIER_MAX; j++) {
-            over[j] |= load[j] >= level;
-            share[j] = over[j] ? 0 : (int64_t)((level - load[j]) * 256.f);
+            const int32_t units = g.tier[j].group_count << g.part_shift;
+            int32_t readers = 0;
+            if (units > 0) {
+                const kn_cu_window window = g.windows[j];
+                const bool roles = window.ctas < ctas;
+                const cu_link_share link = cu_link_share_of(window, units, local);
+                tiers_left--;
+                readers = min(roles ? link.readers : ctas, ctas - d.first[j] - tiers_left);
+                const int32_t each = (units + readers - 1) / readers;
+                readers = (units + each - 1) / each;
+                /* The link's time for all of it; a reader takes at least what local units would. */
+                load[j] = fmaxf(window.cost * (float)units / (float)ctas, (float)each);
+                const int32_t rank = cta - d.first[j];
+                if (rank >= 0 && rank < readers) {
+                    w.tier = j;
+                    w.in_turn = roles && g.turn >= 0 && link.ratio > IN_TURN_RATIO;
+                    w.window =
+                        min(roles ? (link.blocks + readers - 1) / readers : max(window.blocks, 1),
+                            S::W_SLOTS);
+                    w.remote_at = roles ? 0 : rank; /* of `readers` places: see below */
+                    w.remote_begin = rank;
+                    w.remote_step = readers;
+                    w.remote_count = (units - rank + readers - 1) / readers;
+                }
+            }
+            d.first[j + 1] = d.first[j] + readers;
         }
+        cu_deal_level(d, local, load);
     }
-    w.local_begin = cu_local_before(local, ctas, first, share, cta);
-    w.local_count = cu_local_before(local, ctas, first, share, cta + 1) - w.local_begin;
+    w.sure = cta >= d.sure_from;
+    w.sure_begin = cta - d.sure_from;
+    cu_deal_units(d, local - (ctas - d.sure_from), cta, &w.local_begin, &w.local_count);
+    w.local_begin += ctas - d.sure_from;
+    w.local_count += w.sure;
     if (w.remote_count > 0) {
         w.remote_at = w.remote_at * (w.local_count + 1) / w.remote_step;
         for (int32_t i = 0; i < w.remote_at + w.remote_count; i++)
             w.watched_blocks += cu_gemm_unit(g, w, i).block_count * S::RT;
     }
     return w;
+}
+
+/* The link in turn: a launch's readers begin when those of the launch before have issued their last
+ * copy.  That one never waits for this one: all its CTAs run, for this one was launched, and what
+ * it reads or waits for is older. */
+PTX_INLINE void cu_link_enter(const cu_gemm &g, const cu_work &w)
+{
+    if (!w.in_turn) return;
+    uint32_t *readers = g.traffic[w.tier].readers;
+    ptx_atomic_add_relaxed(&readers[g.turn], 1);
+    PTX_SPIN_UNTIL(ptx_load_relaxed(&readers[(g.turn + KN_CU_TURNS - 1) % KN_CU_TURNS]) == 0);
+}
+
+PTX_INLINE void cu_link_leave(const cu_gemm &g, const cu_work &w)
+{
+    if (w.in_turn) ptx_atomic_add_relaxed(&g.traffic[w.tier].readers[g.turn], ~0u);
 }
 
 /* The tier of a tile, or -1 beyond the last. */

@@ -131,8 +131,11 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, in
         .scale = scale_of(cu, a),
         .windows = cu->control.device_window,
         .traffic = cu->control.device_traffic,
+        .turn = -1,
         .dependent = true,
     };
+    if (kn_cu_gemm_takes_turn(plan, a->w, cu->sm_count))
+        args.turn = cu->control.turn = (cu->control.turn + 1) % KN_CU_TURNS;
     if (norm)
         args.norm = (struct kn_cu_gemm_norm){
             .words = p->words, .arrived = p->arrived, .gain = norm->weight, .y = norm->y};

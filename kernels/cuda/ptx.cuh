@@ -188,6 +188,12 @@ PTX_INLINE uint4 ptx_load_relaxed_v4(const void *p)
                  : "memory");
     return v;
 }
+PTX_INLINE uint32_t ptx_load_relaxed(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
 PTX_INLINE uint2 ptx_load_relaxed_v2(const void *p)
 {
     uint2 v;

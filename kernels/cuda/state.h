@@ -161,6 +161,7 @@ struct kn_cu_control {
     struct kn_cu_traffic (*reading)[KN_TIER_MAX];
     uint64_t asked, taken;
     int32_t steps_unread;
+    int32_t turn; /* of the last product that took one */
     double ns_per_clock;
     struct kn_traffic traffic[KN_TIER_MAX];
 };

@@ -116,13 +116,15 @@ template <int SLOTS> PTX_INLINE void cu_ring_step(cu_ring_place &p)
 /* --- producers --- */
 
 template <class S>
-PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring<S> &ring)
+PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring<S> &ring,
+                                int32_t begun)
 {
     const uint64_t once = ptx_policy_evict_first();
     uint32_t local_issued = 0, remote_issued = 0;
     cu_ring_place p;
     p.parity = 1; /* an empty ring lets the first pass through */
     int32_t n = 0;
+    if (w.remote_count > 0) cu_link_enter(g, w);
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_unit u = cu_gemm_unit(g, w, i);
         const uint8_t *from[S::RT];
@@ -139,6 +141,11 @@ PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring
         for (int32_t b = 0; b < u.block_count; b++) {
 #pragma unroll
             for (int t = 0; t < S::RT; t++, n++, cu_ring_step<S::W_SLOTS>(p)) {
+                if (n < begun) { /* cu_gemm_begin has issued it */
+                    local_issued += from[t] != nullptr;
+                    from[t] += from[t] ? KN_BLOCK_BYTES : 0;
+                    continue;
+                }
                 ptx_mbarrier_wait(&ring.w_empty[p.slot], p.parity);
                 const int32_t landed = min(n - reach + 1, w.watched_blocks);
                 if (landed > 0)
@@ -156,6 +163,7 @@ PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring
                 local_issued += !remote[t];
             }
         }
+        if (w.remote_count > 0 && i == w.remote_at + w.remote_count - 1) cu_link_leave(g, w);
     }
     if (g.traffic) {
         if (local_issued) ptx_atomic_add_relaxed_u64(&g.traffic[0].blocks, local_issued);
@@ -468,6 +476,8 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
         ptx_fence_mbarrier_init();
     }
     __syncthreads();
+    int32_t begun = 0;
+    if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S>(g, ring);
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
@@ -476,7 +486,7 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     } else {
         ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
         if (lane == 0) {
-            if (warp == S::WARPS) cu_wide_weights<S>(g, w, ring);
+            if (warp == S::WARPS) cu_wide_weights<S>(g, w, ring, begun);
             if (warp == S::WARPS + 1) cu_wide_activations<S>(g, w, ring);
             if (warp == S::WARPS + 2) cu_wide_poll<S>(g, w, ring);
         }

@@ -13,7 +13,7 @@
 # tests/fixtures, config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
-# sanitizer/.  All of bench is made to take less than eight minutes.
+# sanitizer/.  All of bench is made to take less than eight minutes, pcie 100 s and peer 60 s of them.
 set -u
 
 usage() {
@@ -215,14 +215,16 @@ quick_all() {
 
 # --- bench ------------------------------------------------------------------------------------------
 
-# bench_one NAME BATCH INPUT OUTPUT FLAGS...: one run of dakd bench, its figures in a JSON file.
+# bench_one NAME BATCHES INPUT OUTPUT FLAGS...: one run of dakd bench, its figures in a JSON file, an
+# array where BATCHES are several ("1,32,128").  Compared, batch by batch, with the runs that all_hbm
+# and bounded name, if any: the same without remote bytes, and with windows.
 bench_one() {
-    name=$1 batch=$2 input=$3 output=$4
+    name=$1 batches=$2 input=$3 output=$4
     shift 4
     json=$results/$stamp-bench-8b-$name.json
     start=$(date +%s)
     timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda \
-        --log-level warn --batch "$batch" --input-len "$input" --output-len "$output" --json "$json" \
+        --log-level warn --batch "$batches" --input-len "$input" --output-len "$output" --json "$json" \
         "$@" >"$work/bench.txt" 2>&1
     status=$?
     if [ $status -ne 0 ]; then
@@ -230,31 +232,40 @@ bench_one() {
         echo "FAILED: $name, status $status: $(tail -n 2 "$work/bench.txt")"
         return
     fi
-    python3 - "$json" "$name" $(($(date +%s) - start)) <<'PY'
-import json, sys
-r = json.load(open(sys.argv[1]))
-tiers = " ".join(f"{t['name']} {t['read_bytes_per_s'] / 1e9:.1f}" for t in r["tiers"])
-print(f"{sys.argv[2]:24} floor {r['floor_per_step_ms']:8.3f} ms ({r['floor_tier']}) TPOT {r['tpot_steady_median_ms']:8.3f}"
-      f" ms  floor/TPOT {r['floor_over_tpot_ratio']:.3f}  {r['decode_tokens_per_s']:9.1f} tokens/s"
-      f"  outside device {r.get('engine_outside_device_share_ratio', float('nan')):.4f}  GB/s: {tiers}  [{sys.argv[3]} s]")
+    python3 - "$name" $(($(date +%s) - start)) "$json" "${all_hbm:+$results/$stamp-bench-8b-$all_hbm.json}" \
+        "${bounded:+$results/$stamp-bench-8b-$bounded.json}" <<'PY'
+import json, os, sys
+def read(path):
+    if not path or not os.path.exists(path):
+        return {}
+    runs = json.load(open(path))
+    return {r["batch_sequences"]: r for r in (runs if isinstance(runs, list) else [runs])}
+name, seconds, runs, all_hbm, bounded = sys.argv[1], sys.argv[2], *map(read, sys.argv[3:])
+for batch, r in runs.items():
+    tiers = " ".join(f"{t['name']} {t['achieved_bytes_per_s'] / 1e9:.1f} of {t['read_bytes_per_s'] / 1e9:.1f}" for t in r["tiers"])
+    trips = "".join(f"  trip us {t['round_trip_mean_us']:.1f} <= {t['round_trip_max_us']:.1f}"
+                    for t in r["tiers"] if "round_trip_mean_us" in t)
+    beside = "".join(f"  time/{what} {r['tpot_steady_median_ms'] / other[batch]['tpot_steady_median_ms']:.3f}"
+                     for what, other in (("all-HBM", all_hbm), ("static", bounded)) if batch in other)
+    print(f"{name:20} b{batch:<4} floor {r['floor_per_step_ms']:8.3f} ms ({r['floor_tier']}) TPOT {r['tpot_steady_median_ms']:8.3f}"
+          f" ms  floor/TPOT {r['floor_over_tpot_ratio']:.3f}{beside}  {r['decode_tokens_per_s']:8.1f} tokens/s"
+          f"  outside device {r.get('engine_outside_device_share_ratio', float('nan')):.4f}  GB/s: {tiers}{trips}")
+print(f"{name:20} [{seconds} s]")
 PY
 }
 
-has_flag() {
-    "$dir/dakd" bench --help | grep -q -- "--$1 "
-}
-
 bench_hbm() {
-    for batch in 1 8 32; do bench_one hbm-batch$batch $batch 512 128; done
+    all_hbm= bounded=
+    bench_one hbm 1,8,32 512 128
     bench_one hbm-batch128-context1024 128 1024 32 --max-num-batched-tokens 8192
 }
 
-# Slow steps are few: a steady TPOT needs nine tokens.
-pcie_tokens() {
+# Slow steps are few: a steady TPOT needs eight.
+remote_tokens() {
     case $1 in
-    0.4 | 1) echo 48 ;;
-    5) echo 24 ;;
-    *) echo 12 ;;
+    0 | 0.4 | 1 | 4 | 7) echo 32 ;;
+    5) echo 16 ;;
+    *) echo 10 ;;
     esac
 }
 
@@ -262,19 +273,27 @@ share_of() {
     python3 -c 'import sys; print(float(sys.argv[1]) / 100)' "$1"
 }
 
-bench_pcie() {
-    for batch in 1 32 128; do bench_one "pcie0-batch$batch" $batch 16 48 --max-num-batched-tokens 2048; done
-    for ratio in ${RATIOS:-0.4 1 5 10 30 50}; do
-        for batch in 1 32 128; do
-            bench_one "pcie$ratio-batch$batch" $batch 16 "$(pcie_tokens $ratio)" \
-                --max-num-batched-tokens 2048 --placement even --remote host:9GiB --offload "$(share_of $ratio)"
+# bench_remote NAME TIER BATCHES RATIO...: none remote, then each ratio, with windows and without.
+bench_remote() {
+    link=$1 tier=$2 batches=$3
+    shift 3
+    all_hbm= bounded=
+    bench_one "${link}0" "$batches" 8 32 --max-num-batched-tokens 2048
+    for ratio in "$@"; do
+        all_hbm=${link}0
+        for control in static off; do
+            [ $control = static ] && bounded= || bounded=$link$ratio
+            bench_one "$link$ratio$([ $control = static ] || echo -control-off)" "$batches" 8 "$(remote_tokens "$ratio")" \
+                --max-num-batched-tokens 2048 --placement even --remote "$tier" --offload "$(share_of "$ratio")" \
+                --congestion-control $control
         done
-        if has_flag congestion-control; then
-            bench_one "pcie$ratio-batch1-control-off" 1 8 10 --placement even --remote host:9GiB \
-                --offload "$(share_of $ratio)" --congestion-control off
-        fi
     done
-    has_flag congestion-control || echo "this dakd has no --congestion-control: nothing was run without it"
+    all_hbm= bounded=
+}
+
+bench_pcie() {
+    run "$dir/gpu_gemm" --windows
+    bench_remote pcie host:9GiB 1,32,128 ${RATIOS:-0.4 1 5 10 30 50}
 }
 
 bench_peer() {
@@ -282,16 +301,12 @@ bench_peer() {
         echo "one GPU: no tier in a peer's memory was measured"
         return
     fi
-    for batch in 1 32; do bench_one "peer0-batch$batch" $batch 16 32; done
-    for ratio in ${RATIOS:-4 7 10 30 50}; do
-        for batch in 1 32; do
-            bench_one "peer$ratio-batch$batch" $batch 16 32 --placement even --remote peer:1:9GiB --offload "$(share_of $ratio)"
-        done
-    done
+    run "$dir/gpu_gemm" --windows --peer
+    bench_remote peer peer:1:9GiB 1,32,128 ${RATIOS:-4 7 10 30 50}
     # Three tiers at once: the peer's is filled first where shares are not planned.
-    for batch in 1 32; do
-        bench_one "peer+host8-batch$batch" $batch 16 32 --remote peer:1:1GiB,host:4GiB --offload 0.08
-    done
+    all_hbm=peer0
+    bench_one peer+host8 1,32,128 8 32 --max-num-batched-tokens 2048 --remote peer:1:1GiB,host:4GiB --offload 0.08
+    all_hbm=
 }
 
 bench_kernels() {

@@ -152,16 +152,17 @@ PTX_INLINE int32_t cu_gemm_sure_from(const cu_gemm &g)
     return min(groups << g.part_shift, (int32_t)gridDim.x);
 }
 
-/* Fills the ring, which is empty, with the CTA's sure unit; how many slots that took.  One thread,
- * which then issues the rest (cu_gemm_work). */
-template <class S, class Ring> PTX_INLINE int32_t cu_gemm_begin(const cu_gemm &g, Ring &ring)
+/* Fills up to `most` slots of the ring, which is empty, with the CTA's sure unit; how many that
+ * took. One thread, which then issues the rest (cu_gemm_work). */
+template <class S, class Ring>
+PTX_INLINE int32_t cu_gemm_begin(const cu_gemm &g, Ring &ring, int32_t most)
 {
     const int32_t sure = (int32_t)blockIdx.x - cu_gemm_sure_from(g);
     if (sure < 0) return 0;
     const uint64_t once = ptx_policy_evict_first();
     const cu_unit u = cu_gemm_unit_at(g, 0, sure);
     int32_t n = 0;
-    for (int32_t b = 0; b < u.block_count && n + S::RT <= S::W_SLOTS; b++)
+    for (int32_t b = 0; b < u.block_count && n + S::RT <= most; b++)
 #pragma unroll
         for (int t = 0; t < S::RT; t++, n++) {
             const int32_t tile = u.group * S::RT + t;

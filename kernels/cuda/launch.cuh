@@ -5,6 +5,7 @@
  * Carveout: an SM divides its 256 KB into L1 and shared memory one way at a time and must drain to
  * change it.  The products want all of it shared; so do all other kernels of a step, or none of
  * them could start beside a product, nor the next product beside them.
+ * Cluster: so many CTAs, one after another, share an SM cluster; it divides the grid.
  */
 #ifndef DAKD_KERNELS_CUDA_LAUNCH_CUH
 #define DAKD_KERNELS_CUDA_LAUNCH_CUH
@@ -12,10 +13,11 @@
 #include <cuda_runtime.h>
 
 struct cu_launch {
-    cudaLaunchAttribute attribute[2];
+    cudaLaunchAttribute attribute[3];
     cudaLaunchConfig_t config;
 
-    cu_launch(int ctas, int threads, size_t shared_bytes, void *stream, bool dependent = true)
+    cu_launch(int ctas, int threads, size_t shared_bytes, void *stream, bool dependent = true,
+              int cluster = 1)
         : attribute(), config()
     {
         unsigned count = 0;
@@ -24,6 +26,10 @@ struct cu_launch {
         if (dependent) {
             attribute[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
             attribute[count++].val.programmaticStreamSerializationAllowed = 1;
+        }
+        if (cluster > 1) {
+            attribute[count].id = cudaLaunchAttributeClusterDimension;
+            attribute[count++].val.clusterDim = {(unsigned)cluster, 1, 1};
         }
         config.gridDim = dim3((unsigned)ctas);
         config.blockDim = dim3((unsigned)threads);

@@ -99,6 +99,16 @@ PTX_INLINE void ptx_bulk_load_hint(void *shared, const void *global, uint32_t by
                  "l"(global), "r"(bytes), "r"(ptx_shared(bar)), "l"(policy)
                  : "memory");
 }
+/* To the same offset of the shared memory of every CTA of the cluster whose bit is in ctas; each
+ * one's barrier at bar's offset counts the bytes that it gets. */
+PTX_INLINE void ptx_bulk_load_multicast(void *shared, const void *global, uint32_t bytes,
+                                        uint64_t *bar, uint16_t ctas)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(ptx_shared(shared)),
+                 "l"(global), "r"(bytes), "r"(ptx_shared(bar)), "h"(ctas)
+                 : "memory");
+}
 /* Brings global memory to L2; addresses and bytes are multiples of 16. */
 PTX_INLINE void ptx_bulk_prefetch(const void *global, uint32_t bytes)
 {
@@ -140,6 +150,30 @@ PTX_INLINE void ptx_griddep_launch()
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+/* --- clusters (9.7.13.4, 9.7.9.23) --- */
+
+/* The address of what lies at shared_address here in CTA `rank` of the cluster. */
+PTX_INLINE uint32_t ptx_mapa(uint32_t shared_address, uint32_t rank)
+{
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(there)
+                 : "r"(shared_address), "r"(rank));
+    return there;
+}
+/* Arrives at a barrier of any CTA of the cluster, at an address of ptx_mapa.  Orders nothing but
+ * what the asynchronous proxy did for this thread. */
+PTX_INLINE void ptx_mbarrier_arrive_cluster(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+/* All threads of the cluster; orders no memory but what fences order. */
+PTX_INLINE void ptx_cluster_sync_relaxed()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
+                     : "memory");
+}
+
 /* --- synchronisation --- */
 
 /* Named barrier among `threads` threads of the CTA. */
@@ -177,6 +211,18 @@ PTX_INLINE void ptx_atomic_max_relaxed(uint32_t *p, uint32_t v)
 PTX_INLINE void ptx_atomic_min_relaxed(uint32_t *p, uint32_t v)
 {
     asm volatile("red.relaxed.gpu.global.min.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+/* Sums in fp32, rounded to nearest; subnormals become zero. */
+PTX_INLINE void ptx_red_add_f32(float *p, float v)
+{
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory");
+}
+/* Four sums, each by itself; p is a multiple of 16. */
+PTX_INLINE void ptx_red_add_v4_f32(float *p, float4 v)
+{
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x),
+                 "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
 }
 /* Words that need no order among each other: each says by itself whether it has been written. */
 PTX_INLINE uint4 ptx_load_relaxed_v4(const void *p)
@@ -244,6 +290,13 @@ PTX_INLINE uint32_t ptx_clock()
     return t;
 }
 
+/* v, of which the compiler no longer knows where it comes from: what is computed from it is not
+ * moved out of a loop, where it would hold registers. */
+PTX_INLINE int32_t ptx_opaque(int32_t v)
+{
+    asm volatile("" : "+r"(v));
+    return v;
+}
 /* Registers of a warp of this warpgroup, from here on; a multiple of 8. */
 template <int COUNT> PTX_INLINE void ptx_setmaxnreg_inc()
 {
@@ -268,6 +321,15 @@ PTX_INLINE void ptx_ldmatrix_x4_trans(uint32_t r[4], uint32_t shared_address)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address));
+}
+/* Four 8x8 matrices of 16-bit elements, two of a row in each lane, stored transposed: lane l gives
+ * the address of column l % 8 of matrix l / 8. */
+PTX_INLINE void ptx_stmatrix_x4_trans(uint32_t shared_address, const uint32_t r[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     shared_address),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
 }
 /* An 8x8 matrix of 16-bit elements, two of a row in each lane, transposed. */
 PTX_INLINE uint32_t ptx_movmatrix_trans(uint32_t a)
@@ -377,13 +439,20 @@ PTX_WGMMA(128, 64, 65, 66, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D
 PTX_WGMMA(256, 128, 129, 130, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4 ", " PTX_D5,
           PTX_O0, PTX_O1, PTX_O2, PTX_O3, PTX_O4, PTX_O5)
 
-/* --- base-2 exponential (9.7.3.22) --- */
+/* --- base-2 exponential and reciprocal (9.7.3.22, 9.7.3.13) --- */
 
 /* 2^x, relative error 2^-22; subnormal results are zero, 2^-inf is 0. */
 PTX_INLINE float ptx_ex2(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+/* 1/x, relative error 2^-23; subnormals are taken for zero. */
+PTX_INLINE float ptx_rcp(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

@@ -1,0 +1,46 @@
+/*
+ * prefill.h - the GEMM of prompts: products of more than 256 tokens as one launch.  The kernel and
+ * its reasons are in prefill_gemm.cuh.
+ *
+ * Activations [T,K] are chunks of 256 tokens one after another, each in the layout of cuda.h for
+ * its bucket (only the last may have another than 256); fp32 outputs are row after row.
+ */
+#ifndef DAKD_KERNELS_CUDA_PREFILL_H
+#define DAKD_KERNELS_CUDA_PREFILL_H
+
+#include "kernels/cuda/cuda.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The shape of one launch. */
+struct kn_cu_prefill_plan {
+    int32_t group_tiles;    /* row tiles of a CTA's tile: 2 */
+    int32_t tile_tokens;    /* its tokens: 128 or 256 */
+    int32_t cluster_rows;   /* CTAs of a cluster with the same tokens, which share activations */
+    int32_t cluster_tokens; /* and with the same rows, which share weights */
+    int32_t band;           /* token tiles whose products with a row tile follow each other */
+    int32_t clusters;       /* launched */
+    int32_t lag;
+};
+
+/* After kn_cu_gemm_init, before any launch. */
+MUST_USE enum status kn_cu_prefill_init(char *err);
+/* The plan of a shape; remote: whether any tile lies in a remote tier.  ST_DEVICE. */
+MUST_USE enum status kn_cu_prefill_plan(int32_t rows, int32_t tokens, int32_t sm_count, bool remote,
+                                        struct kn_cu_prefill_plan *out, char *err);
+/* Fills in `clusters` from the other fields; ST_UNSUPPORTED where there is no such kernel. */
+MUST_USE enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
+                                          struct kn_cu_prefill_plan *plan, char *err);
+/* As kn_cu_gemm_launch, with T from 1 up and without parts.  ST_UNSUPPORTED for weights that are
+ * not bf16; ST_DEVICE. */
+MUST_USE enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
+                                          const struct kn_cu_gemm_args *args, void *stream,
+                                          char *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

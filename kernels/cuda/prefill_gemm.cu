@@ -1,0 +1,175 @@
+/*
+ * prefill_gemm.cu - the host side of the prefill GEMM: which tiles and clusters a product gets, and
+ * its launch.  The kernel and its reasons are in prefill_gemm.cuh.
+ */
+#include <cuda_runtime.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/prefill.h"
+#include "kernels/cuda/prefill_gemm.cuh"
+
+struct variant {
+    int32_t group_tiles, tile_tokens, cluster_rows, cluster_tokens;
+    int32_t threads, shared_bytes;
+    void (*kernel)(cu_prefill);
+};
+
+template <int RT, int TN, int CR, int CT> static constexpr variant make_variant()
+{
+    using S = cu_prefill_shape<RT, TN, CR, CT>;
+    return {RT, TN, CR, CT, S::THREADS, S::SHARED_USED, sm90_bf16_prefill_gemm<S>};
+}
+
+static const variant variants[] = {
+    make_variant<2, 256, 1, 1>(), make_variant<2, 256, 2, 1>(), make_variant<2, 256, 1, 2>(),
+    make_variant<2, 256, 1, 4>(), make_variant<2, 256, 1, 8>(), make_variant<2, 128, 1, 1>(),
+    make_variant<2, 128, 2, 1>(), make_variant<2, 128, 1, 2>(), make_variant<2, 256, 2, 2>(),
+    make_variant<2, 128, 2, 2>(), make_variant<3, 128, 1, 1>(),
+};
+
+static const variant *find_variant(const struct kn_cu_prefill_plan *p)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(variants); i++)
+        if (variants[i].group_tiles == p->group_tiles &&
+            variants[i].tile_tokens == p->tile_tokens &&
+            variants[i].cluster_rows == p->cluster_rows &&
+            variants[i].cluster_tokens == p->cluster_tokens)
+            return &variants[i];
+    return NULL;
+}
+
+static enum status cuda_failed(cudaError_t e, const char *what, char *err)
+{
+    return err_set(err, ST_DEVICE, "%s failed: %s", what, cudaGetErrorString(e));
+}
+
+extern "C" enum status kn_cu_prefill_init(char *err)
+{
+    cudaError_t e = cudaSuccess;
+    for (size_t i = 0; i < ARRAY_COUNT(variants) && e == cudaSuccess; i++)
+        e = cudaFuncSetAttribute((const void *)variants[i].kernel,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 variants[i].shared_bytes);
+    if (e != cudaSuccess)
+        return cuda_failed(e, "reserving shared memory for the prefill GEMM", err);
+    return ST_OK;
+}
+
+static int32_t sets(int32_t count, int32_t tile, int32_t cluster)
+{
+    const int32_t tiles = (count + tile - 1) / tile;
+    return (tiles + cluster - 1) / cluster;
+}
+
+extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
+                                            struct kn_cu_prefill_plan *plan, char *err)
+{
+    const variant *v = find_variant(plan);
+    if (!v)
+        return err_set(err, ST_UNSUPPORTED, "there is no prefill GEMM of %d x %d in %d x %d",
+                       plan->group_tiles, plan->tile_tokens, plan->cluster_rows,
+                       plan->cluster_tokens);
+    const int32_t ctas = v->cluster_rows * v->cluster_tokens;
+    /* Pairs fit every SM; larger clusters leave some out where a group of SMs is no multiple. */
+    int clusters = sm_count / ctas;
+    if (ctas > 2) {
+        const cu_launch l(clusters * ctas, v->threads, (size_t)v->shared_bytes, NULL, false, ctas);
+        const cudaError_t e =
+            cudaOccupancyMaxActiveClusters(&clusters, (const void *)v->kernel, &l.config);
+        if (e != cudaSuccess) return cuda_failed(e, "asking how many clusters fit the GPU", err);
+        CHECK(clusters > 0);
+    }
+    const int32_t units = sets(rows, v->group_tiles * KN_TILE_ROWS, v->cluster_rows) *
+                          sets(tokens, v->tile_tokens, v->cluster_tokens);
+    plan->clusters = units < clusters ? units : clusters;
+    return ST_OK;
+}
+
+extern "C" enum status kn_cu_prefill_plan(int32_t rows, int32_t tokens, int32_t sm_count,
+                                          bool remote, struct kn_cu_prefill_plan *out, char *err)
+{
+    CHECK(rows > 0 && tokens > 0 && sm_count > 0);
+    struct kn_cu_prefill_plan p = {2, 256, 2, 1, 8, 0, -1};
+    const int32_t groups = (rows + 127) / 128;
+    /* Rounds of all SMs, a half tile costing somewhat more than half. */
+    const int32_t wide = (groups * ((tokens + 255) / 256) + sm_count - 1) / sm_count * 200;
+    const int32_t narrow = (groups * ((tokens + 127) / 128) + sm_count - 1) / sm_count * 108;
+    if (narrow < wide) p.tile_tokens = 128, p.band = 16;
+    if (remote) p.cluster_rows = 1, p.cluster_tokens = 2;
+    *out = p;
+    return kn_cu_prefill_derive(rows, tokens, sm_count, out, err);
+}
+
+/* Row sets that hold remote tiles: at the beginning, and at the end. */
+static void count_remote(const struct kn_weight *w, int32_t set_tiles, cu_prefill *p)
+{
+    int32_t begin = w->span[0].tile_begin, end = begin + w->span[0].tile_count;
+    if (begin == end) {
+        p->remote_before = p->row_sets;
+        return;
+    }
+    const int32_t first = (begin + set_tiles - 1) / set_tiles;
+    const int32_t last = end == w->tile_count ? p->row_sets : end / set_tiles;
+    p->remote_before = first < last ? first : p->row_sets;
+    p->remote_after = first < last ? p->row_sets - last : 0;
+}
+
+static void check_args(const struct kn_cu_gemm_args *a)
+{
+    const struct kn_weight *w = a->w;
+    int32_t tiles = 0, remote = 0;
+    for (int j = 0; j < KN_TIER_MAX; j++) {
+        tiles += w->span[j].tile_count;
+        if (j > 0) remote += w->span[j].tile_count;
+        CHECK(w->span[j].tile_count == 0 || (uintptr_t)w->span[j].base % KN_ALIGN == 0);
+    }
+    CHECK(tiles == w->tile_count);
+    CHECK(remote == 0 || a->windows);
+    CHECK(a->tokens > 0 && (uintptr_t)a->in % KN_ALIGN == 0);
+    CHECK(!a->partial);
+}
+
+extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
+                                            const struct kn_cu_gemm_args *a, void *stream,
+                                            char *err)
+{
+    const struct kn_weight *w = a->w;
+    if (w->dtype != KN_BF16)
+        return err_set(err, ST_UNSUPPORTED,
+                       "%s weights are not supported on the GPU yet: convert the model to bfloat16",
+                       kn_dtype_name(w->dtype));
+    check_args(a);
+    const variant *v = find_variant(plan);
+    CHECK(v);
+    cu_prefill p;
+    memset(&p, 0, sizeof p);
+    cu_gemm *g = &p.gemm;
+    for (int j = 0; j < KN_TIER_MAX; j++) {
+        g->tier[j].base = (const uint8_t *)w->span[j].base;
+        g->tier[j].tile_begin = w->span[j].tile_begin;
+        g->tier[j].tile_end = w->span[j].tile_begin + w->span[j].tile_count;
+    }
+    g->tile_count = w->tile_count;
+    g->blocks_per_tile = w->blocks_per_tile;
+    g->x = (const uint8_t *)a->in;
+    g->bias = a->bias;
+    g->out = a->out;
+    g->rows = w->rows;
+    g->tokens = a->tokens;
+    g->epilogue = a->epilogue;
+    g->traffic = a->traffic;
+    p.row_sets = sets(w->rows, v->group_tiles * KN_TILE_ROWS, v->cluster_rows);
+    p.token_sets = sets(a->tokens, v->tile_tokens, v->cluster_tokens);
+    p.band = (plan->band + v->cluster_tokens - 1) / v->cluster_tokens;
+    p.lag = plan->lag;
+    count_remote(w, v->group_tiles * v->cluster_rows, &p);
+    g->windows = p.remote_before + p.remote_after > 0 ? a->windows : NULL;
+
+    const int32_t ctas = v->cluster_rows * v->cluster_tokens;
+    const cu_launch l(plan->clusters * ctas, v->threads, (size_t)v->shared_bytes, stream,
+                      a->dependent, ctas);
+    const cudaError_t e = cudaLaunchKernelEx(&l.config, v->kernel, p);
+    return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a prefill GEMM", err);
+}

@@ -1,0 +1,420 @@
+/*
+ * gpu_prefill.cu - the prefill GEMM against an fp64 reference, and against itself: every result
+ * must be bitwise the same for every run, tile, cluster, placement and window.  With --bench it is
+ * measured against cuBLAS (gpu_prefill_bench.cuh); --quick runs small shapes alone, for
+ * compute-sanitizer.
+ *
+ * The reference computes each element from the random data directly, in fp64; of large outputs a
+ * sample.  Outputs and padding are poisoned before each run.
+ *
+ * Tolerance: as in gpu_gemm.cu, |error| <= 4e-6 of the sum of absolute products, plus half a unit
+ * of bf16 where the output is bf16.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cuda/prefill.h"
+#include "tests/gpu_check.cuh"
+#include "tests/gpu_prefill_bench.cuh"
+
+#define GUARD_BYTES 4096
+#define POISON 0xFF /* NaN in fp32 and bf16 */
+
+enum { SEED_W = 1, SEED_X, SEED_BIAS, SEED_OUT };
+static const float W_SCALE = 0.0625f, X_SCALE = 1.f;
+
+/* --- data --- */
+
+/* Byte of element (token, k) of activations of so many tokens. */
+__device__ static size_t act_at(int tokens, int cols, int token, int k)
+{
+    const int chunk = token / 256, left = tokens - chunk * 256;
+    const int bucket = left >= 256 ? 256 : kn_cu_bucket_of(left);
+    return (size_t)chunk * ((cols + 127) / 128) * 65536 +
+           kn_cu_act_offset(bucket, token - chunk * 256, k);
+}
+
+static size_t act_bytes(int tokens, int cols)
+{
+    size_t bytes = (size_t)(tokens / 256) * kn_cu_act_bytes(256, cols);
+    return tokens % 256 ? bytes + kn_cu_act_bytes(kn_cu_bucket(tokens % 256), cols) : bytes;
+}
+
+__global__ void fill_tiles(uint8_t *to, int rows, int cols, int blocks_per_tile, size_t elements)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < elements;
+         i += (size_t)gridDim.x * blockDim.x) {
+        size_t block = i / 8192;
+        int e = (int)(i % 8192), atom = e / 4096, r = e % 4096 / 64, c = e % 64;
+        int row = (int)(block / blocks_per_tile) * 64 + r;
+        int col = (int)(block % blocks_per_tile) * 128 + atom * 64 + c;
+        float v = row < rows && col < cols ? random_bf16(SEED_W, row, col, W_SCALE) : 0.f;
+        *(__nv_bfloat16 *)(to + block * KN_BLOCK_BYTES + atom * KN_ATOM_BYTES +
+                           kn_cu_act_offset(64, r, c)) = __float2bfloat16(v);
+    }
+}
+
+/* Where no token is, bytes stay as they were: NaN. */
+__global__ void fill_act(uint8_t *to, int tokens, int cols)
+{
+    const int padded = (cols + 127) / 128 * 128, k = blockIdx.x * blockDim.x + threadIdx.x,
+              t = blockIdx.y;
+    if (k >= padded) return;
+    const float v = k < cols ? random_bf16(SEED_X, t, k, X_SCALE) : 0.f;
+    *(__nv_bfloat16 *)(to + act_at(tokens, cols, t, k)) = __float2bfloat16(v);
+}
+
+__global__ void fill_floats(float *to, uint32_t seed, size_t n)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x)
+        to[i] = random_bf16(seed, 0, (uint32_t)i, 1.f);
+}
+
+/* --- reference --- */
+
+struct product {
+    int rows, cols, tokens, bias;
+    enum kn_epilogue epilogue;
+};
+
+/* Sum of products with the bias, and of absolute products, for one output. */
+__device__ static void dot(const product &p, int t, int row, double *sum, double *absolute)
+{
+    *sum = *absolute = 0;
+    for (int k = 0; k < p.cols; k++) {
+        double v =
+            (double)random_bf16(SEED_X, t, k, X_SCALE) * random_bf16(SEED_W, row, k, W_SCALE);
+        *sum += v;
+        *absolute += fabs(v);
+    }
+    if (p.bias) *sum += random_bf16(SEED_BIAS, 0, row, 1.f);
+}
+
+static bool is_act(enum kn_epilogue e)
+{
+    return e == KN_EPI_RELU || e == KN_EPI_SWIGLU;
+}
+
+static int out_cols(const product &p)
+{
+    return p.epilogue == KN_EPI_SWIGLU ? p.rows / 2 : p.rows;
+}
+
+/* Counts outputs beyond tolerance, of every stride-th of a token; and padding columns that are not
+ * zero. */
+__global__ void compare_kernel(product p, int cols, bool act, const uint8_t *out, int stride,
+                               uint32_t *bad)
+{
+    const int t = blockIdx.y;
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const int shown = (cols + stride - 1) / stride;
+    if (i < shown) i = min(i * stride + t % stride, cols - 1);
+    else if (act) i += cols - shown;
+    if (i >= (act ? (cols + 127) / 128 * 128 : cols)) return;
+    const double got =
+        act ? (double)__bfloat162float(*(const __nv_bfloat16 *)(out + act_at(p.tokens, cols, t, i)))
+            : (double)((const float *)out)[(size_t)t * cols + i];
+    double want = 0, tolerance = 0, s, a;
+    if (i < cols && p.epilogue == KN_EPI_SWIGLU) {
+        double up, up_absolute;
+        const int gate = i / 8 * 16 + i % 8; /* kn_glu_row */
+        dot(p, t, gate, &s, &a);
+        dot(p, t, gate + 8, &up, &up_absolute);
+        const double silu = s / (1 + exp(-s));
+        want = silu * up;
+        tolerance =
+            4e-6 * (1.1 * a * fabs(up) + up_absolute * fabs(silu)) + 0.004 * fabs(want) + 1e-6;
+    } else if (i < cols) {
+        dot(p, t, i, &s, &a);
+        want = p.epilogue == KN_EPI_RELU ? fmax(s, 0.) : s;
+        if (p.epilogue == KN_EPI_ADD) want += random_bf16(SEED_OUT, 0, t * cols + i, 1.f);
+        tolerance = 4e-6 * a + 1e-6 + (act ? 0.004 * fabs(want) : 2e-7 * fabs(want));
+    }
+    if (!(fabs(got - want) <= tolerance)) atomicAdd(bad, 1);
+}
+
+/* Counts activations of tokens of the last bucket that are not there, and were written. */
+__global__ void padding_kernel(const uint8_t *out, int tokens, int cols, uint32_t *bad)
+{
+    const int chunk = tokens / 256, bucket = kn_cu_bucket_of(tokens % 256);
+    const int k = blockIdx.x * blockDim.x + threadIdx.x, t = tokens % 256 + blockIdx.y;
+    if (k >= (cols + 127) / 128 * 128 || t >= bucket) return;
+    out += (size_t)chunk * ((cols + 127) / 128) * 65536;
+    if (*(const uint16_t *)(out + kn_cu_act_offset(bucket, t, k)) != 0xFFFF) atomicAdd(bad, 1);
+}
+
+/* --- a product under test --- */
+
+struct bed {
+    struct tally *tally;
+    int sm_count, tokens_max;
+    struct kn_weight w;
+    uint8_t *local, *pinned; /* all tiles, in HBM and in the host's memory */
+    uint8_t *x;
+    float *bias;
+    uint8_t *out, *first; /* of this run, and of the one it must equal */
+    uint32_t *bad;
+    struct kn_cu_window *windows;
+    struct kn_cu_traffic *traffic;
+    size_t capacity;
+};
+
+static void bed_open(struct bed *b, int rows, int cols, int tokens_max)
+{
+    b->tokens_max = tokens_max;
+    kn_weight_init(&b->w, KN_BF16, rows, cols);
+    const size_t bytes = (size_t)b->w.tile_count * b->w.blocks_per_tile * KN_BLOCK_BYTES;
+    CUDA(cudaMalloc(&b->local, bytes));
+    fill_tiles<<<1024, 256>>>(b->local, rows, cols, b->w.blocks_per_tile, bytes / 2);
+    CUDA(cudaHostAlloc(&b->pinned, bytes, cudaHostAllocMapped));
+    CUDA(cudaMemcpy(b->pinned, b->local, bytes, cudaMemcpyDefault));
+    b->capacity = (size_t)(tokens_max + 255) / 256 * 256 * (rows + 256) * 4 + GUARD_BYTES;
+    CUDA(cudaMalloc(&b->x, act_bytes((tokens_max + 255) / 256 * 256, cols)));
+    CUDA(cudaMalloc(&b->bias, rows * sizeof(float)));
+    CUDA(cudaMalloc(&b->out, b->capacity));
+    CUDA(cudaMalloc(&b->first, b->capacity));
+    CUDA(cudaMalloc(&b->bad, sizeof(uint32_t)));
+    CUDA(cudaMemset(b->bad, 0, sizeof(uint32_t)));
+    CUDA(cudaMalloc(&b->windows, KN_TIER_MAX * sizeof *b->windows));
+    CUDA(cudaMalloc(&b->traffic, KN_TIER_MAX * sizeof *b->traffic));
+    fill_floats<<<64, 256>>>(b->bias, SEED_BIAS, rows);
+    CUDA(cudaDeviceSynchronize());
+}
+
+static void bed_close(struct bed *b)
+{
+    void *device[] = {b->local, b->x, b->bias, b->out, b->first, b->bad, b->windows, b->traffic};
+    for (size_t i = 0; i < ARRAY_COUNT(device); i++) CUDA(cudaFree(device[i]));
+    CUDA(cudaFreeHost(b->pinned));
+}
+
+/* Tiles [0, before) and the last `after` in remote memory as tiers 2 and 1, the rest local. */
+static void bed_place(struct bed *b, int before, int after)
+{
+    const size_t tile = (size_t)b->w.blocks_per_tile * KN_BLOCK_BYTES;
+    const int last = b->w.tile_count - after;
+    memset(b->w.span, 0, sizeof b->w.span);
+    b->w.span[0] = {b->local + before * tile, before, last - before};
+    b->w.span[1] = {b->pinned + last * tile, last, after};
+    b->w.span[2] = {b->pinned, 0, before};
+}
+
+static void bed_window(struct bed *b, int blocks)
+{
+    struct kn_cu_window windows[KN_TIER_MAX] = {};
+    for (int j = 1; j < KN_TIER_MAX; j++) windows[j] = {16, blocks, 1.f};
+    CUDA(cudaMemcpy(b->windows, windows, sizeof windows, cudaMemcpyHostToDevice));
+}
+
+static void bed_input(struct bed *b, int tokens)
+{
+    CUDA(cudaMemset(b->x, POISON, act_bytes((b->tokens_max + 255) / 256 * 256, b->w.cols)));
+    fill_act<<<dim3((b->w.cols + 255) / 128, tokens), 128>>>(b->x, tokens, b->w.cols);
+}
+
+static size_t out_bytes(const product &p)
+{
+    return is_act(p.epilogue) ? act_bytes(p.tokens, out_cols(p))
+                              : (size_t)p.tokens * p.rows * sizeof(float);
+}
+
+/* Poisons everything the launch writes, launches, waits. */
+static void bed_run(struct bed *b, const struct kn_cu_prefill_plan *plan, const product &p)
+{
+    char err[ERR_CAP] = "";
+    const size_t bytes = out_bytes(p);
+    CHECK(bytes + GUARD_BYTES <= b->capacity);
+    CUDA(cudaMemset(b->out, POISON, bytes + GUARD_BYTES));
+    CUDA(cudaMemset(b->traffic, 0, KN_TIER_MAX * sizeof *b->traffic));
+    if (p.epilogue == KN_EPI_ADD)
+        fill_floats<<<512, 256>>>((float *)b->out, SEED_OUT, (size_t)p.tokens * p.rows);
+    struct kn_cu_gemm_args a = {};
+    a.w = &b->w;
+    a.bias = p.bias ? b->bias : NULL;
+    a.tokens = p.tokens;
+    a.in = b->x;
+    a.epilogue = p.epilogue;
+    a.out = b->out;
+    a.windows = b->windows;
+    a.traffic = b->traffic;
+    a.dependent = true;
+    STATUS(kn_cu_prefill_launch(plan, &a, NULL, err), err);
+    CUDA(cudaDeviceSynchronize());
+}
+
+/* Bytes that two memories of the device differ in, and those that are not `value`. */
+__global__ void differ_kernel(const uint8_t *a, const uint8_t *b, uint8_t value, size_t n,
+                              uint32_t *bad)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x)
+        if (a[i] != (b ? b[i] : value)) atomicAdd(bad, 1);
+}
+
+static uint32_t bed_count(struct bed *b)
+{
+    uint32_t n;
+    CUDA(cudaMemcpy(&n, b->bad, sizeof n, cudaMemcpyDeviceToHost));
+    CUDA(cudaMemset(b->bad, 0, sizeof n));
+    return n;
+}
+
+static uint32_t bed_differs(struct bed *b, const void *x, const void *y, uint8_t value, size_t n)
+{
+    differ_kernel<<<512, 256>>>((const uint8_t *)x, (const uint8_t *)y, value, n, b->bad);
+    return bed_count(b);
+}
+
+static void bed_compare(struct bed *b, const struct kn_cu_prefill_plan *plan, const product &p,
+                        int stride)
+{
+    const int cols = out_cols(p);
+    const bool act = is_act(p.epilogue);
+    compare_kernel<<<dim3((cols / stride + 383) / 128, p.tokens), 128>>>(p, cols, act, b->out,
+                                                                         stride, b->bad);
+    const uint32_t wrong = bed_count(b);
+    if (act && p.tokens % 256)
+        padding_kernel<<<dim3((cols + 255) / 128, 128), 128>>>(b->out, p.tokens, cols, b->bad);
+    const uint32_t padding = bed_count(b);
+    const uint32_t guard = bed_differs(b, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
+    EXPECT(b->tally, wrong == 0 && padding == 0 && guard == 0,
+           "%dx%d T %d epilogue %d, tile %dx%d, cluster %dx%d: %u wrong, %u padding, %u guard",
+           p.rows, p.cols, p.tokens, p.epilogue, plan->group_tiles, plan->tile_tokens,
+           plan->cluster_rows, plan->cluster_tokens, wrong, padding, guard);
+}
+
+/* --- the tests --- */
+
+/* Every plan: one against the reference, all bitwise the same; a second run too. */
+static void test_plans(struct bed *b, const product &p, int stride)
+{
+    char err[ERR_CAP] = "";
+    bool has_first = false;
+    bed_input(b, p.tokens);
+    bed_place(b, 0, 0);
+    for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++) {
+        struct kn_cu_prefill_plan plan = bench_plans[i];
+        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
+        bed_run(b, &plan, p);
+        if (!has_first) {
+            bed_compare(b, &plan, p, stride);
+            CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
+            bed_run(b, &plan, p);
+        }
+        has_first = true;
+        const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
+        const uint32_t guard = bed_differs(b, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
+        EXPECT(b->tally, bad == 0 && guard == 0,
+               "%dx%d T %d epilogue %d, tile %dx%d, cluster %dx%d: %u bytes differ, %u guard",
+               p.rows, p.cols, p.tokens, p.epilogue, plan.group_tiles, plan.tile_tokens,
+               plan.cluster_rows, plan.cluster_tokens, bad, guard);
+    }
+}
+
+/* Every placement and window: bitwise what all-local gives; and the traffic counters add up. */
+static void test_placements(struct bed *b, const product &p)
+{
+    static const int windows[] = {1, 2, KN_WINDOW_NO_BOUND};
+    char err[ERR_CAP] = "";
+    struct kn_cu_prefill_plan plan;
+    bed_input(b, p.tokens);
+    bed_place(b, 0, 0);
+    STATUS(kn_cu_prefill_plan(p.rows, p.tokens, b->sm_count, false, &plan, err), err);
+    bed_run(b, &plan, p);
+    CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
+    const int n = b->w.tile_count, some = (n * 7 + 99) / 100, third = (n * 30 + 99) / 100;
+    const int places[][2] = {{0, some}, {0, n}, {some, third}, {n, 0}, {third, some}};
+    for (size_t i = 0; i < ARRAY_COUNT(places); i++)
+        for (size_t j = 0; j < ARRAY_COUNT(bench_plans); j++) {
+            const int before = places[i][0],
+                      after = before + places[i][1] > n ? n - before : places[i][1];
+            plan = bench_plans[j];
+            STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
+            bed_place(b, before, after);
+            bed_window(b, windows[(i + j) % ARRAY_COUNT(windows)]);
+            bed_run(b, &plan, p);
+            const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
+            EXPECT(b->tally, bad == 0,
+                   "%dx%d T %d with %d + %d of %d tiles remote, cluster %dx%d: %u bytes differ",
+                   p.rows, p.cols, p.tokens, before, after, n, plan.cluster_rows,
+                   plan.cluster_tokens, bad);
+            struct kn_cu_traffic t[KN_TIER_MAX];
+            CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
+            const int span = plan.tile_tokens * plan.cluster_tokens;
+            const uint64_t reads = (uint64_t)(p.tokens + span - 1) / span * b->w.blocks_per_tile;
+            EXPECT(b->tally,
+                   t[0].blocks == reads * (n - before - after) && t[1].blocks == reads * after &&
+                       t[2].blocks == reads * before && (t[1].trips > 0) == (after > 0),
+                   "traffic %llu, %llu, %llu blocks of %llu a tile",
+                   (unsigned long long)t[0].blocks, (unsigned long long)t[1].blocks,
+                   (unsigned long long)t[2].blocks, (unsigned long long)reads);
+        }
+}
+
+struct test_shape {
+    int rows, cols;
+    enum kn_epilogue epilogue;
+    bool bias, quick;
+};
+
+static void run_tests(struct tally *tally, int sm_count, bool quick)
+{
+    static const struct test_shape shapes[] = {
+        {65, 129, KN_EPI_F32, true, true},          {320, 200, KN_EPI_SWIGLU, true, true},
+        {1000, 257, KN_EPI_RELU, true, true},       {1000, 257, KN_EPI_ADD, false, true},
+        {1001, 130, KN_EPI_ADD, true, true},        {64, 128, KN_EPI_STORE, false, true},
+        {6144, 4096, KN_EPI_STORE, true, false},    {4096, 4096, KN_EPI_ADD, false, false},
+        {28672, 4096, KN_EPI_SWIGLU, false, false},
+    };
+    static const int small[] = {257, 300, 511, 512, 513, 1024, 2047}, few[] = {300, 1300};
+    for (size_t i = 0; i < ARRAY_COUNT(shapes); i++) {
+        const struct test_shape *s = &shapes[i];
+        if (quick && !s->quick) continue;
+        struct bed b = {};
+        b.tally = tally;
+        b.sm_count = sm_count;
+        bed_open(&b, s->rows, s->cols, 2047);
+        product p = {s->rows, s->cols, 0, s->bias, s->epilogue};
+        for (size_t j = 0; s->quick && j < ARRAY_COUNT(small); j++) {
+            if (quick && small[j] != 300) continue;
+            p.tokens = small[j];
+            test_plans(&b, p, 1);
+        }
+        for (size_t j = 0; j < ARRAY_COUNT(few); j++) {
+            if (quick && j > 0) continue;
+            p.tokens = few[j];
+            if (!s->quick) test_plans(&b, p, 211);
+            if (s->rows < 10000) test_placements(&b, p);
+        }
+        bed_close(&b);
+        printf("%6d x %5d: %d passed, %d failed so far\n", s->rows, s->cols, tally->passed,
+               tally->failed);
+        fflush(stdout);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct tally tally = {0, 0};
+    char err[ERR_CAP] = "";
+    bool quick = false, bench = false;
+    const char *cublas = NULL;
+    for (int i = 1; i < argc; i++) {
+        quick |= !strcmp(argv[i], "--quick");
+        bench |= !strcmp(argv[i], "--bench");
+        if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
+    }
+    int device, sm_count;
+    CUDA(cudaGetDevice(&device));
+    CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
+    STATUS(kn_cu_prefill_init(err), err);
+    if (bench) {
+        bench_prefill(sm_count, cublas);
+        return 0;
+    }
+    run_tests(&tally, sm_count, quick);
+    printf("%d passed, %d failed\n", tally.passed, tally.failed);
+    return tally.failed != 0;
+}

@@ -141,7 +141,7 @@ test_all() {
 known_pairs='
 function known(pair) {
     return pair ~ /ptx_load_acquire_shared/ && pair ~ /ptx_store_release_shared/ ||
-           pair ~ /cu_(produce|wide)_weights/ && pair ~ /cu_(poll_remote|wide_poll)/
+           pair ~ /cu_(produce|wide|prefill)_weights/ && pair ~ /cu_(poll_remote|wide_poll|prefill_watch)/
 }
 /Race reported between/ { first = $0 }
 / and (Read|Write) access at/ { if (known(first " " $0)) k++; else { u++; if (u <= 3) print first " " $0 > "/dev/stderr" } }
@@ -207,6 +207,7 @@ quick_all() {
         esac
     done
     sanitize racecheck attention "$dir/gpu_attention" --small
+    for tool in racecheck synccheck initcheck; do sanitize $tool prefill "$dir/gpu_prefill" --tiny; done
     for tool in memcheck synccheck initcheck; do
         for family in gemm norm sample small stream; do sanitize $tool "$family" "$tiny" "$family"; done
     done

@@ -1,8 +1,8 @@
 /*
  * gpu_prefill.cu - the prefill GEMM against an fp64 reference, and against itself: every result
  * must be bitwise the same for every run, tile, cluster, placement and window.  With --bench it is
- * measured against cuBLAS (gpu_prefill_bench.cuh); --quick runs small shapes alone, for
- * compute-sanitizer.
+ * measured against cuBLAS (gpu_prefill_bench.cuh); --quick runs small shapes alone and --tiny the
+ * smallest that goes round the ring more than once, for compute-sanitizer.
  *
  * The reference computes each element from the random data directly, in fp64; of large outputs a
  * sample.  Outputs and padding are poisoned before each run.
@@ -359,6 +359,31 @@ struct test_shape {
     bool bias, quick;
 };
 
+/* Every kernel, all local and with a remote tier in a window of one block. */
+static void run_tiny(struct tally *tally, int sm_count)
+{
+    struct bed b = {};
+    char err[ERR_CAP] = "";
+    b.tally = tally;
+    b.sm_count = sm_count;
+    bed_open(&b, 200, 1000, 300);
+    const product p = {200, 1000, 300, true, KN_EPI_ADD},
+                  glu = {192, 1000, 300, false, KN_EPI_SWIGLU};
+    test_plans(&b, p, 1);
+    for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++) {
+        struct kn_cu_prefill_plan plan = bench_plans[i];
+        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b.sm_count, &plan, err), err);
+        bed_place(&b, 0, 2);
+        bed_window(&b, 1);
+        bed_run(&b, &plan, p);
+        bed_compare(&b, &plan, p, 1);
+    }
+    bed_close(&b);
+    bed_open(&b, glu.rows, glu.cols, glu.tokens);
+    test_plans(&b, glu, 1);
+    bed_close(&b);
+}
+
 static void run_tests(struct tally *tally, int sm_count, bool quick)
 {
     static const struct test_shape shapes[] = {
@@ -399,10 +424,11 @@ int main(int argc, char **argv)
 {
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
-    bool quick = false, bench = false;
+    bool quick = false, tiny = false, bench = false;
     const char *cublas = NULL;
     for (int i = 1; i < argc; i++) {
         quick |= !strcmp(argv[i], "--quick");
+        tiny |= !strcmp(argv[i], "--tiny");
         bench |= !strcmp(argv[i], "--bench");
         if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
     }
@@ -414,7 +440,8 @@ int main(int argc, char **argv)
         bench_prefill(sm_count, cublas);
         return 0;
     }
-    run_tests(&tally, sm_count, quick);
+    if (tiny) run_tiny(&tally, sm_count);
+    else run_tests(&tally, sm_count, quick);
     printf("%d passed, %d failed\n", tally.passed, tally.failed);
     return tally.failed != 0;
 }

@@ -23,14 +23,15 @@
 #define BENCH_PEAK_TFLOPS 989.
 
 static const struct kn_cu_prefill_plan bench_plans[] = {
-    {2, 256, 2, 1, 8, 0, -1},  {2, 256, 1, 1, 8, 0, -1},  {2, 256, 1, 2, 8, 0, -1},
-    {2, 256, 2, 2, 8, 0, -1},  {2, 256, 1, 4, 8, 0, -1},  {2, 256, 1, 8, 8, 0, -1},
-    {2, 128, 1, 1, 16, 0, -1}, {2, 128, 2, 1, 16, 0, -1}, {2, 128, 1, 2, 16, 0, -1},
-    {2, 128, 2, 2, 16, 0, -1}, {3, 128, 1, 1, 16, 0, -1},
+    {2, 256, 2, 1, 8, 0, -1, 0},  {2, 256, 1, 1, 8, 0, -1, 0},  {2, 256, 1, 2, 8, 0, -1, 0},
+    {2, 256, 2, 2, 8, 0, -1, 0},  {2, 256, 1, 4, 8, 0, -1, 0},  {2, 256, 1, 8, 8, 0, -1, 0},
+    {2, 128, 1, 1, 16, 0, -1, 0}, {2, 128, 2, 1, 16, 0, -1, 0}, {2, 128, 1, 2, 16, 0, -1, 0},
+    {2, 128, 2, 2, 16, 0, -1, 0}, {3, 128, 1, 1, 16, 0, -1, 0},
 };
 static const struct kn_cu_prefill_plan tune_plans[] = {
-    {2, 256, 2, 1, 4, 0, -1}, {2, 256, 2, 1, 16, 0, -1}, {2, 256, 2, 1, 8, 0, 1},
-    {2, 256, 2, 1, 8, 0, 2},  {2, 256, 1, 1, 8, 0, 1},
+    {2, 256, 2, 1, 4, 0, -1, 0}, {2, 256, 2, 1, 16, 0, -1, 0}, {2, 256, 2, 1, 8, 0, 1, 0},
+    {2, 256, 2, 1, 8, 0, 2, 0},  {2, 256, 2, 1, 8, 0, -1, 1},  {2, 256, 2, 1, 8, 0, -1, 2},
+    {2, 256, 2, 1, 8, 0, -1, 5}, {2, 256, 1, 1, 8, 0, 1, 0},
 };
 
 struct bench_op {
@@ -203,7 +204,7 @@ static void bench_remote(struct bench *b)
     CUDA(cudaMemcpy(pinned, b->weights, bytes, cudaMemcpyDefault));
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         const int *c = cases[i], tiles = op.rows / 64 * c[2] / 100;
-        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], 8, 0, -1};
+        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], 8, 0, -1, 0};
         struct kn_cu_window windows[KN_TIER_MAX] = {};
         float ms[BENCH_ROUNDS];
         windows[1] = {16, c[3], 1.f};
@@ -242,8 +243,9 @@ static void bench_prefill(int sm_count, const char *cublas)
                bench_plans[i].cluster_rows, bench_plans[i].cluster_tokens);
     printf(" |");
     for (size_t i = 0; i < ARRAY_COUNT(tune_plans); i++)
-        printf(" %dx%d band %d lag %d", tune_plans[i].cluster_rows, tune_plans[i].cluster_tokens,
-               tune_plans[i].band, tune_plans[i].lag);
+        printf(" %dx%d band %d lag %d hints %d", tune_plans[i].cluster_rows,
+               tune_plans[i].cluster_tokens, tune_plans[i].band, tune_plans[i].lag,
+               tune_plans[i].hints);
     printf("\n");
     for (size_t i = 0; i < ARRAY_COUNT(ops); i++)
         for (size_t j = 0; j < ARRAY_COUNT(tokens); j++)

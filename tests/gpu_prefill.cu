@@ -287,23 +287,25 @@ static void bed_compare(struct bed *b, const struct kn_cu_prefill_plan *plan, co
 
 /* --- the tests --- */
 
-/* Every plan: one against the reference, all bitwise the same; a second run too. */
+/* Every plan: against the reference, or bitwise the same as another that sums in the same order;
+ * and a second run. */
 static void test_plans(struct bed *b, const product &p, int stride)
 {
     char err[ERR_CAP] = "";
-    bool has_first = false;
+    int first_parts = 0;
     bed_input(b, p.tokens);
     bed_place(b, 0, 0);
-    for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++) {
+    for (size_t i = 0; i < plan_count; i++) {
         struct kn_cu_prefill_plan plan = bench_plans[i];
+        if (plan.parts > b->w.blocks_per_tile) continue;
         STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
         bed_run(b, &plan, p);
-        if (!has_first) {
+        if (plan.parts != first_parts) {
             bed_compare(b, &plan, p, stride);
             CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
             bed_run(b, &plan, p);
         }
-        has_first = true;
+        first_parts = plan.parts;
         const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
         const uint32_t guard = bed_differs(b, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
         EXPECT(b->tally, bad == 0 && guard == 0,
@@ -313,44 +315,51 @@ static void test_plans(struct bed *b, const product &p, int stride)
     }
 }
 
-/* Every placement and window: bitwise what all-local gives; and the traffic counters add up. */
+/* Tiles [0, before) and the last `after` remote: bitwise what all-local gives; and the traffic
+ * counters add up. */
+static void test_placement(struct bed *b, const struct kn_cu_prefill_plan *plan, const product &p,
+                           int before, int after, int window)
+{
+    const int n = b->w.tile_count, span = plan->tile_tokens * plan->cluster_tokens;
+    const uint64_t reads = (uint64_t)(p.tokens + span - 1) / span * b->w.blocks_per_tile;
+    struct kn_cu_traffic t[KN_TIER_MAX];
+    bed_place(b, before, after);
+    bed_window(b, window);
+    bed_run(b, plan, p);
+    const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
+    EXPECT(b->tally, bad == 0,
+           "%dx%d T %d with %d + %d of %d tiles remote, cluster %dx%d: %u bytes differ", p.rows,
+           p.cols, p.tokens, before, after, n, plan->cluster_rows, plan->cluster_tokens, bad);
+    CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
+    EXPECT(b->tally,
+           t[0].blocks == reads * (n - before - after) && t[1].blocks == reads * after &&
+               t[2].blocks == reads * before && (t[1].trips > 0) == (after > 0),
+           "traffic %llu, %llu, %llu blocks of %llu a tile", (unsigned long long)t[0].blocks,
+           (unsigned long long)t[1].blocks, (unsigned long long)t[2].blocks,
+           (unsigned long long)reads);
+}
+
+/* Every plan, placement and window. */
 static void test_placements(struct bed *b, const product &p)
 {
     static const int windows[] = {1, 2, KN_WINDOW_NO_BOUND};
     char err[ERR_CAP] = "";
-    struct kn_cu_prefill_plan plan;
-    bed_input(b, p.tokens);
-    bed_place(b, 0, 0);
-    STATUS(kn_cu_prefill_plan(p.rows, p.tokens, b->sm_count, false, &plan, err), err);
-    bed_run(b, &plan, p);
-    CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
     const int n = b->w.tile_count, some = (n * 7 + 99) / 100, third = (n * 30 + 99) / 100;
     const int places[][2] = {{0, some}, {0, n}, {some, third}, {n, 0}, {third, some}};
-    for (size_t i = 0; i < ARRAY_COUNT(places); i++)
-        for (size_t j = 0; j < ARRAY_COUNT(bench_plans); j++) {
-            const int before = places[i][0],
-                      after = before + places[i][1] > n ? n - before : places[i][1];
-            plan = bench_plans[j];
-            STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
-            bed_place(b, before, after);
-            bed_window(b, windows[(i + j) % ARRAY_COUNT(windows)]);
-            bed_run(b, &plan, p);
-            const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
-            EXPECT(b->tally, bad == 0,
-                   "%dx%d T %d with %d + %d of %d tiles remote, cluster %dx%d: %u bytes differ",
-                   p.rows, p.cols, p.tokens, before, after, n, plan.cluster_rows,
-                   plan.cluster_tokens, bad);
-            struct kn_cu_traffic t[KN_TIER_MAX];
-            CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
-            const int span = plan.tile_tokens * plan.cluster_tokens;
-            const uint64_t reads = (uint64_t)(p.tokens + span - 1) / span * b->w.blocks_per_tile;
-            EXPECT(b->tally,
-                   t[0].blocks == reads * (n - before - after) && t[1].blocks == reads * after &&
-                       t[2].blocks == reads * before && (t[1].trips > 0) == (after > 0),
-                   "traffic %llu, %llu, %llu blocks of %llu a tile",
-                   (unsigned long long)t[0].blocks, (unsigned long long)t[1].blocks,
-                   (unsigned long long)t[2].blocks, (unsigned long long)reads);
+    bed_input(b, p.tokens);
+    for (size_t i = 0; i < plan_count; i++) {
+        struct kn_cu_prefill_plan plan = bench_plans[i];
+        if (plan.parts > b->w.blocks_per_tile) continue;
+        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
+        bed_place(b, 0, 0);
+        bed_run(b, &plan, p);
+        CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
+        for (size_t j = 0; j < ARRAY_COUNT(places); j++) {
+            const int before = places[j][0] < n ? places[j][0] : n;
+            const int after = before + places[j][1] > n ? n - before : places[j][1];
+            test_placement(b, &plan, p, before, after, windows[(i + j) % ARRAY_COUNT(windows)]);
         }
+    }
 }
 
 struct test_shape {
@@ -370,7 +379,7 @@ static void run_tiny(struct tally *tally, int sm_count)
     const product p = {200, 1000, 300, true, KN_EPI_ADD},
                   glu = {192, 1000, 300, false, KN_EPI_SWIGLU};
     test_plans(&b, p, 1);
-    for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++) {
+    for (size_t i = 0; i < plan_count; i++) {
         struct kn_cu_prefill_plan plan = bench_plans[i];
         STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b.sm_count, &plan, err), err);
         bed_place(&b, 0, 2);
@@ -424,12 +433,14 @@ int main(int argc, char **argv)
 {
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
-    bool quick = false, tiny = false, bench = false;
+    bool quick = false, tiny = false, bench = false, few = false;
     const char *cublas = NULL;
     for (int i = 1; i < argc; i++) {
         quick |= !strcmp(argv[i], "--quick");
         tiny |= !strcmp(argv[i], "--tiny");
         bench |= !strcmp(argv[i], "--bench");
+        if (!strcmp(argv[i], "--parts")) plan_count = ARRAY_COUNT(bench_plans);
+        few |= !strcmp(argv[i], "--few");
         if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
     }
     int device, sm_count;
@@ -437,7 +448,7 @@ int main(int argc, char **argv)
     CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
     STATUS(kn_cu_prefill_init(err), err);
     if (bench) {
-        bench_prefill(sm_count, cublas);
+        bench_prefill(sm_count, cublas, few);
         return 0;
     }
     if (tiny) run_tiny(&tally, sm_count);

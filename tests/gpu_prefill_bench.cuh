@@ -23,15 +23,18 @@
 #define BENCH_PEAK_TFLOPS 989.
 
 static const struct kn_cu_prefill_plan bench_plans[] = {
-    {2, 256, 2, 1, 8, 0, -1, 0},  {2, 256, 1, 1, 8, 0, -1, 0},  {2, 256, 1, 2, 8, 0, -1, 0},
-    {2, 256, 2, 2, 8, 0, -1, 0},  {2, 256, 1, 4, 8, 0, -1, 0},  {2, 256, 1, 8, 8, 0, -1, 0},
-    {2, 128, 1, 1, 16, 0, -1, 0}, {2, 128, 2, 1, 16, 0, -1, 0}, {2, 128, 1, 2, 16, 0, -1, 0},
-    {2, 128, 2, 2, 16, 0, -1, 0}, {3, 128, 1, 1, 16, 0, -1, 0},
+    {2, 256, 2, 1, 1, 8, 0, -1, 0},  {2, 256, 1, 1, 1, 8, 0, -1, 0},
+    {2, 256, 1, 2, 1, 8, 0, -1, 0},  {2, 256, 2, 2, 1, 8, 0, -1, 0},
+    {2, 256, 1, 4, 1, 8, 0, -1, 0},  {2, 256, 1, 8, 1, 8, 0, -1, 0},
+    {2, 128, 1, 1, 1, 16, 0, -1, 0}, {2, 128, 2, 1, 1, 16, 0, -1, 0},
+    {2, 128, 1, 2, 1, 16, 0, -1, 0}, {2, 128, 2, 2, 1, 16, 0, -1, 0},
+    {3, 128, 1, 1, 1, 16, 0, -1, 0}, {2, 256, 1, 1, 2, 8, 0, -1, 0},
 };
+static size_t plan_count = ARRAY_COUNT(bench_plans) - 1;
 static const struct kn_cu_prefill_plan tune_plans[] = {
-    {2, 256, 2, 1, 4, 0, -1, 0}, {2, 256, 2, 1, 16, 0, -1, 0}, {2, 256, 2, 1, 8, 0, 1, 0},
-    {2, 256, 2, 1, 8, 0, 2, 0},  {2, 256, 2, 1, 8, 0, -1, 1},  {2, 256, 2, 1, 8, 0, -1, 2},
-    {2, 256, 2, 1, 8, 0, -1, 5}, {2, 256, 1, 1, 8, 0, 1, 0},
+    {2, 256, 2, 1, 1, 4, 0, -1, 0}, {2, 256, 2, 1, 1, 16, 0, -1, 0}, {2, 256, 2, 1, 1, 8, 0, 1, 0},
+    {2, 256, 2, 1, 1, 8, 0, 2, 0},  {2, 256, 2, 1, 1, 8, 0, -1, 1},  {2, 256, 2, 1, 1, 8, 0, -1, 2},
+    {2, 256, 2, 1, 1, 8, 0, -1, 5}, {2, 256, 1, 1, 1, 8, 0, 1, 0},
 };
 
 struct bench_op {
@@ -162,10 +165,10 @@ static void bench_shape(struct bench *b, const struct bench_op *op, int tokens, 
     float ms[OWN + PLANS + TUNED][BENCH_ROUNDS];
     struct kn_cu_prefill_plan plan[OWN + PLANS + TUNED];
     char err[ERR_CAP] = "";
-    const int count = OWN + PLANS + (tune ? TUNED : 0);
+    const int plans = (int)plan_count, count = OWN + plans + (tune ? TUNED : 0);
     STATUS(kn_cu_prefill_plan(op->rows, tokens, b->sm_count, false, &plan[2], err), err);
     for (int i = OWN; i < count; i++) {
-        plan[i] = i < OWN + PLANS ? bench_plans[i - OWN] : tune_plans[i - OWN - PLANS];
+        plan[i] = i < OWN + plans ? bench_plans[i - OWN] : tune_plans[i - OWN - plans];
         STATUS(kn_cu_prefill_derive(op->rows, tokens, b->sm_count, &plan[i], err), err);
     }
     for (int round = 0; round < BENCH_ROUNDS; round++)
@@ -180,7 +183,7 @@ static void bench_shape(struct bench *b, const struct bench_op *op, int tokens, 
            op->name, tokens, own, tflop / own, 100 * tflop / own / BENCH_PEAK_TFLOPS, bf16 / own,
            tflop / bf16, fp32 / own, tflop / fp32);
     for (int i = OWN; i < count; i++) {
-        if (i == OWN + PLANS) printf(" |");
+        if (i == OWN + plans) printf(" |");
         printf(" %3.0f", tflop / bench_median(ms[i]));
     }
     printf("\n");
@@ -204,7 +207,7 @@ static void bench_remote(struct bench *b)
     CUDA(cudaMemcpy(pinned, b->weights, bytes, cudaMemcpyDefault));
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         const int *c = cases[i], tiles = op.rows / 64 * c[2] / 100;
-        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], 8, 0, -1, 0};
+        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], 1, 8, 0, -1, 0};
         struct kn_cu_window windows[KN_TIER_MAX] = {};
         float ms[BENCH_ROUNDS];
         windows[1] = {16, c[3], 1.f};
@@ -226,7 +229,7 @@ static void bench_remote(struct bench *b)
     CUDA(cudaFreeHost(pinned));
 }
 
-static void bench_prefill(int sm_count, const char *cublas)
+static void bench_prefill(int sm_count, const char *cublas, bool few)
 {
     static const struct bench_op ops[] = {
         {"8B qkv", 6144, 4096, KN_EPI_STORE},        {"8B o", 4096, 4096, KN_EPI_ADD},
@@ -239,8 +242,8 @@ static void bench_prefill(int sm_count, const char *cublas)
     bench_open(&b, sm_count, cublas);
     printf("TFLOPS by plan (row tiles x tokens, cluster rows x tokens):");
     for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++)
-        printf(" %dx%d,%dx%d", bench_plans[i].group_tiles, bench_plans[i].tile_tokens,
-               bench_plans[i].cluster_rows, bench_plans[i].cluster_tokens);
+        printf(" %dx%d,%dx%dx%d", bench_plans[i].group_tiles, bench_plans[i].tile_tokens,
+               bench_plans[i].cluster_rows, bench_plans[i].cluster_tokens, bench_plans[i].parts);
     printf(" |");
     for (size_t i = 0; i < ARRAY_COUNT(tune_plans); i++)
         printf(" %dx%d band %d lag %d hints %d", tune_plans[i].cluster_rows,
@@ -248,9 +251,9 @@ static void bench_prefill(int sm_count, const char *cublas)
                tune_plans[i].hints);
     printf("\n");
     for (size_t i = 0; i < ARRAY_COUNT(ops); i++)
-        for (size_t j = 0; j < ARRAY_COUNT(tokens); j++)
+        for (size_t j = 0; j < (few ? 1 : ARRAY_COUNT(tokens)); j++)
             bench_shape(&b, &ops[i], tokens[j], tokens[j] > 512);
-    bench_remote(&b);
+    if (!few) bench_remote(&b);
 }
 
 #endif

@@ -20,9 +20,10 @@ struct kn_cu_prefill_plan {
     int32_t tile_tokens;    /* its tokens: 128 or 256 */
     int32_t cluster_rows;   /* CTAs of a cluster with the same tokens, which share activations */
     int32_t cluster_tokens; /* and with the same rows, which share weights */
+    int32_t parts;          /* CTAs of a cluster that K is cut among: 1, or 2 */
     int32_t band;           /* token tiles whose products with a row tile follow each other */
     int32_t clusters;       /* launched */
-    int32_t lag;
+    int32_t lag, hints;
 };
 
 /* After kn_cu_gemm_init, before any launch. */

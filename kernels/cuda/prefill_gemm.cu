@@ -11,22 +11,24 @@
 #include "kernels/cuda/prefill_gemm.cuh"
 
 struct variant {
-    int32_t group_tiles, tile_tokens, cluster_rows, cluster_tokens;
+    int32_t group_tiles, tile_tokens, cluster_rows, cluster_tokens, parts;
     int32_t threads, shared_bytes;
     void (*kernel)(cu_prefill);
 };
 
-template <int RT, int TN, int CR, int CT> static constexpr variant make_variant()
+template <int RT, int TN, int CR, int CT, int CK> static constexpr variant make_variant()
 {
-    using S = cu_prefill_shape<RT, TN, CR, CT>;
-    return {RT, TN, CR, CT, S::THREADS, S::SHARED_USED, sm90_bf16_prefill_gemm<S>};
+    using S = cu_prefill_shape<RT, TN, CR, CT, CK>;
+    return {RT, TN, CR, CT, CK, S::THREADS, S::SHARED_USED, sm90_bf16_prefill_gemm<S>};
 }
 
 static const variant variants[] = {
-    make_variant<2, 256, 1, 1>(), make_variant<2, 256, 2, 1>(), make_variant<2, 256, 1, 2>(),
-    make_variant<2, 256, 1, 4>(), make_variant<2, 256, 1, 8>(), make_variant<2, 128, 1, 1>(),
-    make_variant<2, 128, 2, 1>(), make_variant<2, 128, 1, 2>(), make_variant<2, 256, 2, 2>(),
-    make_variant<2, 128, 2, 2>(), make_variant<3, 128, 1, 1>(),
+    make_variant<2, 256, 1, 1, 1>(), make_variant<2, 256, 2, 1, 1>(),
+    make_variant<2, 256, 1, 2, 1>(), make_variant<2, 256, 1, 4, 1>(),
+    make_variant<2, 256, 1, 8, 1>(), make_variant<2, 128, 1, 1, 1>(),
+    make_variant<2, 128, 2, 1, 1>(), make_variant<2, 128, 1, 2, 1>(),
+    make_variant<2, 256, 2, 2, 1>(), make_variant<2, 128, 2, 2, 1>(),
+    make_variant<3, 128, 1, 1, 1>(), make_variant<2, 256, 1, 1, 2>(),
 };
 
 static const variant *find_variant(const struct kn_cu_prefill_plan *p)
@@ -35,7 +37,7 @@ static const variant *find_variant(const struct kn_cu_prefill_plan *p)
         if (variants[i].group_tiles == p->group_tiles &&
             variants[i].tile_tokens == p->tile_tokens &&
             variants[i].cluster_rows == p->cluster_rows &&
-            variants[i].cluster_tokens == p->cluster_tokens)
+            variants[i].cluster_tokens == p->cluster_tokens && variants[i].parts == p->parts)
             return &variants[i];
     return NULL;
 }
@@ -71,7 +73,7 @@ extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_
         return err_set(err, ST_UNSUPPORTED, "there is no prefill GEMM of %d x %d in %d x %d",
                        plan->group_tiles, plan->tile_tokens, plan->cluster_rows,
                        plan->cluster_tokens);
-    const int32_t ctas = v->cluster_rows * v->cluster_tokens;
+    const int32_t ctas = v->cluster_rows * v->cluster_tokens * v->parts;
     /* Pairs fit every SM; larger clusters leave some out where a group of SMs is no multiple. */
     int clusters = sm_count / ctas;
     if (ctas > 2) {
@@ -91,7 +93,7 @@ extern "C" enum status kn_cu_prefill_plan(int32_t rows, int32_t tokens, int32_t 
                                           bool remote, struct kn_cu_prefill_plan *out, char *err)
 {
     CHECK(rows > 0 && tokens > 0 && sm_count > 0);
-    struct kn_cu_prefill_plan p = {2, 256, 2, 1, 8, 0, -1};
+    struct kn_cu_prefill_plan p = {2, 256, 2, 1, 1, 8, 0, -1, 0};
     const int32_t groups = (rows + 127) / 128;
     /* Rounds of all SMs, a half tile costing somewhat more than half. */
     const int32_t wide = (groups * ((tokens + 255) / 256) + sm_count - 1) / sm_count * 200;
@@ -143,6 +145,7 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     check_args(a);
     const variant *v = find_variant(plan);
     CHECK(v);
+    CHECK(v->parts == 1 || w->blocks_per_tile > 1);
     cu_prefill p;
     memset(&p, 0, sizeof p);
     cu_gemm *g = &p.gemm;
@@ -163,11 +166,11 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     p.row_sets = sets(w->rows, v->group_tiles * KN_TILE_ROWS, v->cluster_rows);
     p.token_sets = sets(a->tokens, v->tile_tokens, v->cluster_tokens);
     p.band = (plan->band + v->cluster_tokens - 1) / v->cluster_tokens;
-    p.lag = plan->lag;
+    p.lag = plan->lag, p.hints = plan->hints;
     count_remote(w, v->group_tiles * v->cluster_rows, &p);
     g->windows = p.remote_before + p.remote_after > 0 ? a->windows : NULL;
 
-    const int32_t ctas = v->cluster_rows * v->cluster_tokens;
+    const int32_t ctas = v->cluster_rows * v->cluster_tokens * v->parts;
     const cu_launch l(plan->clusters * ctas, v->threads, (size_t)v->shared_bytes, stream,
                       a->dependent, ctas);
     const cudaError_t e = cudaLaunchKernelEx(&l.config, v->kernel, p);

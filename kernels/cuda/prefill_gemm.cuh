@@ -52,9 +52,15 @@
 #define CU_PREFILL_STAGING 8192 /* bytes of a round of the epilogue; a warpgroup has two */
 
 /* Constants of a kernel. */
-template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS> struct cu_prefill_shape {
+template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS, int PARTS>
+struct cu_prefill_shape {
     static constexpr int RT = ROW_TILES, TN = TOKENS, CR = CLUSTER_ROWS, CT = CLUSTER_TOKENS;
-    static constexpr int CTAS = CR * CT, PEERS = CR + CT - 1; /* that share copies with a CTA */
+    static constexpr int CK = PARTS; /* CTAs that K is cut among */
+    static constexpr int CTAS = CR * CT * CK;
+    static constexpr int PEERS = CR + CT - 1; /* that share copies with a CTA, itself included */
+    static constexpr int TE = TN / CK;        /* tokens of the epilogue */
+    static_assert(CK == 1 || (CK == 2 && CR == 1 && CT == 1 && TN == 256),
+                  "parts are exchanged in pairs, 128 tokens each");
     static constexpr int WARPS = RT * 4;
     static constexpr int THREADS = (RT + 1) * 128;
     static constexpr int CONSUMER_REGISTERS = RT == 2 ? 232 : 160;
@@ -77,7 +83,8 @@ template <class S> struct cu_prefill_ring {
     uint8_t w[S::STAGES][S::W_BYTES];
     float staging[S::RT][2][CU_PREFILL_STAGING / 4];
     uint64_t full[S::STAGES], empty[S::STAGES];
-    uint32_t issue_clock[S::STAGES]; /* of this CTA's remote copies; 0: none */
+    uint64_t sums_full[S::RT][2], sums_empty[S::RT][2]; /* of staging, filled by the other part */
+    uint32_t issue_clock[S::STAGES];                    /* of this CTA's remote copies; 0: none */
 };
 
 /* What a launch needs; passed by value. */
@@ -86,13 +93,14 @@ struct cu_prefill {
     int32_t row_sets, token_sets;        /* what clusters take: CR groups, CT token tiles */
     int32_t band;                        /* token sets */
     int32_t remote_before, remote_after; /* row sets with remote tiles, at either end */
-    int32_t lag;
+    int32_t lag, hints;
 };
 
 /* A CTA's part of a unit. */
 struct cu_prefill_tile {
     int32_t group; /* of RT row tiles */
     int32_t token_tile;
+    int32_t first_stage, stages; /* of K */
 };
 
 /* --- who computes what --- */
@@ -109,12 +117,19 @@ PTX_INLINE int32_t cu_prefill_row_set(const cu_prefill &p, int32_t i)
 
 template <class S> PTX_INLINE cu_prefill_tile cu_prefill_tile_of(const cu_prefill &p, int32_t unit)
 {
-    const int32_t rank = blockIdx.x % S::CTAS;
+    const int32_t rank = blockIdx.x % (S::CR * S::CT);
     const int32_t band = unit / (p.row_sets * p.band), left = unit - band * p.row_sets * p.band;
     const int32_t width = min(p.band, p.token_sets - band * p.band), i = left / width;
     cu_prefill_tile t;
     t.group = cu_prefill_row_set(p, i) * S::CR + rank / S::CT;
     t.token_tile = (band * p.band + left - i * width) * S::CT + rank % S::CT;
+    t.first_stage = 0;
+    t.stages = 2 * p.gemm.blocks_per_tile;
+    if (S::CK > 1) {
+        const int32_t half = (p.gemm.blocks_per_tile + 1) / 2 * 2;
+        if (blockIdx.x % S::CTAS) t.first_stage = half, t.stages -= half;
+        else t.stages = half;
+    }
     return t;
 }
 
@@ -147,8 +162,9 @@ PTX_INLINE cu_prefill_chunk cu_prefill_chunk_of(const cu_gemm &g, int32_t token_
 template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_prefill_ring<S> &ring)
 {
     const cu_gemm &g = p.gemm;
-    const int32_t rank = blockIdx.x % S::CTAS;
+    const int32_t rank = blockIdx.x % (S::CR * S::CT);
     const uint16_t row = ((1 << S::CT) - 1) << (rank / S::CT * S::CT);
+    const uint64_t policy = p.hints & 4 ? ptx_policy_evict_first() : ptx_policy_evict_normal();
     uint32_t local_blocks = 0;
     int32_t n = 0;
     cu_ring_place at;
@@ -163,22 +179,23 @@ template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_pr
             const int32_t w = tile.group * S::RT + t;
             const int32_t tier = cu_gemm_tile_tier(g, w);
             const cu_gemm_tier &in = g.tier[max(tier, 0)];
-            from[t] = tier < 0 ? nullptr
-                               : in.base + (size_t)(w - in.tile_begin) * g.blocks_per_tile *
-                                               KN_BLOCK_BYTES;
+            from[t] = tier < 0
+                          ? nullptr
+                          : in.base +
+                                (size_t)(w - in.tile_begin) * g.blocks_per_tile * KN_BLOCK_BYTES +
+                                tile.first_stage * KN_ATOM_BYTES;
             present += tier >= 0;
             if (tier > 0) {
                 remote |= 1 << t;
                 reach = min(reach, max(g.windows[tier].blocks * 2 / S::RT, 1));
             }
             if (g.traffic && tier >= 0 && rank % S::CT == 0) {
-                if (tier == 0) local_blocks += g.blocks_per_tile;
-                else
-                    ptx_atomic_add_relaxed_u64(&g.traffic[tier].blocks,
-                                               (uint32_t)g.blocks_per_tile);
+                const uint32_t blocks = (uint32_t)tile.stages / 2;
+                if (tier == 0) local_blocks += blocks;
+                else ptx_atomic_add_relaxed_u64(&g.traffic[tier].blocks, blocks);
             }
         }
-        for (int32_t s = 0; s < 2 * g.blocks_per_tile; s++, n++, cu_ring_step<S::STAGES>(at)) {
+        for (int32_t s = 0; s < tile.stages; s++, n++, cu_ring_step<S::STAGES>(at)) {
             ptx_mbarrier_wait(&ring.empty[at.slot], at.parity);
             if (reach < S::STAGES && n >= reach)
                 ptx_mbarrier_wait(&ring.full[(n - reach) % S::STAGES], (n - reach) / S::STAGES & 1);
@@ -196,8 +213,11 @@ template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_pr
                 if (!from[t] || (n * S::RT + t) % S::CT != rank % S::CT) continue;
                 uint8_t *to = ring.w[at.slot] + t * KN_ATOM_BYTES;
                 const uint8_t *source = from[t] + (size_t)s * KN_ATOM_BYTES;
-                if (S::CT == 1) ptx_bulk_load(to, source, KN_ATOM_BYTES, &ring.full[at.slot]);
-                else ptx_bulk_load_multicast(to, source, KN_ATOM_BYTES, &ring.full[at.slot], row);
+                if (S::CT == 1)
+                    ptx_bulk_load_hint(to, source, KN_ATOM_BYTES, &ring.full[at.slot], policy);
+                else
+                    ptx_bulk_load_multicast(to, source, KN_ATOM_BYTES, &ring.full[at.slot], row,
+                                            policy);
             }
         }
     }
@@ -211,10 +231,11 @@ template <class S>
 PTX_INLINE void cu_prefill_activations(const cu_prefill &p, cu_prefill_ring<S> &ring)
 {
     const cu_gemm &g = p.gemm;
-    const int32_t rank = blockIdx.x % S::CTAS, share = rank / S::CT;
+    const int32_t rank = blockIdx.x % (S::CR * S::CT), share = rank / S::CT;
     uint16_t column = 0;
     for (int r = 0; r < S::CR; r++) column |= 1 << (r * S::CT + rank % S::CT);
     const size_t chunk_bytes = (size_t)g.blocks_per_tile * KN_CU_TOKENS_MAX * 256;
+    const uint64_t policy = p.hints & 1 ? ptx_policy_evict_last() : ptx_policy_evict_normal();
     ptx_griddep_wait();
     cu_ring_place at;
     at.parity = 1;
@@ -224,8 +245,9 @@ PTX_INLINE void cu_prefill_activations(const cu_prefill &p, cu_prefill_ring<S> &
         const cu_prefill_chunk c = cu_prefill_chunk_of<S>(g, tile.token_tile);
         const uint32_t bytes = c.tokens ? min(S::TN, c.bucket - c.first) * KN_ATOM_ROW_BYTES : 0,
                        part = bytes / S::CR;
-        const uint8_t *from = g.x + c.index * chunk_bytes + c.first * KN_ATOM_ROW_BYTES;
-        for (int32_t s = 0; s < 2 * g.blocks_per_tile; s++, cu_ring_step<S::STAGES>(at)) {
+        const uint8_t *from = g.x + c.index * chunk_bytes + c.first * KN_ATOM_ROW_BYTES +
+                              (size_t)tile.first_stage * c.bucket * KN_ATOM_ROW_BYTES;
+        for (int32_t s = 0; s < tile.stages; s++, cu_ring_step<S::STAGES>(at)) {
             ptx_mbarrier_wait(&ring.empty[at.slot], at.parity);
             if (!bytes) {
                 ptx_mbarrier_arrive(&ring.full[at.slot]);
@@ -234,8 +256,8 @@ PTX_INLINE void cu_prefill_activations(const cu_prefill &p, cu_prefill_ring<S> &
             ptx_mbarrier_expect_tx(&ring.full[at.slot], bytes);
             uint8_t *to = ring.x[at.slot] + share * part;
             const uint8_t *source = from + share * part;
-            if (S::CR == 1) ptx_bulk_load(to, source, part, &ring.full[at.slot]);
-            else ptx_bulk_load_multicast(to, source, part, &ring.full[at.slot], column);
+            if (S::CR == 1) ptx_bulk_load_hint(to, source, part, &ring.full[at.slot], policy);
+            else ptx_bulk_load_multicast(to, source, part, &ring.full[at.slot], column, policy);
             from += c.bucket * KN_ATOM_ROW_BYTES;
         }
     }
@@ -255,7 +277,7 @@ template <class S> PTX_INLINE void cu_prefill_watch(const cu_prefill &p, cu_pref
             tier = max(tier, cu_gemm_tile_tier(g, tile.group * S::RT + t));
         uint32_t trips = 0, trip_min = UINT32_MAX, trip_max = 0;
         uint64_t clocks = 0;
-        for (int32_t s = 0; s < 2 * g.blocks_per_tile; s++, cu_ring_step<S::STAGES>(at)) {
+        for (int32_t s = 0; s < tile.stages; s++, cu_ring_step<S::STAGES>(at)) {
             PTX_SPIN_UNTIL(ptx_mbarrier_test_wait(&ring.full[at.slot], at.parity));
             const uint32_t now = ptx_clock();
             const uint32_t issued = *(volatile uint32_t *)&ring.issue_clock[at.slot];
@@ -283,7 +305,7 @@ template <class S> PTX_INLINE void cu_prefill_watch(const cu_prefill &p, cu_pref
 template <class S> PTX_INLINE uint32_t cu_prefill_release_at(cu_prefill_ring<S> &ring, int lane)
 {
     const uint32_t here = ptx_shared(&ring.empty[0]);
-    if (S::CTAS == 1) return lane == 0 ? here : 0;
+    if (S::PEERS == 1) return lane == 0 ? here : 0;
     const int rank = blockIdx.x % S::CTAS, row = rank / S::CT, column = rank % S::CT;
     if (lane >= S::PEERS) return 0;
     if (lane < S::CT) return ptx_mapa(here, row * S::CT + lane);
@@ -345,13 +367,15 @@ struct cu_prefill_place {
 };
 
 /* Four rows of a token, from row r of the weight on. */
-PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r, bool whole)
+PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r, bool whole,
+                               bool streams)
 {
     const bool add = g.epilogue == KN_EPI_ADD;
     if (whole && add) {
         ptx_red_add_v4_f32(to, v);
     } else if (whole) {
-        *(float4 *)to = v;
+        if (streams) __stcs((float4 *)to, v);
+        else *(float4 *)to = v;
     } else {
         const float *f = &v.x;
 #pragma unroll
@@ -364,9 +388,9 @@ PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r,
 }
 
 /* STORE, F32 and ADD: 32 tokens x 64 rows a round, placed as cu_stage_at says. */
-template <class S>
-PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[S::TN / 2],
-                                        const cu_prefill_place &at)
+template <int TN>
+PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[TN / 2],
+                                        const cu_prefill_place &at, bool streams)
 {
     const uint32_t lane = at.thread & 31, pair = lane & 3,
                    writes = pair * 128 + ((at.thread / 32 * 16 + lane / 4) ^ pair << 3);
@@ -380,7 +404,7 @@ PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[S::
     for (int32_t round = 0; round * 32 < at.chunk.tokens; round++) {
         float *buffer = at.staging[round & 1];
 #pragma unroll
-        for (int c = 0; c < S::TN / 32; c++) {
+        for (int c = 0; c < TN / 32; c++) {
             if (c != round) continue;
 #pragma unroll
             for (int i = 0; i < 16; i++)
@@ -391,7 +415,8 @@ PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[S::
 #pragma unroll
         for (int j = 0; j < 4; j++, out += (size_t)8 * g.rows)
             if (round * 32 + 8 * j + (int32_t)first < at.chunk.tokens)
-                cu_prefill_put(g, out, *(const float4 *)&buffer[reads + 512 * j], r, whole);
+                cu_prefill_put(g, out, *(const float4 *)&buffer[reads + 512 * j], r, whole,
+                               streams);
     }
 }
 
@@ -442,9 +467,9 @@ PTX_INLINE void cu_prefill_write_act(const float *acc, uint32_t buffer, uint32_t
 
 /* SWIGLU and RELU: 128 or 64 tokens a round.  The last tile also clears what the next GEMM's last
  * block reads beyond the columns. */
-template <class S, int CHUNKS>
-PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[S::TN / 2],
-                                     const cu_prefill_place &at)
+template <int TN, int CHUNKS>
+PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[TN / 2],
+                                     const cu_prefill_place &at, bool streams)
 {
     constexpr int ROUND = CU_PREFILL_STAGING / (CHUNKS * 16);
     const int32_t cols = g.tile_count * CHUNKS * 8, first = at.chunk.first,
@@ -452,7 +477,7 @@ PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[S::TN 
     uint8_t *out =
         (uint8_t *)g.out + (size_t)at.chunk.index * ((cols + 127) / 128) * KN_CU_TOKENS_MAX * 256;
 #pragma unroll
-    for (int round = 0; round < S::TN / ROUND; round++) {
+    for (int round = 0; round < TN / ROUND; round++) {
         const uint32_t buffer = ptx_shared(at.staging[round & 1]);
 #pragma unroll
         for (int q = 0; q < ROUND / 32; q++)
@@ -465,9 +490,12 @@ PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[S::TN 
                            chunk = at.thread % CHUNKS;
             const int32_t t = round * ROUND + (int32_t)token;
             if (t >= at.chunk.tokens) continue;
-            *(uint4 *)(out + kn_cu_act_offset(bucket, first + t, (at.tile * CHUNKS + chunk) * 8)) =
-                *(const uint4 *)((const uint8_t *)at.staging[round & 1] +
-                                 cu_prefill_chunk_at<CHUNKS>(token, chunk));
+            uint4 *to = (uint4 *)(out + kn_cu_act_offset(bucket, first + t,
+                                                         (at.tile * CHUNKS + chunk) * 8));
+            const uint4 v = *(const uint4 *)((const uint8_t *)at.staging[round & 1] +
+                                             cu_prefill_chunk_at<CHUNKS>(token, chunk));
+            if (streams) __stcs(to, v);
+            else *to = v;
         }
     }
     if (at.tile < g.tile_count - 1) return;
@@ -476,14 +504,84 @@ PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[S::TN 
             *(uint4 *)(out + kn_cu_act_offset(bucket, first + t, k)) = make_uint4(0, 0, 0, 0);
 }
 
-template <class S>
-PTX_INLINE void cu_prefill_bias(const cu_gemm &g, float (&acc)[S::TN / 2],
-                                const cu_prefill_place &at)
+template <int TN>
+PTX_INLINE void cu_prefill_bias(const cu_gemm &g, float (&acc)[TN / 2], const cu_prefill_place &at)
 {
     const int32_t r = at.tile * 64 + at.thread / 32 * 16 + at.thread % 32 / 4;
     const float bias[2] = {r < g.rows ? g.bias[r] : 0.f, r + 8 < g.rows ? g.bias[r + 8] : 0.f};
 #pragma unroll
-    for (int i = 0; i < S::TN / 2; i++) acc[i] += bias[i >> 1 & 1];
+    for (int i = 0; i < TN / 2; i++) acc[i] += bias[i >> 1 & 1];
+}
+
+/* --- parts of K ---
+ *
+ * Of a pair of CTAs each has summed half of K for all tokens.  It sends the other the sums of the
+ * other's half of the tokens, 32 tokens at a time into the two buffers of the other's staging, and
+ * adds what it gets to its own: acc[0] to acc[TN / 4 - 1] are then whole. */
+
+template <class S>
+PTX_INLINE void cu_prefill_send(const float *acc, cu_prefill_ring<S> &ring, int wg, uint32_t thread,
+                                uint32_t turn)
+{
+    const uint32_t slot = turn & 1, other = (blockIdx.x % S::CTAS) ^ 1;
+    if (thread == 0) ptx_mbarrier_expect_tx(&ring.sums_full[wg][slot], CU_PREFILL_STAGING);
+    ptx_mbarrier_wait(&ring.sums_empty[wg][slot], (turn >> 1 & 1) ^ 1);
+    const uint32_t to = ptx_mapa(ptx_shared(ring.staging[wg][slot]) + thread * 16, other),
+                   bar = ptx_mapa(ptx_shared(&ring.sums_full[wg][slot]), other);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        ptx_store_async_v4(to + i * 2048,
+                           make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]),
+                           bar);
+}
+
+/* Says that this warp has read a buffer, or will not use it. */
+template <class S>
+PTX_INLINE void cu_prefill_sums_free(cu_prefill_ring<S> &ring, int wg, uint32_t thread,
+                                     uint32_t slot)
+{
+    __syncwarp();
+    if (thread % 32 == 0)
+        ptx_mbarrier_arrive_cluster(
+            ptx_mapa(ptx_shared(&ring.sums_empty[wg][slot]), (blockIdx.x % S::CTAS) ^ 1));
+}
+
+template <class S>
+PTX_INLINE void cu_prefill_receive(float *acc, cu_prefill_ring<S> &ring, int wg, uint32_t thread,
+                                   uint32_t turn)
+{
+    const uint32_t slot = turn & 1;
+    ptx_mbarrier_wait(&ring.sums_full[wg][slot], turn >> 1 & 1);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float4 v = *(const float4 *)&ring.staging[wg][slot][i * 512 + thread * 4];
+        acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
+    }
+}
+
+/* turn: rounds so far, of four a tile. */
+template <class S>
+PTX_INLINE void cu_prefill_exchange(float (&acc)[S::TN / 2], cu_prefill_ring<S> &ring, int wg,
+                                    uint32_t thread, uint32_t turn)
+{
+    constexpr int HALF = S::TN / 4;
+    if (blockIdx.x % S::CTAS)
+#pragma unroll
+        for (int i = 0; i < HALF; i++) {
+            const float v = acc[i];
+            acc[i] = acc[HALF + i];
+            acc[HALF + i] = v;
+        }
+    cu_prefill_send<S>(&acc[HALF], ring, wg, thread, turn);
+    cu_prefill_send<S>(&acc[HALF + 16], ring, wg, thread, turn + 1);
+    cu_prefill_receive<S>(&acc[0], ring, wg, thread, turn);
+    cu_prefill_sums_free<S>(ring, wg, thread, 0);
+    cu_prefill_send<S>(&acc[HALF + 32], ring, wg, thread, turn + 2);
+    cu_prefill_receive<S>(&acc[16], ring, wg, thread, turn + 1);
+    cu_prefill_sums_free<S>(ring, wg, thread, 1);
+    cu_prefill_send<S>(&acc[HALF + 48], ring, wg, thread, turn + 3);
+    cu_prefill_receive<S>(&acc[32], ring, wg, thread, turn + 2);
+    cu_prefill_receive<S>(&acc[48], ring, wg, thread, turn + 3);
 }
 
 template <class S>
@@ -496,6 +594,7 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
     const int wg = warp / 4;
     const uint32_t release_at = cu_prefill_release_at<S>(ring, lane);
     int32_t lag = p.lag;
+    uint32_t turn = 0;
     cu_ring_place at;
     CU_PREFILL_UNITS(S, p, unit)
     {
@@ -507,17 +606,27 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
         o.thread = ptx_opaque(warp % 4 * 32 + lane) & 127;
         o.staging = ring.staging[wg];
         if (o.tile >= g.tile_count || o.chunk.tokens == 0) {
-            cu_prefill_pass<S>(ring, 2 * g.blocks_per_tile, at, release_at);
+            cu_prefill_pass<S>(ring, tile.stages, at, release_at);
             continue;
         }
-        float acc[S::TN / 2];
-        cu_prefill_multiply<S>(acc, ring, 2 * g.blocks_per_tile, at, wg, release_at, lag);
+        float sums[S::TN / 2];
+        cu_prefill_multiply<S>(sums, ring, tile.stages, at, wg, release_at, lag);
         lag = -1;
-        if (g.bias) cu_prefill_bias<S>(g, acc, o);
+        if (S::CK > 1) {
+            cu_prefill_exchange<S>(sums, ring, wg, o.thread, turn);
+            turn += 4;
+            const int32_t skip = blockIdx.x % S::CTAS * S::TE;
+            o.chunk.first += skip;
+            o.chunk.tokens = max(min(o.chunk.tokens - skip, S::TE), 0);
+        }
+        float(&acc)[S::TE / 2] = *(float(*)[S::TE / 2]) sums;
+        if (g.bias) cu_prefill_bias<S::TE>(g, acc, o);
         ptx_bar_sync(1 + wg, 128); /* the buffers' last readers have read */
-        if (g.epilogue == KN_EPI_SWIGLU) cu_prefill_store_act<S, 4>(g, acc, o);
-        else if (g.epilogue == KN_EPI_RELU) cu_prefill_store_act<S, 8>(g, acc, o);
-        else cu_prefill_store_floats<S>(g, acc, o);
+        if (g.epilogue == KN_EPI_SWIGLU) cu_prefill_store_act<S::TE, 4>(g, acc, o, p.hints & 2);
+        else if (g.epilogue == KN_EPI_RELU) cu_prefill_store_act<S::TE, 8>(g, acc, o, p.hints & 2);
+        else cu_prefill_store_floats<S::TE>(g, acc, o, p.hints & 2);
+        if (S::CK > 1 && unit + (int32_t)gridDim.x / S::CTAS < p.row_sets * p.token_sets)
+            for (int slot = 0; slot < 2; slot++) cu_prefill_sums_free<S>(ring, wg, o.thread, slot);
     }
 }
 
@@ -536,6 +645,10 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         for (int s = 0; s < S::STAGES; s++) {
             ptx_mbarrier_init(&ring.full[s], 2);
             ptx_mbarrier_init(&ring.empty[s], S::PEERS * S::WARPS + (p.gemm.windows ? 1 : 0));
+        }
+        for (int s = 0; s < 2 * S::RT; s++) {
+            ptx_mbarrier_init(&ring.sums_full[s / 2][s % 2], 1);
+            ptx_mbarrier_init(&ring.sums_empty[s / 2][s % 2], 4);
         }
         ptx_fence_mbarrier_init();
     }

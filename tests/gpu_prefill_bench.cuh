@@ -24,18 +24,13 @@
 
 static const struct kn_cu_prefill_plan bench_plans[] = {
     {2, 256, 2, 1, 1, 8, 0, -1, 0},  {2, 256, 1, 1, 1, 8, 0, -1, 0},
-    {2, 256, 1, 2, 1, 8, 0, -1, 0},  {2, 256, 2, 2, 1, 8, 0, -1, 0},
-    {2, 256, 1, 4, 1, 8, 0, -1, 0},  {2, 256, 1, 8, 1, 8, 0, -1, 0},
-    {2, 128, 1, 1, 1, 16, 0, -1, 0}, {2, 128, 2, 1, 1, 16, 0, -1, 0},
-    {2, 128, 1, 2, 1, 16, 0, -1, 0}, {2, 128, 2, 2, 1, 16, 0, -1, 0},
-    {3, 128, 1, 1, 1, 16, 0, -1, 0}, {2, 256, 1, 1, 2, 8, 0, -1, 0},
+    {2, 256, 1, 2, 1, 8, 0, -1, 0},  {2, 256, 1, 4, 1, 8, 0, -1, 0},
+    {2, 256, 1, 8, 1, 8, 0, -1, 0},  {2, 128, 2, 1, 1, 16, 0, -1, 0},
+    {2, 128, 1, 2, 1, 16, 0, -1, 0}, {3, 128, 2, 1, 1, 16, 0, -1, 0},
+    {3, 128, 1, 2, 1, 16, 0, -1, 0},
 };
-static size_t plan_count = ARRAY_COUNT(bench_plans) - 1;
-static const struct kn_cu_prefill_plan tune_plans[] = {
-    {2, 256, 2, 1, 1, 4, 0, -1, 0}, {2, 256, 2, 1, 1, 16, 0, -1, 0}, {2, 256, 2, 1, 1, 8, 0, 1, 0},
-    {2, 256, 2, 1, 1, 8, 0, 2, 0},  {2, 256, 2, 1, 1, 8, 0, -1, 1},  {2, 256, 2, 1, 1, 8, 0, -1, 2},
-    {2, 256, 2, 1, 1, 8, 0, -1, 5}, {2, 256, 1, 1, 1, 8, 0, 1, 0},
-};
+static size_t plan_count = ARRAY_COUNT(bench_plans);
+static const struct kn_cu_prefill_plan tune_plans[] = {{2, 256, 2, 1, 1, 16, 0, -1, 0}};
 
 struct bench_op {
     const char *name;
@@ -196,10 +191,10 @@ static void bench_remote(struct bench *b)
     static const struct bench_op op = {"8B gate-up", 28672, 4096, KN_EPI_SWIGLU};
     static const int cases[][4] = {
         /* tokens, cluster tokens, per cent, blocks */
-        {512, 1, 0, 1},   {512, 2, 0, 1},   {512, 1, 5, 1},    {512, 2, 5, 1},
-        {512, 2, 100, 1}, {1024, 1, 0, 1},  {1024, 4, 0, 1},   {1024, 1, 10, 1},
-        {1024, 4, 10, 1}, {1024, 4, 10, 4}, {1024, 4, 100, 1}, {1024, 4, 100, 4},
-        {2048, 1, 0, 1},  {2048, 8, 0, 1},  {2048, 8, 10, 1},  {2048, 8, 100, 1}};
+        {512, 1, 0, 1},   {512, 2, 0, 1},   {512, 1, 5, 1},   {512, 2, 5, 1},
+        {512, 2, 100, 1}, {1024, 1, 0, 1},  {1024, 4, 0, 1},  {1024, 1, 10, 1},
+        {1024, 4, 10, 1}, {1024, 4, 10, 4}, {1024, 4, 30, 1}, {1024, 4, 100, 1},
+        {2048, 1, 0, 1},  {2048, 8, 0, 1},  {2048, 8, 10, 1}, {2048, 8, 100, 1}};
     const size_t bytes = (size_t)op.rows * op.cols * 2;
     char err[ERR_CAP] = "";
     uint8_t *pinned;
@@ -253,7 +248,7 @@ static void bench_prefill(int sm_count, const char *cublas, bool few)
     for (size_t i = 0; i < ARRAY_COUNT(ops); i++)
         for (size_t j = 0; j < (few ? 1 : ARRAY_COUNT(tokens)); j++)
             bench_shape(&b, &ops[i], tokens[j], tokens[j] > 512);
-    if (!few) bench_remote(&b);
+    bench_remote(&b);
 }
 
 #endif

@@ -25,10 +25,9 @@ template <int RT, int TN, int CR, int CT, int CK> static constexpr variant make_
 static const variant variants[] = {
     make_variant<2, 256, 1, 1, 1>(), make_variant<2, 256, 2, 1, 1>(),
     make_variant<2, 256, 1, 2, 1>(), make_variant<2, 256, 1, 4, 1>(),
-    make_variant<2, 256, 1, 8, 1>(), make_variant<2, 128, 1, 1, 1>(),
-    make_variant<2, 128, 2, 1, 1>(), make_variant<2, 128, 1, 2, 1>(),
-    make_variant<2, 256, 2, 2, 1>(), make_variant<2, 128, 2, 2, 1>(),
-    make_variant<3, 128, 1, 1, 1>(), make_variant<2, 256, 1, 1, 2>(),
+    make_variant<2, 256, 1, 8, 1>(), make_variant<2, 128, 2, 1, 1>(),
+    make_variant<2, 128, 1, 2, 1>(), make_variant<3, 128, 2, 1, 1>(),
+    make_variant<3, 128, 1, 2, 1>(),
 };
 
 static const variant *find_variant(const struct kn_cu_prefill_plan *p)

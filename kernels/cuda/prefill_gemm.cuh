@@ -159,6 +159,18 @@ PTX_INLINE cu_prefill_chunk cu_prefill_chunk_of(const cu_gemm &g, int32_t token_
 
 /* --- producers --- */
 
+/* Stages of a remote tier that a group of row tiles may have in flight: its part of the window,
+ * where as many groups are read at a time as remote rows are a share of all. */
+template <class S> PTX_INLINE int32_t cu_prefill_reach(const cu_prefill &p, int32_t tier)
+{
+    const kn_cu_window w = p.gemm.windows[tier];
+    const int32_t blocks = min(max(w.ctas, 1), 1024) * min(max(w.blocks, 1), 1024),
+                  remote = p.remote_before + p.remote_after,
+                  groups = (int32_t)gridDim.x / S::CTAS * S::CR,
+                  readers = (groups * remote + p.row_sets - 1) / p.row_sets;
+    return max(blocks * 2 / S::RT / readers, 1);
+}
+
 template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_prefill_ring<S> &ring)
 {
     const cu_gemm &g = p.gemm;
@@ -187,7 +199,7 @@ template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_pr
             present += tier >= 0;
             if (tier > 0) {
                 remote |= 1 << t;
-                reach = min(reach, max(g.windows[tier].blocks * 2 / S::RT, 1));
+                reach = min(reach, cu_prefill_reach<S>(p, tier));
             }
             if (g.traffic && tier >= 0 && rank % S::CT == 0) {
                 const uint32_t blocks = (uint32_t)tile.stages / 2;

@@ -141,7 +141,7 @@ test_all() {
 known_pairs='
 function known(pair) {
     return pair ~ /ptx_load_acquire_shared/ && pair ~ /ptx_store_release_shared/ ||
-           pair ~ /cu_(produce|wide|prefill)_weights/ && pair ~ /cu_(poll_remote|wide_poll|prefill_watch)/
+           pair ~ /cu_(produce|wide)_weights/ && pair ~ /cu_(poll_remote|wide_poll)/
 }
 /Race reported between/ { first = $0 }
 / and (Read|Write) access at/ { if (known(first " " $0)) k++; else { u++; if (u <= 3) print first " " $0 > "/dev/stderr" } }

@@ -158,6 +158,7 @@ struct bed {
     uint32_t *bad;
     struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
+    void *workspace;
     size_t capacity;
 };
 
@@ -177,6 +178,8 @@ static void bed_open(struct bed *b, int rows, int cols, int tokens_max)
     CUDA(cudaMalloc(&b->first, b->capacity));
     CUDA(cudaMalloc(&b->bad, sizeof(uint32_t)));
     CUDA(cudaMemset(b->bad, 0, sizeof(uint32_t)));
+    CUDA(cudaMalloc(&b->workspace, kn_cu_prefill_workspace_bytes(b->sm_count)));
+    CUDA(cudaMemset(b->workspace, 0, kn_cu_prefill_workspace_bytes(b->sm_count)));
     CUDA(cudaMalloc(&b->windows, KN_TIER_MAX * sizeof *b->windows));
     CUDA(cudaMalloc(&b->traffic, KN_TIER_MAX * sizeof *b->traffic));
     fill_floats<<<64, 256>>>(b->bias, SEED_BIAS, rows);
@@ -185,7 +188,8 @@ static void bed_open(struct bed *b, int rows, int cols, int tokens_max)
 
 static void bed_close(struct bed *b)
 {
-    void *device[] = {b->local, b->x, b->bias, b->out, b->first, b->bad, b->windows, b->traffic};
+    void *device[] = {b->local, b->x,       b->bias,    b->out,      b->first,
+                      b->bad,   b->windows, b->traffic, b->workspace};
     for (size_t i = 0; i < ARRAY_COUNT(device); i++) CUDA(cudaFree(device[i]));
     CUDA(cudaFreeHost(b->pinned));
 }
@@ -220,6 +224,21 @@ static size_t out_bytes(const product &p)
                               : (size_t)p.tokens * p.rows * sizeof(float);
 }
 
+static struct kn_cu_gemm_args bed_args(struct bed *b, const product &p, void *out, bool dependent)
+{
+    struct kn_cu_gemm_args a = {};
+    a.w = &b->w;
+    a.bias = p.bias ? b->bias : NULL;
+    a.tokens = p.tokens;
+    a.in = b->x;
+    a.epilogue = p.epilogue;
+    a.out = out;
+    a.windows = b->windows;
+    a.traffic = b->traffic;
+    a.dependent = dependent;
+    return a;
+}
+
 /* Poisons everything the launch writes, launches, waits. */
 static void bed_run(struct bed *b, const struct kn_cu_prefill_plan *plan, const product &p)
 {
@@ -230,17 +249,8 @@ static void bed_run(struct bed *b, const struct kn_cu_prefill_plan *plan, const 
     CUDA(cudaMemset(b->traffic, 0, KN_TIER_MAX * sizeof *b->traffic));
     if (p.epilogue == KN_EPI_ADD)
         fill_floats<<<512, 256>>>((float *)b->out, SEED_OUT, (size_t)p.tokens * p.rows);
-    struct kn_cu_gemm_args a = {};
-    a.w = &b->w;
-    a.bias = p.bias ? b->bias : NULL;
-    a.tokens = p.tokens;
-    a.in = b->x;
-    a.epilogue = p.epilogue;
-    a.out = b->out;
-    a.windows = b->windows;
-    a.traffic = b->traffic;
-    a.dependent = true;
-    STATUS(kn_cu_prefill_launch(plan, &a, NULL, err), err);
+    const struct kn_cu_gemm_args a = bed_args(b, p, b->out, true);
+    STATUS(kn_cu_prefill_launch(plan, &a, b->workspace, NULL, err), err);
     CUDA(cudaDeviceSynchronize());
 }
 
@@ -287,31 +297,42 @@ static void bed_compare(struct bed *b, const struct kn_cu_prefill_plan *plan, co
 
 /* --- the tests --- */
 
-/* Every plan: against the reference, or bitwise the same as another that sums in the same order;
- * and a second run. */
-static void test_plans(struct bed *b, const product &p, int stride)
+/* Plan i of the tests: each on all SMs and on 22 of them, where small products are cut as well. */
+enum { TEST_PLANS = 2 * ARRAY_COUNT(bench_plans) };
+static struct kn_cu_prefill_plan bed_plan(struct bed *b, const product &p, int i)
 {
     char err[ERR_CAP] = "";
-    int first_parts = 0;
+    struct kn_cu_prefill_plan plan = bench_plans[i / 2];
+    STATUS(kn_cu_prefill_derive(p.rows, p.tokens, i % 2 ? 22 : b->sm_count, &plan, err), err);
+    return plan;
+}
+
+static void bed_expect_same(struct bed *b, const struct kn_cu_prefill_plan *plan, const product &p,
+                            const char *what)
+{
+    const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
+    const uint32_t guard = bed_differs(b, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
+    EXPECT(
+        b->tally, bad == 0 && guard == 0,
+        "%s: %dx%d T %d epilogue %d, tile %dx%d, %d clusters of %dx%d: %u bytes differ, %u guard",
+        what, p.rows, p.cols, p.tokens, p.epilogue, plan->group_tiles, plan->tile_tokens,
+        plan->clusters, plan->cluster_rows, plan->cluster_tokens, bad, guard);
+}
+
+/* Against the reference, then every plan, bitwise the same. */
+static void test_plans(struct bed *b, const product &p, int stride)
+{
     bed_input(b, p.tokens);
     bed_place(b, 0, 0);
-    for (size_t i = 0; i < plan_count; i++) {
-        struct kn_cu_prefill_plan plan = bench_plans[i];
-        if (plan.parts > b->w.blocks_per_tile) continue;
-        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
+    for (int i = -1; i < TEST_PLANS; i++) {
+        const struct kn_cu_prefill_plan plan = bed_plan(b, p, i < 0 ? 0 : i);
         bed_run(b, &plan, p);
-        if (plan.parts != first_parts) {
-            bed_compare(b, &plan, p, stride);
-            CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
-            bed_run(b, &plan, p);
+        if (i >= 0) {
+            bed_expect_same(b, &plan, p, "by another plan");
+            continue;
         }
-        first_parts = plan.parts;
-        const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
-        const uint32_t guard = bed_differs(b, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
-        EXPECT(b->tally, bad == 0 && guard == 0,
-               "%dx%d T %d epilogue %d, tile %dx%d, cluster %dx%d: %u bytes differ, %u guard",
-               p.rows, p.cols, p.tokens, p.epilogue, plan.group_tiles, plan.tile_tokens,
-               plan.cluster_rows, plan.cluster_tokens, bad, guard);
+        bed_compare(b, &plan, p, stride);
+        CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
     }
 }
 
@@ -326,10 +347,7 @@ static void test_placement(struct bed *b, const struct kn_cu_prefill_plan *plan,
     bed_place(b, before, after);
     bed_window(b, window);
     bed_run(b, plan, p);
-    const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
-    EXPECT(b->tally, bad == 0,
-           "%dx%d T %d with %d + %d of %d tiles remote, cluster %dx%d: %u bytes differ", p.rows,
-           p.cols, p.tokens, before, after, n, plan->cluster_rows, plan->cluster_tokens, bad);
+    bed_expect_same(b, plan, p, "with remote tiles");
     CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
     EXPECT(b->tally,
            t[0].blocks == reads * (n - before - after) && t[1].blocks == reads * after &&
@@ -343,23 +361,45 @@ static void test_placement(struct bed *b, const struct kn_cu_prefill_plan *plan,
 static void test_placements(struct bed *b, const product &p)
 {
     static const int windows[] = {1, 2, KN_WINDOW_NO_BOUND};
-    char err[ERR_CAP] = "";
     const int n = b->w.tile_count, some = (n * 7 + 99) / 100, third = (n * 30 + 99) / 100;
     const int places[][2] = {{0, some}, {0, n}, {some, third}, {n, 0}, {third, some}};
     bed_input(b, p.tokens);
-    for (size_t i = 0; i < plan_count; i++) {
-        struct kn_cu_prefill_plan plan = bench_plans[i];
-        if (plan.parts > b->w.blocks_per_tile) continue;
-        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
-        bed_place(b, 0, 0);
-        bed_run(b, &plan, p);
-        CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
-        for (size_t j = 0; j < ARRAY_COUNT(places); j++) {
+    for (int i = 0; i < TEST_PLANS; i++) {
+        const struct kn_cu_prefill_plan plan = bed_plan(b, p, i);
+        if (i == 0) {
+            bed_place(b, 0, 0);
+            bed_run(b, &plan, p);
+            CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
+        }
+        for (int j = 0; j < (int)ARRAY_COUNT(places); j++) {
             const int before = places[j][0] < n ? places[j][0] : n;
             const int after = before + places[j][1] > n ? n - before : places[j][1];
             test_placement(b, &plan, p, before, after, windows[(i + j) % ARRAY_COUNT(windows)]);
         }
     }
+}
+
+/* Launches that overlap give what launches one by one give. */
+static void test_overlap(struct bed *b, const product &p)
+{
+    char err[ERR_CAP] = "";
+    bed_input(b, p.tokens);
+    bed_place(b, 0, b->w.tile_count / 5);
+    bed_window(b, 1);
+    for (int dependent = 0; dependent < 2; dependent++) {
+        uint8_t *out = dependent ? b->out : b->first;
+        CUDA(cudaMemset(out, 0, out_bytes(p)));
+        CUDA(cudaDeviceSynchronize());
+        for (int i = 0; i < TEST_PLANS; i++) {
+            const struct kn_cu_prefill_plan plan = bed_plan(b, p, i);
+            const struct kn_cu_gemm_args a = bed_args(b, p, out, dependent != 0);
+            STATUS(kn_cu_prefill_launch(&plan, &a, b->workspace, NULL, err), err);
+            if (!dependent) CUDA(cudaDeviceSynchronize());
+        }
+        CUDA(cudaDeviceSynchronize());
+    }
+    EXPECT(b->tally, bed_differs(b, b->out, b->first, 0, out_bytes(p)) == 0,
+           "overlapping launches differ, T %d", p.tokens);
 }
 
 struct test_shape {
@@ -368,29 +408,30 @@ struct test_shape {
     bool bias, quick;
 };
 
-/* Every kernel, all local and with a remote tier in a window of one block. */
+/* Every plan, all local and with a remote tier in a window of one block. */
 static void run_tiny(struct tally *tally, int sm_count)
 {
-    struct bed b = {};
-    char err[ERR_CAP] = "";
-    b.tally = tally;
-    b.sm_count = sm_count;
-    bed_open(&b, 200, 1000, 300);
-    const product p = {200, 1000, 300, true, KN_EPI_ADD},
-                  glu = {192, 1000, 300, false, KN_EPI_SWIGLU};
-    test_plans(&b, p, 1);
-    for (size_t i = 0; i < plan_count; i++) {
-        struct kn_cu_prefill_plan plan = bench_plans[i];
-        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b.sm_count, &plan, err), err);
-        bed_place(&b, 0, 2);
-        bed_window(&b, 1);
-        bed_run(&b, &plan, p);
-        bed_compare(&b, &plan, p, 1);
+    static const product products[] = {{200, 1000, 300, true, KN_EPI_ADD},
+                                       {192, 400, 300, false, KN_EPI_SWIGLU}};
+    for (size_t i = 0; i < ARRAY_COUNT(products); i++) {
+        const product &p = products[i];
+        struct bed b = {};
+        b.tally = tally;
+        b.sm_count = sm_count;
+        bed_open(&b, p.rows, p.cols, p.tokens);
+        for (int j = 0; j < (int)ARRAY_COUNT(bench_plans); j++) {
+            char err[ERR_CAP] = "";
+            struct kn_cu_prefill_plan plan = bench_plans[j];
+            const int sms = 2 * plan.cluster_rows * plan.cluster_tokens; /* cuts 3 units */
+            STATUS(kn_cu_prefill_derive(p.rows, p.tokens, sms, &plan, err), err);
+            bed_input(&b, p.tokens);
+            bed_place(&b, 0, i == 0 ? 2 : 0);
+            bed_window(&b, 1);
+            bed_run(&b, &plan, p);
+            bed_compare(&b, &plan, p, 1);
+        }
+        bed_close(&b);
     }
-    bed_close(&b);
-    bed_open(&b, glu.rows, glu.cols, glu.tokens);
-    test_plans(&b, glu, 1);
-    bed_close(&b);
 }
 
 static void run_tests(struct tally *tally, int sm_count, bool quick)
@@ -421,6 +462,7 @@ static void run_tests(struct tally *tally, int sm_count, bool quick)
             p.tokens = few[j];
             if (!s->quick) test_plans(&b, p, 211);
             if (s->rows < 10000) test_placements(&b, p);
+            if (s->epilogue == KN_EPI_ADD) test_overlap(&b, p);
         }
         bed_close(&b);
         printf("%6d x %5d: %d passed, %d failed so far\n", s->rows, s->cols, tally->passed,
@@ -433,14 +475,13 @@ int main(int argc, char **argv)
 {
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
-    bool quick = false, tiny = false, bench = false, few = false;
+    bool quick = false, tiny = false, bench = false, tune = false;
     const char *cublas = NULL;
     for (int i = 1; i < argc; i++) {
         quick |= !strcmp(argv[i], "--quick");
         tiny |= !strcmp(argv[i], "--tiny");
         bench |= !strcmp(argv[i], "--bench");
-        if (!strcmp(argv[i], "--parts")) plan_count = ARRAY_COUNT(bench_plans);
-        few |= !strcmp(argv[i], "--few");
+        tune |= !strcmp(argv[i], "--tune");
         if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
     }
     int device, sm_count;
@@ -448,7 +489,7 @@ int main(int argc, char **argv)
     CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
     STATUS(kn_cu_prefill_init(err), err);
     if (bench) {
-        bench_prefill(sm_count, cublas, few);
+        bench_prefill(sm_count, cublas, tune);
         return 0;
     }
     if (tiny) run_tiny(&tally, sm_count);

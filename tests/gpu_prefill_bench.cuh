@@ -4,7 +4,7 @@
  *
  * cuBLAS: bf16 in and out, fp32 accumulation, no epilogue; and with fp32 out (added to it, where
  * ours adds), which is what ours writes but for SWIGLU.  Both read the same random normal data; the
- * weights in turn from copies that together exceed L2.  Measured in turn, medians of three.
+ * weights in turn from copies that together exceed L2.  Medians of five.
  * Share of peak: of 989 TFLOPS.
  */
 #ifndef DAKD_TESTS_GPU_PREFILL_BENCH_CUH
@@ -18,19 +18,15 @@
 #include "kernels/cuda/prefill.h"
 #include "tests/gpu_check.cuh"
 
-#define BENCH_ROUNDS 3
+#define BENCH_ROUNDS 5
 #define BENCH_WEIGHT_BYTES ((size_t)1 << 30)
 #define BENCH_PEAK_TFLOPS 989.
 
 static const struct kn_cu_prefill_plan bench_plans[] = {
-    {2, 256, 2, 1, 1, 8, 0, -1, 0},  {2, 256, 1, 1, 1, 8, 0, -1, 0},
-    {2, 256, 1, 2, 1, 8, 0, -1, 0},  {2, 256, 1, 4, 1, 8, 0, -1, 0},
-    {2, 256, 1, 8, 1, 8, 0, -1, 0},  {2, 128, 2, 1, 1, 16, 0, -1, 0},
-    {2, 128, 1, 2, 1, 16, 0, -1, 0}, {3, 128, 2, 1, 1, 16, 0, -1, 0},
-    {3, 128, 1, 2, 1, 16, 0, -1, 0},
+    {2, 256, 2, 1, 8, true, 0},  {2, 256, 2, 1, 8, false, 0}, {2, 128, 2, 1, 16, true, 0},
+    {3, 128, 1, 2, 16, true, 0}, {2, 256, 1, 2, 8, true, 0},  {2, 256, 1, 4, 8, true, 0},
+    {2, 256, 1, 8, 8, true, 0},
 };
-static size_t plan_count = ARRAY_COUNT(bench_plans);
-static const struct kn_cu_prefill_plan tune_plans[] = {{2, 256, 2, 1, 1, 16, 0, -1, 0}};
 
 struct bench_op {
     const char *name;
@@ -41,6 +37,7 @@ struct bench_op {
 struct bench {
     int sm_count;
     uint8_t *weights, *x, *out;
+    void *workspace;
     struct kn_cu_window *windows;
     cudaEvent_t begin, end;
     void *cublas; /* NULL: none */
@@ -84,6 +81,8 @@ static void bench_open(struct bench *b, int sm_count, const char *cublas)
     CUDA(cudaMalloc(&b->weights, BENCH_WEIGHT_BYTES));
     CUDA(cudaMalloc(&b->x, x * 2));
     CUDA(cudaMalloc(&b->out, (size_t)8192 * 57344 * 4));
+    CUDA(cudaMalloc(&b->workspace, kn_cu_prefill_workspace_bytes(sm_count)));
+    CUDA(cudaMemset(b->workspace, 0, kn_cu_prefill_workspace_bytes(sm_count)));
     CUDA(cudaMalloc(&b->windows, KN_TIER_MAX * sizeof *b->windows));
     CUDA(cudaMemset(b->out, 0, (size_t)8192 * 57344 * 4));
     fill_normal<<<sm_count * 8, 256>>>((__nv_bfloat16 *)b->weights, BENCH_WEIGHT_BYTES / 2, 7,
@@ -122,7 +121,7 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
     a.out = b->out;
     a.windows = b->windows;
     a.dependent = true;
-    STATUS(kn_cu_prefill_launch(plan, &a, NULL, err), err);
+    STATUS(kn_cu_prefill_launch(plan, &a, b->workspace, NULL, err), err);
 }
 
 /* Milliseconds a launch, of as many in a row as take a while. */
@@ -143,58 +142,72 @@ static float bench_time(struct bench *b, const struct bench_op *op, int tokens,
     return ms / (float)reps;
 }
 
-static float bench_median(float *v)
+static int compare_floats(const void *a, const void *b)
 {
-    for (int i = 0; i < BENCH_ROUNDS; i++)
-        for (int j = i + 1; j < BENCH_ROUNDS; j++)
-            if (v[j] < v[i]) {
-                const float t = v[i];
-                v[i] = v[j], v[j] = t;
-            }
-    return v[BENCH_ROUNDS / 2];
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
 }
 
-static void bench_shape(struct bench *b, const struct bench_op *op, int tokens, bool tune)
+static float bench_median(float *v, int count)
 {
-    enum { PLANS = ARRAY_COUNT(bench_plans), TUNED = ARRAY_COUNT(tune_plans), OWN = 3 };
-    float ms[OWN + PLANS + TUNED][BENCH_ROUNDS];
-    struct kn_cu_prefill_plan plan[OWN + PLANS + TUNED];
+    qsort(v, (size_t)count, sizeof *v, compare_floats);
+    return v[count / 2];
+}
+
+/* The planned kernel between two measurements of cuBLAS, in every round: the card's clock falls
+ * while it works. */
+static void bench_shape(struct bench *b, const struct bench_op *op, int tokens)
+{
+    float own[BENCH_ROUNDS], theirs[2][2 * BENCH_ROUNDS];
+    struct kn_cu_prefill_plan plan;
+    struct kn_weight w;
     char err[ERR_CAP] = "";
-    const int plans = (int)plan_count, count = OWN + plans + (tune ? TUNED : 0);
-    STATUS(kn_cu_prefill_plan(op->rows, tokens, b->sm_count, false, &plan[2], err), err);
-    for (int i = OWN; i < count; i++) {
-        plan[i] = i < OWN + plans ? bench_plans[i - OWN] : tune_plans[i - OWN - plans];
-        STATUS(kn_cu_prefill_derive(op->rows, tokens, b->sm_count, &plan[i], err), err);
-    }
+    kn_weight_init(&w, KN_BF16, op->rows, op->cols);
+    w.span[0].tile_count = w.tile_count;
+    STATUS(kn_cu_prefill_plan(&w, tokens, b->sm_count, &plan, err), err);
     for (int round = 0; round < BENCH_ROUNDS; round++)
-        for (int i = 0; i < count; i++)
-            ms[i][round] = i < 2 && !b->cublas
-                               ? 1e9f
-                               : bench_time(b, op, tokens, i < 2 ? NULL : &plan[i], i == 1);
+        for (int side = 0; side < 2; side++) {
+            for (int fp32 = 0; fp32 < 2; fp32++)
+                theirs[fp32][2 * round + side] =
+                    b->cublas ? bench_time(b, op, tokens, NULL, fp32) : INFINITY;
+            if (side == 0) own[round] = bench_time(b, op, tokens, &plan, false);
+        }
     const double tflop = 2e-9 * op->rows * op->cols * tokens;
-    const float bf16 = bench_median(ms[0]), fp32 = bench_median(ms[1]), own = bench_median(ms[2]);
-    printf("%-11s T %4d %8.3f ms, %3.0f TFLOPS, %2.0f %% of peak; of cuBLAS %.3f (%3.0f), %.3f "
-           "(%3.0f fp32);",
-           op->name, tokens, own, tflop / own, 100 * tflop / own / BENCH_PEAK_TFLOPS, bf16 / own,
-           tflop / bf16, fp32 / own, tflop / fp32);
-    for (int i = OWN; i < count; i++) {
-        if (i == OWN + plans) printf(" |");
-        printf(" %3.0f", tflop / bench_median(ms[i]));
-    }
-    printf("\n");
-    fflush(stdout);
+    const float ms = bench_median(own, BENCH_ROUNDS),
+                bf16 = bench_median(theirs[0], 2 * BENCH_ROUNDS),
+                fp32 = bench_median(theirs[1], 2 * BENCH_ROUNDS);
+    printf("%-11s T %4d %dx%d,%dx%d%s %8.3f ms, %3.0f TFLOPS, %2.0f %% of peak; cuBLAS/ours: bf16 "
+           "%.3f (%3.0f), fp32 %.3f (%3.0f)",
+           op->name, tokens, plan.group_tiles, plan.tile_tokens, plan.cluster_rows,
+           plan.cluster_tokens, plan.cut ? " cut" : "", ms, tflop / ms,
+           100 * tflop / ms / BENCH_PEAK_TFLOPS, bf16 / ms, tflop / bf16, fp32 / ms, tflop / fp32);
+}
+
+/* Every plan, in turn. */
+static void bench_tune(struct bench *b, const struct bench_op *op, int tokens)
+{
+    float ms[ARRAY_COUNT(bench_plans)][BENCH_ROUNDS];
+    char err[ERR_CAP] = "";
+    for (int round = 0; round < BENCH_ROUNDS; round++)
+        for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++) {
+            struct kn_cu_prefill_plan plan = bench_plans[i];
+            STATUS(kn_cu_prefill_derive(op->rows, tokens, b->sm_count, &plan, err), err);
+            ms[i][round] = bench_time(b, op, tokens, &plan, false);
+        }
+    printf(";");
+    for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++)
+        printf(" %3.0f", 2e-9 * op->rows * op->cols * tokens / bench_median(ms[i], BENCH_ROUNDS));
 }
 
 /* All or a part of the weights in the host's memory. */
 static void bench_remote(struct bench *b)
 {
     static const struct bench_op op = {"8B gate-up", 28672, 4096, KN_EPI_SWIGLU};
-    static const int cases[][4] = {
-        /* tokens, cluster tokens, per cent, blocks */
-        {512, 1, 0, 1},   {512, 2, 0, 1},   {512, 1, 5, 1},   {512, 2, 5, 1},
-        {512, 2, 100, 1}, {1024, 1, 0, 1},  {1024, 4, 0, 1},  {1024, 1, 10, 1},
-        {1024, 4, 10, 1}, {1024, 4, 10, 4}, {1024, 4, 30, 1}, {1024, 4, 100, 1},
-        {2048, 1, 0, 1},  {2048, 8, 0, 1},  {2048, 8, 10, 1}, {2048, 8, 100, 1}};
+    /* tokens, cluster tokens, per cent, blocks */
+    static const int cases[][4] = {{512, 2, 0, 1},   {512, 2, 5, 1},    {512, 2, 100, 1},
+                                   {1024, 4, 0, 1},  {1024, 2, 10, 1},  {1024, 4, 10, 1},
+                                   {1024, 4, 30, 1}, {1024, 4, 100, 1}, {2048, 8, 0, 1},
+                                   {2048, 8, 10, 1}, {2048, 8, 30, 1},  {2048, 8, 100, 1}};
     const size_t bytes = (size_t)op.rows * op.cols * 2;
     char err[ERR_CAP] = "";
     uint8_t *pinned;
@@ -202,7 +215,7 @@ static void bench_remote(struct bench *b)
     CUDA(cudaMemcpy(pinned, b->weights, bytes, cudaMemcpyDefault));
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         const int *c = cases[i], tiles = op.rows / 64 * c[2] / 100;
-        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], 1, 8, 0, -1, 0};
+        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], 8, true, 0};
         struct kn_cu_window windows[KN_TIER_MAX] = {};
         float ms[BENCH_ROUNDS];
         windows[1] = {16, c[3], 1.f};
@@ -215,7 +228,7 @@ static void bench_remote(struct bench *b)
             CUDA(cudaEventSynchronize(b->end));
             CUDA(cudaEventElapsedTime(&ms[round], b->begin, b->end));
         }
-        const float t = bench_median(ms);
+        const float t = bench_median(ms, BENCH_ROUNDS);
         printf("%s T %4d, clusters of %d (%d run), %3d %% in host memory, window %d: %7.3f ms, "
                "%5.1f GB/s of weights from it\n",
                op.name, c[0], c[1], plan.clusters, c[2], c[3], t,
@@ -224,7 +237,7 @@ static void bench_remote(struct bench *b)
     CUDA(cudaFreeHost(pinned));
 }
 
-static void bench_prefill(int sm_count, const char *cublas, bool few)
+static void bench_prefill(int sm_count, const char *cublas, bool tune)
 {
     static const struct bench_op ops[] = {
         {"8B qkv", 6144, 4096, KN_EPI_STORE},        {"8B o", 4096, 4096, KN_EPI_ADD},
@@ -232,22 +245,24 @@ static void bench_prefill(int sm_count, const char *cublas, bool few)
         {"70B qkv", 10240, 8192, KN_EPI_STORE},      {"70B o", 8192, 8192, KN_EPI_ADD},
         {"70B gate-up", 57344, 8192, KN_EPI_SWIGLU}, {"70B down", 8192, 28672, KN_EPI_ADD},
     };
-    static const int tokens[] = {512, 2048, 8192};
+    static const int tokens[] = {512, 1024, 2048, 8192};
     struct bench b;
     bench_open(&b, sm_count, cublas);
-    printf("TFLOPS by plan (row tiles x tokens, cluster rows x tokens):");
-    for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++)
-        printf(" %dx%d,%dx%dx%d", bench_plans[i].group_tiles, bench_plans[i].tile_tokens,
-               bench_plans[i].cluster_rows, bench_plans[i].cluster_tokens, bench_plans[i].parts);
-    printf(" |");
-    for (size_t i = 0; i < ARRAY_COUNT(tune_plans); i++)
-        printf(" %dx%d band %d lag %d hints %d", tune_plans[i].cluster_rows,
-               tune_plans[i].cluster_tokens, tune_plans[i].band, tune_plans[i].lag,
-               tune_plans[i].hints);
-    printf("\n");
+    if (tune) {
+        printf("TFLOPS by plan (row tiles x tokens, cluster rows x tokens):");
+        for (size_t i = 0; i < ARRAY_COUNT(bench_plans); i++)
+            printf(" %dx%d,%dx%d%s", bench_plans[i].group_tiles, bench_plans[i].tile_tokens,
+                   bench_plans[i].cluster_rows, bench_plans[i].cluster_tokens,
+                   bench_plans[i].cut ? " cut" : "");
+        printf("\n");
+    }
     for (size_t i = 0; i < ARRAY_COUNT(ops); i++)
-        for (size_t j = 0; j < (few ? 1 : ARRAY_COUNT(tokens)); j++)
-            bench_shape(&b, &ops[i], tokens[j], tokens[j] > 512);
+        for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
+            bench_shape(&b, &ops[i], tokens[j]);
+            if (tune && tokens[j] <= 1024) bench_tune(&b, &ops[i], tokens[j]);
+            printf("\n");
+            fflush(stdout);
+        }
     bench_remote(&b);
 }
 

@@ -20,16 +20,18 @@ struct kn_cu_prefill_plan {
     int32_t tile_tokens;    /* its tokens: 128 or 256 */
     int32_t cluster_rows;   /* CTAs of a cluster with the same tokens, which share activations */
     int32_t cluster_tokens; /* and with the same rows, which share weights */
-    int32_t parts;          /* CTAs of a cluster that K is cut among: 1, or 2 */
     int32_t band;           /* token tiles whose products with a row tile follow each other */
-    int32_t clusters;       /* launched */
-    int32_t lag, hints;
+    bool cut;         /* whether tiles may change hands midway, so that all SMs end together */
+    int32_t clusters; /* launched */
 };
 
+/* Device memory for tiles that change hands: zeroed once, then of launches of one stream alone. */
+size_t kn_cu_prefill_workspace_bytes(int32_t sm_count);
 /* After kn_cu_gemm_init, before any launch. */
 MUST_USE enum status kn_cu_prefill_init(char *err);
-/* The plan of a shape; remote: whether any tile lies in a remote tier.  ST_DEVICE. */
-MUST_USE enum status kn_cu_prefill_plan(int32_t rows, int32_t tokens, int32_t sm_count, bool remote,
+/* The plan of a product.  Sums are bitwise the same
+ * whatever the plan.  ST_DEVICE. */
+MUST_USE enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens, int32_t sm_count,
                                         struct kn_cu_prefill_plan *out, char *err);
 /* Fills in `clusters` from the other fields; ST_UNSUPPORTED where there is no such kernel. */
 MUST_USE enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
@@ -37,8 +39,8 @@ MUST_USE enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t 
 /* As kn_cu_gemm_launch, with T from 1 up and without parts.  ST_UNSUPPORTED for weights that are
  * not bf16; ST_DEVICE. */
 MUST_USE enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
-                                          const struct kn_cu_gemm_args *args, void *stream,
-                                          char *err);
+                                          const struct kn_cu_gemm_args *args, void *workspace,
+                                          void *stream, char *err);
 
 #ifdef __cplusplus
 }

@@ -10,24 +10,27 @@
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/prefill_gemm.cuh"
 
+/* The workspace: a flag for every warpgroup of consumers of every CTA, then the sums of each CTA.
+ */
+#define FLAG_BYTES ((size_t)8192)
+#define HANDOVER_BYTES ((size_t)128 * 256 * 4)
+#define HANDOVER_COST 6000 /* of a unit that changes hands: six stages of 128 x 256 */
+
 struct variant {
-    int32_t group_tiles, tile_tokens, cluster_rows, cluster_tokens, parts;
+    int32_t group_tiles, tile_tokens, cluster_rows, cluster_tokens;
     int32_t threads, shared_bytes;
     void (*kernel)(cu_prefill);
 };
 
-template <int RT, int TN, int CR, int CT, int CK> static constexpr variant make_variant()
+template <int RT, int TN, int CR, int CT> static constexpr variant make_variant()
 {
-    using S = cu_prefill_shape<RT, TN, CR, CT, CK>;
-    return {RT, TN, CR, CT, CK, S::THREADS, S::SHARED_USED, sm90_bf16_prefill_gemm<S>};
+    using S = cu_prefill_shape<RT, TN, CR, CT>;
+    return {RT, TN, CR, CT, S::THREADS, S::SHARED_USED, sm90_bf16_prefill_gemm<S>};
 }
 
 static const variant variants[] = {
-    make_variant<2, 256, 1, 1, 1>(), make_variant<2, 256, 2, 1, 1>(),
-    make_variant<2, 256, 1, 2, 1>(), make_variant<2, 256, 1, 4, 1>(),
-    make_variant<2, 256, 1, 8, 1>(), make_variant<2, 128, 2, 1, 1>(),
-    make_variant<2, 128, 1, 2, 1>(), make_variant<3, 128, 2, 1, 1>(),
-    make_variant<3, 128, 1, 2, 1>(),
+    make_variant<2, 256, 2, 1>(), make_variant<2, 128, 2, 1>(), make_variant<3, 128, 1, 2>(),
+    make_variant<2, 256, 1, 2>(), make_variant<2, 256, 1, 4>(), make_variant<2, 256, 1, 8>(),
 };
 
 static const variant *find_variant(const struct kn_cu_prefill_plan *p)
@@ -36,7 +39,7 @@ static const variant *find_variant(const struct kn_cu_prefill_plan *p)
         if (variants[i].group_tiles == p->group_tiles &&
             variants[i].tile_tokens == p->tile_tokens &&
             variants[i].cluster_rows == p->cluster_rows &&
-            variants[i].cluster_tokens == p->cluster_tokens && variants[i].parts == p->parts)
+            variants[i].cluster_tokens == p->cluster_tokens)
             return &variants[i];
     return NULL;
 }
@@ -64,6 +67,12 @@ static int32_t sets(int32_t count, int32_t tile, int32_t cluster)
     return (tiles + cluster - 1) / cluster;
 }
 
+static int32_t count_units(int32_t rows, int32_t tokens, const struct kn_cu_prefill_plan *plan)
+{
+    return sets(rows, plan->group_tiles * KN_TILE_ROWS, plan->cluster_rows) *
+           sets(tokens, plan->tile_tokens, plan->cluster_tokens);
+}
+
 extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
                                             struct kn_cu_prefill_plan *plan, char *err)
 {
@@ -72,7 +81,7 @@ extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_
         return err_set(err, ST_UNSUPPORTED, "there is no prefill GEMM of %d x %d in %d x %d",
                        plan->group_tiles, plan->tile_tokens, plan->cluster_rows,
                        plan->cluster_tokens);
-    const int32_t ctas = v->cluster_rows * v->cluster_tokens * v->parts;
+    const int32_t ctas = v->cluster_rows * v->cluster_tokens;
     /* Pairs fit every SM; larger clusters leave some out where a group of SMs is no multiple. */
     int clusters = sm_count / ctas;
     if (ctas > 2) {
@@ -81,26 +90,62 @@ extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_
             cudaOccupancyMaxActiveClusters(&clusters, (const void *)v->kernel, &l.config);
         if (e != cudaSuccess) return cuda_failed(e, "asking how many clusters fit the GPU", err);
         CHECK(clusters > 0);
+        if (clusters > sm_count / ctas) clusters = sm_count / ctas;
     }
-    const int32_t units = sets(rows, v->group_tiles * KN_TILE_ROWS, v->cluster_rows) *
-                          sets(tokens, v->tile_tokens, v->cluster_tokens);
+    const int32_t units = count_units(rows, tokens, plan);
     plan->clusters = units < clusters ? units : clusters;
     return ST_OK;
 }
 
-extern "C" enum status kn_cu_prefill_plan(int32_t rows, int32_t tokens, int32_t sm_count,
-                                          bool remote, struct kn_cu_prefill_plan *out, char *err)
+/* What a plan takes, in thousandths of the time of a stage of 128 x 256; sets plan->cut. */
+static int64_t plan_cost(const struct kn_weight *w, int32_t tokens, int32_t stage_cost,
+                         struct kn_cu_prefill_plan *plan)
 {
-    CHECK(rows > 0 && tokens > 0 && sm_count > 0);
-    struct kn_cu_prefill_plan p = {2, 256, 2, 1, 1, 8, 0, -1, 0};
-    const int32_t groups = (rows + 127) / 128;
-    /* Rounds of all SMs, a half tile costing somewhat more than half. */
-    const int32_t wide = (groups * ((tokens + 255) / 256) + sm_count - 1) / sm_count * 200;
-    const int32_t narrow = (groups * ((tokens + 127) / 128) + sm_count - 1) / sm_count * 108;
-    if (narrow < wide) p.tile_tokens = 128, p.band = 16;
-    if (remote) p.cluster_rows = 1, p.cluster_tokens = 2;
-    *out = p;
-    return kn_cu_prefill_derive(rows, tokens, sm_count, out, err);
+    const int64_t units = count_units(w->rows, tokens, plan), clusters = plan->clusters,
+                  stages = 2 * (int64_t)w->blocks_per_tile;
+    const int64_t whole = div_up((size_t)units, (size_t)clusters) * stages * stage_cost;
+    const int64_t cut = units * stages * stage_cost / clusters + HANDOVER_COST;
+    plan->cut = units > clusters && cut < whole;
+    return plan->cut ? cut : whole;
+}
+
+extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens,
+                                          int32_t sm_count, struct kn_cu_prefill_plan *out,
+                                          char *err)
+{
+    /* Measured with all SMs at work: 745, 690 and 680 TFLOPS. */
+    static const struct {
+        struct kn_cu_prefill_plan plan;
+        int32_t stage_cost;
+    } local[] = {{{2, 256, 2, 1, 8, false, 0}, 1000},
+                 {{2, 128, 2, 1, 16, false, 0}, 540},
+                 {{3, 128, 1, 2, 16, false, 0}, 822}};
+    CHECK(w->rows > 0 && tokens > 0 && sm_count > 0);
+    enum status st;
+    if (w->span[0].tile_count < w->tile_count) {
+        /* As few crossings of the link as clusters allow. */
+        const int32_t shared = tokens <= 512 ? 2 : tokens <= 1024 ? 4 : 8;
+        struct kn_cu_prefill_plan p = {2, 256, 1, shared, 8, false, 0};
+        if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
+        (void)plan_cost(w, tokens, 1000, &p);
+        *out = p;
+        return ST_OK;
+    }
+    int64_t least = INT64_MAX;
+    for (size_t i = 0; i < ARRAY_COUNT(local); i++) {
+        struct kn_cu_prefill_plan p = local[i].plan;
+        if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
+        const int64_t cost = plan_cost(w, tokens, local[i].stage_cost, &p);
+        if (cost >= least) continue;
+        least = cost;
+        *out = p;
+    }
+    return ST_OK;
+}
+
+extern "C" size_t kn_cu_prefill_workspace_bytes(int32_t sm_count)
+{
+    return FLAG_BYTES + (size_t)sm_count * HANDOVER_BYTES;
 }
 
 /* Row sets that hold remote tiles: at the beginning, and at the end. */
@@ -115,6 +160,18 @@ static void count_remote(const struct kn_weight *w, int32_t set_tiles, cu_prefil
     const int32_t last = end == w->tile_count ? p->row_sets : end / set_tiles;
     p->remote_before = first < last ? first : p->row_sets;
     p->remote_after = first < last ? p->row_sets - last : 0;
+}
+
+/* Which units are dealt whole, and how the rest, those of the last round and of the one before, are
+ * cut so that all clusters have the same of them. */
+static void share_units(const struct kn_cu_prefill_plan *plan, int32_t stages, cu_prefill *p)
+{
+    const int32_t units = p->row_sets * p->token_sets, clusters = plan->clusters;
+    CHECK(clusters > 0 && clusters <= units);
+    p->whole_units = units;
+    if (!plan->cut || units % clusters == 0) return;
+    p->whole_units = (units / clusters - 1) * clusters;
+    p->cut_stages = ((units - p->whole_units) * stages + clusters - 1) / clusters;
 }
 
 static void check_args(const struct kn_cu_gemm_args *a)
@@ -133,8 +190,8 @@ static void check_args(const struct kn_cu_gemm_args *a)
 }
 
 extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
-                                            const struct kn_cu_gemm_args *a, void *stream,
-                                            char *err)
+                                            const struct kn_cu_gemm_args *a, void *workspace,
+                                            void *stream, char *err)
 {
     const struct kn_weight *w = a->w;
     if (w->dtype != KN_BF16)
@@ -144,7 +201,6 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     check_args(a);
     const variant *v = find_variant(plan);
     CHECK(v);
-    CHECK(v->parts == 1 || w->blocks_per_tile > 1);
     cu_prefill p;
     memset(&p, 0, sizeof p);
     cu_gemm *g = &p.gemm;
@@ -165,11 +221,13 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     p.row_sets = sets(w->rows, v->group_tiles * KN_TILE_ROWS, v->cluster_rows);
     p.token_sets = sets(a->tokens, v->tile_tokens, v->cluster_tokens);
     p.band = (plan->band + v->cluster_tokens - 1) / v->cluster_tokens;
-    p.lag = plan->lag, p.hints = plan->hints;
+    p.handed = (uint32_t *)workspace;
+    p.handover = (float4 *)((char *)workspace + FLAG_BYTES);
+    share_units(plan, 2 * w->blocks_per_tile, &p);
     count_remote(w, v->group_tiles * v->cluster_rows, &p);
     g->windows = p.remote_before + p.remote_after > 0 ? a->windows : NULL;
 
-    const int32_t ctas = v->cluster_rows * v->cluster_tokens * v->parts;
+    const int32_t ctas = v->cluster_rows * v->cluster_tokens;
     const cu_launch l(plan->clusters * ctas, v->threads, (size_t)v->shared_bytes, stream,
                       a->dependent, ctas);
     const cudaError_t e = cudaLaunchKernelEx(&l.config, v->kernel, p);

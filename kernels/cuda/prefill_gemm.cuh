@@ -52,19 +52,14 @@
 #define CU_PREFILL_STAGING 8192 /* bytes of a round of the epilogue; a warpgroup has two */
 
 /* Constants of a kernel. */
-template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS, int PARTS>
-struct cu_prefill_shape {
+template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS> struct cu_prefill_shape {
     static constexpr int RT = ROW_TILES, TN = TOKENS, CR = CLUSTER_ROWS, CT = CLUSTER_TOKENS;
-    static constexpr int CK = PARTS; /* CTAs that K is cut among */
-    static constexpr int CTAS = CR * CT * CK;
+    static constexpr int CTAS = CR * CT;
     static constexpr int PEERS = CR + CT - 1; /* that share copies with a CTA, itself included */
-    static constexpr int TE = TN / CK;        /* tokens of the epilogue */
-    static_assert(CK == 1 || (CK == 2 && CR == 1 && CT == 1 && TN == 256),
-                  "parts are exchanged in pairs, 128 tokens each");
     static constexpr int WARPS = RT * 4;
     static constexpr int THREADS = (RT + 1) * 128;
-    static constexpr int CONSUMER_REGISTERS = RT == 2 ? 232 : 160;
-    static constexpr int PRODUCER_REGISTERS = RT == 2 ? 40 : 32;
+    static constexpr int CONSUMER_REGISTERS = RT == 2 ? 232 : 152;
+    static constexpr int PRODUCER_REGISTERS = 40;
     static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
     static_assert(RT * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (RT + 1) * LAUNCH_REGISTERS,
                   "more registers than the launch gave: setmaxnreg would wait forever");
@@ -83,8 +78,7 @@ template <class S> struct cu_prefill_ring {
     uint8_t w[S::STAGES][S::W_BYTES];
     float staging[S::RT][2][CU_PREFILL_STAGING / 4];
     uint64_t full[S::STAGES], empty[S::STAGES];
-    uint64_t sums_full[S::RT][2], sums_empty[S::RT][2]; /* of staging, filled by the other part */
-    uint32_t issue_clock[S::STAGES];                    /* of this CTA's remote copies; 0: none */
+    uint32_t issue_clock[S::STAGES]; /* of this CTA's remote copies; 0: none */
 };
 
 /* What a launch needs; passed by value. */
@@ -93,7 +87,10 @@ struct cu_prefill {
     int32_t row_sets, token_sets;        /* what clusters take: CR groups, CT token tiles */
     int32_t band;                        /* token sets */
     int32_t remote_before, remote_after; /* row sets with remote tiles, at either end */
-    int32_t lag, hints;
+    int32_t whole_units;                 /* dealt to the clusters in turn */
+    int32_t cut_stages;                  /* of the others, which each cluster takes; 0: none left */
+    float4 *handover; /* [CTA][RT][TN / 8][128] sums of units that change hands */
+    uint32_t *handed; /* [CTA][RT] 1: they are there; 0 between launches */
 };
 
 /* A CTA's part of a unit. */
@@ -101,6 +98,7 @@ struct cu_prefill_tile {
     int32_t group; /* of RT row tiles */
     int32_t token_tile;
     int32_t first_stage, stages; /* of K */
+    bool takes, gives; /* its sums from, or to, the same CTA of the next, or last, cluster */
 };
 
 /* --- who computes what --- */
@@ -115,28 +113,54 @@ PTX_INLINE int32_t cu_prefill_row_set(const cu_prefill &p, int32_t i)
     return before < p.remote_before ? before : p.row_sets - r + before;
 }
 
-template <class S> PTX_INLINE cu_prefill_tile cu_prefill_tile_of(const cu_prefill &p, int32_t unit)
+template <class S>
+PTX_INLINE void cu_prefill_locate(const cu_prefill &p, int32_t unit, cu_prefill_tile *t)
 {
-    const int32_t rank = blockIdx.x % (S::CR * S::CT);
+    const int32_t rank = blockIdx.x % S::CTAS;
     const int32_t band = unit / (p.row_sets * p.band), left = unit - band * p.row_sets * p.band;
     const int32_t width = min(p.band, p.token_sets - band * p.band), i = left / width;
-    cu_prefill_tile t;
-    t.group = cu_prefill_row_set(p, i) * S::CR + rank / S::CT;
-    t.token_tile = (band * p.band + left - i * width) * S::CT + rank % S::CT;
-    t.first_stage = 0;
-    t.stages = 2 * p.gemm.blocks_per_tile;
-    if (S::CK > 1) {
-        const int32_t half = (p.gemm.blocks_per_tile + 1) / 2 * 2;
-        if (blockIdx.x % S::CTAS) t.first_stage = half, t.stages -= half;
-        else t.stages = half;
-    }
-    return t;
+    t->group = cu_prefill_row_set(p, i) * S::CR + rank / S::CT;
+    t->token_tile = (band * p.band + left - i * width) * S::CT + rank % S::CT;
 }
 
-/* For every unit of this CTA's cluster. */
-#define CU_PREFILL_UNITS(S, p, unit)                                                               \
-    for (int32_t unit = blockIdx.x / S::CTAS; unit < (p).row_sets * (p).token_sets;                \
-         unit += gridDim.x / S::CTAS)
+/* The n-th tile of this CTA; false where it has none.  Of the units that are not whole_units,
+ * cluster c has the stages [c, c + 1) * cut_stages, at least those of one unit: first the rest of a
+ * unit that the cluster before has begun to count, then a whole one, then the beginning of another.
+ * The first is done first, so it has the first inputs, and the last is done last. */
+template <class S>
+PTX_INLINE bool cu_prefill_next(const cu_prefill &p, int32_t n, cu_prefill_tile *t)
+{
+    const int32_t clusters = gridDim.x / S::CTAS, cluster = blockIdx.x / S::CTAS,
+                  stages = 2 * p.gemm.blocks_per_tile, units = p.row_sets * p.token_sets;
+    int32_t unit = n * clusters + cluster;
+    t->first_stage = 0;
+    t->stages = stages;
+    t->takes = t->gives = false;
+    if (unit >= p.whole_units) {
+        if (p.cut_stages == 0) return false;
+        n -= p.whole_units / clusters;
+        const int32_t begin = cluster * p.cut_stages,
+                      end = min(begin + p.cut_stages, (units - p.whole_units) * stages);
+        const int32_t at = (begin / stages + n) * stages; /* where unit n of the cluster begins */
+        if (at >= end) return false;
+        unit = p.whole_units + begin / stages + n;
+        if (at < begin) {
+            t->stages = at + stages - begin;
+            t->gives = true;
+        } else if (at + stages > end) {
+            t->stages = end - at;
+            t->first_stage = stages - t->stages;
+            t->takes = true;
+        }
+    }
+    cu_prefill_locate<S>(p, unit, t);
+    return true;
+}
+
+/* For every tile of this CTA. */
+#define CU_PREFILL_TILES(S, p, tile)                                                               \
+    cu_prefill_tile tile;                                                                          \
+    for (int32_t tile_n = 0; cu_prefill_next<S>(p, tile_n, &tile); tile_n++)
 
 /* The chunk of 256 tokens that a token tile lies in. */
 struct cu_prefill_chunk {
@@ -174,16 +198,14 @@ template <class S> PTX_INLINE int32_t cu_prefill_reach(const cu_prefill &p, int3
 template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_prefill_ring<S> &ring)
 {
     const cu_gemm &g = p.gemm;
-    const int32_t rank = blockIdx.x % (S::CR * S::CT);
+    const int32_t rank = blockIdx.x % S::CTAS;
     const uint16_t row = ((1 << S::CT) - 1) << (rank / S::CT * S::CT);
-    const uint64_t policy = p.hints & 4 ? ptx_policy_evict_first() : ptx_policy_evict_normal();
     uint32_t local_blocks = 0;
     int32_t n = 0;
     cu_ring_place at;
     at.parity = 1; /* an empty ring lets the first pass through */
-    CU_PREFILL_UNITS(S, p, unit)
+    CU_PREFILL_TILES(S, p, tile)
     {
-        const cu_prefill_tile tile = cu_prefill_tile_of<S>(p, unit);
         const uint8_t *from[S::RT];
         int32_t remote = 0, present = 0, reach = S::STAGES;
 #pragma unroll
@@ -202,7 +224,8 @@ template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_pr
                 reach = min(reach, cu_prefill_reach<S>(p, tier));
             }
             if (g.traffic && tier >= 0 && rank % S::CT == 0) {
-                const uint32_t blocks = (uint32_t)tile.stages / 2;
+                /* A unit cut within a block counts it where it ends. */
+                const uint32_t blocks = (tile.first_stage + tile.stages) / 2 - tile.first_stage / 2;
                 if (tier == 0) local_blocks += blocks;
                 else ptx_atomic_add_relaxed_u64(&g.traffic[tier].blocks, blocks);
             }
@@ -225,11 +248,8 @@ template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_pr
                 if (!from[t] || (n * S::RT + t) % S::CT != rank % S::CT) continue;
                 uint8_t *to = ring.w[at.slot] + t * KN_ATOM_BYTES;
                 const uint8_t *source = from[t] + (size_t)s * KN_ATOM_BYTES;
-                if (S::CT == 1)
-                    ptx_bulk_load_hint(to, source, KN_ATOM_BYTES, &ring.full[at.slot], policy);
-                else
-                    ptx_bulk_load_multicast(to, source, KN_ATOM_BYTES, &ring.full[at.slot], row,
-                                            policy);
+                if (S::CT == 1) ptx_bulk_load(to, source, KN_ATOM_BYTES, &ring.full[at.slot]);
+                else ptx_bulk_load_multicast(to, source, KN_ATOM_BYTES, &ring.full[at.slot], row);
             }
         }
     }
@@ -243,17 +263,15 @@ template <class S>
 PTX_INLINE void cu_prefill_activations(const cu_prefill &p, cu_prefill_ring<S> &ring)
 {
     const cu_gemm &g = p.gemm;
-    const int32_t rank = blockIdx.x % (S::CR * S::CT), share = rank / S::CT;
+    const int32_t rank = blockIdx.x % S::CTAS, share = rank / S::CT;
     uint16_t column = 0;
     for (int r = 0; r < S::CR; r++) column |= 1 << (r * S::CT + rank % S::CT);
     const size_t chunk_bytes = (size_t)g.blocks_per_tile * KN_CU_TOKENS_MAX * 256;
-    const uint64_t policy = p.hints & 1 ? ptx_policy_evict_last() : ptx_policy_evict_normal();
     ptx_griddep_wait();
     cu_ring_place at;
     at.parity = 1;
-    CU_PREFILL_UNITS(S, p, unit)
+    CU_PREFILL_TILES(S, p, tile)
     {
-        const cu_prefill_tile tile = cu_prefill_tile_of<S>(p, unit);
         const cu_prefill_chunk c = cu_prefill_chunk_of<S>(g, tile.token_tile);
         const uint32_t bytes = c.tokens ? min(S::TN, c.bucket - c.first) * KN_ATOM_ROW_BYTES : 0,
                        part = bytes / S::CR;
@@ -268,8 +286,8 @@ PTX_INLINE void cu_prefill_activations(const cu_prefill &p, cu_prefill_ring<S> &
             ptx_mbarrier_expect_tx(&ring.full[at.slot], bytes);
             uint8_t *to = ring.x[at.slot] + share * part;
             const uint8_t *source = from + share * part;
-            if (S::CR == 1) ptx_bulk_load_hint(to, source, part, &ring.full[at.slot], policy);
-            else ptx_bulk_load_multicast(to, source, part, &ring.full[at.slot], column, policy);
+            if (S::CR == 1) ptx_bulk_load(to, source, part, &ring.full[at.slot]);
+            else ptx_bulk_load_multicast(to, source, part, &ring.full[at.slot], column);
             from += c.bucket * KN_ATOM_ROW_BYTES;
         }
     }
@@ -280,9 +298,8 @@ template <class S> PTX_INLINE void cu_prefill_watch(const cu_prefill &p, cu_pref
 {
     const cu_gemm &g = p.gemm;
     cu_ring_place at;
-    CU_PREFILL_UNITS(S, p, unit)
+    CU_PREFILL_TILES(S, p, tile)
     {
-        const cu_prefill_tile tile = cu_prefill_tile_of<S>(p, unit);
         int32_t tier = 0;
 #pragma unroll
         for (int t = 0; t < S::RT; t++)
@@ -344,18 +361,18 @@ PTX_INLINE void cu_prefill_pass(cu_prefill_ring<S> &ring, int32_t stages, cu_rin
 /* The next stage's products are issued before the last one's are waited for. */
 template <class S>
 PTX_INLINE void cu_prefill_multiply(float (&acc)[S::TN / 2], cu_prefill_ring<S> &ring,
-                                    int32_t stages, cu_ring_place &at, int wg, uint32_t release_at,
-                                    int32_t lag)
+                                    const cu_prefill_tile &tile, cu_ring_place &at, int wg,
+                                    uint32_t release_at)
 {
     int32_t old = 0;
-    for (int32_t s = 0; s < stages; s++) {
+    ptx_wgmma_registers(acc);
+    for (int32_t s = 0; s < tile.stages; s++) {
         ptx_mbarrier_wait(&ring.full[at.slot], at.parity);
-        if (lag >= 0 && s == (wg ? 0 : lag)) ptx_bar_sync(8, 256);
         const uint64_t wd = ptx_wgmma_descriptor(ptx_shared(ring.w[at.slot]) + wg * KN_ATOM_BYTES);
         const uint64_t xd = ptx_wgmma_descriptor(ptx_shared(ring.x[at.slot]));
         ptx_wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < 4; k++) ptx_wgmma<S::TN>(acc, wd + 2 * k, xd + 2 * k, s + k > 0);
+        for (int k = 0; k < 4; k++) ptx_wgmma<S::TN>(acc, wd + 2 * k, xd + 2 * k, true);
         ptx_wgmma_commit();
         ptx_wgmma_wait<1>();
         if (s > 0) cu_prefill_release<S>(release_at, old);
@@ -379,15 +396,13 @@ struct cu_prefill_place {
 };
 
 /* Four rows of a token, from row r of the weight on. */
-PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r, bool whole,
-                               bool streams)
+PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r, bool whole)
 {
     const bool add = g.epilogue == KN_EPI_ADD;
     if (whole && add) {
         ptx_red_add_v4_f32(to, v);
     } else if (whole) {
-        if (streams) __stcs((float4 *)to, v);
-        else *(float4 *)to = v;
+        *(float4 *)to = v;
     } else {
         const float *f = &v.x;
 #pragma unroll
@@ -402,7 +417,7 @@ PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r,
 /* STORE, F32 and ADD: 32 tokens x 64 rows a round, placed as cu_stage_at says. */
 template <int TN>
 PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[TN / 2],
-                                        const cu_prefill_place &at, bool streams)
+                                        const cu_prefill_place &at)
 {
     const uint32_t lane = at.thread & 31, pair = lane & 3,
                    writes = pair * 128 + ((at.thread / 32 * 16 + lane / 4) ^ pair << 3);
@@ -427,8 +442,7 @@ PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[TN 
 #pragma unroll
         for (int j = 0; j < 4; j++, out += (size_t)8 * g.rows)
             if (round * 32 + 8 * j + (int32_t)first < at.chunk.tokens)
-                cu_prefill_put(g, out, *(const float4 *)&buffer[reads + 512 * j], r, whole,
-                               streams);
+                cu_prefill_put(g, out, *(const float4 *)&buffer[reads + 512 * j], r, whole);
     }
 }
 
@@ -481,7 +495,7 @@ PTX_INLINE void cu_prefill_write_act(const float *acc, uint32_t buffer, uint32_t
  * block reads beyond the columns. */
 template <int TN, int CHUNKS>
 PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[TN / 2],
-                                     const cu_prefill_place &at, bool streams)
+                                     const cu_prefill_place &at)
 {
     constexpr int ROUND = CU_PREFILL_STAGING / (CHUNKS * 16);
     const int32_t cols = g.tile_count * CHUNKS * 8, first = at.chunk.first,
@@ -502,12 +516,9 @@ PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[TN / 2
                            chunk = at.thread % CHUNKS;
             const int32_t t = round * ROUND + (int32_t)token;
             if (t >= at.chunk.tokens) continue;
-            uint4 *to = (uint4 *)(out + kn_cu_act_offset(bucket, first + t,
-                                                         (at.tile * CHUNKS + chunk) * 8));
-            const uint4 v = *(const uint4 *)((const uint8_t *)at.staging[round & 1] +
-                                             cu_prefill_chunk_at<CHUNKS>(token, chunk));
-            if (streams) __stcs(to, v);
-            else *to = v;
+            *(uint4 *)(out + kn_cu_act_offset(bucket, first + t, (at.tile * CHUNKS + chunk) * 8)) =
+                *(const uint4 *)((const uint8_t *)at.staging[round & 1] +
+                                 cu_prefill_chunk_at<CHUNKS>(token, chunk));
         }
     }
     if (at.tile < g.tile_count - 1) return;
@@ -525,75 +536,43 @@ PTX_INLINE void cu_prefill_bias(const cu_gemm &g, float (&acc)[TN / 2], const cu
     for (int i = 0; i < TN / 2; i++) acc[i] += bias[i >> 1 & 1];
 }
 
-/* --- parts of K ---
+/* --- units that change hands ---
  *
- * Of a pair of CTAs each has summed half of K for all tokens.  It sends the other the sums of the
- * other's half of the tokens, 32 tokens at a time into the two buffers of the other's staging, and
- * adds what it gets to its own: acc[0] to acc[TN / 4 - 1] are then whole. */
+ * The sums of a warpgroup, as its threads hold them. */
 
 template <class S>
-PTX_INLINE void cu_prefill_send(const float *acc, cu_prefill_ring<S> &ring, int wg, uint32_t thread,
-                                uint32_t turn)
+PTX_INLINE void cu_prefill_give(const cu_prefill &p, const float (&acc)[S::TN / 2],
+                                const cu_prefill_place &at)
 {
-    const uint32_t slot = turn & 1, other = (blockIdx.x % S::CTAS) ^ 1;
-    if (thread == 0) ptx_mbarrier_expect_tx(&ring.sums_full[wg][slot], CU_PREFILL_STAGING);
-    ptx_mbarrier_wait(&ring.sums_empty[wg][slot], (turn >> 1 & 1) ^ 1);
-    const uint32_t to = ptx_mapa(ptx_shared(ring.staging[wg][slot]) + thread * 16, other),
-                   bar = ptx_mapa(ptx_shared(&ring.sums_full[wg][slot]), other);
+    const uint32_t place = blockIdx.x * S::RT + at.wg;
+    float4 *to = p.handover + (size_t)place * (S::TN * 16) + at.thread;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        ptx_store_async_v4(to + i * 2048,
-                           make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]),
-                           bar);
-}
-
-/* Says that this warp has read a buffer, or will not use it. */
-template <class S>
-PTX_INLINE void cu_prefill_sums_free(cu_prefill_ring<S> &ring, int wg, uint32_t thread,
-                                     uint32_t slot)
-{
-    __syncwarp();
-    if (thread % 32 == 0)
-        ptx_mbarrier_arrive_cluster(
-            ptx_mapa(ptx_shared(&ring.sums_empty[wg][slot]), (blockIdx.x % S::CTAS) ^ 1));
+    for (int i = 0; i < S::TN / 8; i++)
+        ptx_store_relaxed_v4(&to[i * 128], make_uint4(__float_as_uint(acc[4 * i]),
+                                                      __float_as_uint(acc[4 * i + 1]),
+                                                      __float_as_uint(acc[4 * i + 2]),
+                                                      __float_as_uint(acc[4 * i + 3])));
+    ptx_bar_sync(1 + at.wg, 128);
+    if (at.thread == 0) ptx_atomic_add_acq_rel(&p.handed[place], 1);
 }
 
 template <class S>
-PTX_INLINE void cu_prefill_receive(float *acc, cu_prefill_ring<S> &ring, int wg, uint32_t thread,
-                                   uint32_t turn)
+PTX_INLINE void cu_prefill_take(const cu_prefill &p, float (&acc)[S::TN / 2],
+                                const cu_prefill_place &at)
 {
-    const uint32_t slot = turn & 1;
-    ptx_mbarrier_wait(&ring.sums_full[wg][slot], turn >> 1 & 1);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float4 v = *(const float4 *)&ring.staging[wg][slot][i * 512 + thread * 4];
-        acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
+    const uint32_t place = (blockIdx.x + S::CTAS) * S::RT + at.wg;
+    const float4 *from = p.handover + (size_t)place * (S::TN * 16) + at.thread;
+    if (at.thread == 0) {
+        PTX_SPIN_UNTIL(ptx_atomic_add_acq_rel(&p.handed[place], 0) == 1);
+        ptx_atomic_add_relaxed(&p.handed[place], UINT32_MAX);
     }
-}
-
-/* turn: rounds so far, of four a tile. */
-template <class S>
-PTX_INLINE void cu_prefill_exchange(float (&acc)[S::TN / 2], cu_prefill_ring<S> &ring, int wg,
-                                    uint32_t thread, uint32_t turn)
-{
-    constexpr int HALF = S::TN / 4;
-    if (blockIdx.x % S::CTAS)
+    ptx_bar_sync(1 + at.wg, 128);
 #pragma unroll
-        for (int i = 0; i < HALF; i++) {
-            const float v = acc[i];
-            acc[i] = acc[HALF + i];
-            acc[HALF + i] = v;
-        }
-    cu_prefill_send<S>(&acc[HALF], ring, wg, thread, turn);
-    cu_prefill_send<S>(&acc[HALF + 16], ring, wg, thread, turn + 1);
-    cu_prefill_receive<S>(&acc[0], ring, wg, thread, turn);
-    cu_prefill_sums_free<S>(ring, wg, thread, 0);
-    cu_prefill_send<S>(&acc[HALF + 32], ring, wg, thread, turn + 2);
-    cu_prefill_receive<S>(&acc[16], ring, wg, thread, turn + 1);
-    cu_prefill_sums_free<S>(ring, wg, thread, 1);
-    cu_prefill_send<S>(&acc[HALF + 48], ring, wg, thread, turn + 3);
-    cu_prefill_receive<S>(&acc[32], ring, wg, thread, turn + 2);
-    cu_prefill_receive<S>(&acc[48], ring, wg, thread, turn + 3);
+    for (int i = 0; i < S::TN / 8; i++) {
+        const uint4 v = ptx_load_relaxed_v4(&from[i * 128]);
+        acc[4 * i] = __uint_as_float(v.x), acc[4 * i + 1] = __uint_as_float(v.y);
+        acc[4 * i + 2] = __uint_as_float(v.z), acc[4 * i + 3] = __uint_as_float(v.w);
+    }
 }
 
 template <class S>
@@ -605,12 +584,9 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
     const cu_gemm &g = p.gemm;
     const int wg = warp / 4;
     const uint32_t release_at = cu_prefill_release_at<S>(ring, lane);
-    int32_t lag = p.lag;
-    uint32_t turn = 0;
     cu_ring_place at;
-    CU_PREFILL_UNITS(S, p, unit)
+    CU_PREFILL_TILES(S, p, tile)
     {
-        const cu_prefill_tile tile = cu_prefill_tile_of<S>(p, unit);
         cu_prefill_place o;
         o.tile = tile.group * S::RT + wg;
         o.chunk = cu_prefill_chunk_of<S>(g, tile.token_tile);
@@ -621,24 +597,18 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
             cu_prefill_pass<S>(ring, tile.stages, at, release_at);
             continue;
         }
-        float sums[S::TN / 2];
-        cu_prefill_multiply<S>(sums, ring, tile.stages, at, wg, release_at, lag);
-        lag = -1;
-        if (S::CK > 1) {
-            cu_prefill_exchange<S>(sums, ring, wg, o.thread, turn);
-            turn += 4;
-            const int32_t skip = blockIdx.x % S::CTAS * S::TE;
-            o.chunk.first += skip;
-            o.chunk.tokens = max(min(o.chunk.tokens - skip, S::TE), 0);
+        float acc[S::TN / 2] = {};
+        if (tile.takes) cu_prefill_take<S>(p, acc, o);
+        cu_prefill_multiply<S>(acc, ring, tile, at, wg, release_at);
+        if (tile.gives) {
+            cu_prefill_give<S>(p, acc, o);
+            continue;
         }
-        float(&acc)[S::TE / 2] = *(float(*)[S::TE / 2]) sums;
-        if (g.bias) cu_prefill_bias<S::TE>(g, acc, o);
+        if (g.bias) cu_prefill_bias<S::TN>(g, acc, o);
         ptx_bar_sync(1 + wg, 128); /* the buffers' last readers have read */
-        if (g.epilogue == KN_EPI_SWIGLU) cu_prefill_store_act<S::TE, 4>(g, acc, o, p.hints & 2);
-        else if (g.epilogue == KN_EPI_RELU) cu_prefill_store_act<S::TE, 8>(g, acc, o, p.hints & 2);
-        else cu_prefill_store_floats<S::TE>(g, acc, o, p.hints & 2);
-        if (S::CK > 1 && unit + (int32_t)gridDim.x / S::CTAS < p.row_sets * p.token_sets)
-            for (int slot = 0; slot < 2; slot++) cu_prefill_sums_free<S>(ring, wg, o.thread, slot);
+        if (g.epilogue == KN_EPI_SWIGLU) cu_prefill_store_act<S::TN, 4>(g, acc, o);
+        else if (g.epilogue == KN_EPI_RELU) cu_prefill_store_act<S::TN, 8>(g, acc, o);
+        else cu_prefill_store_floats<S::TN>(g, acc, o);
     }
 }
 
@@ -657,10 +627,6 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         for (int s = 0; s < S::STAGES; s++) {
             ptx_mbarrier_init(&ring.full[s], 2);
             ptx_mbarrier_init(&ring.empty[s], S::PEERS * S::WARPS + (p.gemm.windows ? 1 : 0));
-        }
-        for (int s = 0; s < 2 * S::RT; s++) {
-            ptx_mbarrier_init(&ring.sums_full[s / 2][s % 2], 1);
-            ptx_mbarrier_init(&ring.sums_empty[s / 2][s % 2], 4);
         }
         ptx_fence_mbarrier_init();
     }

@@ -102,12 +102,11 @@ PTX_INLINE void ptx_bulk_load_hint(void *shared, const void *global, uint32_t by
 /* To the same offset of the shared memory of every CTA of the cluster whose bit is in ctas; each
  * one's barrier at bar's offset counts the bytes that it gets. */
 PTX_INLINE void ptx_bulk_load_multicast(void *shared, const void *global, uint32_t bytes,
-                                        uint64_t *bar, uint16_t ctas, uint64_t policy)
+                                        uint64_t *bar, uint16_t ctas)
 {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster.L2::cache_hint [%0], [%1], %2, [%3], %4, %5;" ::"r"(
-                     ptx_shared(shared)),
-                 "l"(global), "r"(bytes), "r"(ptx_shared(bar)), "h"(ctas), "l"(policy)
+                 ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(ptx_shared(shared)),
+                 "l"(global), "r"(bytes), "r"(ptx_shared(bar)), "h"(ctas)
                  : "memory");
 }
 /* Brings global memory to L2; addresses and bytes are multiples of 16. */
@@ -119,12 +118,6 @@ PTX_INLINE uint64_t ptx_policy_evict_first()
 {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-PTX_INLINE uint64_t ptx_policy_evict_normal()
-{
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 PTX_INLINE uint64_t ptx_policy_evict_last()
@@ -173,15 +166,6 @@ PTX_INLINE uint32_t ptx_mapa(uint32_t shared_address, uint32_t rank)
 PTX_INLINE void ptx_mbarrier_arrive_cluster(uint32_t bar)
 {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-/* Stores to shared memory of any CTA of the cluster, counted by a barrier of the same CTA; both
- * addresses of ptx_mapa. */
-PTX_INLINE void ptx_store_async_v4(uint32_t to, float4 v, uint32_t bar)
-{
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, "
-                 "%3, %4}, [%5];" ::"r"(to),
-                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(bar)
-                 : "memory");
 }
 /* All threads of the cluster; orders no memory but what fences order. */
 PTX_INLINE void ptx_cluster_sync_relaxed()
@@ -381,6 +365,13 @@ PTX_INLINE uint64_t ptx_wgmma_descriptor(uint32_t shared_address)
 PTX_INLINE void ptx_wgmma_fence()
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+/* Where ordinary instructions wrote what wgmma adds to: without this before the first, the compiler
+ * waits for every wgmma before the next. */
+template <int COUNT> PTX_INLINE void ptx_wgmma_registers(float (&d)[COUNT])
+{
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 PTX_INLINE void ptx_wgmma_commit()
 {

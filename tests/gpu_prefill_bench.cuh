@@ -23,9 +23,9 @@
 #define BENCH_PEAK_TFLOPS 989.
 
 static const struct kn_cu_prefill_plan bench_plans[] = {
-    {2, 256, 2, 1, 8, true, 0},  {2, 256, 2, 1, 8, false, 0}, {2, 128, 2, 1, 16, true, 0},
-    {3, 128, 1, 2, 16, true, 0}, {2, 256, 1, 2, 8, true, 0},  {2, 256, 1, 4, 8, true, 0},
-    {2, 256, 1, 8, 8, true, 0},
+    {2, 256, 2, 1, true, 0}, {2, 256, 2, 1, false, 0}, {2, 128, 2, 1, true, 0},
+    {3, 128, 1, 2, true, 0}, {2, 256, 1, 2, true, 0},  {2, 256, 1, 4, true, 0},
+    {2, 256, 1, 8, true, 0},
 };
 
 struct bench_op {
@@ -215,7 +215,7 @@ static void bench_remote(struct bench *b)
     CUDA(cudaMemcpy(pinned, b->weights, bytes, cudaMemcpyDefault));
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         const int *c = cases[i], tiles = op.rows / 64 * c[2] / 100;
-        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], 8, true, 0};
+        struct kn_cu_prefill_plan plan = {2, 256, 1, c[1], true, 0};
         struct kn_cu_window windows[KN_TIER_MAX] = {};
         float ms[BENCH_ROUNDS];
         windows[1] = {16, c[3], 1.f};

@@ -1,16 +1,16 @@
 /*
  * prefill_gemm.cuh - out[T,N] = epilogue(x[T,K] . W[N,K]^T + bias) for prompts: T above 256.
  *
- * Floor: 2*T*N*K operations at the pace of the tensor cores: 4,096 a clock and SM, 989 TFLOPS at
- * 1.83 GHz; with random data the card lowers its clock, so that what cuBLAS reaches in the same run
- * is the yardstick.
+ * Floor: 2*T*N*K operations at the pace of the tensor cores, 4,096 a clock and SM: 989 TFLOPS at
+ * 1.83 GHz.  With random data the card lowers its clock, so that what
+ * cuBLAS reaches in the same run is the yardstick; predicted: as much.
  *
- * Tiles.  A CTA multiplies RT row tiles of weights (64 rows each, the wgmma M operand; one consumer
- * warpgroup a row tile) with TN tokens (the N operand), all of K.  A stage is 64 inputs: an atom of
- * each row tile, and TN rows of an atom of activations, which lie in memory as shared memory wants
- * them: plain bulk copies, no tensor maps.  At 128 x 256 a stage of 48 KB takes the tensor cores
- * 1,024 clocks.  L2 was not seen to give all SMs more than 73 GB/s, 43 to 48 bytes a clock each, so
- * that copies must be shared:
+ * Tiles.  A CTA multiplies RT row tiles of weights (64 rows each, the wgmma M operand; a consumer
+ * warpgroup for each) with TN tokens (the N operand).  A stage is 64 inputs: an atom of each row
+ * tile, and TN rows of an atom of activations, which lie in memory as shared memory wants them:
+ * plain bulk copies, no tensor maps.  At 128 x 256 a stage of 48 KB takes the tensor cores 1,024
+ * clocks.  L2 was not seen to give all SMs more than 73 GB/s each, 43 to 48 bytes a clock, so that
+ * copies must be shared:
  *
  * Clusters of CR x CT CTAs: those with the same rows take the same weights, those with the same
  * tokens the same activations, each fetched by one of them and multicast.  CT > 1 is also how
@@ -26,23 +26,55 @@
  * the next band, so that what runs at one time shares rows and tokens in L2.  Rows of remote tiers
  * are spread evenly among the local ones: the link has work all the time.
  *
+ * Changing hands.  Where units are no multiple of the clusters, the last round and the one before
+ * are laid end to end and cut in equal pieces (McNaughton's rule: as a piece is no shorter than a
+ * unit, none is cut twice, and the two parts of a unit need not overlap in time).  The cluster that
+ * has a unit's first inputs computes them first and leaves its sums in L2; the one that has the
+ * rest computes it last and goes on from these sums.  Nothing is added that was not added before,
+ * so the result stays bitwise what one CTA would have computed.
+ *
  * Epilogue.  Through 16 KB of shared memory of the warpgroup's own, while the producers fill the
- * ring for the next unit; sums for KN_EPI_ADD are reductions in L2, which nobody waits for.
+ * ring for the next unit; sums for KN_EPI_ADD are reductions in L2, which nobody waits for, and
+ * which know no subnormals.
  *
  * Invariants
- *  1. A sum is of all K, in order of k, by one warpgroup: results are bitwise the same for every
- *     tile, cluster, placement and window.
+ *  1. A sum is of all K, in order of k: results are bitwise the same for every tile, cluster, cut,
+ *     placement and window.
  *  2. All CTAs of a cluster pass the same stages, whether or not rows or tokens are there for them;
  *     a consumer whose rows or tokens are missing only passes its slots on.
  *  3. A slot is written again when the consumers of every CTA that its copies go to have released
  *     it: they arrive at the `empty` of each CTA of their row and column.
  *  4. A stage is complete when both producers of the CTA have said how many bytes it gets and these
  *     have come; bytes of peers may come first.
- *  5. At most `blocks` blocks (struct kn_cu_window) of remote weights are in flight for a group of
- *     row tiles, the RT atoms of a stage being RT / 2 blocks.
+ *  5. Of a remote tier as many blocks are in flight as its window has, or one stage for each group
+ *     of row tiles that reads it where these are more.
+ *  6. Who takes sums over waits for a cluster that began no later and waits for none itself before
+ *     it has given them; clusters that are not resident yet follow as others end.
+ *
+ * Measured on an H200, products of Llama-3.1-8B and 70B layers, random normal data, clocks as the
+ * card chooses them (tests/gpu_prefill --bench); time of cuBLAS over ours, for bf16 out as it
+ * usually is and for fp32 out, which we write except for SWIGLU:
+ *     T        512                    1,024                  2,048                  8,192
+ *     8B       .91-1.00, .91-1.07     .88-1.00, .91-1.03     .92-1.01, .96-1.03     .93-1.00,
+ * .97-1.02 70B      .92-1.01, .93-1.03     .90-1.03, .95-1.05
+ * .99-1.02, 1.00-1.03    1.01-1.04, 1.02-1.07 that is 550 to 780 TFLOPS, both falling by a tenth as
+ * the card warms up.  The least are products of 1.2 to 3.4 rounds.  Without units that change hands
+ * they had 422 in place of 620 TFLOPS (70B qkv at 512 tokens), 564 in place of 625 (8B qkv at
+ * 1,024), 592 in place of 654 (8B gate-up at 512); it costs 12 to 16 us, more than the copying
+ * explains.
+ *
+ * Remote, 8B gate-up, host memory over PCIe: every weight crosses the link once for up to 2,048
+ * tokens (51 GB/s, the link's rate, with all of them remote); with 10 % remote at 2,048 tokens
+ * 0.68 ms where all-local takes 0.65 and the link 0.46; at 1,024 0.53, 0.33 and 0.46.
+ *
+ * Tried and dropped: K cut among a pair of CTAs that exchange sums (552 in place of 600 TFLOPS at
+ * 8B o, 512 tokens); clusters of 2 x 2 (30 fit, 120 of 132 SMs); 192 x 256 tiles (no registers:
+ * wgmma wants 154 at launch); bands of 1,024 and 4,096 tokens, cache hints, one warpgroup ahead of
+ * the other by one or two stages (no difference).  Sums must pass ptx_wgmma_registers before the
+ * first wgmma: else the compiler waits for each group (C7517), and a stage at a time is computed.
  *
  * Sources: CUTLASS (cooperative warpgroups, multicast), fast.cu (128 x 256 tiles, clusters of two);
- * PTX ISA 9.0.
+ * McNaughton 1959 (preemptive schedules); PTX ISA 9.0.
  */
 #ifndef DAKD_KERNELS_CUDA_PREFILL_GEMM_CUH
 #define DAKD_KERNELS_CUDA_PREFILL_GEMM_CUH
@@ -98,7 +130,7 @@ struct cu_prefill_tile {
     int32_t group; /* of RT row tiles */
     int32_t token_tile;
     int32_t first_stage, stages; /* of K */
-    bool takes, gives; /* its sums from, or to, the same CTA of the next, or last, cluster */
+    bool takes, gives; /* sums: from the same CTA of the next cluster, to that of the last */
 };
 
 /* --- who computes what --- */
@@ -123,10 +155,10 @@ PTX_INLINE void cu_prefill_locate(const cu_prefill &p, int32_t unit, cu_prefill_
     t->token_tile = (band * p.band + left - i * width) * S::CT + rank % S::CT;
 }
 
-/* The n-th tile of this CTA; false where it has none.  Of the units that are not whole_units,
- * cluster c has the stages [c, c + 1) * cut_stages, at least those of one unit: first the rest of a
- * unit that the cluster before has begun to count, then a whole one, then the beginning of another.
- * The first is done first, so it has the first inputs, and the last is done last. */
+/* The n-th tile of this CTA; false where it has none.  Of the stages of the units that are not
+ * dealt whole, cluster c has [c, c + 1) * cut_stages: the rest of a unit, units, the beginning of a
+ * unit, in this order.  What is computed first must be a unit's first inputs, so these are what the
+ * rest stands for. */
 template <class S>
 PTX_INLINE bool cu_prefill_next(const cu_prefill &p, int32_t n, cu_prefill_tile *t)
 {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "config/check.h"
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/small.h"
 #include "kernels/cuda/state.h"
 
@@ -84,6 +85,7 @@ static void cuda_close(struct kn *kn)
     cu->pending.state = KN_CU_NOTHING;
     if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
     if (cu->pending.words) (void)cudaFree(cu->pending.words);
+    if (cu->prefill) (void)cudaFree(cu->prefill);
     if (cu->stream_read) (void)cudaFree(cu->stream_read);
     if (cu->chosen) (void)cudaFree(cu->chosen);
     while (cu->regions) kn_cu_free(kn, cu->regions->mem, cu->regions->base, cu->regions->bytes);
@@ -162,6 +164,7 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
     int driver = 0;
     enum status st;
     cu->sm_count = prop->multiProcessorCount;
+    const size_t workspace = kn_cu_prefill_workspace_bytes(cu->sm_count);
     if (kn_cu_ok(cu, cudaDriverGetVersion(&driver), "to say which driver it has") &&
         kn_cu_ok(cu, cudaSetDevice(cu->device), "to open") &&
         kn_cu_ok(cu, cudaStreamCreateWithFlags(&cu->stream, cudaStreamNonBlocking),
@@ -170,6 +173,9 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  "to allocate for the parts of products") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->pending.words, norm_bytes), "to allocate memory") &&
         kn_cu_ok(cu, cudaMemset(cu->pending.words, 0, norm_bytes), "to clear memory") &&
+        kn_cu_ok(cu, cudaMalloc(&cu->prefill, workspace),
+                 "to allocate for the products of prompts") &&
+        kn_cu_ok(cu, cudaMemset(cu->prefill, 0, workspace), "to clear memory") &&
         kn_cu_ok(cu, cudaMalloc((void **)&cu->stream_read, sizeof *cu->stream_read),
                  "to allocate memory") &&
         kn_cu_ok(cu, cudaMemset(cu->stream_read, 0, sizeof *cu->stream_read), "to clear memory"))
@@ -182,7 +188,8 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
     if ((st = kn_cu_control_open(cu, err)) || (st = kn_cu_upload_open(cu, err)) ||
         (st = kn_cu_stage_open(cu, err)) || (st = kn_cu_steps_open(cu, err)))
         return st;
-    return kn_cu_gemm_init(err);
+    if ((st = kn_cu_gemm_init(err))) return st;
+    return kn_cu_prefill_init(err);
 }
 
 enum status kn_open_cuda(int device, struct kn **out, char *err)

@@ -5,12 +5,12 @@
  * does it best, for it reads the sum anyway.  So a product may be issued later than it is asked
  * for, or issued and not be done:
  *
- *     nothing --- kn_gemm ADD of up to 32 tokens ---------------------> held
- *     nothing --- kn_gemm STORE, or ADD of more tokens ---------------> in parts
- *     held ------ kn_norm of the sum, by the root mean square --------> nothing: one launch does
- * both held ------ anything else (kn_cu_begin) ------------------------> in parts: it is issued in
- * parts -- kn_norm or kn_qkv of the sum: adds the parts up ----> nothing in parts -- anything else
- * that might read it (kn_cu_settle) ----> nothing: added up first
+ *     nothing --- kn_gemm ADD of up to 32 tokens ----------------> held
+ *     nothing --- kn_gemm STORE, or ADD of more tokens ----------> in parts
+ *     held ------ kn_norm (root mean square) of the sum ---------> nothing: one launch does both
+ *     held ------ anything else: it is issued (kn_cu_begin) -----> in parts
+ *     in parts -- kn_norm or kn_qkv of the sum, which adds ------> nothing
+ *     in parts -- anything else that might read it: added up ----> nothing (kn_cu_settle)
  *
  * All ways come to the same bits.
  *
@@ -19,11 +19,12 @@
  * written again or freed; every product that reads one divides.  A step that is played does not
  * know what was issued before, nor the next one what it left: what is remembered ends there.
  *
- * Products of more than 256 tokens are one launch a chunk (step.c).
+ * Products of more than 256 tokens are one launch of a kernel of their own (prefill.h).
  */
 #include <string.h>
 
 #include "config/check.h"
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/small.h"
 #include "kernels/cuda/state.h"
 
@@ -83,17 +84,6 @@ static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_w
     return &p->plan;
 }
 
-/* Where rows from `row` on begin in a product's output. */
-static void *out_at(const struct kn_gemm_args *a, char *out, int32_t row)
-{
-    size_t chunk = (size_t)(row / KN_CU_TOKENS_MAX);
-    if (a->epilogue == KN_EPI_RELU)
-        return out + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->rows);
-    if (a->epilogue == KN_EPI_SWIGLU)
-        return out + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->rows / 2);
-    return out + (size_t)row * (size_t)a->w->rows * sizeof(float);
-}
-
 /* Whether a product is left in parts: where another operation will read the sums anyway. */
 static bool in_parts(const struct kn_gemm_args *a)
 {
@@ -109,24 +99,29 @@ static bool is_held(const struct kn_gemm_args *a)
            a->w->tile_count <= KN_CU_NORM_TILES_MAX;
 }
 
-/* Up to 256 rows from `row` on; norm: what is to be done with the sum, or NULL. */
-static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, int32_t row,
+/* More than 256 rows. */
+static bool launch_prompt(struct kn_cu *cu, const struct kn_cu_gemm_args *args)
+{
+    char err[ERR_CAP];
+    struct kn_cu_prefill_plan plan;
+    return kn_cu_st(cu, kn_cu_prefill_plan(args->w, args->tokens, cu->sm_count, &plan, err), err) &&
+           kn_cu_st(cu, kn_cu_prefill_launch(&plan, args, cu->prefill, cu->stream, err), err);
+}
+
+/* norm: what is to be done with the sum, or NULL. */
+static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
                    const struct kn_norm_args *norm)
 {
     char err[ERR_CAP];
-    size_t chunk = (size_t)(row / KN_CU_TOKENS_MAX);
-    int32_t left = a->row_count - row;
-    int32_t count = left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
     struct kn_cu_pending *p = &cu->pending;
-    const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, count, in_parts(a));
     const bool parts = in_parts(a) && !norm;
     struct kn_cu_gemm_args args = {
         .w = a->w,
         .bias = a->bias,
-        .tokens = count,
-        .in = (const char *)a->in + chunk * kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->w->cols),
+        .tokens = a->row_count,
+        .in = a->in,
         .epilogue = a->epilogue,
-        .out = out_at(a, out, row),
+        .out = out,
         .partial = parts ? p->memory : NULL,
         .scale = scale_of(cu, a),
         .windows = cu->control.device_window,
@@ -134,6 +129,8 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, in
         .turn = -1,
         .dependent = true,
     };
+    if (a->row_count > KN_CU_TOKENS_MAX) return launch_prompt(cu, &args);
+    const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, a->row_count, in_parts(a));
     if (kn_cu_gemm_takes_turn(plan, a->w, cu->sm_count))
         args.turn = cu->control.turn = (cu->control.turn + 1) % KN_CU_TURNS;
     if (norm)
@@ -143,7 +140,7 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, char *out, in
         p->state = KN_CU_IN_PARTS;
         p->parts = (struct kn_cu_parts){.sum = p->memory,
                                         .count = 1 << plan->part_shift,
-                                        .stride = (size_t)count * (size_t)a->w->rows,
+                                        .stride = (size_t)a->row_count * (size_t)a->w->rows,
                                         .bias = a->bias};
         p->product = *a;
         p->product.w = &p->w;
@@ -163,7 +160,7 @@ bool kn_cu_issue_held(struct kn_cu *cu)
     struct kn_cu_pending *p = &cu->pending;
     if (p->state != KN_CU_HELD) return true;
     p->state = KN_CU_NOTHING;
-    return launch(cu, &p->product, p->product.out, 0, NULL);
+    return launch(cu, &p->product, p->product.out, NULL);
 }
 
 bool kn_cu_settle(struct kn_cu *cu)
@@ -225,7 +222,7 @@ static bool norm_undivided(struct kn_cu *cu, const struct kn_norm_args *a)
     char err[ERR_CAP];
     if (one_launch_does(cu, a)) {
         p->state = KN_CU_NOTHING;
-        return launch(cu, &p->product, p->product.out, 0, a);
+        return launch(cu, &p->product, p->product.out, a);
     }
     float *sums = sums_of(a->y, a->row_count, a->cols);
     return kn_cu_settle(cu) && kn_cu_st(cu, kn_cu_square_launch(a, sums, cu->stream, err), err);
@@ -274,7 +271,5 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
         p->product.w = &p->w;
         return;
     }
-    for (int32_t row = 0; row < a->row_count; row += KN_CU_TOKENS_MAX)
-        if (!launch(cu, a, out, row, NULL)) return;
-    kn_cu_forget_undivided(cu, a->out, 1);
+    if (launch(cu, a, out, NULL)) kn_cu_forget_undivided(cu, a->out, 1);
 }

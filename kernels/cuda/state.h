@@ -184,6 +184,7 @@ struct kn_cu {
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
     struct kn_cu_control control;
+    void *prefill;                          /* owned, device: [kn_cu_prefill_workspace_bytes] */
     struct kn_cu_stream_state *stream_read; /* owned, device: of kn_stream_read */
     unsigned stream_read_turn;
     int32_t *chosen; /* owned, device, [chosen_max]: tokens of the last kn_sample */

@@ -176,11 +176,12 @@ static void bench_shape(struct bench *b, const struct bench_op *op, int tokens)
     const float ms = bench_median(own, BENCH_ROUNDS),
                 bf16 = bench_median(theirs[0], 2 * BENCH_ROUNDS),
                 fp32 = bench_median(theirs[1], 2 * BENCH_ROUNDS);
-    printf("%-11s T %4d %dx%d,%dx%d%s %8.3f ms, %3.0f TFLOPS, %2.0f %% of peak; cuBLAS/ours: bf16 "
-           "%.3f (%3.0f), fp32 %.3f (%3.0f)",
-           op->name, tokens, plan.group_tiles, plan.tile_tokens, plan.cluster_rows,
-           plan.cluster_tokens, plan.cut ? " cut" : "", ms, tflop / ms,
-           100 * tflop / ms / BENCH_PEAK_TFLOPS, bf16 / ms, tflop / bf16, fp32 / ms, tflop / fp32);
+    printf("%-11s T %4d %dx%d,%dx%d%s %8.3f ms, %3.0f TFLOPS, %2.0f %% of peak", op->name, tokens,
+           plan.group_tiles, plan.tile_tokens, plan.cluster_rows, plan.cluster_tokens,
+           plan.cut ? " cut" : "", ms, tflop / ms, 100 * tflop / ms / BENCH_PEAK_TFLOPS);
+    if (b->cublas)
+        printf("; cuBLAS/ours: bf16 %.3f (%3.0f), fp32 %.3f (%3.0f)", bf16 / ms, tflop / bf16,
+               fp32 / ms, tflop / fp32);
 }
 
 /* Every plan, in turn. */

@@ -28,7 +28,8 @@
  *  1. fp32 accumulation everywhere.
  *  2. What a token's row comes to depends on that row's inputs alone: not on its neighbours, on
  *     where tiles or pages lie, on the number of threads, or on the run.  How a reduction is split
- *     depends on the shape, and on CUDA on the token bucket of the step too (kernels/cuda/cuda.h).
+ *     depends on the shape, and on CUDA on the token bucket of the step too (kernels/cuda/cuda.h)
+ *     and on whether the sequence has many tokens in the step (KN_CU_CHUNK_MIN).
  *     Hence results are bitwise equal for every placement and every run of a batch; on the CPU also
  *     for every batch and every chunking of the prompt.
  *  3. Operations of one kn are issued by one thread, in order; what their pointers show must stay
@@ -419,7 +420,8 @@ MUST_USE enum status kn_record_end(struct kn *kn, char *err);
 /* Within a step, and once in it: plays the recording that serves batch, sampling a->row_count of
  * its rows; logits and vocab are the recorded ones.  False, and nothing was done, where none serves
  * it: none was made, its rows want another than its tokens, its rows must be gathered where the
- * recorded ones were not, or its page tables are too long.  Then the caller issues the step. */
+ * recorded ones were not, a sequence has many tokens in it, or its page tables are too long.  Then
+ * the caller issues the step. */
 bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample_args *a);
 
 #ifdef __cplusplus

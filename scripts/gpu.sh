@@ -208,6 +208,7 @@ quick_all() {
     done
     sanitize racecheck attention "$dir/gpu_attention" --small
     for tool in racecheck synccheck initcheck; do sanitize $tool prefill "$dir/gpu_prefill" --tiny; done
+    sanitize racecheck prefill-attention "$dir/gpu_prefill_attention" --small
     for tool in memcheck synccheck initcheck; do
         for family in gemm norm sample small stream; do sanitize $tool "$family" "$tiny" "$family"; done
     done
@@ -315,7 +316,12 @@ bench_kernels() {
         if grep -q -- --bench "$program"; then run "$program" --bench; fi
     done
     run "$dir/gpu_profile"
-    python3 -c 'import torch' 2>/dev/null && run python3 tests/gpu_cudnn.py || echo "no torch here: nothing to compare attention with"
+    if python3 -c 'import torch' 2>/dev/null; then
+        run python3 tests/gpu_cudnn.py
+        run python3 tests/gpu_cudnn_prefill.py
+    else
+        echo "no torch here: nothing to compare attention with"
+    fi
 }
 
 bench_streams() {

@@ -255,7 +255,8 @@ static outcome run(const problem &p, const way &w)
                                    1e-5f,
                                    p.rope ? rope_table(p.dim) : NULL,
                                    &kv,
-                                   LAYER};
+                                   LAYER,
+                                   NULL};
     const kn_cu_attention_args attend = {&kv,  LAYER, 1.f / sqrtf((float)p.dim),
                                          rows, out,   g_traffic};
     cudaStream_t stream;

@@ -1,11 +1,14 @@
 /*
  * attend.c - kn_qkv and kn_attention by the kernels of attention.h.
  *
- * A step is cut into chunks of 256 tokens, as activations are.  The workspace holds the queries of
- * one chunk: kn_qkv lays them out, and where a step has several chunks kn_attention lays out each
- * one's again, which also writes its keys and values once more as they are.  Within a chunk a plan
- * lists the work of as many tokens as its units have room for: all of them, unless contexts are
- * very long.
+ * Tokens of sequences that have many in the step are prefill attention's, all of them in one
+ * launch, with queries that kn_qkv leaves in its buffer; the others are decode attention's.
+ *
+ * For decode attention a step is cut into chunks of 256 tokens, as activations are.  The workspace
+ * holds the queries of one chunk: kn_qkv lays them out, and where a step has several chunks
+ * kn_attention lays out each one's again, which also writes its keys and values once more as they
+ * are.  Within a chunk a plan lists the work of as many tokens as its units have room for: all of
+ * them, unless contexts are very long.
  *
  * A plan depends on the batch and the window alone, so the layers of a step share it; models that
  * mix two windows have two.  What a token comes to does not depend on how tokens are cut into
@@ -63,11 +66,14 @@ static bool open_for(struct kn_cu *cu, int32_t q_heads, const struct kn_kv *kv)
         !kn_cu_st(cu, kn_cu_attention_init(&t->a, &shape, t->memory, err), err))
         return false;
     size_t plan_bytes = kn_cu_attention_plan_bytes(&t->a);
-    if (!kn_cu_ok(cu, cudaMalloc((void **)&t->second_plan, plan_bytes),
+    size_t second_bytes = plan_bytes + 2 * sizeof *t->ticket;
+    if (!kn_cu_st(cu, kn_cu_prefill_attention_init(err), err) ||
+        !kn_cu_ok(cu, cudaMalloc((void **)&t->second_plan, second_bytes),
                   "to allocate for attention") ||
-        !kn_cu_ok(cu, cudaMemsetAsync(t->second_plan, 0, plan_bytes, cu->stream),
+        !kn_cu_ok(cu, cudaMemsetAsync(t->second_plan, 0, second_bytes, cu->stream),
                   "to clear attention's memory"))
         return false;
+    t->ticket = (uint32_t *)(t->second_plan + plan_bytes);
     t->plan[0] = t->a.plan;
     kn_cu_attention_plan_init(&t->a, &t->plan[1], t->second_plan);
     return true;
@@ -90,22 +96,54 @@ static int32_t chunk_count(const struct kn_batch *b, int32_t begin)
     return left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
 }
 
-static bool finish_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t begin)
+/* Floats of a token's row of qkv. */
+static size_t qkv_width(const struct kn_qkv_args *a)
+{
+    return (size_t)(a->q_heads + 2 * a->kv->kv_heads) * (size_t)a->kv->head_dim;
+}
+
+/* Tokens whose token_seq is not negative; q to the workspace, or to rows in kn_qkv's buffer. */
+static bool finish(struct kn_cu *cu, const struct kn_batch *b, struct kn_cu_parts parts,
+                   void *q_rows)
 {
     char err[ERR_CAP];
     const struct kn_qkv_args *a = &cu->attend.qkv;
-    struct kn_batch chunk = chunk_of(b, begin, chunk_count(b, begin));
-    size_t width = (size_t)(a->q_heads + 2 * a->kv->kv_heads) * (size_t)a->kv->head_dim;
-    struct kn_cu_parts parts = kn_cu_take_parts(cu, (const float *)a->qkv, b->token_count);
-    parts.sum += (size_t)begin * width;
     struct kn_cu_qkv_args args = {.qkv = parts,
                                   .q_norm = a->q_norm,
                                   .k_norm = a->k_norm,
                                   .norm_eps = a->norm_eps,
                                   .rope = a->rope,
                                   .kv = a->kv,
-                                  .layer = a->layer};
-    return kn_cu_st(cu, kn_cu_qkv_finish(&cu->attend.a, &chunk, &args, cu->stream, err), err);
+                                  .layer = a->layer,
+                                  .q_rows = q_rows};
+    return kn_cu_st(cu, kn_cu_qkv_finish(&cu->attend.a, b, &args, cu->stream, err), err);
+}
+
+/* The tokens of decode attention among those from `begin` on. */
+static bool finish_chunk(struct kn_cu *cu, const struct kn_batch *b, struct kn_cu_parts parts,
+                         int32_t begin)
+{
+    struct kn_batch chunk = chunk_of(b, begin, chunk_count(b, begin));
+    parts.sum += (size_t)begin * qkv_width(&cu->attend.qkv);
+    return finish(cu, &chunk, parts, NULL);
+}
+
+/* Whether decode attention has any of the tokens from `begin` on; b: the host's. */
+static bool has_decodes(const struct kn_batch *b, const struct kn_cu_chunks *c, int32_t begin)
+{
+    if (!c->work.tile_count) return true;
+    for (int32_t t = begin, end = begin + chunk_count(b, begin); t < end; t++)
+        if (b->token_seq[t] >= 0 && b->seqs[b->token_seq[t]].token_count < KN_CU_CHUNK_MIN)
+            return true;
+    return false;
+}
+
+/* The batch as decode attention sees it. */
+static struct kn_batch decodes_of(const struct kn_batch *b, const struct kn_cu_chunks *c)
+{
+    struct kn_batch decodes = *b;
+    if (c->work.tile_count) decodes.token_seq = c->decode_seq;
+    return decodes;
 }
 
 void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a)
@@ -113,9 +151,20 @@ void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_
     struct kn_cu *cu = kn_cu_of(kn);
     const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
     if (!b || !open_for(cu, a->q_heads, a->kv)) return;
+    const struct kn_cu_chunks *c = kn_cu_stage_chunks(cu, batch, a->q_heads / a->kv->kv_heads);
+    if (!c) return;
     cu->attend.qkv = *a;
+    struct kn_cu_parts parts = kn_cu_take_parts(cu, (const float *)a->qkv, b->token_count);
+    struct kn_batch decodes = decodes_of(b, c);
+    /* Rows of q take the place of the floats they are made of: of prefill's tokens, which none of
+     * what follows reads again. */
+    if (c->work.tile_count) {
+        struct kn_batch chunks = *b;
+        chunks.token_seq = c->chunk_seq;
+        if (!finish(cu, &chunks, parts, a->qkv)) return;
+    }
     for (int32_t begin = 0; begin < b->token_count; begin += KN_CU_TOKENS_MAX)
-        if (!finish_chunk(cu, b, begin)) return;
+        if (has_decodes(batch, c, begin) && !finish_chunk(cu, &decodes, parts, begin)) return;
 }
 
 int32_t kn_cu_plan_end(const struct kn_cu_attention *a, const int32_t *positions, int32_t window,
@@ -193,6 +242,27 @@ static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
     return true;
 }
 
+static bool attend_prefill(struct kn_cu *cu, const struct kn_batch *b, const struct kn_cu_chunks *c,
+                           const struct kn_attention_args *a)
+{
+    char err[ERR_CAP];
+    struct kn_cu_prefill_args args = {.work = &c->work,
+                                      .pages = b->pages,
+                                      .q = a->qkv,
+                                      .q_token_bytes = qkv_width(&cu->attend.qkv) * sizeof(float),
+                                      .q_head_bytes = (size_t)a->kv->head_dim * sizeof(float),
+                                      .q_heads = a->q_heads,
+                                      .kv = a->kv,
+                                      .layer = a->layer,
+                                      .scale = a->scale,
+                                      .window = a->window,
+                                      .token_count = b->token_count,
+                                      .out = a->out,
+                                      .ticket = cu->attend.ticket,
+                                      .traffic = cu->control.device_traffic};
+    return kn_cu_st(cu, kn_cu_prefill_attention_launch(&args, cu->stream, err), err);
+}
+
 void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_attention_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
@@ -200,7 +270,9 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
     bool remote = false;
     const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
     if (!b) return;
-    /* The queries come from kn_qkv's workspace, not from a->qkv. */
+    const struct kn_cu_chunks *c = kn_cu_stage_chunks(cu, batch, a->q_heads / a->kv->kv_heads);
+    if (!c) return;
+    /* Decode's queries come from kn_qkv's workspace, not from a->qkv. */
     CHECK(q->qkv == a->qkv && q->layer == a->layer && q->q_heads == a->q_heads && q->kv == a->kv);
     for (int i = 1; i < KN_TIER_MAX; i++) {
         if (!a->kv->base[i]) continue;
@@ -209,8 +281,12 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
     }
     if (cu->record.now) note_window(cu->record.now, a->window);
     kn_cu_forget_undivided(cu, a->out, 1);
+    if (c->work.tile_count && !attend_prefill(cu, b, c, a)) return;
+    struct kn_batch decodes = decodes_of(b, c);
+    struct kn_cu_parts parts = {.sum = (const float *)a->qkv, .count = 1};
     for (int32_t at = 0; at < b->token_count; at += KN_CU_TOKENS_MAX) {
-        if (b->token_count > KN_CU_TOKENS_MAX && !finish_chunk(cu, b, at)) return;
-        if (!attend_chunk(cu, b, at, batch->positions + at, a, remote)) return;
+        if (!has_decodes(batch, c, at)) continue;
+        if (b->token_count > KN_CU_TOKENS_MAX && !finish_chunk(cu, &decodes, parts, at)) return;
+        if (!attend_chunk(cu, &decodes, at, batch->positions + at, a, remote)) return;
     }
 }

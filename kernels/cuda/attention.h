@@ -104,6 +104,10 @@ struct kn_cu_qkv_args {
     const float *rope; /* as kn_qkv_args */
     const struct kn_kv *kv;
     int32_t layer;
+    /* NULL: q goes to the workspace, for decode attention, of tokens_max tokens at most.  Else q of
+     * any number of tokens becomes bf16 here, [T, (Hq + 2 Hkv) * D] floats of which each query
+     * head's D hold its elements in their first half: for prefill attention.  May be qkv.sum. */
+    void *q_rows;
 };
 MUST_USE enum status kn_cu_qkv_finish(const struct kn_cu_attention *a, const struct kn_batch *batch,
                                       const struct kn_cu_qkv_args *args, void *stream, char *err);

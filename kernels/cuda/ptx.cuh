@@ -137,6 +137,21 @@ PTX_INLINE void ptx_fence_proxy_async_global()
     asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
+/* --- copies of 16 bytes, global to shared (9.7.9.25.3) --- */
+
+/* The first `bytes` (0 or 16) are copied, the rest is zero; past L1. */
+PTX_INLINE void ptx_cp_async_16(void *shared, const void *global, uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(ptx_shared(shared)),
+                 "l"(global), "r"(bytes)
+                 : "memory");
+}
+/* Waits for all of this thread's. */
+PTX_INLINE void ptx_cp_async_wait_all()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /* --- programmatic dependent launch (9.7.13.14) --- */
 
 /* Blocks until every kernel this one depends on has finished and its memory is visible. */
@@ -180,6 +195,11 @@ PTX_INLINE void ptx_cluster_sync_relaxed()
 PTX_INLINE void ptx_bar_sync(uint32_t id, uint32_t threads)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+/* The same without waiting: counts towards the `threads` that a ptx_bar_sync waits for. */
+PTX_INLINE void ptx_bar_arrive(uint32_t id, uint32_t threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 PTX_INLINE uint32_t ptx_atomic_add_acq_rel(uint32_t *p, uint32_t v)
 {
@@ -445,6 +465,54 @@ PTX_WGMMA(128, 64, 65, 66, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D
           PTX_O2, PTX_O3, PTX_O4)
 PTX_WGMMA(256, 128, 129, 130, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4 ", " PTX_D5,
           PTX_O0, PTX_O1, PTX_O2, PTX_O3, PTX_O4, PTX_O5)
+
+/* --- warpgroup matrices with weights in registers (9.7.15) ---
+ *
+ * d[64 x N] += a[64 x 16] . b[16 x N], a in registers: thread t holds rows t/32*16 + t%32/4 (a[0],
+ * a[2]) and that + 8 (a[1], a[3]), columns t%4*2 and that + 1 (a[0], a[1]) and those + 8; so the
+ * accumulators of a product, rounded in pairs, are the operand of the next.  b lies in shared
+ * memory N-major, 128-byte swizzle: rows of 64 elements of N, one after another for k; 64 further
+ * elements of N lie one atom (8 KB) on. */
+
+PTX_INLINE uint64_t ptx_wgmma_descriptor_transposed(uint32_t shared_address)
+{
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(8192 >> 4) << 16 |
+           (shared_address & 0x3FFFF) >> 4;
+}
+/* Keeps the compiler from moving uses of x across the volatile instructions around. */
+PTX_INLINE void ptx_wgmma_pin(float &x)
+{
+    asm volatile("" : "+f"(x)::"memory");
+}
+
+#define PTX_D4A "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define PTX_O4A                                                                                    \
+    "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]),     \
+        "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), \
+        "+f"(d[46]), "+f"(d[47])
+
+template <int N>
+PTX_INLINE void ptx_wgmma_transposed(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b);
+#define PTX_WGMMA_TRANSPOSED(N, A0, A1, A2, A3, B, D, ...)                                         \
+    template <>                                                                                    \
+    PTX_INLINE void ptx_wgmma_transposed<N>(float(&d)[N / 2], const uint32_t(&a)[4], uint64_t b)   \
+    {                                                                                              \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, {%" #A0    \
+                     ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 1;"                       \
+                     : __VA_ARGS__                                                                 \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+    }
+PTX_WGMMA_TRANSPOSED(64, 32, 33, 34, 35, 36, PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3, PTX_O0,
+                     PTX_O1, PTX_O2, PTX_O3)
+PTX_WGMMA_TRANSPOSED(96, 48, 49, 50, 51, 52,
+                     PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4A, PTX_O0, PTX_O1,
+                     PTX_O2, PTX_O3, PTX_O4A)
+PTX_WGMMA_TRANSPOSED(128, 64, 65, 66, 67, 68,
+                     PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4, PTX_O0, PTX_O1, PTX_O2,
+                     PTX_O3, PTX_O4)
+PTX_WGMMA_TRANSPOSED(256, 128, 129, 130, 131, 132,
+                     PTX_D0 ", " PTX_D1 ", " PTX_D2 ", " PTX_D3 ", " PTX_D4 ", " PTX_D5, PTX_O0,
+                     PTX_O1, PTX_O2, PTX_O3, PTX_O4, PTX_O5)
 
 /* --- base-2 exponential and reciprocal (9.7.3.22, 9.7.3.13) --- */
 

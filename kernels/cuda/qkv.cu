@@ -35,7 +35,7 @@ struct qkv_params {
     const kn_page *pages;
     uint8_t *base[KN_TIER_MAX]; /* of this layer's heads */
     size_t page_bytes;
-    uint8_t *q;
+    uint8_t *q, *q_rows; /* where q_rows is not NULL, q goes there */
     float norm_eps;
     int32_t token_count, q_heads, kv_heads, group, head_dim;
 };
@@ -126,6 +126,19 @@ PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head<PAIRS> &x, kn_pag
         *(uint32_t *)(to + qkv_row_offset(row, d)) = 0;
 }
 
+/* A query head as a row of bf16. */
+template <int PAIRS>
+PTX_INLINE void qkv_store_row(const qkv_head<PAIRS> &x, uint8_t *to, int dim, int lane)
+{
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int d = 2 * lane + 64 * i;
+        if (d >= dim / 2) break;
+        *(uint32_t *)(to + d * 2) = qkv_pack(x.low[i]);
+        *(uint32_t *)(to + (dim / 2 + d) * 2) = qkv_pack(x.high[i]);
+    }
+}
+
 /* The head that begins at `at` of each part. */
 template <int PAIRS>
 PTX_INLINE void qkv_read(qkv_head<PAIRS> &x, const kn_cu_parts &parts, size_t at, int bias_at,
@@ -155,7 +168,9 @@ PTX_INLINE void qkv_read(qkv_head<PAIRS> &x, const kn_cu_parts &parts, size_t at
     }
 }
 
-template <int PAIRS>
+/* ROWS: q goes to q_rows.  Not decided while it runs, for registers are short beside the products.
+ */
+template <int PAIRS, bool ROWS>
 __global__ void __launch_bounds__(QKV_WARPS_MAX * 32, 2)
     sm90_qkv_finish(const __grid_constant__ qkv_params p)
 {
@@ -184,6 +199,11 @@ __global__ void __launch_bounds__(QKV_WARPS_MAX * 32, 2)
         const int kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
         qkv_append(p, x, page, position, kv_head, is_v, lane);
         if (is_v) return;
+    }
+    if constexpr (ROWS) {
+        __syncwarp(); /* all lanes have read what may lie in the same place */
+        if (is_q) qkv_store_row(x, p.q_rows + ((size_t)token * heads + head) * dim * 4, dim, lane);
+        return;
     }
     const int rows = cu_att_rows(p.group), padded = cu_att_atoms(dim) * 64;
     const int kv_head = is_q ? head / p.group : head - p.q_heads;
@@ -223,7 +243,7 @@ extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
         return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels write bfloat16",
                        kn_dtype_name(kv->dtype));
     CHECK(kv->kv_heads == s->kv_heads && kv->head_dim == s->head_dim);
-    CHECK(batch->token_count <= s->tokens_max);
+    CHECK(args->q_rows || batch->token_count <= s->tokens_max);
     qkv_params p;
     p.qkv = args->qkv;
     p.q_norm = args->q_norm;
@@ -237,6 +257,7 @@ extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
         p.base[t] = (uint8_t *)kv->base[t] + args->layer * kn_kv_layer_bytes(kv);
     p.page_bytes = kn_kv_page_bytes(kv);
     p.q = a->q;
+    p.q_rows = (uint8_t *)args->q_rows;
     p.norm_eps = args->norm_eps;
     p.token_count = batch->token_count;
     p.q_heads = s->q_heads;
@@ -246,8 +267,11 @@ extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
     const int tasks = p.token_count * (p.q_heads + 2 * p.kv_heads);
     const int warps = warps_for(tasks, a->cta_count);
     const cu_launch l((tasks + warps - 1) / warps, warps * 32, 0, stream);
-    cudaError_t e = cudaLaunchKernelEx(
-        &l.config, p.head_dim <= 128 ? sm90_qkv_finish<1> : sm90_qkv_finish<2>, p);
+    void (*const wide)(qkv_params) =
+        p.q_rows ? sm90_qkv_finish<2, true> : sm90_qkv_finish<2, false>;
+    void (*const narrow)(qkv_params) =
+        p.q_rows ? sm90_qkv_finish<1, true> : sm90_qkv_finish<1, false>;
+    cudaError_t e = cudaLaunchKernelEx(&l.config, p.head_dim <= 128 ? narrow : wide, p);
     if (e == cudaSuccess) return ST_OK;
     return err_set(err, ST_DEVICE, "launching the QKV finish failed: %s", cudaGetErrorString(e));
 }

@@ -23,6 +23,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/stream.h"
 
@@ -39,6 +40,11 @@ enum {
 /* Of struct kn_cu_gemm_norm. */
 #define KN_CU_NORM_WORDS                                                                           \
     ((size_t)KN_CU_PARTS_MAX * KN_CU_NORM_TILES_MAX * KN_TILE_ROWS * KN_CU_SQUARES_TOKENS)
+/* Sequences with so many tokens in a step go through prefill attention, those with fewer through
+ * decode attention.  Measured on an H200, 32/8 heads of 128: both take as long for 27 tokens at 512
+ * positions, 18 at 4,096, 13 at 32,768. */
+#define KN_CU_CHUNK_MIN 16
+#define KN_CU_GROUP_MAX 16                   /* query heads of a kv-head */
 #define KN_CU_PARTS_BYTES ((size_t)64 << 20) /* products whose parts need more are not cut */
 
 /* One kn_alloc. */
@@ -61,6 +67,14 @@ struct kn_cu_upload {
     unsigned next;
 };
 
+/* How a batch is divided between prefill attention and decode attention. */
+struct kn_cu_chunks {
+    uint64_t serial;                       /* of the batch; 0: none */
+    int32_t group;                         /* query heads of a kv-head */
+    struct kn_cu_prefill_work work;        /* tile_count 0: everything is decode's */
+    const int32_t *chunk_seq, *decode_seq; /* [T] on the device: token_seq, or -1 for the other's */
+};
+
 /* The batch's arrays: laid out once on the host, copied by one asynchronous copy. */
 struct kn_cu_stage {
     char *host;   /* pinned, [bytes] */
@@ -70,6 +84,7 @@ struct kn_cu_stage {
     bool has_batch, has_rows;
     struct kn_batch seen;  /* the host's pointers that are on the device since the last kn_sync */
     struct kn_batch batch; /* the same with the device's pointers */
+    struct kn_cu_chunks chunks;
 };
 
 /* All that differs between two steps of one recording, in device memory at an address the recorded
@@ -140,6 +155,7 @@ enum { KN_CU_ATTENTION_PLANS = 2 };
 struct kn_cu_attend {
     struct kn_cu_attention a;
     char *memory, *second_plan; /* owned */
+    uint32_t *ticket;           /* in second_plan: of prefill attention */
     struct kn_cu_attention_plan plan[KN_CU_ATTENTION_PLANS];
     struct kn_cu_planned_step {
         uint64_t serial; /* of the batch; 0: none */
@@ -235,6 +251,10 @@ void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_em
 bool kn_cu_begin(struct kn_cu *cu);
 /* The batch with its arrays on the device; NULL after a failure. */
 const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch *b);
+/* How the staged batch is divided, `b` being the host's; NULL after a failure.  While a step is
+ * recorded nothing is prefill attention's. */
+const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_batch *b,
+                                              int32_t group);
 /* All of a buffer, as fast as its memory is read without harm to HBM. */
 void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 

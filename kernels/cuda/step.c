@@ -88,6 +88,14 @@ static bool same_batch(const struct kn_batch *a, const struct kn_batch *b)
            a->seq_count == b->seq_count && a->seqs == b->seqs && a->pages == b->pages;
 }
 
+/* What stage_rows and kn_cu_stage_chunks may put behind a batch's arrays. */
+static size_t chunks_room(const struct kn_batch *b)
+{
+    return 3 * round_up((size_t)b->token_count * sizeof *b->token_seq, 16) +
+           (size_t)kn_cu_prefill_tile_max(b->token_count, b->seq_count, KN_CU_GROUP_MAX) *
+               sizeof(struct kn_cu_prefill_tile);
+}
+
 /* Waits for what uses the present arrays, which makes them free, and enlarges them if need be. */
 static bool make_room(struct kn_cu *cu, size_t bytes)
 {
@@ -143,7 +151,7 @@ const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch
     size_t page_bytes = kn_cu_page_count(b) * sizeof *b->pages;
     size_t row_bytes = b->rows ? (size_t)b->row_count * sizeof *b->rows : 0;
     if (!make_room(cu, 3 * round_up(token_bytes, 16) + round_up(seq_bytes, 16) +
-                           round_up(page_bytes, 16) + round_up(row_bytes, 16)))
+                           round_up(page_bytes, 16) + round_up(row_bytes, 16) + chunks_room(b)))
         return NULL;
     size_t begin = s->used, at = begin;
     s->seen = s->batch = *b;
@@ -157,6 +165,43 @@ const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch
     s->serial++;
     s->has_rows = row_bytes > 0;
     return send(cu, begin, at) ? &s->batch : NULL;
+}
+
+const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_batch *b,
+                                              int32_t group)
+{
+    static const struct kn_cu_chunks none = {0};
+    struct kn_cu_stage *s = &cu->stage;
+    struct kn_cu_chunks *c = &s->chunks;
+    if (cu->record.now) return &none;
+    if (c->serial == s->serial && c->group == group) return c;
+    *c = (struct kn_cu_chunks){.serial = s->serial, .group = group};
+    int32_t tokens = 0;
+    for (int32_t i = 0; i < b->seq_count; i++)
+        if (b->seqs[i].token_count >= KN_CU_CHUNK_MIN) tokens += b->seqs[i].token_count;
+    if (!tokens) return c;
+
+    size_t seq_bytes = round_up((size_t)b->token_count * sizeof *b->token_seq, 16);
+    size_t chunk_at = s->used, decode_at = chunk_at + seq_bytes, tiles_at = decode_at + seq_bytes;
+    CHECK(group <= KN_CU_GROUP_MAX);
+    CHECK(tiles_at + (size_t)kn_cu_prefill_tile_max(b->token_count, b->seq_count, group) *
+                         sizeof *c->work.tiles <=
+          s->bytes);
+    int32_t *chunk_seq = (int32_t *)(s->host + chunk_at);
+    int32_t *decode_seq = (int32_t *)(s->host + decode_at);
+    for (int32_t t = 0; t < b->token_count; t++) {
+        int32_t seq = b->token_seq[t];
+        bool chunk = seq >= 0 && b->seqs[seq].token_count >= KN_CU_CHUNK_MIN;
+        chunk_seq[t] = chunk ? seq : -1;
+        decode_seq[t] = chunk ? -1 : seq;
+    }
+    kn_cu_prefill_tiles(b, KN_CU_CHUNK_MIN, group,
+                        (struct kn_cu_prefill_tile *)(s->host + tiles_at), &c->work);
+    c->work.tiles = (const struct kn_cu_prefill_tile *)(s->device + tiles_at);
+    c->chunk_seq = (const int32_t *)(s->device + chunk_at);
+    c->decode_seq = (const int32_t *)(s->device + decode_at);
+    size_t end = tiles_at + (size_t)c->work.tile_count * sizeof *c->work.tiles;
+    return send(cu, chunk_at, round_up(end, 16)) ? c : NULL;
 }
 
 bool kn_cu_begin(struct kn_cu *cu)

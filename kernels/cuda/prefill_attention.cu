@@ -1,0 +1,157 @@
+/*
+ * prefill_attention.cu - the list of a step's tiles, and the launcher of prefill attention.
+ */
+#include <cuda_runtime.h>
+#include <stdlib.h>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/prefill_attention.cuh"
+
+extern "C" {
+#include "config/check.h"
+}
+
+/* --- tiles --- */
+
+extern "C" int32_t kn_cu_prefill_tile_max(int32_t token_count, int32_t seq_count, int32_t group)
+{
+    return token_count * group / KN_CU_PREFILL_ROWS + seq_count;
+}
+
+static int heavier_first(const void *a, const void *b)
+{
+    const struct kn_cu_prefill_tile *x = (const struct kn_cu_prefill_tile *)a,
+                                    *y = (const struct kn_cu_prefill_tile *)b;
+    if (x->last_position != y->last_position) return y->last_position - x->last_position;
+    return x->token != y->token ? x->token - y->token : x->head - y->head;
+}
+
+extern "C" void kn_cu_prefill_tiles(const struct kn_batch *batch, int32_t token_min, int32_t group,
+                                    struct kn_cu_prefill_tile *tiles,
+                                    struct kn_cu_prefill_work *work)
+{
+    struct kn_cu_prefill_work w = {tiles, 0, 0, 0};
+    for (int32_t i = 0; i < batch->seq_count; i++) {
+        const struct kn_seq *seq = &batch->seqs[i];
+        if (seq->token_count < token_min) continue;
+        const int32_t rows = seq->token_count * group,
+                      first_position = seq->kv_count - seq->token_count;
+        for (int32_t row = 0; row < rows; row += KN_CU_PREFILL_ROWS) {
+            struct kn_cu_prefill_tile *t = &tiles[w.tile_count++];
+            t->token = seq->token_begin + row / group;
+            t->position = first_position + row / group;
+            t->head = row % group;
+            t->row_count = rows - row < KN_CU_PREFILL_ROWS ? rows - row : KN_CU_PREFILL_ROWS;
+            t->last_position = first_position + (row + t->row_count - 1) / group;
+            t->table = seq->page_begin;
+            t->kv_count = seq->kv_count;
+            t->unused = 0;
+        }
+        w.token_count += seq->token_count;
+        w.kv_tokens += seq->kv_count;
+    }
+    qsort(tiles, (size_t)w.tile_count, sizeof *tiles, heavier_first);
+    *work = w;
+}
+
+/* --- the launcher --- */
+
+enum { L2_BYTES = 32 << 20 }; /* of KV that all SMs work on at a time */
+
+extern "C" enum status kn_cu_prefill_check(int32_t q_heads, const struct kn_kv *kv, char *err)
+{
+    if (kv->kv_heads <= 0 || q_heads <= 0 || q_heads % kv->kv_heads)
+        return err_set(err, ST_INVALID, "attention of %d query and %d kv-heads", q_heads,
+                       kv->kv_heads);
+    if (kv->dtype != KN_BF16)
+        return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels read bfloat16",
+                       kn_dtype_name(kv->dtype));
+    const int32_t atoms = (kv->head_dim + 63) / 64;
+    if (kv->head_dim <= 0 || kv->head_dim % 8 || (atoms != 1 && atoms != 2 && atoms != 4))
+        return err_set(err, ST_UNSUPPORTED,
+                       "head dimension %d: the GPU kernels take multiples of 8 up to 128, and from "
+                       "200 to 256; run this model on the CPU backend",
+                       kv->head_dim);
+    return ST_OK;
+}
+
+template <int DIM> static cudaError_t allow_shared()
+{
+    return cudaFuncSetAttribute(sm90_bf16_prefill_attention<DIM>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                sizeof(cu_pre_shared<cu_pre_shape<DIM>>));
+}
+
+extern "C" enum status kn_cu_prefill_attention_init(char *err)
+{
+    cudaError_t e = allow_shared<64>();
+    if (!e) e = allow_shared<96>();
+    if (!e) e = allow_shared<128>();
+    if (!e) e = allow_shared<256>();
+    if (!e) return ST_OK;
+    return err_set(err, ST_DEVICE, "setting up prefill attention failed: %s",
+                   cudaGetErrorString(e));
+}
+
+template <int DIM> static cudaError_t launch(const cu_pre_params &p, void *stream)
+{
+    using S = cu_pre_shape<DIM>;
+    int device, sm_count;
+    cudaError_t e = cudaGetDevice(&device);
+    if (!e) e = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device);
+    if (e) return e;
+    const int32_t tiles = p.tile_count * p.kv_heads;
+    const cu_launch l(tiles < sm_count ? tiles : sm_count, S::THREADS, sizeof(cu_pre_shared<S>),
+                      stream);
+    return cudaLaunchKernelEx(&l.config, sm90_bf16_prefill_attention<DIM>, p);
+}
+
+/* kv-heads whose KV is to stay in L2 together. */
+static int32_t heads_at_once(const struct kn_cu_prefill_args *a)
+{
+    const int64_t bytes = a->work->kv_tokens * (int64_t)kn_kv_head_bytes(a->kv) / KN_PAGE_TOKENS,
+                  heads = L2_BYTES / (bytes > 0 ? bytes : 1);
+    return heads < 1 ? 1 : heads > a->kv->kv_heads ? a->kv->kv_heads : (int32_t)heads;
+}
+
+extern "C" enum status kn_cu_prefill_attention_launch(const struct kn_cu_prefill_args *a,
+                                                      void *stream, char *err)
+{
+    const struct kn_kv *kv = a->kv;
+    enum status st = kn_cu_prefill_check(a->q_heads, kv, err);
+    if (st) return st;
+    if (a->work->tile_count == 0) return ST_OK;
+    CHECK(a->q_heads / kv->kv_heads <= KN_CU_PREFILL_ROWS);
+    CHECK(a->scale > 0 && a->q_token_bytes % 16 == 0 && a->q_head_bytes % 16 == 0);
+    CHECK((uintptr_t)a->q % 16 == 0 && a->token_count > 0);
+    cu_pre_params p;
+    p.tiles = a->work->tiles;
+    p.pages = a->pages;
+    for (int t = 0; t < KN_TIER_MAX; t++)
+        p.base[t] = (const uint8_t *)kv->base[t] + a->layer * kn_kv_layer_bytes(kv);
+    p.page_bytes = kn_kv_page_bytes(kv);
+    p.q = (const uint8_t *)a->q;
+    p.q_token_bytes = a->q_token_bytes;
+    p.q_head_bytes = a->q_head_bytes;
+    p.out = (uint8_t *)a->out;
+    p.chunk_bytes = kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->q_heads * kv->head_dim);
+    p.ticket = a->ticket;
+    p.traffic = a->traffic;
+    p.tile_count = a->work->tile_count;
+    p.heads_at_once = heads_at_once(a);
+    p.last_chunk = a->token_count / KN_CU_TOKENS_MAX;
+    p.last_rows = kn_cu_bucket_of(a->token_count % KN_CU_TOKENS_MAX);
+    p.q_heads = a->q_heads;
+    p.kv_heads = kv->kv_heads;
+    p.group = a->q_heads / kv->kv_heads;
+    p.group_inverse = (65536 + p.group - 1) / p.group;
+    p.head_dim = kv->head_dim;
+    p.window = a->window;
+    p.scale_log2 = a->scale * 1.44269504088896340736f;
+    cudaError_t e = kv->head_dim <= 64    ? launch<64>(p, stream)
+                    : kv->head_dim <= 96  ? launch<96>(p, stream)
+                    : kv->head_dim <= 128 ? launch<128>(p, stream)
+                                          : launch<256>(p, stream);
+    if (!e) return ST_OK;
+    return err_set(err, ST_DEVICE, "launching prefill attention failed: %s", cudaGetErrorString(e));
+}

@@ -11,9 +11,9 @@
  * Order of calls
  *     srv_api_open -> srv_http_open (srv_api_routes, user = api, admit = srv_api_admit) -> eng_open
  * (wake = srv_api_wake) -> srv_api_attach -> srv_http_listen -> uv_run end: srv_api_drain,
- * srv_http_drain; once drained, or at the end of patience (srv_api_abort): srv_http_close, eng_stop, srv_api_stop ->
- * uv_run returns when the last sequence has ended -> eng_close, then srv_api_close (the engine
- * thread may wake the API until it has been joined), then uv_loop_close.
+ * srv_http_drain; once drained, or at the end of patience (srv_api_abort): srv_http_close,
+ * eng_stop, srv_api_stop -> uv_run returns when the last sequence has ended -> eng_close, then
+ * srv_api_close (the engine thread may wake the API until it has been joined), then uv_loop_close.
  */
 #ifndef DAKD_SERVER_API_H
 #define DAKD_SERVER_API_H

@@ -76,10 +76,11 @@ struct srv_http_config {
 /* Values for every number above, host 127.0.0.1, port 8000. */
 struct srv_http_config srv_http_config_default(void);
 
-/* Binds the address: who connects before srv_http_listen is refused.  `config` is copied (strings and the origin array borrowed for the server's
- * life), `routes` is borrowed.  ST_INVALID (configuration), ST_IO (resolve, bind; the
- * sentence says what to do), ST_NOMEM.  After an error the loop still has to run for the handles to
- * close.  Ignores SIGPIPE where that is at its default. */
+/* Binds the address: who connects before srv_http_listen is refused.  `config` is copied (strings
+ * and the origin array borrowed for the server's life), `routes` is borrowed.  ST_INVALID
+ * (configuration), ST_IO (resolve, bind; the sentence says what to do), ST_NOMEM.  After an error
+ * the loop still has to run for the handles to close.  Ignores SIGPIPE where that is at its
+ * default. */
 MUST_USE enum status srv_http_open(uv_loop_t *loop, const struct srv_http_config *config,
                                    const struct srv_route *routes, size_t route_count, void *user,
                                    struct srv_http **out, char *err);

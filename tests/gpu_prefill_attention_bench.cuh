@@ -1,6 +1,6 @@
 /*
- * gpu_prefill_attention_bench.cuh - prefill attention timed, beside the rate of wgmma alone in the same run
- * (operands in shared memory, random data), and beside decode attention for short chunks.
+ * gpu_prefill_attention_bench.cuh - prefill attention timed, beside the rate of wgmma alone in the
+ * same run (operands in shared memory, random data), and beside decode attention for short chunks.
  * tests/gpu_cudnn_prefill.py times cuDNN for the same shapes.  TFLOPS: 4 * D for each query head,
  * token and key it sees.
  */

@@ -20,6 +20,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/small.h"
 #include "tests/gpu_check.cuh"
+#include "tests/gpu_differ.cuh"
 #include "tests/gpu_gemm_bench.cuh"
 #include "tests/gpu_window_bench.cuh"
 
@@ -286,29 +287,6 @@ static void bed_run(struct bed *b, const struct kn_cu_gemm_plan *plan, enum kn_e
     CUDA(cudaDeviceSynchronize());
 }
 
-/* Bytes that two memories of the device differ in, and those that are not `value`. */
-__global__ void differ_kernel(const uint8_t *a, const uint8_t *b, uint8_t value, size_t n,
-                              uint32_t *bad)
-{
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
-         i += (size_t)gridDim.x * blockDim.x)
-        if (a[i] != (b ? b[i] : value)) atomicAdd(bad, 1);
-}
-
-static uint32_t bed_count(struct bed *b)
-{
-    uint32_t n;
-    CUDA(cudaMemcpy(&n, b->bad, sizeof n, cudaMemcpyDeviceToHost));
-    CUDA(cudaMemset(b->bad, 0, sizeof n));
-    return n;
-}
-
-static uint32_t bed_differs(struct bed *b, const void *x, const void *y, uint8_t value, size_t n)
-{
-    differ_kernel<<<512, 256>>>((const uint8_t *)x, (const uint8_t *)y, value, n, b->bad);
-    return bed_count(b);
-}
-
 static void bed_compare(struct bed *b, const struct kn_cu_gemm_plan *p, enum kn_epilogue e,
                         int tokens, bool bias, const char *what)
 {
@@ -317,12 +295,13 @@ static void bed_compare(struct bed *b, const struct kn_cu_gemm_plan *p, enum kn_
     bool act = e == KN_EPI_SWIGLU || e == KN_EPI_RELU;
     compare_kernel<<<dim3((cols + 255) / 128, tokens), 128>>>(r, e, p->bucket, b->out, b->sum,
                                                               b->absolute, b->bad);
-    uint32_t bad = bed_count(b);
+    uint32_t bad = gpu_count(b->bad);
     if (act && tokens < p->bucket)
         padding_kernel<<<dim3((cols + 255) / 128, p->bucket - tokens), 128>>>(b->out, p->bucket,
                                                                               tokens, cols, b->bad);
-    uint32_t written = bed_count(b);
-    uint32_t guard = bed_differs(b, b->out + out_bytes(b, e, tokens), NULL, POISON, GUARD_BYTES);
+    uint32_t written = gpu_count(b->bad);
+    uint32_t guard =
+        gpu_differs(b->bad, b->out + out_bytes(b, e, tokens), NULL, POISON, GUARD_BYTES);
     EXPECT(b->tally, bad == 0 && written == 0 && guard == 0,
            "%s %dx%d T %d epilogue %d tiles %d parts %d: %u wrong, %u padding, %u guard", what,
            r.rows, r.cols, tokens, e, p->group_tiles, 1 << p->part_shift, bad, written, guard);
@@ -370,8 +349,8 @@ static void test_shape(struct bed *b, enum kn_epilogue e, int tokens, bool bias)
     size_t bytes = out_bytes(b, e, tokens);
     CUDA(cudaMemcpy(b->first, b->out, bytes, cudaMemcpyDeviceToDevice));
     bed_run(b, &p, e, tokens, bias);
-    EXPECT(b->tally, bed_differs(b, b->out, b->first, 0, bytes) == 0, "two runs differ: %dx%d T %d",
-           b->w.rows, b->w.cols, tokens);
+    EXPECT(b->tally, gpu_differs(b->bad, b->out, b->first, 0, bytes) == 0,
+           "two runs differ: %dx%d T %d", b->w.rows, b->w.cols, tokens);
 }
 
 /* Every group height and cut of K, each against the reference. */
@@ -423,7 +402,7 @@ static void test_placements(struct bed *b, enum kn_epilogue e, int tokens)
             bed_place(b, before, after);
             bed_window(b, windows[j][0], windows[j][1], cost);
             bed_run(b, &p, e, tokens, true);
-            uint32_t bad = bed_differs(b, b->out, b->first, 0, bytes);
+            uint32_t bad = gpu_differs(b->bad, b->out, b->first, 0, bytes);
             struct kn_cu_traffic t[KN_TIER_MAX];
             CUDA(cudaMemcpy(t, b->traffic, sizeof t, cudaMemcpyDeviceToHost));
             uint64_t all = t[0].blocks + t[1].blocks + t[2].blocks;
@@ -454,7 +433,7 @@ static void test_neighbours(struct bed *b, int tokens, int alone)
     for (int t = 0; t + alone <= tokens; t += alone) {
         fill_act<<<256, 256>>>(b->x, p.bucket, alone, b->w.cols, t);
         bed_run(b, &p, KN_EPI_F32, alone, true);
-        EXPECT(b->tally, bed_differs(b, b->out, b->first + t * row, 0, alone * row) == 0,
+        EXPECT(b->tally, gpu_differs(b->bad, b->out, b->first + t * row, 0, alone * row) == 0,
                "token %d alone differs from among %d", t, tokens);
     }
 }
@@ -479,7 +458,7 @@ static void test_overlap(struct bed *b, int tokens)
         }
         CUDA(cudaDeviceSynchronize());
     }
-    EXPECT(b->tally, bed_differs(b, b->out, b->first, 0, bytes) == 0,
+    EXPECT(b->tally, gpu_differs(b->bad, b->out, b->first, 0, bytes) == 0,
            "40 overlapping launches differ, T %d", tokens);
 }
 

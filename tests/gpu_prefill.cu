@@ -16,6 +16,7 @@
 #include "config/check.h"
 #include "kernels/cuda/prefill.h"
 #include "tests/gpu_check.cuh"
+#include "tests/gpu_differ.cuh"
 #include "tests/gpu_prefill_bench.cuh"
 
 #define GUARD_BYTES 4096
@@ -254,29 +255,6 @@ static void bed_run(struct bed *b, const struct kn_cu_prefill_plan *plan, const 
     CUDA(cudaDeviceSynchronize());
 }
 
-/* Bytes that two memories of the device differ in, and those that are not `value`. */
-__global__ void differ_kernel(const uint8_t *a, const uint8_t *b, uint8_t value, size_t n,
-                              uint32_t *bad)
-{
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
-         i += (size_t)gridDim.x * blockDim.x)
-        if (a[i] != (b ? b[i] : value)) atomicAdd(bad, 1);
-}
-
-static uint32_t bed_count(struct bed *b)
-{
-    uint32_t n;
-    CUDA(cudaMemcpy(&n, b->bad, sizeof n, cudaMemcpyDeviceToHost));
-    CUDA(cudaMemset(b->bad, 0, sizeof n));
-    return n;
-}
-
-static uint32_t bed_differs(struct bed *b, const void *x, const void *y, uint8_t value, size_t n)
-{
-    differ_kernel<<<512, 256>>>((const uint8_t *)x, (const uint8_t *)y, value, n, b->bad);
-    return bed_count(b);
-}
-
 static void bed_compare(struct bed *b, const struct kn_cu_prefill_plan *plan, const product &p,
                         int stride)
 {
@@ -284,11 +262,11 @@ static void bed_compare(struct bed *b, const struct kn_cu_prefill_plan *plan, co
     const bool act = is_act(p.epilogue);
     compare_kernel<<<dim3((cols / stride + 383) / 128, p.tokens), 128>>>(p, cols, act, b->out,
                                                                          stride, b->bad);
-    const uint32_t wrong = bed_count(b);
+    const uint32_t wrong = gpu_count(b->bad);
     if (act && p.tokens % 256)
         padding_kernel<<<dim3((cols + 255) / 128, 128), 128>>>(b->out, p.tokens, cols, b->bad);
-    const uint32_t padding = bed_count(b);
-    const uint32_t guard = bed_differs(b, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
+    const uint32_t padding = gpu_count(b->bad);
+    const uint32_t guard = gpu_differs(b->bad, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
     EXPECT(b->tally, wrong == 0 && padding == 0 && guard == 0,
            "%dx%d T %d epilogue %d, tile %dx%d, cluster %dx%d: %u wrong, %u padding, %u guard",
            p.rows, p.cols, p.tokens, p.epilogue, plan->group_tiles, plan->tile_tokens,
@@ -310,8 +288,8 @@ static struct kn_cu_prefill_plan bed_plan(struct bed *b, const product &p, int i
 static void bed_expect_same(struct bed *b, const struct kn_cu_prefill_plan *plan, const product &p,
                             const char *what)
 {
-    const uint32_t bad = bed_differs(b, b->out, b->first, 0, out_bytes(p));
-    const uint32_t guard = bed_differs(b, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
+    const uint32_t bad = gpu_differs(b->bad, b->out, b->first, 0, out_bytes(p));
+    const uint32_t guard = gpu_differs(b->bad, b->out + out_bytes(p), NULL, POISON, GUARD_BYTES);
     EXPECT(
         b->tally, bad == 0 && guard == 0,
         "%s: %dx%d T %d epilogue %d, tile %dx%d, %d clusters of %dx%d: %u bytes differ, %u guard",
@@ -398,7 +376,7 @@ static void test_overlap(struct bed *b, const product &p)
         }
         CUDA(cudaDeviceSynchronize());
     }
-    EXPECT(b->tally, bed_differs(b, b->out, b->first, 0, out_bytes(p)) == 0,
+    EXPECT(b->tally, gpu_differs(b->bad, b->out, b->first, 0, out_bytes(p)) == 0,
            "overlapping launches differ, T %d", p.tokens);
 }
 

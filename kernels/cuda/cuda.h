@@ -134,6 +134,8 @@ struct kn_cu_gemm_args {
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */
 };
 
+/* Asserts what every product wants of its arguments. */
+void kn_cu_gemm_check(const struct kn_cu_gemm_args *args);
 /* Once per process and device, before any launch.  ST_UNSUPPORTED where the GPU is not sm_90. */
 MUST_USE enum status kn_cu_gemm_init(char *err);
 /* Tile choice: depends on shape, bucket and SM count alone, never on placement or window. */

@@ -182,7 +182,7 @@ static void assign_groups(const struct kn_weight *w, const struct kn_cu_gemm_pla
     g->tier[0].group_count = count;
 }
 
-static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_gemm_args *a)
+extern "C" void kn_cu_gemm_check(const struct kn_cu_gemm_args *a)
 {
     const struct kn_weight *w = a->w;
     int32_t tiles = 0, remote = 0;
@@ -193,9 +193,15 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
     }
     CHECK(tiles == w->tile_count);
     CHECK(remote == 0 || a->windows);
+    CHECK(a->tokens > 0 && (uintptr_t)a->in % KN_ALIGN == 0);
+}
+
+static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_gemm_args *a)
+{
+    const struct kn_weight *w = a->w;
+    kn_cu_gemm_check(a);
     CHECK(plan->bucket == kn_cu_bucket(a->tokens));
     CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
-    CHECK((uintptr_t)a->in % KN_ALIGN == 0);
     CHECK(plan->part_shift == 0 || a->partial || a->norm.y);
     CHECK(!a->partial || a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE);
     CHECK(!a->scale.sums || (a->tokens <= KN_CU_SQUARES_TOKENS && a->scale.cols == w->cols &&

@@ -176,21 +176,6 @@ static void share_units(const struct kn_cu_prefill_plan *plan, int32_t stages, c
     p->cut_stages = ((units - p->whole_units) * stages + clusters - 1) / clusters;
 }
 
-static void check_args(const struct kn_cu_gemm_args *a)
-{
-    const struct kn_weight *w = a->w;
-    int32_t tiles = 0, remote = 0;
-    for (int j = 0; j < KN_TIER_MAX; j++) {
-        tiles += w->span[j].tile_count;
-        if (j > 0) remote += w->span[j].tile_count;
-        CHECK(w->span[j].tile_count == 0 || (uintptr_t)w->span[j].base % KN_ALIGN == 0);
-    }
-    CHECK(tiles == w->tile_count);
-    CHECK(remote == 0 || a->windows);
-    CHECK(a->tokens > 0 && (uintptr_t)a->in % KN_ALIGN == 0);
-    CHECK(!a->partial);
-}
-
 extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
                                             const struct kn_cu_gemm_args *a, void *workspace,
                                             void *stream, char *err)
@@ -200,7 +185,8 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
         return err_set(err, ST_UNSUPPORTED,
                        "%s weights are not supported on the GPU yet: convert the model to bfloat16",
                        kn_dtype_name(w->dtype));
-    check_args(a);
+    kn_cu_gemm_check(a);
+    CHECK(!a->partial);
     const variant *v = find_variant(plan);
     CHECK(v);
     cu_prefill p;

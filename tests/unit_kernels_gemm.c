@@ -249,7 +249,7 @@ static void test_default_windows(void **state)
     (void)state;
     const struct kn_window host = kn_window_default(KN_MEM_HOST);
     const struct kn_window peer = kn_window_default(KN_MEM_PEER);
-    assert_int_equal(host.ctas * host.blocks * KN_BLOCK_BYTES, 256 << 10);
+    assert_int_equal(host.ctas * host.blocks * KN_BLOCK_BYTES, 512 << 10);
     assert_int_equal(peer.ctas * peer.blocks * KN_BLOCK_BYTES, 1 << 20);
     assert_int_equal(kn_window_default(KN_MEM_LOCAL).ctas, KN_WINDOW_NO_BOUND);
 }

@@ -19,7 +19,7 @@ def test_tiers_are_read_and_told(start):
     local = answer(start())
     daemon = start("--offload", 0.4, "--remote", "host:64MiB")
     before = daemon.metrics()
-    assert before["dakd_tier_window_bytes" + HOST] == 16 * 1 * 16384
+    assert before["dakd_tier_window_bytes" + HOST] == 16 * 2 * 16384
     assert answer(daemon) == local
     after = daemon.metrics()
     remote = after["dakd_tier_weight_bytes" + HOST]

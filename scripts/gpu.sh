@@ -48,8 +48,10 @@ parts=${parts:-kernels hbm pcie peer streams}
 model=config/models/Llama-3.1-8B
 export LD_LIBRARY_PATH="$dir/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
-if [ ! -x "$dir/dakd" ]; then
-    echo "$dir/dakd is not there: run make gpu first (see the head of scripts/gpu.sh)" >&2
+program=dakd
+[ "$mode" != profile ] || program=gpu_profile
+if [ ! -x "$dir/$program" ]; then
+    echo "$dir/$program is not there: run make gpu first (see the head of scripts/gpu.sh)" >&2
     exit 2
 fi
 if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then

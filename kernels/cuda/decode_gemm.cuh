@@ -42,12 +42,15 @@
  *  4. All CTAs of a launch read the same control block, or they would disagree on who does what.
  *
  * Measured on an H200, the 129 GEMMs of a Llama-3.1-8B step in one graph, as a share of one launch
- * that streams the same bytes: 0.97 at 1 token, 0.94 at 16.  Before, clusters of CTAs cut K and
- * exchanged partial sums through shared memory: 0.86 and 0.85, for a cluster's launch and exchange
- * cost 3 to 5 us a kernel.  Tried and dropped too: partial sums through L2 behind fences with the
- * last arriver reducing (6 to 10 us a kernel); fetching ahead into L2, by bulk prefetches or by
- * prefetch instructions, while streaming or at a kernel's end (0.6 to 0.83: the stream's own rate
- * falls by an eighth, and what is fetched more than 30 MB ahead is read twice).
+ * that streams the same bytes: 0.98 at 1 token, 0.97 at 16, 0.93 at 32.  Before, clusters of CTAs
+ * cut K and exchanged partial sums through shared memory: 0.86 and 0.85, for a cluster's launch and
+ * exchange cost 3 to 5 us a kernel.  Tried and dropped too: partial sums through L2 behind fences
+ * with the last arriver reducing (6 to 10 us a kernel); fetching ahead into L2, by bulk prefetches
+ * or by prefetch instructions, while streaming or at a kernel's end (0.6 to 0.83: the stream's own
+ * rate falls by an eighth, and what is fetched more than 30 MB ahead is read twice); one launch for
+ * o, gate-up, down and the next layer's qkv, whose weights run ahead across products and whose CTAs
+ * wait for each other's counters in place of kernel boundaries (a step 3 to 4 % longer: fence,
+ * counter and poll take 12 us an edge while memory is busy, more than rings hold).
  *
  * Sources: CUTLASS (swapped operands, split K), Marlin (fixed-order reduction); PTX ISA 9.0.
  */

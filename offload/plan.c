@@ -1,0 +1,388 @@
+/*
+ * plan.c - see plan.h.
+ *
+ * What a byte moved from HBM to a link costs an operation: -1/B_hbm while memory binds it and its
+ * share out is below the free fraction; nothing while compute hides it; +1/B_remote after that; and
+ * next to nothing throughout where a step reads little of what is stored, as of the embedding
+ * table. Every curve is convex.  With one link, taking the cheapest byte each time is best.  With
+ * several of limited size it is not: a byte may have to make room in one link for another, and
+ * reading one operation from two links side by side pays only when both are moved together.
+ * Marginal costs then have to be weighed for all tiers at once, which is a linear program,
+ *
+ *     least  sum u_i    with  c_i s_ij / B_j - u_i <= T_i     (u_i: what time_i is above T_i)
+ *                             sum_j s_ij >= S_i               (every byte lies somewhere)
+ *                             sum_i s_ij <= K_j
+ *
+ * s bytes stored, c the share of them a step reads, K capacities.  Instances of an operation are
+ * alike and their time is convex, so an even division is best and they are one row.  The dual
+ * simplex method begins with all s and u at zero, the step that reads nothing, whose costs are
+ * right and whose bytes are missing, and places bytes by least marginal cost until none is missing.
+ * Bland's rule keeps it from going in circles.  A billionth a byte and tier number makes it prefer
+ * nearer tiers where nothing else decides.
+ *
+ * Whole tiles.  s_ij is rounded down; what is left of each operation, larger tiles first, goes
+ * where there is room and it costs least; then tiles are moved as long as one move makes its
+ * operation faster.  With m tiers, g the bytes of a tile, count instances:
+ *
+ *   - rounding down leaves at most m tiles of an operation, each of which adds at most
+ *     c g / min B to the sum of its tier's times;
+ *   - an instance gets less than one tile more in a tier than the mean (off_plan_instance_tiles
+ *     takes differences of two roundings of sums), which adds at most c g / min B to its time;
+ *   - moves only lower the time.
+ *
+ * So the step is at most sum_i (count_i + m) c_i g_i / min B above the linear program's, which no
+ * placement is below.  And a tile finds no room only where every tier has less than g left while
+ * its g are missing: where all tiles together leave less than (m - 1) g free.
+ */
+#include "offload/plan.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "config/check.h"
+
+#define GIB 1073741824.0
+#define ROWS_MAX (OFF_PLAN_OPS_MAX * (KN_TIER_MAX + 1) + KN_TIER_MAX)
+#define COLS_MAX (OFF_PLAN_OPS_MAX * (KN_TIER_MAX + 1))
+#define PIVOTS_MAX 100000
+#define NEARER_COST 1e-9
+#define MISSING 1e-11 /* of all bytes: below it none is */
+#define NO_ENTRY 1e-11
+
+/* basic variables + a * others = rhs, which is the last column; the last row holds the costs. */
+struct lp {
+    double a[ROWS_MAX + 1][COLS_MAX + 1];
+    int basic[ROWS_MAX], other[COLS_MAX]; /* which variable; below cols: u and s, else a slack */
+    int rows, cols;
+};
+
+static uint64_t op_bytes(const struct off_plan_op *op)
+{
+    return (uint64_t)op->count * (uint64_t)op->tile_count * op->tile_bytes;
+}
+
+static double read_share(const struct off_plan_op *op)
+{
+    return op->read_bytes / ((double)op->tile_bytes * op->tile_count);
+}
+
+/* --- the linear program ----------------------------------------------------------------------- */
+
+static void pivot(struct lp *lp, int row, int col)
+{
+    double *at = lp->a[row], inverse = 1 / at[col];
+    for (int j = 0; j <= lp->cols; j++) at[j] *= inverse;
+    at[col] = inverse;
+    for (int i = 0; i <= lp->rows; i++) {
+        double factor = lp->a[i][col];
+        if (i == row || factor == 0) continue;
+        for (int j = 0; j <= lp->cols; j++) lp->a[i][j] -= factor * at[j];
+        lp->a[i][col] = -factor * inverse;
+    }
+    int variable = lp->basic[row];
+    lp->basic[row] = lp->other[col];
+    lp->other[col] = variable;
+}
+
+/* False where it did not end, which only rounding could cause. */
+static bool minimise(struct lp *lp)
+{
+    const double *cost = lp->a[lp->rows];
+    for (int pivots = 0; pivots < PIVOTS_MAX; pivots++) {
+        int row = -1, col = -1;
+        for (int i = 0; i < lp->rows; i++)
+            if (lp->a[i][lp->cols] < -MISSING && (row < 0 || lp->basic[i] < lp->basic[row]))
+                row = i;
+        if (row < 0) return true;
+        double best = INFINITY;
+        for (int j = 0; j < lp->cols; j++) {
+            if (lp->a[row][j] >= -NO_ENTRY) continue;
+            double ratio = cost[j] / -lp->a[row][j];
+            if (ratio > best || (ratio == best && lp->other[j] > lp->other[col])) continue;
+            best = ratio;
+            col = j;
+        }
+        if (col < 0) return false;
+        pivot(lp, row, col);
+    }
+    return false;
+}
+
+/* Variable of operation i: u at 0, s of tier j at 1 + j. */
+static int variable_of(const struct off_plan *p, int i, int k)
+{
+    return i * (p->tier_count + 1) + k;
+}
+
+/* In units of all bytes, and of the time the fastest tier takes for them. */
+static void write_rows(struct lp *lp, const struct off_plan *p, const uint64_t *room, double bytes,
+                       double unit_s)
+{
+    const int m = p->tier_count;
+    memset(lp, 0, sizeof *lp);
+    lp->cols = p->op_count * (m + 1);
+    lp->rows = p->op_count * (m + 1) + m;
+    for (int j = 0; j < lp->cols; j++) lp->other[j] = j;
+    for (int i = 0; i < lp->rows; i++) lp->basic[i] = lp->cols + i;
+    for (int i = 0; i < p->op_count; i++) {
+        const struct off_plan_op *op = &p->op[i];
+        double *all = lp->a[variable_of(p, i, m)];
+        lp->a[lp->rows][variable_of(p, i, 0)] = 1;
+        for (int j = 0; j < m && !op->pinned; j++) {
+            double *row = lp->a[variable_of(p, i, j)], *tier = lp->a[p->op_count * (m + 1) + j];
+            int s = variable_of(p, i, 1 + j);
+            row[variable_of(p, i, 0)] = -1;
+            row[s] = read_share(op) * bytes / p->tier[j].bytes_per_s / unit_s;
+            row[lp->cols] = op->compute_s * op->count / unit_s;
+            all[s] = -1;
+            tier[s] = 1;
+            tier[lp->cols] = (double)room[j] / bytes;
+            lp->a[lp->rows][s] = NEARER_COST * j;
+        }
+        all[lp->cols] = op->pinned ? 0 : -(double)op_bytes(op) / bytes;
+    }
+}
+
+/* share[i][j]: bytes of operation i in tier j. */
+static enum status relax(struct off_plan *p, const uint64_t *room,
+                         double share[OFF_PLAN_OPS_MAX][KN_TIER_MAX], char *err)
+{
+    struct lp lp;
+    double bytes = 0, fastest = 0;
+    for (int i = 0; i < p->op_count; i++) bytes += (double)op_bytes(&p->op[i]);
+    for (int j = 0; j < p->tier_count; j++) fastest = fmax(fastest, p->tier[j].bytes_per_s);
+    double unit_s = bytes / fastest;
+    write_rows(&lp, p, room, bytes, unit_s);
+    if (!minimise(&lp))
+        return err_set(err, ST_LIMIT,
+                       "no plan was found: bandwidths, sizes or times of this machine are too far "
+                       "apart for the arithmetic");
+    p->relaxed_s = 0;
+    for (int i = 0; i < p->op_count; i++) {
+        const struct off_plan_op *op = &p->op[i];
+        double least = op->pinned ? op->read_bytes / p->tier[0].bytes_per_s : 0;
+        p->relaxed_s += op->count * fmax(op->compute_s, least);
+    }
+    for (int r = 0; r < lp.rows; r++) {
+        if (lp.basic[r] >= lp.cols) continue;
+        int i = lp.basic[r] / (p->tier_count + 1), k = lp.basic[r] % (p->tier_count + 1);
+        if (k) share[i][k - 1] = lp.a[r][lp.cols] * bytes;
+        else p->relaxed_s += lp.a[r][lp.cols] * unit_s;
+    }
+    return ST_OK;
+}
+
+/* --- whole tiles ------------------------------------------------------------------------------ */
+
+/* Tiles of an instance up to and with a tier: the sums over tiers are divided evenly and the first
+ * instances take what is left over, so that a sum is never below one of fewer tiers. */
+static int32_t tiles_through(const struct off_plan_op *op, int32_t instance, int tier)
+{
+    int64_t sum = 0;
+    for (int j = 0; j <= tier; j++) sum += op->tiles[j];
+    return (int32_t)(sum / op->count + (instance < sum % op->count));
+}
+
+int32_t off_plan_instance_tiles(const struct off_plan_op *op, int32_t instance, int tier)
+{
+    int32_t before = tier ? tiles_through(op, instance, tier - 1) : 0;
+    return tiles_through(op, instance, tier) - before;
+}
+
+uint64_t off_plan_stored_bytes(const struct off_plan_op *op, int tier)
+{
+    return (uint64_t)op->tiles[tier] * op->tile_bytes;
+}
+
+double off_plan_read_bytes(const struct off_plan_op *op, int tier)
+{
+    return op->read_bytes * (double)op->tiles[tier] / op->tile_count;
+}
+
+double off_plan_tile_error_s(const struct off_plan *p)
+{
+    double error = 0, slowest = INFINITY;
+    for (int j = 0; j < p->tier_count; j++) slowest = fmin(slowest, p->tier[j].bytes_per_s);
+    for (int i = 0; i < p->op_count; i++) {
+        const struct off_plan_op *op = &p->op[i];
+        double tile_s = op->read_bytes / op->tile_count / slowest;
+        if (!op->pinned) error += tile_s * (op->count + p->tier_count);
+    }
+    return error;
+}
+
+/* Adds each instance's time to that of what binds it; waits[0] is compute, waits[1 + j] tier j. */
+static double op_seconds(const struct off_plan *p, const struct off_plan_op *op,
+                         double waits[KN_TIER_MAX + 1])
+{
+    double sum = 0;
+    for (int32_t k = 0; k < op->count; k++) {
+        double longest = op->compute_s;
+        int bound = OFF_PLAN_COMPUTE;
+        for (int j = 0; j < p->tier_count; j++) {
+            double read = op->read_bytes / op->tile_count * off_plan_instance_tiles(op, k, j);
+            double seconds = read / p->tier[j].bytes_per_s;
+            if (seconds <= longest) continue;
+            longest = seconds;
+            bound = j;
+        }
+        waits[1 + bound] += longest;
+        sum += longest;
+    }
+    return sum;
+}
+
+/* The operation's time with one tile moved; -1: from nowhere. */
+static double seconds_after(const struct off_plan *p, const struct off_plan_op *op, int from,
+                            int to)
+{
+    struct off_plan_op after = *op;
+    double waits[KN_TIER_MAX + 1] = {0};
+    if (from >= 0) after.tiles[from]--;
+    after.tiles[to]++;
+    return op_seconds(p, &after, waits);
+}
+
+static void round_down(struct off_plan *p, double share[OFF_PLAN_OPS_MAX][KN_TIER_MAX],
+                       uint64_t *room, int64_t *left)
+{
+    for (int i = 0; i < p->op_count; i++) {
+        struct off_plan_op *op = &p->op[i];
+        left[i] = op->pinned ? 0 : (int64_t)op->count * op->tile_count;
+        for (int j = 0; j < p->tier_count && !op->pinned; j++) {
+            double tiles = floor(share[i][j] / (double)op->tile_bytes + 1e-6);
+            int64_t whole = (int64_t)fmin(fmax(tiles, 0), (double)left[i]);
+            int64_t most = (int64_t)(room[j] / op->tile_bytes);
+            op->tiles[j] = whole < most ? whole : most;
+            room[j] -= off_plan_stored_bytes(op, j);
+            left[i] -= op->tiles[j];
+        }
+    }
+}
+
+/* Where one more tile of op costs least, or -1: no room. */
+static int find_tier(const struct off_plan *p, const struct off_plan_op *op, const uint64_t *room)
+{
+    int best = -1;
+    double best_s = INFINITY;
+    for (int j = 0; j < p->tier_count; j++) {
+        if (room[j] < op->tile_bytes) continue;
+        double seconds = seconds_after(p, op, -1, j);
+        if (seconds >= best_s) continue;
+        best = j;
+        best_s = seconds;
+    }
+    return best;
+}
+
+static enum status place_left(struct off_plan *p, uint64_t *room, int64_t *left, char *err)
+{
+    for (;;) {
+        int next = -1;
+        for (int i = 0; i < p->op_count; i++)
+            if (left[i] && (next < 0 || p->op[i].tile_bytes > p->op[next].tile_bytes)) next = i;
+        if (next < 0) return ST_OK;
+        struct off_plan_op *op = &p->op[next];
+        int tier = find_tier(p, op, room);
+        if (tier < 0)
+            return err_set(err, ST_LIMIT,
+                           "the tiers hold the model's bytes, but not in whole tiles: a tile of %s "
+                           "(%.2f MiB) has no room in any",
+                           op->name, (double)op->tile_bytes / (1 << 20));
+        op->tiles[tier]++;
+        room[tier] -= op->tile_bytes;
+        left[next]--;
+    }
+}
+
+/* Moves tiles of op one at a time as long as that makes it faster. */
+static void improve(const struct off_plan *p, struct off_plan_op *op, uint64_t *room)
+{
+    for (bool moved = true; moved;) {
+        double waits[KN_TIER_MAX + 1] = {0}, now = op_seconds(p, op, waits);
+        moved = false;
+        for (int from = 0; from < p->tier_count && !moved; from++)
+            for (int to = 0; to < p->tier_count && !moved; to++) {
+                if (to == from || !op->tiles[from] || room[to] < op->tile_bytes) continue;
+                if (seconds_after(p, op, from, to) >= now * (1 - 1e-12)) continue;
+                op->tiles[from]--;
+                op->tiles[to]++;
+                room[from] += op->tile_bytes;
+                room[to] -= op->tile_bytes;
+                moved = true;
+            }
+    }
+}
+
+/* --- all of it -------------------------------------------------------------------------------- */
+
+static int longest_wait(const double waits[KN_TIER_MAX + 1], int tier_count)
+{
+    int most = 0;
+    for (int r = 1; r <= tier_count; r++)
+        if (waits[r] > waits[most]) most = r;
+    return most - 1;
+}
+
+static void sum_up(struct off_plan *p)
+{
+    double waits[KN_TIER_MAX + 1] = {0};
+    p->seconds = 0;
+    for (int i = 0; i < p->op_count; i++) {
+        double own[KN_TIER_MAX + 1] = {0};
+        p->op[i].seconds = op_seconds(p, &p->op[i], own);
+        p->op[i].bound = longest_wait(own, p->tier_count);
+        p->seconds += p->op[i].seconds;
+        for (int r = 0; r <= p->tier_count; r++) waits[r] += own[r];
+    }
+    p->bound = longest_wait(waits, p->tier_count);
+}
+
+/* room: what the tiers hold beside what is pinned, which is placed. */
+static enum status pin(struct off_plan *p, uint64_t *room, char *err)
+{
+    uint64_t pinned = 0, all = 0, held = 0;
+    CHECK(p->tier_count >= 1 && p->tier_count <= KN_TIER_MAX);
+    CHECK(p->op_count >= 1 && p->op_count <= OFF_PLAN_OPS_MAX);
+    for (int i = 0; i < p->op_count; i++) {
+        struct off_plan_op *op = &p->op[i];
+        CHECK(op->count > 0 && op->tile_count > 0 && op->tile_bytes > 0);
+        CHECK(op->read_bytes >= 0 && op->compute_s >= 0);
+        memset(op->tiles, 0, sizeof op->tiles);
+        all += op_bytes(op);
+        if (!op->pinned) continue;
+        pinned += op_bytes(op);
+        op->tiles[0] = (int64_t)op->count * op->tile_count;
+    }
+    for (int j = 0; j < p->tier_count; j++) {
+        CHECK(p->tier[j].bytes_per_s > 0);
+        room[j] = p->tier[j].bytes;
+        held += room[j];
+    }
+    if (pinned > room[0])
+        return err_set(err, ST_LIMIT,
+                       "what must lie in %s (KV, norms, biases) needs %.2f GiB, and %.2f GiB may "
+                       "be used there",
+                       p->tier[0].name, (double)pinned / GIB, (double)room[0] / GIB);
+    if (all > held)
+        return err_set(err, ST_LIMIT,
+                       "the model needs %.2f GiB with its KV, all tiers hold %.2f GiB",
+                       (double)all / GIB, (double)held / GIB);
+    room[0] -= pinned;
+    return ST_OK;
+}
+
+enum status off_plan_solve(struct off_plan *p, char *err)
+{
+    uint64_t room[KN_TIER_MAX];
+    int64_t left[OFF_PLAN_OPS_MAX];
+    double share[OFF_PLAN_OPS_MAX][KN_TIER_MAX] = {{0}};
+    enum status st;
+    if ((st = pin(p, room, err)) || (st = relax(p, room, share, err))) return st;
+    round_down(p, share, room, left);
+    if ((st = place_left(p, room, left, err))) return st;
+    for (int i = 0; i < p->op_count; i++)
+        if (!p->op[i].pinned) improve(p, &p->op[i], room);
+    sum_up(p);
+    return ST_OK;
+}

@@ -25,10 +25,13 @@ struct option {
     const char *help;
 };
 
-/* A field of every command, of serve alone, of bench alone. */
+/* A field of serve and bench, of every command, of one or two. */
 #define AT(field) FIELD(field, 1u << OPTIONS_SERVE | 1u << OPTIONS_BENCH)
+#define ALL(field) FIELD(field, 1u << OPTIONS_SERVE | 1u << OPTIONS_BENCH | 1u << OPTIONS_PLAN)
 #define SERVE(field) FIELD(field, 1u << OPTIONS_SERVE)
 #define BENCH(field) FIELD(field, 1u << OPTIONS_BENCH)
+#define PLAN(field) FIELD(field, 1u << OPTIONS_PLAN)
+#define OFFLINE(field) FIELD(field, 1u << OPTIONS_BENCH | 1u << OPTIONS_PLAN)
 #define FIELD(field, commands)                                                                     \
     offsetof(struct options, field), sizeof(((struct options *)0)->field), commands
 
@@ -38,6 +41,16 @@ static const struct {
     [OPTIONS_SERVE] = {"serve", "Serves a Hugging Face model folder over the OpenAI HTTP API."},
     [OPTIONS_BENCH] = {"bench", "Measures a model offline, against the floor its bytes and this "
                                 "machine's bandwidths set."},
+    [OPTIONS_PLAN] =
+        {"plan",
+         "Says from config.json alone which weights would lie in which tier and the floor of "
+         "a decode step:\nwhat no placement beats, and no measurement.  serve does not place "
+         "by it yet.\nMachines (HBM, link; GB/s as dakd reads them):\n"
+         "  h200-pcie         4720 of 139GiB, 51.5 of 512GiB    measured\n"
+         "  h200-nvlink-peer  4630 of 139GiB, 377 of 125GiB     measured\n"
+         "  h100-pcie         3280 of 78GiB, 51.5 of 512GiB     HBM: 98 % of its datasheet\n"
+         "  gh200             3920 of 94GiB, 435 of 440GiB      both estimated\n"
+         "each with 989 TFLOPS, the datasheet's for dense bfloat16."},
 };
 
 static const struct option table[] = {
@@ -45,9 +58,9 @@ static const struct option table[] = {
      "names clients may use, comma-separated (default: the model folder's name)"},
     {"load-format", CHOICE, AT(load_format), 0, 0, "auto", "auto|safetensors|dummy",
      "dummy: seeded random weights at the shapes of config.json"},
-    {"dtype", CHOICE, AT(dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
+    {"dtype", CHOICE, ALL(dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
      "of the weights; auto: as stored"},
-    {"kv-cache-dtype", CHOICE, AT(kv_cache_dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
+    {"kv-cache-dtype", CHOICE, ALL(kv_cache_dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
      "of the KV cache; auto: float32 for float32 weights, else as the weights"},
     {"chat-template", TEXT, SERVE(chat_template), 0, 0, "", NULL,
      "a Jinja file in place of the model's own template"},
@@ -56,7 +69,7 @@ static const struct option table[] = {
     {"max-model-len", INT, AT(max_model_len), 0, 16777216, "0", NULL,
      "prompt and answer together, in tokens; 0: what the model allows"},
     {"max-num-seqs", INT, SERVE(max_num_seqs), 1, 4096, "64", NULL, "sequences computed at once"},
-    {"max-num-batched-tokens", INT, AT(max_num_batched_tokens), 1, 65536, "512", NULL,
+    {"max-num-batched-tokens", INT, ALL(max_num_batched_tokens), 1, 65536, "512", NULL,
      "tokens of one step, prompts and decodes together"},
     {"max-waiting", INT, SERVE(max_waiting), 0, 65536, "1024", NULL,
      "sequences that may wait; one more is answered 503"},
@@ -65,7 +78,7 @@ static const struct option table[] = {
      "--gpu-memory-utilization leaves, or on the CPU up to 1GiB or one sequence"},
     {"device", CHOICE, AT(device), 0, 0, "auto", "auto|cpu|cuda",
      "what computes; auto: the GPU where there is a supported one"},
-    {"gpu-memory-utilization", REAL, AT(gpu_memory_utilization), 0, 1, "0", NULL,
+    {"gpu-memory-utilization", REAL, ALL(gpu_memory_utilization), 0, 1, "0", NULL,
      "share of the GPU's memory that may be in use; 0: 0.9"},
     {"threads", INT, AT(threads), 0, 1024, "0", NULL,
      "of the CPU backend; 0: every core it may use"},
@@ -107,13 +120,23 @@ static const struct option table[] = {
      "seconds between comments on a silent stream"},
     {"shutdown-timeout", REAL, SERVE(shutdown_timeout), 0, 86400, "30", NULL,
      "seconds that requests in flight get after SIGTERM"},
-    {"log-level", CHOICE, AT(log_level), 0, 0, "info", "error|warn|info|debug",
+    {"log-level", CHOICE, ALL(log_level), 0, 0, "info", "error|warn|info|debug",
      "of standard error"},
     {"batch", TEXT, BENCH(batch), 0, 0, "", NULL,
      "sequences computed at once; 1,32,128: one measurement each, of one loading"},
     {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
     {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
-    {"json", TEXT, BENCH(json), 0, 0, "", NULL, "a file the results are written to as well"},
+    {"json", TEXT, OFFLINE(json), 0, 0, "", NULL, "a file the results are written to as well"},
+    {"machine", CHOICE, PLAN(machine), 0, 0, "h200-pcie",
+     "h200-pcie|h100-pcie|gh200|h200-nvlink-peer", "whose figures are taken; each may be replaced"},
+    {"hbm-gbps", REAL, PLAN(hbm_gbps), 0, 1e6, "0", NULL, "HBM, GB/s; 0: the machine's, as above"},
+    {"link-gbps", REAL, PLAN(link_gbps), 0, 1e6, "0", NULL, "the remote tier's link, GB/s"},
+    {"hbm-size", BYTES, PLAN(hbm_size), 0, 1e15, "0", NULL, "of the GPU's memory"},
+    {"link-size", BYTES, PLAN(link_size), 0, 1e15, "0", NULL, "of the remote tier"},
+    {"tflops", REAL, PLAN(tflops), 0, 1e6, "0", NULL, "of the GPU at the weights' type"},
+    {"plan-batch", INT, PLAN(plan_batch), 1, 4096, "1", NULL, "sequences of a step"},
+    {"plan-context", INT, PLAN(plan_context), 1, 16777216, "1024", NULL,
+     "tokens of each sequence, whose KV is kept in HBM"},
 };
 
 static bool is_choice(const char *choices, const char *value)

@@ -17,7 +17,7 @@
 
 #define OPT_STRING_CAP 512
 
-enum options_command { OPTIONS_SERVE, OPTIONS_BENCH };
+enum options_command { OPTIONS_SERVE, OPTIONS_BENCH, OPTIONS_PLAN };
 
 struct options {
     /* What and how to serve. */
@@ -64,6 +64,11 @@ struct options {
     char batch[OPT_STRING_CAP];    /* numbers of sequences, comma-separated; "": not given */
     int64_t input_len, output_len; /* 0: not given */
     char json[OPT_STRING_CAP];
+    /* Plan; 0: what the machine has. */
+    char machine[24];
+    double hbm_gbps, link_gbps, tflops;
+    uint64_t hbm_size, link_size;
+    int64_t plan_batch, plan_context;
     /* Not flags: what systemd passes. */
     char notify_socket[256];
     uint64_t watchdog_usec;

@@ -190,6 +190,15 @@ enum status eng_weights_bytes(const struct eng_shape *shape, uint64_t *bytes, ch
     return st;
 }
 
+enum status eng_weights_shapes(const struct eng_shape *shape, struct eng_weights *out, char *err)
+{
+    struct plan p;
+    enum status st = plan_init(&p, shape, out, err);
+    free(p.jobs);
+    if (st) eng_weights_deinit(out);
+    return st;
+}
+
 /* --- bind ------------------------------------------------------------------------------------- */
 
 /* Some checkpoints hold the inner model alone, whose names lack the leading "model.". */

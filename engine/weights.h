@@ -30,6 +30,9 @@ struct eng_weights {
 
 /* The bytes all tiers together will hold: tiles with their padding, norms and biases. */
 MUST_USE enum status eng_weights_bytes(const struct eng_shape *shape, uint64_t *bytes, char *err);
+/* The weights' shapes alone: spans and vectors stay empty.  eng_weights_deinit frees the table. */
+MUST_USE enum status eng_weights_shapes(const struct eng_shape *shape, struct eng_weights *out,
+                                        char *err);
 /* The type auto takes where config.json names none: that of the embedding table in the checkpoint.
  */
 MUST_USE enum status eng_weights_stored_dtype(const char *dir, const struct eng_shape *shape,

@@ -35,6 +35,7 @@
 #include "server/bench.h"
 #include "server/http.h"
 #include "server/notify.h"
+#include "server/plan.h"
 #include "server/startup.h"
 
 #define NAMES_MAX 16
@@ -436,6 +437,7 @@ static int run(enum options_command command, int argc, char **argv, char **env)
     }
     if (o.version) return print_version();
     log_init((enum log_level)log_level_parse(o.log_level), o.journal);
+    if (command == OPTIONS_PLAN) return srv_plan(&o);
     return command == OPTIONS_BENCH ? srv_bench(&o) : serve(&o);
 }
 
@@ -443,6 +445,7 @@ static void print_usage(FILE *out)
 {
     fputs("usage: dakd serve MODEL_DIR [flags]   serve a model (dakd serve --help)\n"
           "       dakd bench MODEL_DIR [flags]   measure one (dakd bench --help)\n"
+          "       dakd plan MODEL_DIR [flags]    predict one's floor (dakd plan --help)\n"
           "       dakd --version | --help\n",
           out);
 }
@@ -453,6 +456,7 @@ int main(int argc, char **argv, char **env)
     fill_standard_descriptors();
     if (strcmp(command, "serve") == 0) return run(OPTIONS_SERVE, argc, argv, env);
     if (strcmp(command, "bench") == 0) return run(OPTIONS_BENCH, argc, argv, env);
+    if (strcmp(command, "plan") == 0) return run(OPTIONS_PLAN, argc, argv, env);
     if (strcmp(command, "--version") == 0) return print_version();
     if (strcmp(command, "--help") == 0 || strcmp(command, "-h") == 0) {
         print_usage(stdout);

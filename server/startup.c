@@ -54,7 +54,7 @@ static int32_t logit_rows(const struct options *o)
     return (int32_t)(rows < o->max_num_batched_tokens ? rows : o->max_num_batched_tokens);
 }
 
-static struct eng_model_options model_options(const struct options *o, struct loading *loading)
+struct eng_model_options srv_startup_model_options(const struct options *o)
 {
     static const char *const dtypes[] = {[ENG_DTYPE_AUTO] = "auto",
                                          [ENG_DTYPE_F32] = "float32",
@@ -67,8 +67,6 @@ static struct eng_model_options model_options(const struct options *o, struct lo
         .placement = strcmp(o->placement, "even") ? OFF_PLACE_AUTO : OFF_PLACE_EVEN,
         .tokens_max = (int32_t)o->max_num_batched_tokens,
         .rows_max = logit_rows(o),
-        .progress = on_load,
-        .user = loading,
     };
     for (int i = 0; i < (int)ARRAY_COUNT(dtypes); i++)
         if (strcmp(o->dtype, dtypes[i]) == 0) m.dtype = (enum eng_dtype)i;
@@ -124,8 +122,8 @@ static enum status open_backend(const struct options *o, struct budget *b, struc
 
 /* What a step works on, generously: fp32 for everything, padding, and the workspaces of the GPU's
  * kernels. */
-static uint64_t step_bytes(const struct eng_model_options *mo, const struct eng_model_info *info,
-                           int32_t model_len)
+uint64_t srv_startup_step_bytes(const struct eng_model_options *mo,
+                                const struct eng_model_info *info, int32_t model_len)
 {
     uint64_t qkv = (uint64_t)(info->q_heads + 2 * info->kv_heads) * (uint64_t)info->head_dim;
     uint64_t row = 2 * (uint64_t)info->hidden + qkv +
@@ -150,7 +148,7 @@ static enum status make_budget(const struct options *o, const struct eng_model_o
     if (b->gpu) {
         uint64_t allowed = (uint64_t)(share * (double)b->total), others = b->total - b->available;
         b->usable = allowed > others ? allowed - others : 0;
-        b->step = step_bytes(mo, info, model_len);
+        b->step = srv_startup_step_bytes(mo, info, model_len);
     }
     /* Shares are met to within a tile or two. */
     b->weights = (uint64_t)((1 - o->offload) * (double)info->weight_bytes) + TIER_SLACK_BYTES;
@@ -298,8 +296,8 @@ static enum status open_engine(const struct options *o, const struct srv_startup
 }
 
 /* Shapes of the KV cache before the model is there, so that memory can be checked first. */
-static enum status shape_kv(const struct options *o, const struct eng_model_info *info,
-                            struct kn_kv *kv, char *err)
+enum status srv_startup_shape_kv(const struct options *o, const struct eng_model_info *info,
+                                 struct kn_kv *kv, char *err)
 {
     *kv = (struct kn_kv){
         .layer_count = info->layer_count, .kv_heads = info->kv_heads, .head_dim = info->head_dim};
@@ -314,13 +312,15 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     enum status st;
     struct eng_model_info info;
     struct loading loading = {.hooks = hooks, .percent = -1};
-    struct eng_model_options mo = model_options(o, &loading);
+    struct eng_model_options mo = srv_startup_model_options(o);
     struct budget budget = {0};
     *m = (struct srv_machine){0};
+    mo.progress = on_load;
+    mo.user = &loading;
     if ((st = open_backend(o, &budget, &m->kn, err))) return st;
     if ((st = eng_model_read_info(o->model_dir, &mo, &info, err)) ||
         (st = choose_model_len(o, &info, &m->model_len_max, err)) ||
-        (st = shape_kv(o, &info, &m->kv, err)) ||
+        (st = srv_startup_shape_kv(o, &info, &m->kv, err)) ||
         (st = kn_check_model(m->kn, info.dtype, info.q_heads, &m->kv, err)) ||
         (st = make_budget(o, &mo, &info, m->model_len_max, m->kn, &budget, err)) ||
         (st = choose_pages(o, &m->kv, m->model_len_max, &budget, &m->page_count, err)))

@@ -35,6 +35,14 @@ struct srv_startup_hooks {
 /* All of it, or an error sentence and nothing left open. */
 MUST_USE enum status srv_startup(const struct options *o, const struct srv_startup_hooks *hooks,
                                  struct srv_machine *m, char *err);
+/* What start-up decides before the machine is open, for `dakd plan` as well: options of the model;
+ * what a step works on beside the tiers, in bytes; the shape of the KV cache (base[] NULL). */
+struct eng_model_options srv_startup_model_options(const struct options *o);
+uint64_t srv_startup_step_bytes(const struct eng_model_options *mo,
+                                const struct eng_model_info *info, int32_t model_len);
+MUST_USE enum status srv_startup_shape_kv(const struct options *o,
+                                          const struct eng_model_info *info, struct kn_kv *kv,
+                                          char *err);
 void srv_shutdown(struct srv_machine *m);
 
 #endif

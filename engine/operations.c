@@ -1,0 +1,94 @@
+#include "engine/operations.h"
+
+#include "config/check.h"
+#include "engine/traffic.h"
+
+static struct off_plan_op *add(struct off_plan *plan, const char *name, int32_t count)
+{
+    CHECK(plan->op_count < OFF_PLAN_OPS_MAX);
+    struct off_plan_op *op = &plan->op[plan->op_count++];
+    *op = (struct off_plan_op){.name = name, .count = count};
+    return op;
+}
+
+/* A product reads all of its weight, once for all sequences. */
+static void add_product(struct off_plan *plan, const char *name, int32_t count,
+                        const struct kn_weight *w, const struct eng_step *step)
+{
+    struct off_plan_op *op = add(plan, name, count);
+    double elements = (double)w->rows * w->cols;
+    op->tile_count = w->tile_count;
+    op->tile_bytes = kn_weight_tile_bytes(w);
+    op->read_bytes = elements * (double)kn_dtype_bytes(w->dtype);
+    op->compute_s = 2 * elements * step->seq_count / step->flops_per_s;
+}
+
+/* Of a table, a row a sequence. */
+static void add_table(struct off_plan *plan, const char *name, const struct kn_weight *w,
+                      const struct eng_step *step)
+{
+    struct off_plan_op *op = add(plan, name, 1);
+    op->tile_count = w->tile_count;
+    op->tile_bytes = kn_weight_tile_bytes(w);
+    op->read_bytes = (double)step->seq_count * w->cols * (double)kn_dtype_bytes(w->dtype);
+}
+
+static void add_vectors(struct off_plan *plan, uint64_t all_bytes)
+{
+    for (int i = 0; i < plan->op_count; i++)
+        all_bytes -=
+            (uint64_t)plan->op[i].count * (uint64_t)plan->op[i].tile_count * plan->op[i].tile_bytes;
+    if (!all_bytes) return;
+    struct off_plan_op *op = add(plan, "norms, biases", 1);
+    op->tile_count = 1;
+    op->tile_bytes = all_bytes;
+    op->read_bytes = (double)all_bytes;
+    op->pinned = true;
+}
+
+static void add_attention(struct off_plan *plan, const struct eng_shape *shape,
+                          const struct eng_weights *w, const struct eng_step *step)
+{
+    const struct eng_model_info *info = &shape->info;
+    const struct kn_kv kv = {.dtype = step->kv_dtype,
+                             .layer_count = info->layer_count,
+                             .kv_heads = info->kv_heads,
+                             .head_dim = info->head_dim};
+    struct eng_traffic traffic;
+    eng_traffic_init(&traffic, shape, w, step->kv_dtype);
+    double bytes = (double)step->seq_count * (double)eng_traffic_kv_bytes(&traffic, step->context) /
+                   info->layer_count;
+    double tokens = bytes / (double)traffic.kv_token_bytes;
+    int32_t pages = (int32_t)div_up((size_t)step->context, KN_PAGE_TOKENS) + 1;
+    struct off_plan_op *op = add(plan, ENG_OPERATION_KV, info->layer_count);
+    op->tile_count = step->seq_count * pages;
+    op->tile_bytes = kn_kv_layer_bytes(&kv);
+    op->read_bytes = bytes;
+    op->compute_s = 4 * tokens * info->q_heads * info->head_dim / step->flops_per_s;
+    op->pinned = true;
+}
+
+enum status eng_operations(const struct eng_shape *shape, const struct eng_step *step,
+                           struct off_plan *plan, char *err)
+{
+    struct eng_weights w;
+    uint64_t all_bytes;
+    const int32_t L = shape->info.layer_count;
+    enum status st = eng_weights_bytes(shape, &all_bytes, err);
+    if (st || (st = eng_weights_shapes(shape, &w, err))) return st;
+    const struct eng_layer *layer = &w.layers[0];
+    plan->op_count = 0;
+    if (shape->has & ENG_HAS_HEAD) add_table(plan, "embedding", &w.embed, step);
+    if (shape->has & ENG_HAS_POSITIONS) add_table(plan, "positions", &w.positions, step);
+    add_product(plan, "qkv", L, &layer->qkv, step);
+    add_product(plan, "o", L, &layer->o, step);
+    add_product(plan, shape->has & ENG_HAS_GATE ? "gate-up" : "up", L, &layer->up, step);
+    add_product(plan, "down", L, &layer->down, step);
+    /* An embedding that is the head as well is read whole. */
+    if (shape->has & ENG_HAS_HEAD) add_product(plan, "head", 1, &w.head, step);
+    else add_product(plan, "embedding, head", 1, &w.embed, step);
+    add_vectors(plan, all_bytes);
+    add_attention(plan, shape, &w, step);
+    eng_weights_deinit(&w);
+    return ST_OK;
+}

@@ -1,0 +1,26 @@
+/*
+ * operations.h - a decode step as the planner sees it (offload/plan.h): per kind of layer what is
+ * stored, what a step reads of it and how long it computes.  From config.json alone.
+ */
+#ifndef DAKD_ENGINE_OPERATIONS_H
+#define DAKD_ENGINE_OPERATIONS_H
+
+#include "engine/arch.h"
+#include "offload/plan.h"
+
+/* The operation whose bytes are KV and no weights. */
+#define ENG_OPERATION_KV "attention KV"
+
+struct eng_step {
+    int32_t seq_count, context; /* sequences, and tokens of each, the new one included */
+    enum kn_dtype kv_dtype;
+    double flops_per_s;
+};
+
+/* Fills plan->op and op_count.  Reads are what the mathematics needs (engine/traffic.h), stored
+ * bytes whole tiles and pages, with the page a sequence has in reserve.  KV, norms and biases are
+ * pinned: dakd keeps them in HBM.  Names are literals. */
+MUST_USE enum status eng_operations(const struct eng_shape *shape, const struct eng_step *step,
+                                    struct off_plan *plan, char *err);
+
+#endif

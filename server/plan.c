@@ -1,0 +1,323 @@
+#include "server/plan.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "config/buf.h"
+#include "config/check.h"
+#include "config/log.h"
+#include "config/version.h"
+#include "engine/operations.h"
+#include "server/startup.h"
+
+#define GIB 1073741824.0
+#define MS 1e3
+#define UTILIZATION_DEFAULT 0.9
+#define JSON_BYTES_MAX 65536
+
+enum { HBM, LINK, TIERS };
+
+/* As `dakd plan --help` tells them (options.c). */
+static const struct machine {
+    const char *name, *link_name;
+    double hbm_gbps, link_gbps, hbm_gib, link_gib;
+} machines[] = {
+    {"h200-pcie", "host", 4720, 51.5, 139, 512},
+    {"h200-nvlink-peer", "peer", 4630, 377, 139, 125},
+    {"h100-pcie", "host", 3280, 51.5, 78, 512},
+    {"gh200", "host", 3920, 435, 94, 440},
+};
+#define TFLOPS 989.0
+
+struct report {
+    const struct options *o;
+    struct eng_shape shape;
+    struct off_plan plan;
+    enum kn_dtype kv_dtype;
+    double tflops, utilization;
+    uint64_t hbm_bytes, work_bytes;
+    double read[TIERS], kv_read[TIERS]; /* by a step */
+    uint64_t stored[TIERS];
+    double all_read;
+};
+
+/* --- the problem ------------------------------------------------------------------------------ */
+
+static const struct machine *find_machine(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(machines); i++)
+        if (strcmp(machines[i].name, name) == 0) return &machines[i];
+    CHECK(!"options.c lets machines of the table through");
+    return NULL;
+}
+
+static double or_else(double given, double otherwise)
+{
+    return given > 0 ? given : otherwise;
+}
+
+static enum status set_tiers(struct report *r, char *err)
+{
+    const struct options *o = r->o;
+    const struct machine *m = find_machine(o->machine);
+    struct options sized = *o;
+    sized.max_num_seqs = o->plan_batch;
+    if (sized.max_num_batched_tokens < o->plan_batch) sized.max_num_batched_tokens = o->plan_batch;
+    const struct eng_model_options mo = srv_startup_model_options(&sized);
+    r->utilization = or_else(o->gpu_memory_utilization, UTILIZATION_DEFAULT);
+    r->tflops = or_else(o->tflops, TFLOPS);
+    r->hbm_bytes = o->hbm_size ? o->hbm_size : (uint64_t)(m->hbm_gib * GIB);
+    r->work_bytes = srv_startup_step_bytes(&mo, &r->shape.info, (int32_t)o->plan_context);
+    uint64_t usable = (uint64_t)(r->utilization * (double)r->hbm_bytes);
+    if (usable <= r->work_bytes)
+        return err_set(err, ST_LIMIT,
+                       "a step needs %.2f GiB to work in, and %.2f GiB of the GPU's memory may be "
+                       "used: raise --hbm-size or --gpu-memory-utilization",
+                       (double)r->work_bytes / GIB, (double)usable / GIB);
+    r->plan.tier_count = TIERS;
+    r->plan.tier[HBM] = (struct off_plan_tier){"hbm", or_else(o->hbm_gbps, m->hbm_gbps) * 1e9,
+                                               usable - r->work_bytes};
+    r->plan.tier[LINK] =
+        (struct off_plan_tier){m->link_name, or_else(o->link_gbps, m->link_gbps) * 1e9,
+                               o->link_size ? o->link_size : (uint64_t)(m->link_gib * GIB)};
+    return ST_OK;
+}
+
+static enum status read_model(struct report *r, char *err)
+{
+    const struct options *o = r->o;
+    struct kn_kv kv;
+    enum status st =
+        eng_shape_read(o->model_dir, srv_startup_model_options(o).dtype, &r->shape, err);
+    if (st) return st;
+    if (!r->shape.dtype_known)
+        return err_set(err, ST_INVALID,
+                       "config.json of %s names no type, and dakd plan reads no weights: say "
+                       "--dtype bfloat16",
+                       o->model_dir);
+    if (o->plan_context > r->shape.info.context_max)
+        return err_set(err, ST_INVALID,
+                       "--plan-context %lld is more than the %d positions this model was made for",
+                       (long long)o->plan_context, r->shape.info.context_max);
+    if ((st = srv_startup_shape_kv(o, &r->shape.info, &kv, err))) return st;
+    r->kv_dtype = kv.dtype;
+    return ST_OK;
+}
+
+static void sum_up(struct report *r)
+{
+    for (int i = 0; i < r->plan.op_count; i++) {
+        const struct off_plan_op *op = &r->plan.op[i];
+        for (int t = 0; t < TIERS; t++) {
+            double read = off_plan_read_bytes(op, t);
+            r->read[t] += read;
+            r->all_read += read;
+            if (strcmp(op->name, ENG_OPERATION_KV) == 0) r->kv_read[t] += read;
+            r->stored[t] += off_plan_stored_bytes(op, t);
+        }
+    }
+}
+
+static enum status make_plan(struct report *r, char *err)
+{
+    enum status st;
+    char why[ERR_CAP] = "";
+    if ((st = read_model(r, err)) || (st = set_tiers(r, err))) return st;
+    const struct eng_step step = {.seq_count = (int32_t)r->o->plan_batch,
+                                  .context = (int32_t)r->o->plan_context,
+                                  .kv_dtype = r->kv_dtype,
+                                  .flops_per_s = r->tflops * 1e12};
+    if ((st = eng_operations(&r->shape, &step, &r->plan, err))) return st;
+    if ((st = off_plan_solve(&r->plan, why)))
+        return err_set(err, st,
+                       "%.300s: lower --plan-batch or --plan-context, or give more with --hbm-size "
+                       "or --link-size",
+                       why);
+    sum_up(r);
+    return ST_OK;
+}
+
+/* --- for people ------------------------------------------------------------------------------- */
+
+static const char *bound_name(const struct report *r, int bound)
+{
+    return bound == OFF_PLAN_COMPUTE ? "compute" : r->plan.tier[bound].name;
+}
+
+static double op_read(const struct off_plan_op *op)
+{
+    return op->read_bytes * op->count;
+}
+
+static void print_operations(const struct report *r)
+{
+    printf("\n%-16s %6s %9s   %22s %10s %10s %10s\n", "", "", "", "lies in (MB)", "read by a",
+           "at least", "read");
+    printf("%-16s %6s %9s %12s %12s %10s %10s %10s  %s\n", "operation", "times", "tile KB",
+           r->plan.tier[HBM].name, r->plan.tier[LINK].name, "step MB", "ms", "GB/s", "bound by");
+    for (int i = 0; i < r->plan.op_count; i++) {
+        const struct off_plan_op *op = &r->plan.op[i];
+        printf("%-16s %6d %9.1f %12.3f %12.3f %10.3f %10.4f %10.1f  %s\n", op->name, op->count,
+               (double)op->tile_bytes / 1e3, (double)off_plan_stored_bytes(op, HBM) / 1e6,
+               (double)off_plan_stored_bytes(op, LINK) / 1e6, op_read(op) / 1e6, op->seconds * MS,
+               op_read(op) / op->seconds / 1e9, bound_name(r, op->bound));
+    }
+}
+
+static void print_tiers(const struct report *r)
+{
+    printf("\n%-8s %12s   %22s   %33s %12s\n", "", "", "may hold, holds (GiB)",
+           "read by a steady decode step", "at least");
+    printf("%-8s %12s %12s %11s %12s %10s %12s %12s\n", "tier", "read GB/s", "", "", "weights MB",
+           "KV MB", "all MB", "ms");
+    for (int t = 0; t < TIERS; t++) {
+        const struct off_plan_tier *tier = &r->plan.tier[t];
+        printf("%-8s %12.3f %12.3f %11.3f %12.3f %10.3f %12.3f %12.4f\n", tier->name,
+               tier->bytes_per_s / 1e9, (double)tier->bytes / GIB, (double)r->stored[t] / GIB,
+               (r->read[t] - r->kv_read[t]) / 1e6, r->kv_read[t] / 1e6, r->read[t] / 1e6,
+               r->read[t] / tier->bytes_per_s * MS);
+    }
+}
+
+static void print_plan(const struct report *r)
+{
+    const struct options *o = r->o;
+    const struct off_plan *p = &r->plan;
+    const struct eng_model_info *info = &r->shape.info;
+    printf("dakd %s (%s), plan for %s, %g TFLOPS\n", version_string(), version_commit(), o->machine,
+           r->tflops);
+    printf("%s (%s), %.2f B parameters, weights %s, KV %s\n", o->model_dir, info->architecture,
+           (double)info->parameter_count / 1e9, kn_dtype_name(info->dtype),
+           kn_dtype_name(r->kv_dtype));
+    printf("%lld sequences of %lld tokens; HBM %.2f GiB x %g, less %.2f GiB to work in\n",
+           (long long)o->plan_batch, (long long)o->plan_context, (double)r->hbm_bytes / GIB,
+           r->utilization, (double)r->work_bytes / GIB);
+    print_operations(r);
+    print_tiers(r);
+    puts("\ndecode, predicted");
+    printf("  %-44s %14.4f  <- bound by %s\n", "floor of a step, of TPOT (ms)", p->seconds * MS,
+           bound_name(r, p->bound));
+    printf("  %-44s %14.4f\n", "the same, were tiles as small as one likes", p->relaxed_s * MS);
+    printf("  %-44s %14.2f\n", "decode throughput, at most (tokens/s)",
+           (double)o->plan_batch / p->seconds);
+    printf("  %-44s %14.1f\n", "read by a step, over the floor (GB/s)",
+           r->all_read / p->seconds / 1e9);
+    puts(
+        "\nA floor, not a time: what bandwidths and arithmetic alone allow, each operation waiting "
+        "for the one\nbefore.  dakd serve does not place by this plan yet.");
+    if (info->dtype != KN_BF16)
+        printf("On a GPU dakd computes in bfloat16 alone, and these weights are %s.\n",
+               kn_dtype_name(info->dtype));
+}
+
+/* --- for programs ----------------------------------------------------------------------------- */
+
+static void put_text(struct buf *b, const char *key, const char *value)
+{
+    buf_printf(b, ",\n  \"%s\": ", key);
+    buf_put_json_string(b, value, strlen(value));
+}
+
+static void put_number(struct buf *b, const char *key, double value)
+{
+    buf_printf(b, ",\n  \"%s\": %.12g", key, value);
+}
+
+static void put_tiers(struct buf *b, const struct report *r)
+{
+    buf_puts(b, ",\n  \"tiers\": [");
+    for (int t = 0; t < TIERS; t++) {
+        const struct off_plan_tier *tier = &r->plan.tier[t];
+        buf_printf(b, "%s\n    {\"name\": \"%s\", \"read_bytes_per_s\": %.12g", t ? "," : "",
+                   tier->name, tier->bytes_per_s);
+        buf_printf(b, ", \"capacity_bytes\": %llu, \"stored_bytes\": %llu",
+                   (unsigned long long)tier->bytes, (unsigned long long)r->stored[t]);
+        buf_printf(b, ", \"step_weight_bytes\": %.17g, \"step_kv_bytes\": %.17g",
+                   r->read[t] - r->kv_read[t], r->kv_read[t]);
+        buf_printf(b, ", \"step_bytes\": %.17g, \"step_at_least_ms\": %.12g}", r->read[t],
+                   r->read[t] / tier->bytes_per_s * MS);
+    }
+    buf_puts(b, "\n  ]");
+}
+
+static void put_operations(struct buf *b, const struct report *r)
+{
+    buf_puts(b, ",\n  \"operations\": [");
+    for (int i = 0; i < r->plan.op_count; i++) {
+        const struct off_plan_op *op = &r->plan.op[i];
+        buf_printf(b, "%s\n    {\"name\": \"%s\", \"count\": %d, \"tile_bytes\": %llu",
+                   i ? "," : "", op->name, op->count, (unsigned long long)op->tile_bytes);
+        for (int t = 0; t < TIERS; t++)
+            buf_printf(b, ", \"%s_bytes\": %llu", t == HBM ? "local" : "remote",
+                       (unsigned long long)off_plan_stored_bytes(op, t));
+        buf_printf(b, ", \"step_bytes\": %.17g, \"compute_ms\": %.12g, \"at_least_ms\": %.12g",
+                   op_read(op), op->compute_s * op->count * MS, op->seconds * MS);
+        buf_printf(b, ", \"read_bytes_per_s\": %.12g, \"bound\": \"%s\"}",
+                   op_read(op) / op->seconds, bound_name(r, op->bound));
+    }
+    buf_puts(b, "\n  ]");
+}
+
+static void put_json(struct buf *b, const struct report *r)
+{
+    const struct options *o = r->o;
+    const struct eng_model_info *info = &r->shape.info;
+    buf_puts(b, "{\n  \"version\": ");
+    buf_put_json_string(b, version_string(), strlen(version_string()));
+    put_text(b, "commit", version_commit());
+    put_text(b, "machine", o->machine);
+    put_text(b, "model", o->model_dir);
+    put_text(b, "architecture", info->architecture);
+    put_text(b, "weight_dtype", kn_dtype_name(info->dtype));
+    put_text(b, "kv_cache_dtype", kn_dtype_name(r->kv_dtype));
+    put_number(b, "parameter_count", (double)info->parameter_count);
+    put_number(b, "batch_sequences", (double)o->plan_batch);
+    put_number(b, "context_tokens", (double)o->plan_context);
+    put_number(b, "flops_per_s", r->tflops * 1e12);
+    put_number(b, "hbm_size_bytes", (double)r->hbm_bytes);
+    put_number(b, "gpu_memory_utilization", r->utilization);
+    put_number(b, "workspace_bytes", (double)r->work_bytes);
+    put_tiers(b, r);
+    put_operations(b, r);
+    put_number(b, "floor_per_step_ms", r->plan.seconds * MS);
+    put_number(b, "relaxed_floor_per_step_ms", r->plan.relaxed_s * MS);
+    put_number(b, "tile_error_at_most_ms", off_plan_tile_error_s(&r->plan) * MS);
+    put_text(b, "floor_bound", bound_name(r, r->plan.bound));
+    put_number(b, "decode_tokens_per_s", (double)o->plan_batch / r->plan.seconds);
+    put_number(b, "step_read_bytes_per_s", r->all_read / r->plan.seconds);
+    buf_puts(b, "\n}\n");
+}
+
+/* Written aside and renamed: a reader sees all of it or none. */
+static enum status write_json(const struct report *r, char *err)
+{
+    char aside[OPT_STRING_CAP + 8];
+    struct buf b;
+    if (!r->o->json[0]) return ST_OK;
+    CHECK(snprintf(aside, sizeof aside, "%s.new", r->o->json) < (int)sizeof aside);
+    buf_init(&b, JSON_BYTES_MAX);
+    put_json(&b, r);
+    enum status st = buf_status(&b);
+    FILE *f = st ? NULL : fopen(aside, "we");
+    bool ok = f && fwrite(b.data, b.len, 1, f) == 1;
+    if (f && fclose(f)) ok = false;
+    buf_deinit(&b);
+    if (ok && rename(aside, r->o->json) == 0) return ST_OK;
+    err_set(err, ST_IO, "--json %s: %s", r->o->json, st ? status_text(st) : strerror(errno));
+    if (f && remove(aside)) { /* what is left of it does no harm */
+    }
+    return ST_IO;
+}
+
+int srv_plan(const struct options *o)
+{
+    struct report r = {.o = o};
+    char err[ERR_CAP] = "";
+    if (make_plan(&r, err) || write_json(&r, err)) {
+        log_error("plan", "%s", err);
+        return 1;
+    }
+    print_plan(&r);
+    return 0;
+}

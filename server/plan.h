@@ -1,0 +1,16 @@
+/*
+ * plan.h - `dakd plan`: where a model's weights would lie on a machine one may not have, and the
+ * floor of a decode step there.  Reads config.json alone; needs no GPU.  A floor is what the model
+ * of offload/plan.h says no placement beats: a prediction of no time, and serve does not place by
+ * it yet.
+ */
+#ifndef DAKD_SERVER_PLAN_H
+#define DAKD_SERVER_PLAN_H
+
+#include "config/options.h"
+
+/* Prints the plan on standard output and writes it to --json; the exit status: 0, or 1 with a
+ * sentence on standard error. */
+int srv_plan(const struct options *o);
+
+#endif

@@ -21,8 +21,9 @@
  * nearer tiers where nothing else decides.
  *
  * Whole tiles.  s_ij is rounded down; what is left of each operation, larger tiles first, goes
- * where there is room and it costs least; then tiles are moved as long as one move makes its
- * operation faster.  With m tiers, g the bytes of a tile, count instances:
+ * where there is room and it costs least; then tiles are moved, and exchanged between two
+ * operations, as long as that makes them faster.  With m tiers, g the bytes of a tile, count
+ * instances:
  *
  *   - rounding down leaves at most m tiles of an operation, each of which adds at most
  *     c g / min B to the sum of its tier's times;
@@ -45,6 +46,7 @@
 #define ROWS_MAX (OFF_PLAN_OPS_MAX * (KN_TIER_MAX + 1) + KN_TIER_MAX)
 #define COLS_MAX (OFF_PLAN_OPS_MAX * (KN_TIER_MAX + 1))
 #define PIVOTS_MAX 100000
+#define SWEEPS_MAX 100 /* each only shortens the step */
 #define NEARER_COST 1e-9
 #define MISSING 1e-11 /* of all bytes: below it none is */
 #define NO_ENTRY 1e-11
@@ -314,6 +316,63 @@ static void improve(const struct off_plan *p, struct off_plan_op *op, uint64_t *
     }
 }
 
+/* na tiles of `a` go from a tier to another and nb of `b` the other way, where there is room and
+ * both together become faster; else nothing happens. */
+static bool exchange(const struct off_plan *p, struct off_plan_op *a, int64_t na,
+                     struct off_plan_op *b, int64_t nb, int from, int to, uint64_t *room)
+{
+    uint64_t a_bytes = (uint64_t)na * a->tile_bytes, b_bytes = (uint64_t)nb * b->tile_bytes;
+    double waits[KN_TIER_MAX + 1] = {0};
+    if (!na || a->tiles[from] < na || b->tiles[to] < nb || room[to] + b_bytes < a_bytes ||
+        room[from] + a_bytes < b_bytes)
+        return false;
+    const struct off_plan_op a_was = *a, b_was = *b;
+    double was = op_seconds(p, a, waits) + op_seconds(p, b, waits);
+    a->tiles[from] -= na;
+    a->tiles[to] += na;
+    b->tiles[to] -= nb;
+    b->tiles[from] += nb;
+    if (op_seconds(p, a, waits) + op_seconds(p, b, waits) < was * (1 - 1e-9)) {
+        room[from] = room[from] + a_bytes - b_bytes;
+        room[to] = room[to] + b_bytes - a_bytes;
+        return true;
+    }
+    *a = a_was;
+    *b = b_was;
+    return false;
+}
+
+/* Whole tiles of one operation may wait for a link where those of another would not.  As many of b
+ * as make room for one of a, or as many of a as find room for one of b. */
+static bool improve_pair(const struct off_plan *p, struct off_plan_op *a, struct off_plan_op *b,
+                         uint64_t *room)
+{
+    bool moved = false;
+    for (int from = 0; from < p->tier_count; from++)
+        for (int to = 0; to < p->tier_count; to++)
+            for (bool again = from != to; again; moved |= again) {
+                uint64_t more = a->tile_bytes > room[to] ? a->tile_bytes - room[to] : 0;
+                int64_t nb = (int64_t)div_up(more, b->tile_bytes);
+                int64_t na = (int64_t)((room[to] + b->tile_bytes) / a->tile_bytes);
+                if (na > a->tiles[from]) na = a->tiles[from];
+                again = exchange(p, a, 1, b, nb, from, to, room) ||
+                        exchange(p, a, na, b, 1, from, to, room);
+            }
+    return moved;
+}
+
+static void improve_pairs(struct off_plan *p, uint64_t *room)
+{
+    bool moved = true;
+    for (int sweep = 0; moved && sweep < SWEEPS_MAX; sweep++) {
+        moved = false;
+        for (int i = 0; i < p->op_count; i++)
+            for (int k = 0; k < p->op_count; k++)
+                if (i != k && !p->op[i].pinned && !p->op[k].pinned)
+                    moved |= improve_pair(p, &p->op[i], &p->op[k], room);
+    }
+}
+
 /* --- all of it -------------------------------------------------------------------------------- */
 
 static int longest_wait(const double waits[KN_TIER_MAX + 1], int tier_count)
@@ -383,6 +442,7 @@ enum status off_plan_solve(struct off_plan *p, char *err)
     if ((st = place_left(p, room, left, err))) return st;
     for (int i = 0; i < p->op_count; i++)
         if (!p->op[i].pinned) improve(p, &p->op[i], room);
+    improve_pairs(p, room);
     sum_up(p);
     return ST_OK;
 }

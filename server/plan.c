@@ -190,7 +190,7 @@ static void print_plan(const struct report *r)
     printf("%s (%s), %.2f B parameters, weights %s, KV %s\n", o->model_dir, info->architecture,
            (double)info->parameter_count / 1e9, kn_dtype_name(info->dtype),
            kn_dtype_name(r->kv_dtype));
-    printf("%lld sequences of %lld tokens; HBM %.2f GiB x %g, less %.2f GiB to work in\n",
+    printf("batch %lld, context %lld; HBM %.2f GiB x %g, less %.2f GiB to work in\n",
            (long long)o->plan_batch, (long long)o->plan_context, (double)r->hbm_bytes / GIB,
            r->utilization, (double)r->work_bytes / GIB);
     print_operations(r);

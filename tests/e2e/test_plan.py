@@ -1,0 +1,168 @@
+"""`dakd plan`: its figures agree with themselves and with the model's config.json, every byte has a place, and what
+cannot be planned is refused with a sentence.  It reads no weights: the folders hold none."""
+
+import json
+import math
+
+import pytest
+
+from daemon import ROOT, run
+
+MODELS = sorted(p for p in (ROOT / "config" / "models").iterdir() if (p / "config.json").exists())
+MACHINES = {"h200-pcie": (4720, 51.5), "h200-nvlink-peer": (4630, 377), "h100-pcie": (3280, 51.5), "gh200": (3920, 435)}
+LLAMA_8B = ROOT / "config" / "models" / "Llama-3.1-8B"
+LLAMA_70B = ROOT / "config" / "models" / "Llama-3.1-70B"
+
+
+def close(a, b):
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+def plan(tmp_path, model, *flags):
+    path = tmp_path / "plan.json"
+    done = run("plan", model, "--json", path, *flags)
+    assert done.returncode == 0, done.stdout
+    assert not path.with_name("plan.json.new").exists()
+    return json.loads(path.read_text()), done.stdout
+
+
+def check(result, text):
+    """What holds of every plan."""
+    local, remote = result["tiers"]
+    operations = {o["name"]: o for o in result["operations"]}
+    for tier, key in ((local, "local_bytes"), (remote, "remote_bytes")):
+        assert tier["stored_bytes"] == sum(o[key] for o in operations.values()) <= tier["capacity_bytes"]
+        assert close(tier["step_bytes"], tier["step_weight_bytes"] + tier["step_kv_bytes"])
+        assert close(tier["step_at_least_ms"], tier["step_bytes"] / tier["read_bytes_per_s"] * 1e3)
+    for o in operations.values():
+        stored = o["local_bytes"] + o["remote_bytes"]
+        assert stored % (o["count"] * o["tile_bytes"]) == o["local_bytes"] % o["tile_bytes"] == 0
+        # No operation is faster than its bytes spread evenly over layers, or than its arithmetic.
+        seconds = max(o["step_bytes"] * o[key] / stored / tier["read_bytes_per_s"]
+                      for tier, key in ((local, "local_bytes"), (remote, "remote_bytes")))
+        assert o["at_least_ms"] >= max(seconds * 1e3, o["compute_ms"]) * (1 - 1e-6)
+        assert close(o["read_bytes_per_s"], o["step_bytes"] / o["at_least_ms"] * 1e3)
+        assert o["bound"] in ("hbm", remote["name"], "compute")
+    for pinned in ("norms, biases", "attention KV"):
+        assert operations[pinned]["remote_bytes"] == 0
+    floor = result["floor_per_step_ms"]
+    assert close(floor, sum(o["at_least_ms"] for o in operations.values()))
+    assert result["relaxed_floor_per_step_ms"] * (1 - 1e-6) <= floor
+    assert floor <= result["relaxed_floor_per_step_ms"] + result["tile_error_at_most_ms"] * (1 + 1e-6)
+    assert floor >= max(t["step_at_least_ms"] for t in result["tiers"]) * (1 - 1e-6)
+    assert close(result["decode_tokens_per_s"], result["batch_sequences"] / floor * 1e3)
+    assert close(result["step_read_bytes_per_s"], (local["step_bytes"] + remote["step_bytes"]) / floor * 1e3)
+    usable = int(result["hbm_size_bytes"] * result["gpu_memory_utilization"])
+    assert abs(local["capacity_bytes"] - (usable - result["workspace_bytes"])) <= 1
+    # People read the same figures, and that it is a floor.
+    assert f"{floor:.4f}" in text and f"{result['decode_tokens_per_s']:.2f}" in text and "A floor, not a time" in text
+    assert f"<- bound by {result['floor_bound']}" in text
+    return operations
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("model", MODELS, ids=lambda p: p.name)
+def test_every_model_on_every_machine(tmp_path, model, machine):
+    result, text = plan(tmp_path, model, "--machine", machine, "--plan-batch", 4, "--plan-context", 512)
+    operations = check(result, text)
+    config = json.loads((model / "config.json").read_text())
+    assert [t["read_bytes_per_s"] / 1e9 for t in result["tiers"]] == pytest.approx(MACHINES[machine])
+    assert (result["machine"], result["batch_sequences"], result["context_tokens"]) == (machine, 4, 512)
+    assert result["architecture"] == config["architectures"][0] and result["weight_dtype"] == config["torch_dtype"]
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    assert operations["down"]["count"] == layers
+    inner = config.get("intermediate_size") or config["ffn_dim"]
+    assert operations["down"]["step_bytes"] == 2 * layers * hidden * inner
+    heads = config.get("num_key_value_heads", config["num_attention_heads"])
+    width = config.get("head_dim", hidden // config["num_attention_heads"])
+    assert operations["attention KV"]["step_bytes"] == 4 * 512 * layers * 2 * 2 * heads * width
+
+
+def test_bytes_of_8b(tmp_path):
+    result, text = plan(tmp_path, LLAMA_8B, "--machine", "h200-nvlink-peer")
+    operations = check(result, text)
+    assert list(operations) == ["embedding", "qkv", "o", "gate-up", "down", "head", "norms, biases", "attention KV"]
+    weights = 32 * (6144 * 4096 + 4096 * 4096 + 3 * 14336 * 4096) + 128256 * 4096
+    read = sum(t["step_weight_bytes"] for t in result["tiers"])
+    assert read == pytest.approx(2 * weights + 2 * 4096 + 4 * 65 * 4096)
+    # Reading both memories beats HBM alone, by no more than their sum allows.
+    alone = sum(t["step_bytes"] for t in result["tiers"]) / 4630e9 * 1e3
+    assert alone * 4630 / (4630 + 377) < result["floor_per_step_ms"] < alone
+    assert 0.05 < operations["gate-up"]["remote_bytes"] / 7516192768 < 377 / (4630 + 377)
+
+
+def test_what_does_not_fit_goes_out(tmp_path):
+    result, text = plan(tmp_path, LLAMA_70B, "--plan-batch", 8)
+    operations = check(result, text)
+    local, remote = result["tiers"]
+    assert result["floor_bound"] == "host" and local["capacity_bytes"] - local["stored_bytes"] < 8e6
+    assert operations["embedding"]["remote_bytes"] == 128256 // 64 * 64 * 8192 * 2  # a step reads next to none of it
+    assert result["floor_per_step_ms"] < 1.01 * result["relaxed_floor_per_step_ms"]
+    # A faster link or more HBM is never slower.
+    last = math.inf
+    for size in (80, 100, 120, 141, 180, 250):
+        more, text = plan(tmp_path, LLAMA_70B, "--plan-batch", 8, "--hbm-size", f"{size}GB")
+        check(more, text)
+        assert more["relaxed_floor_per_step_ms"] <= last
+        last = more["relaxed_floor_per_step_ms"]
+    assert last < 35
+
+
+def test_own_figures_and_compute(tmp_path):
+    result, text = plan(tmp_path, LLAMA_8B, "--hbm-gbps", 2000, "--link-gbps", 100, "--hbm-size", "80GiB", "--link-size",
+                        "40GiB", "--tflops", 10, "--plan-batch", 64, "--plan-context", 128,
+                        "--gpu-memory-utilization", 0.5)
+    operations = check(result, text)
+    assert operations["gate-up"]["bound"] == result["floor_bound"] == "compute"
+    assert operations["gate-up"]["compute_ms"] == pytest.approx(2 * 64 * 32 * 2 * 14336 * 4096 / 10e12 * 1e3)
+    assert result["hbm_size_bytes"] == 80 * 2**30 and result["gpu_memory_utilization"] == 0.5
+    assert result["tiers"][1]["capacity_bytes"] == 40 * 2**30 and result["flops_per_s"] == 1e13
+    assert result["workspace_bytes"] > 512 * 2**20
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--machine", "tpu"], "--machine must be one of"),
+    (["--plan-batch", 0], "--plan-batch must be between 1 and 4096"),
+    (["--plan-context", 0], "--plan-context must be between"),
+    (["--hbm-gbps", -1], "--hbm-gbps must be between"),
+    (["--offload", 0.5], "--offload is not a flag of dakd plan"),
+    (["--batch", 1], "--batch is not a flag of dakd plan"),
+])
+def test_refused_flags(flags, words):
+    done = run("plan", LLAMA_8B, *flags)
+    assert done.returncode == 2 and words in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--plan-context", 200000], "more than the 131072 positions this model was made for"),
+    (["--hbm-size", "8GiB", "--link-size", "4GiB"], "all tiers hold"),
+    (["--plan-batch", 64, "--plan-context", 65536], "what must lie in hbm (KV, norms, biases) needs"),
+    (["--plan-batch", 64, "--plan-context", 65536], "lower --plan-batch or --plan-context"),
+    (["--hbm-size", "256MiB"], "to work in, and 0.22 GiB of the GPU's memory may be used"),
+    (["--json", "/nonexistent/x"], "--json /nonexistent/x: No such file"),
+])
+def test_refused_plans(flags, words):
+    done = run("plan", LLAMA_8B, *flags)
+    assert done.returncode == 1 and words in done.stdout, done.stdout
+    assert "floor of a step" not in done.stdout
+
+
+def test_refused_models(tmp_path):
+    done = run("plan", tmp_path)
+    assert done.returncode == 1 and "config.json" in done.stdout
+    config = json.loads((LLAMA_8B / "config.json").read_text())
+    del config["torch_dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = run("plan", tmp_path)
+    assert done.returncode == 1 and "names no type" in done.stdout and "--dtype bfloat16" in done.stdout
+    assert run("plan", tmp_path, "--dtype", "bfloat16").returncode == 0
+
+
+def test_help():
+    shown = run("plan", "--help")
+    assert shown.returncode == 0 and "dakd plan MODEL_DIR" in shown.stdout and "--machine" in shown.stdout
+    for machine, (hbm, link) in MACHINES.items():
+        line = next(text for text in shown.stdout.split("\n") if text.startswith(f"  {machine} "))
+        assert f"{hbm} of" in line and f"{link} of" in line
+    assert "--plan-batch" not in run("serve", "--help").stdout and "plan" in run("--help").stdout
+    assert (ROOT / "README.md").read_text().count("dakd plan")

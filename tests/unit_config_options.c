@@ -183,6 +183,17 @@ static void test_commands(void **state)
     const char *const none[] = {NULL};
     assert_int_equal(read_for(OPTIONS_BENCH, &o, none, no_env, err), ST_INVALID);
     assert_non_null(strstr(err, "dakd bench MODEL_DIR"));
+    const char *const *plan =
+        ARGS("m", "--plan-batch", "8", "--hbm-size=80GiB", "--json", "f", "--machine", "gh200");
+    assert_int_equal(read_for(OPTIONS_PLAN, &o, plan, no_env, err), ST_OK);
+    assert_int_equal(o.plan_batch, 8);
+    assert_int_equal(o.plan_context, 1024);
+    assert_true(o.hbm_size == 80ull << 30 && o.hbm_gbps == 0);
+    assert_string_equal(o.machine, "gh200");
+    assert_int_equal(read_for(OPTIONS_BENCH, &o, plan, no_env, err), ST_INVALID);
+    assert_string_equal(err, "--plan-batch is not a flag of dakd bench; see dakd bench --help");
+    assert_int_equal(read_for(OPTIONS_PLAN, &o, ARGS("m", "--offload", "1"), no_env, err),
+                     ST_INVALID);
 }
 
 int main(void)

@@ -13,7 +13,6 @@
 
 #define GIB 1073741824.0
 #define MS 1e3
-#define UTILIZATION_DEFAULT 0.9
 #define JSON_BYTES_MAX 65536
 
 enum { HBM, LINK, TIERS };
@@ -65,7 +64,7 @@ static enum status set_tiers(struct report *r, char *err)
     sized.max_num_seqs = o->plan_batch;
     if (sized.max_num_batched_tokens < o->plan_batch) sized.max_num_batched_tokens = o->plan_batch;
     const struct eng_model_options mo = srv_startup_model_options(&sized);
-    r->utilization = or_else(o->gpu_memory_utilization, UTILIZATION_DEFAULT);
+    r->utilization = or_else(o->gpu_memory_utilization, SRV_GPU_UTILIZATION_DEFAULT);
     r->tflops = or_else(o->tflops, TFLOPS);
     r->hbm_bytes = o->hbm_size ? o->hbm_size : (uint64_t)(m->hbm_gib * GIB);
     r->work_bytes = srv_startup_step_bytes(&mo, &r->shape.info, (int32_t)o->plan_context);

@@ -12,7 +12,6 @@
 /* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more.
  */
 #define KV_DEFAULT_BYTES (1ull << 30)
-#define GPU_UTILIZATION_DEFAULT 0.9
 /* What rounding to whole row tiles, norms and biases may add to the local share of the weights. */
 #define TIER_SLACK_BYTES (64ull << 20)
 /* Workspaces of the GPU's kernels. */
@@ -140,7 +139,7 @@ static enum status make_budget(const struct options *o, const struct eng_model_o
                                struct budget *b, char *err)
 {
     double share =
-        o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : GPU_UTILIZATION_DEFAULT;
+        o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : SRV_GPU_UTILIZATION_DEFAULT;
     enum status st = kn_memory(kn, &b->total, &b->available, err);
     if (st && b->gpu) return st;
     if (st) b->total = b->available = 0; /* a system without /proc: try, and see */

@@ -13,6 +13,9 @@
 #include "config/options.h"
 #include "engine/engine.h"
 
+/* Of --gpu-memory-utilization 0. */
+#define SRV_GPU_UTILIZATION_DEFAULT 0.9
+
 struct srv_machine {
     struct kn *kn;
     struct off_tiers *tiers;

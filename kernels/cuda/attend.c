@@ -133,8 +133,7 @@ static bool has_decodes(const struct kn_batch *b, const struct kn_cu_chunks *c, 
 {
     if (!c->work.tile_count) return true;
     for (int32_t t = begin, end = begin + chunk_count(b, begin); t < end; t++)
-        if (b->token_seq[t] >= 0 && b->seqs[b->token_seq[t]].token_count < KN_CU_CHUNK_MIN)
-            return true;
+        if (b->token_seq[t] >= 0 && !kn_cu_is_chunk(&b->seqs[b->token_seq[t]])) return true;
     return false;
 }
 

@@ -7,14 +7,7 @@
 #define DAKD_KERNELS_CUDA_ATTENTION_RING_CUH
 
 #include "kernels/cuda/attention_plan.cuh"
-
-/* Lanes of a warp that let go of a stage: one, after the warp has met; all of them in a debug
- * build, because racecheck does not see that one lane's arrival speaks for the others. */
-#ifdef DAKD_DEBUG
-enum { CU_ATT_ARRIVALS = 32 };
-#else
-enum { CU_ATT_ARRIVALS = 1 };
-#endif
+#include "kernels/cuda/release.cuh"
 
 enum {
     CU_ATT_STAGES_MAX = 6,

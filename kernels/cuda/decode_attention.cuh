@@ -268,7 +268,7 @@ template <typename SHARED>
 PTX_INLINE void cu_att_release(SHARED &sh, cu_att_cursor *at, int stages, int lane)
 {
     __syncwarp();
-    if (CU_ATT_ARRIVALS == 32 || lane == 0) ptx_mbarrier_arrive(&sh.empty[at->stage]);
+    cu_release(&sh.empty[at->stage], lane);
     cu_att_next(at, stages);
 }
 
@@ -408,7 +408,7 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     if (threadIdx.x == 0) {
         for (int s = 0; s < p.stages; s++) {
             ptx_mbarrier_init(&sh.full[s], 1);
-            ptx_mbarrier_init(&sh.empty[s], CU_ATT_ARRIVALS * shape::CONSUMERS + (role.tier != 0));
+            ptx_mbarrier_init(&sh.empty[s], CU_ARRIVALS * shape::CONSUMERS + (role.tier != 0));
         }
         ptx_mbarrier_init(&sh.finished_full, 32 * shape::CONSUMERS);
         ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);

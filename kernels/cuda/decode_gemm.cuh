@@ -60,15 +60,8 @@
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_norm.cuh"
 #include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/release.cuh"
 #include "kernels/cuda/trace.h"
-
-/* Lanes of a warp that release a slot of activations: one, after the warp has met; all of them in a
- * debug build, because racecheck does not see that one lane's arrival speaks for the others. */
-#ifdef DAKD_DEBUG
-enum { CU_DECODE_ARRIVALS = 32 };
-#else
-enum { CU_DECODE_ARRIVALS = 1 };
-#endif
 
 /* Constants of a bucket. */
 template <int TOKENS> struct cu_gemm_shape {
@@ -119,11 +112,7 @@ PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_r
             if (n < begun) continue; /* cu_gemm_begin has issued it */
             const int32_t slot = n % S::W_SLOTS;
             if (n >= S::W_SLOTS) ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
-            const int32_t flight = n < S::W_SLOTS ? S::FIRST_FLIGHT : S::FLIGHT;
-            if (!remote && n >= flight) {
-                const int32_t before = n - flight;
-                ptx_mbarrier_wait(&ring.w_full[before % S::W_SLOTS], (before / S::W_SLOTS) & 1);
-            }
+            cu_bound_flight<S>(ring, n, !remote);
             const int32_t landed = min(n - reach + 1, w.watched_blocks);
             if (landed > 0)
                 PTX_SPIN_UNTIL((int32_t)ptx_load_acquire_shared(&ring.landed) >= landed);
@@ -135,10 +124,7 @@ PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_r
         if (i == w.remote_at + w.remote_count - 1 && remote) cu_link_leave(g, w);
         local_issued += remote ? 0 : u.block_count;
     }
-    if (g.traffic) {
-        if (local_issued) ptx_atomic_add_relaxed_u64(&g.traffic[0].blocks, local_issued);
-        if (remote_issued) ptx_atomic_add_relaxed_u64(&g.traffic[w.tier].blocks, remote_issued);
-    }
+    cu_count_blocks(g, w, local_issued, remote_issued);
 }
 
 template <class S>
@@ -183,21 +169,10 @@ PTX_INLINE void cu_poll_remote(const cu_gemm &g, const cu_work &w, cu_gemm_ring<
             ptx_store_release_shared(&ring.landed, n + 1);
         }
     }
-    if (!g.traffic || !trips) return;
-    kn_cu_traffic *traffic = &g.traffic[w.tier];
-    ptx_atomic_add_relaxed_u64(&traffic->trips, trips);
-    ptx_atomic_add_relaxed_u64(&traffic->trip_clocks, clocks);
-    ptx_atomic_min_relaxed(&traffic->trip_min, trip_min);
-    ptx_atomic_max_relaxed(&traffic->trip_max, trip_max);
+    cu_count_trips(g.traffic, w.tier, trips, clocks, trip_min, trip_max);
 }
 
 /* --- consumers --- */
-
-template <class S>
-PTX_INLINE void cu_release_activations(cu_gemm_ring<S> &ring, int32_t slot, int lane)
-{
-    if (CU_DECODE_ARRIVALS == 32 || lane == 0) ptx_mbarrier_arrive(&ring.x_empty[slot]);
-}
 
 /* Sums of one unit; n counts the slots used so far.  HOLD: the last one's activations are not
  * released. */
@@ -223,7 +198,7 @@ PTX_INLINE void cu_multiply(float (&acc)[S::TB / 2], cu_gemm_ring<S> &ring, int3
         ptx_wgmma_commit();
         ptx_wgmma_wait<0>();
         if (lane == 0) ptx_mbarrier_arrive(&ring.w_empty[w_slot]);
-        if (!HOLD || b + 1 < blocks) cu_release_activations(ring, x_slot, lane);
+        if (!HOLD || b + 1 < blocks) cu_release(&ring.x_empty[x_slot], lane);
     }
 }
 
@@ -268,7 +243,7 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
             cu_finish(g, ring.norm, (float *)ring.x[held], u, acc, rows, thread);
             ptx_fence_proxy_async(); /* the slot is written by a bulk copy next */
             __syncwarp();
-            cu_release_activations(ring, held, lane);
+            cu_release(&ring.x_empty[held], lane);
         } else {
             cu_store_unit<S>(g, u, acc, warp, lane);
         }
@@ -294,7 +269,7 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
         }
         for (int s = 0; s < S::X_SLOTS; s++) {
             ptx_mbarrier_init(&ring.x_full[s], 1);
-            ptx_mbarrier_init(&ring.x_empty[s], S::WARPS * CU_DECODE_ARRIVALS);
+            ptx_mbarrier_init(&ring.x_empty[s], S::WARPS * CU_ARRIVALS);
         }
         ring.landed = 0;
         ptx_fence_mbarrier_init();

@@ -330,6 +330,36 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     return w;
 }
 
+/* Before a block is issued as the ring's n-th: where it is local, waits until no more than the
+ * ring's flight are on their way. */
+template <class S, class Ring> PTX_INLINE void cu_bound_flight(Ring &ring, int32_t n, bool local)
+{
+    const int32_t flight = n < S::W_SLOTS ? S::FIRST_FLIGHT : S::FLIGHT;
+    if (local && n >= flight) {
+        const int32_t before = n - flight;
+        ptx_mbarrier_wait(&ring.w_full[before % S::W_SLOTS], (before / S::W_SLOTS) & 1);
+    }
+}
+
+/* What a CTA has issued, and what its poller has seen, added to the counters. */
+PTX_INLINE void cu_count_blocks(const cu_gemm &g, const cu_work &w, uint32_t local, uint32_t remote)
+{
+    if (g.traffic) {
+        if (local) ptx_atomic_add_relaxed_u64(&g.traffic[0].blocks, local);
+        if (remote) ptx_atomic_add_relaxed_u64(&g.traffic[w.tier].blocks, remote);
+    }
+}
+PTX_INLINE void cu_count_trips(kn_cu_traffic *traffic, int32_t tier, uint32_t trips,
+                               uint64_t clocks, uint32_t trip_min, uint32_t trip_max)
+{
+    if (!traffic || !trips) return;
+    traffic += tier;
+    ptx_atomic_add_relaxed_u64(&traffic->trips, trips);
+    ptx_atomic_add_relaxed_u64(&traffic->trip_clocks, clocks);
+    ptx_atomic_min_relaxed(&traffic->trip_min, trip_min);
+    ptx_atomic_max_relaxed(&traffic->trip_max, trip_max);
+}
+
 /* The link in turn: a launch's readers begin when those of the launch before have issued their last
  * copy.  That one never waits for this one: all its CTAs run, for this one was launched, and what
  * it reads or waits for is older. */

@@ -77,15 +77,8 @@
 
 #include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/release.cuh"
 #include "kernels/cuda/trace.h"
-
-/* Lanes of a warp that let go of a slot: one, after the warp has met; all of them in a debug build,
- * because racecheck does not see that one lane's arrival speaks for the others. */
-#ifdef DAKD_DEBUG
-enum { CU_PRE_ARRIVALS = 32 };
-#else
-enum { CU_PRE_ARRIVALS = 1 };
-#endif
 
 /* What a launch needs; passed by value. */
 struct cu_pre_params {
@@ -160,7 +153,7 @@ template <int SLOTS> PTX_INLINE void cu_pre_next(cu_pre_place &p)
 PTX_INLINE void cu_pre_release(uint64_t *empty, int lane)
 {
     __syncwarp();
-    if (CU_PRE_ARRIVALS == 32 || lane == 0) ptx_mbarrier_arrive(empty);
+    cu_release(empty, lane);
 }
 
 /* --- query warp --- */
@@ -731,12 +724,12 @@ __global__ void __launch_bounds__(cu_pre_shape<DIM>::THREADS, 1)
         if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
         for (int i = 0; i < S::SLOTS; i++) {
             ptx_mbarrier_init(&sh.full[i], 1);
-            ptx_mbarrier_init(&sh.empty[i], CU_PRE_ARRIVALS * S::CONSUMER_WARPS);
+            ptx_mbarrier_init(&sh.empty[i], CU_ARRIVALS * S::CONSUMER_WARPS);
         }
         for (int i = 0; i < S::Q_SLOTS; i++) {
             ptx_mbarrier_init(&sh.tile_full[i], 1);
             ptx_mbarrier_init(&sh.q_full[i], 32);
-            ptx_mbarrier_init(&sh.q_empty[i], CU_PRE_ARRIVALS * (S::CONSUMER_WARPS + 1));
+            ptx_mbarrier_init(&sh.q_empty[i], CU_ARRIVALS * (S::CONSUMER_WARPS + 1));
         }
         ptx_fence_mbarrier_init();
     }

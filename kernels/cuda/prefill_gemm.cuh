@@ -349,13 +349,7 @@ template <class S> PTX_INLINE void cu_prefill_watch(const cu_prefill &p, cu_pref
             trip_min = min(trip_min, now - issued);
             trip_max = max(trip_max, now - issued);
         }
-        if (g.traffic && trips) {
-            kn_cu_traffic *traffic = &g.traffic[tier];
-            ptx_atomic_add_relaxed_u64(&traffic->trips, trips);
-            ptx_atomic_add_relaxed_u64(&traffic->trip_clocks, clocks);
-            ptx_atomic_min_relaxed(&traffic->trip_min, trip_min);
-            ptx_atomic_max_relaxed(&traffic->trip_max, trip_max);
-        }
+        cu_count_trips(g.traffic, tier, trips, clocks, trip_min, trip_max);
     }
 }
 

@@ -237,7 +237,7 @@ static bool serves(const struct kn_cu *cu, const struct kn_cu_recording *r,
     if (!r->gathers && !kn_rows_in_order(b)) return false;
     CHECK(a->row_count <= b->row_count && a->logits == r->logits && a->vocab == r->vocab);
     for (int32_t i = 0; i < b->seq_count; i++) /* prefill attention's, which is not recorded */
-        if (b->seqs[i].token_count >= KN_CU_CHUNK_MIN) return false;
+        if (kn_cu_is_chunk(&b->seqs[i])) return false;
     for (int32_t i = 0; i < r->window_count; i++)
         if (kn_cu_plan_end(&cu->attend.a, b->positions, r->window[i], 0, b->token_count) !=
             b->token_count)

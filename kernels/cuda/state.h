@@ -44,6 +44,10 @@ enum {
  * decode attention.  Measured on an H200, 32/8 heads of 128: both take as long for 27 tokens at 512
  * positions, 18 at 4,096, 13 at 32,768. */
 #define KN_CU_CHUNK_MIN 16
+static inline bool kn_cu_is_chunk(const struct kn_seq *seq)
+{
+    return seq->token_count >= KN_CU_CHUNK_MIN;
+}
 #define KN_CU_GROUP_MAX 16                   /* query heads of a kv-head */
 #define KN_CU_PARTS_BYTES ((size_t)64 << 20) /* products whose parts need more are not cut */
 

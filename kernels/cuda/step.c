@@ -176,10 +176,9 @@ const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_
     if (cu->record.now) return &none;
     if (c->serial == s->serial && c->group == group) return c;
     *c = (struct kn_cu_chunks){.serial = s->serial, .group = group};
-    int32_t tokens = 0;
-    for (int32_t i = 0; i < b->seq_count; i++)
-        if (b->seqs[i].token_count >= KN_CU_CHUNK_MIN) tokens += b->seqs[i].token_count;
-    if (!tokens) return c;
+    bool any = false;
+    for (int32_t i = 0; i < b->seq_count; i++) any |= kn_cu_is_chunk(&b->seqs[i]);
+    if (!any) return c;
 
     size_t seq_bytes = round_up((size_t)b->token_count * sizeof *b->token_seq, 16);
     size_t chunk_at = s->used, decode_at = chunk_at + seq_bytes, tiles_at = decode_at + seq_bytes;
@@ -191,7 +190,7 @@ const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_
     int32_t *decode_seq = (int32_t *)(s->host + decode_at);
     for (int32_t t = 0; t < b->token_count; t++) {
         int32_t seq = b->token_seq[t];
-        bool chunk = seq >= 0 && b->seqs[seq].token_count >= KN_CU_CHUNK_MIN;
+        bool chunk = seq >= 0 && kn_cu_is_chunk(&b->seqs[seq]);
         chunk_seq[t] = chunk ? seq : -1;
         decode_seq[t] = chunk ? -1 : seq;
     }

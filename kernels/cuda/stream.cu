@@ -19,18 +19,12 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/release.cuh"
 #include "kernels/cuda/stream.h"
 
 #define CONSUMERS 128
 #define THREADS (CONSUMERS + 32)
 #define RUN_BYTES ((size_t)4 * KN_BLOCK_BYTES)
-/* Lanes of a warp that let go of a slot: one, after the warp has met; all of them in a debug build,
- * because racecheck does not see that one lane's arrival speaks for the others. */
-#ifdef DAKD_DEBUG
-#define ARRIVALS CONSUMERS
-#else
-#define ARRIVALS (CONSUMERS / 32)
-#endif
 #define FIRST_RUNS 2 /* runs of a CTA that nobody else may take */
 
 static __device__ uint32_t sum_block(const uint8_t *block, uint32_t bytes)
@@ -98,7 +92,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) {
         for (int s = 0; s < blocks; s++) {
             ptx_mbarrier_init(&full[s], 1);
-            ptx_mbarrier_init(&empty[s], ARRIVALS);
+            ptx_mbarrier_init(&empty[s], CU_ARRIVALS * CONSUMERS / 32);
         }
         ptx_fence_mbarrier_init();
     }
@@ -113,7 +107,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (size == 0) break;
         sum += sum_block(ring + s * KN_BLOCK_BYTES, size);
         __syncwarp();
-        if (ARRIVALS == CONSUMERS || threadIdx.x % 32 == 0) ptx_mbarrier_arrive(&empty[s]);
+        cu_release(&empty[s], threadIdx.x % 32);
     }
     ptx_griddep_wait();
     sum = __reduce_add_sync(0xffffffffu, sum);

@@ -57,15 +57,8 @@
 
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/release.cuh"
 #include "kernels/cuda/trace.h"
-
-/* Lanes of a warp that release a slot of weights: one, after the warp has met; all of them in a
- * debug build, because racecheck does not see that one lane's arrival speaks for the others. */
-#ifdef DAKD_DEBUG
-enum { CU_WIDE_ARRIVALS = 32 };
-#else
-enum { CU_WIDE_ARRIVALS = 1 };
-#endif
 
 /* Constants of a bucket. */
 template <int TOKENS> struct cu_wide_shape {
@@ -152,11 +145,7 @@ PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring
                     continue;
                 }
                 ptx_mbarrier_wait(&ring.w_empty[p.slot], p.parity);
-                const int32_t flight = n < S::W_SLOTS ? S::FIRST_FLIGHT : S::FLIGHT;
-                if (!remote[t] && n >= flight) {
-                    const int32_t before = n - flight;
-                    ptx_mbarrier_wait(&ring.w_full[before % S::W_SLOTS], (before / S::W_SLOTS) & 1);
-                }
+                cu_bound_flight<S>(ring, n, !remote[t]);
                 const int32_t landed = min(n - reach + 1, w.watched_blocks);
                 if (landed > 0)
                     PTX_SPIN_UNTIL((int32_t)ptx_load_acquire_shared(&ring.landed) >= landed);
@@ -175,10 +164,7 @@ PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring
         }
         if (w.remote_count > 0 && i == w.remote_at + w.remote_count - 1) cu_link_leave(g, w);
     }
-    if (g.traffic) {
-        if (local_issued) ptx_atomic_add_relaxed_u64(&g.traffic[0].blocks, local_issued);
-        if (remote_issued) ptx_atomic_add_relaxed_u64(&g.traffic[w.tier].blocks, remote_issued);
-    }
+    cu_count_blocks(g, w, local_issued, remote_issued);
 }
 
 template <class S>
@@ -225,21 +211,10 @@ PTX_INLINE void cu_wide_poll(const cu_gemm &g, const cu_work &w, cu_wide_ring<S>
                 ptx_store_release_shared(&ring.landed, n + 1);
             }
     }
-    if (!g.traffic || !trips) return;
-    kn_cu_traffic *traffic = &g.traffic[w.tier];
-    ptx_atomic_add_relaxed_u64(&traffic->trips, trips);
-    ptx_atomic_add_relaxed_u64(&traffic->trip_clocks, clocks);
-    ptx_atomic_min_relaxed(&traffic->trip_min, trip_min);
-    ptx_atomic_max_relaxed(&traffic->trip_max, trip_max);
+    cu_count_trips(g.traffic, w.tier, trips, clocks, trip_min, trip_max);
 }
 
 /* --- consumers --- */
-
-/* Of a warp: it has read a slot of weights. */
-template <class S> PTX_INLINE void cu_wide_release(cu_wide_ring<S> &ring, int32_t slot, int lane)
-{
-    if (CU_WIDE_ARRIVALS == 32 || lane == 0) ptx_mbarrier_arrive(&ring.w_empty[slot]);
-}
 
 /* Sums of one unit for the tile of a warpgroup.  Returns the slot of its last block, which is not
  * released: the epilogue passes through it. */
@@ -276,7 +251,7 @@ PTX_INLINE int32_t cu_wide_multiply(float (&acc)[S::TB / 2], cu_wide_ring<S> &ri
             ptx_wgmma_commit();
             ptx_wgmma_wait<1>();
             if (lane == 0 && b + s > 0) ptx_mbarrier_arrive(&ring.x_empty[old_x]);
-            if (s == 0 && b > 0) cu_wide_release(ring, old_slot, lane);
+            if (s == 0 && b > 0) cu_release(&ring.w_empty[old_slot], lane);
             old_x = x.slot;
             cu_ring_step<S::X_SLOTS>(x);
         }
@@ -457,7 +432,7 @@ PTX_INLINE void cu_wide_consume(const cu_gemm &g, const cu_work &w, cu_wide_ring
         cu_wide_store<S>(g, acc, u, (float *)ring.weights[held], wg, (warp & 3) * 32 + lane);
         ptx_fence_proxy_async(); /* the slot is written by a bulk copy next */
         __syncwarp();
-        cu_wide_release(ring, held, lane);
+        cu_release(&ring.w_empty[held], lane);
     }
 }
 
@@ -476,7 +451,7 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
         if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
         for (int s = 0; s < S::W_SLOTS; s++) {
             ptx_mbarrier_init(&ring.w_full[s], 1);
-            ptx_mbarrier_init(&ring.w_empty[s], 4 * CU_WIDE_ARRIVALS);
+            ptx_mbarrier_init(&ring.w_empty[s], 4 * CU_ARRIVALS);
         }
         for (int s = 0; s < S::X_SLOTS; s++) {
             ptx_mbarrier_init(&ring.x_full[s], 1);

@@ -41,6 +41,8 @@ struct kn_backend {
                    float *out);
     void (*sample)(struct kn *kn, const struct kn_sample_args *a);
     enum status (*sample_reserve)(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
+    /* NULL in a backend that reads remote weights where they lie, however many tokens. */
+    enum status (*fetch_reserve)(struct kn *kn, size_t bytes, char *err);
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
     void (*traffic)(struct kn *kn, int tier, struct kn_traffic *out);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);

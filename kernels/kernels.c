@@ -186,6 +186,11 @@ bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample
     return kn->backend->play(kn, batch, a);
 }
 
+enum status kn_fetch_reserve(struct kn *kn, size_t bytes, char *err)
+{
+    return kn->backend->fetch_reserve ? kn->backend->fetch_reserve(kn, bytes, err) : ST_OK;
+}
+
 struct kn_window kn_window_default(enum kn_mem mem)
 {
     switch (mem) {

@@ -264,6 +264,17 @@ struct kn_traffic {
  * Costs nothing: kn_sync reads the counters beside the computation. */
 void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out);
 
+/* Products of up to so many tokens read remote weights where they lie, and once. */
+#define KN_FETCH_TOKENS 256
+/* So do those of up to so many, if they must. */
+#define KN_REMOTE_TOKENS 2048
+/* Local memory of so many bytes, through which the backend may fetch remote weights ahead of
+ * products of more than KN_FETCH_TOKENS, so that they cross the link once for all of these; 0:
+ * none, and what there was is freed.  A product whose remote tiles are larger together reads them
+ * where they lie; results are the same.  What is fetched counts to its own tier, and what kernels
+ * read of it to tier 0.  ST_NOMEM, ST_DEVICE. */
+MUST_USE enum status kn_fetch_reserve(struct kn *kn, size_t bytes, char *err);
+
 /* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes
  * between operations, in the backend's own element type and order (CPU: fp32, row after row; CUDA:
  * kernels/cuda/cuda.h).  kn_act_bytes is what [T,cols] needs for every T up to rows. */

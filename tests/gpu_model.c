@@ -8,7 +8,8 @@
  * over a model's logits must stay below 1e-4.  Tokens: wherever the CPU's best logit leads the
  * second by more than MARGIN of the row's largest difference, the GPU must choose the same.  For
  * the demo model, whole answers must equal those of the reference implementation where that found
- * no near tie.
+ * no near tie.  A long prompt's logits must be the same bits wherever weights lie and however they
+ * are fetched.
  */
 #include <time.h>
 
@@ -265,6 +266,53 @@ static void test_demo(double offload, const char *tier)
     rig_close(&g);
 }
 
+/* --- prompts whose remote weights are fetched --- */
+
+enum { LONG = 480, LONG_BEGIN = 300 };
+
+/* The logits of a prompt at once, and of its last part after the first; the caller frees both. */
+static void long_prompt(struct rig *r, const int32_t *tokens, float **whole, float **rest)
+{
+    size_t row = (size_t)r->vocab * sizeof(float);
+    *whole = test_malloc(LONG * row);
+    *rest = test_malloc((LONG - LONG_BEGIN) * row);
+    forward(r, tokens, 0, LONG);
+    memcpy(*whole, r->logits, LONG * row);
+    forward(r, tokens, 0, LONG_BEGIN);
+    forward(r, tokens, LONG_BEGIN, LONG);
+    memcpy(*rest, r->logits, (LONG - LONG_BEGIN) * row);
+}
+
+/* Through rings of none, of less than a product's tiles, of some products', of all: the same bits
+ * as with everything in HBM. */
+static void test_fetch(double offload, const char *tier)
+{
+    static const size_t rings[] = {0, KN_BLOCK_BYTES, (size_t)1 << 20, (size_t)64 << 20};
+    struct rig near, far;
+    int32_t tokens[LONG];
+    float *want, *want_rest, *got, *rest;
+    char err[ERR_CAP] = "";
+    test_must(rig_open(&near, gpu, "config/demo-model", 0, tier, err), err);
+    test_must(rig_open(&far, gpu, "config/demo-model", offload, tier, err), err);
+    size_t row = (size_t)near.vocab * sizeof(float);
+    for (int i = 0; i < LONG; i++) tokens[i] = (int32_t)(test_random() % (uint64_t)near.vocab);
+    long_prompt(&near, tokens, &want, &want_rest);
+    for (size_t i = 0; i < ARRAY_COUNT(rings); i++) {
+        test_must(kn_fetch_reserve(gpu, rings[i], err), err);
+        long_prompt(&far, tokens, &got, &rest);
+        EXPECT(!memcmp(got, want, LONG * row) &&
+                   !memcmp(rest, want_rest, (LONG - LONG_BEGIN) * row),
+               "%g in %s through a ring of %zu bytes", offload, tier, rings[i]);
+        free(got), free(rest);
+    }
+    test_must(kn_fetch_reserve(gpu, 0, err), err);
+    printf("prompt of %d tokens, %g %% in %s, through %zu rings: %d failed so far\n", LONG,
+           100 * offload, tier, ARRAY_COUNT(rings), test_failed);
+    free(want), free(want_rest);
+    rig_close(&far);
+    rig_close(&near);
+}
+
 /* --- speed --- */
 
 static double seconds(void)
@@ -465,6 +513,8 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < (quick ? 2 : ARRAY_COUNT(names)); i++)
         test_fixture(names[i], i % 2 ? 0.4 : 0);
+    test_fetch(0.3, "host:64MiB");
+    if (gpus() > 1) test_fetch(0.6, "peer:1:64MiB,host:32MiB");
     if (!quick) {
         test_demo(0, "host:64MiB");
         test_demo(0.5, "host:64MiB");

@@ -128,7 +128,8 @@ struct kn_cu_gemm_args {
     struct kn_cu_scale scale;           /* of `in` */
     struct kn_cu_gemm_norm norm;        /* with ADD, of up to KN_CU_SQUARES_TOKENS tokens */
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
-    struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] on the device, or NULL */
+    bool fetched; /* spans but the first are copies in local memory, windows is NULL: of a prompt */
+    struct kn_cu_traffic *traffic; /* [KN_TIER_MAX] on the device, or NULL */
     int32_t turn; /* counts the stream's launches that take turns on a link, modulo any multiple of
                      KN_CU_TURNS; -1 for those that do not, and without traffic */
     bool dependent; /* may start before the stream's previous kernel ends (programmatic launch) */

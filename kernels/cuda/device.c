@@ -82,6 +82,7 @@ static void cuda_close(struct kn *kn)
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
     kn_cu_control_close(cu);
+    kn_cu_fetch_close(cu);
     cu->pending.state = KN_CU_NOTHING;
     if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
     if (cu->pending.words) (void)cudaFree(cu->pending.words);
@@ -116,6 +117,7 @@ static const struct kn_backend backend = {
     .gather = kn_cu_gather,
     .sample = kn_cu_sample,
     .sample_reserve = kn_cu_sample_reserve,
+    .fetch_reserve = kn_cu_fetch_reserve,
     .set_window = kn_cu_set_window,
     .traffic = kn_cu_traffic,
     .stream_read = kn_cu_stream_read,
@@ -186,7 +188,8 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
     cu->pending.arrived = cu->pending.words + KN_CU_NORM_WORDS;
     if ((st = kn_cu_control_open(cu, err)) || (st = kn_cu_upload_open(cu, err)) ||
-        (st = kn_cu_stage_open(cu, err)) || (st = kn_cu_steps_open(cu, err)))
+        (st = kn_cu_stage_open(cu, err)) || (st = kn_cu_steps_open(cu, err)) ||
+        (st = kn_cu_fetch_open(cu, err)))
         return st;
     if ((st = kn_cu_gemm_init(err))) return st;
     return kn_cu_prefill_init(err);

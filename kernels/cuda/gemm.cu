@@ -192,7 +192,7 @@ extern "C" void kn_cu_gemm_check(const struct kn_cu_gemm_args *a)
         CHECK(w->span[j].tile_count == 0 || (uintptr_t)w->span[j].base % KN_ALIGN == 0);
     }
     CHECK(tiles == w->tile_count);
-    CHECK(remote == 0 || a->windows);
+    CHECK(remote == 0 || a->windows || a->fetched);
     CHECK(a->tokens > 0 && (uintptr_t)a->in % KN_ALIGN == 0);
 }
 
@@ -200,6 +200,7 @@ static void check_args(const struct kn_cu_gemm_plan *plan, const struct kn_cu_ge
 {
     const struct kn_weight *w = a->w;
     kn_cu_gemm_check(a);
+    CHECK(!a->fetched);
     CHECK(plan->bucket == kn_cu_bucket(a->tokens));
     CHECK(plan->group_count == (w->tile_count + plan->group_tiles - 1) / plan->group_tiles);
     CHECK(plan->part_shift == 0 || a->partial || a->norm.y);

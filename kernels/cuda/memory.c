@@ -345,7 +345,7 @@ static bool upload_device(struct kn_cu *cu, char *dst, const char *src, size_t b
             !kn_cu_ok(cu, cudaEventRecord(u->free[i], cu->stream), "to record an event"))
             return false;
     }
-    return true;
+    return kn_cu_fetch_behind(cu);
 }
 
 enum status kn_cu_upload(struct kn *kn, void *dst, const void *src, size_t bytes)

@@ -212,7 +212,7 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     p.handed = (uint32_t *)workspace;
     p.handover = (float4 *)((char *)workspace + FLAG_BYTES);
     share_units(plan, 2 * w->blocks_per_tile, &p);
-    count_remote(w, v->group_tiles * v->cluster_rows, &p);
+    if (!a->fetched) count_remote(w, v->group_tiles * v->cluster_rows, &p);
     g->windows = p.remote_before + p.remote_after > 0 ? a->windows : NULL;
 
     const int32_t ctas = v->cluster_rows * v->cluster_tokens;

@@ -251,14 +251,14 @@ template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_pr
                                 (size_t)(w - in.tile_begin) * g.blocks_per_tile * KN_BLOCK_BYTES +
                                 tile.first_stage * KN_ATOM_BYTES;
             present += tier >= 0;
-            if (tier > 0) {
+            if (tier > 0 && g.windows) {
                 remote |= 1 << t;
                 reach = min(reach, cu_prefill_reach<S>(p, tier));
             }
             if (g.traffic && tier >= 0 && rank % S::CT == 0) {
                 /* A unit cut within a block counts it where it ends. */
                 const uint32_t blocks = (tile.first_stage + tile.stages) / 2 - tile.first_stage / 2;
-                if (tier == 0) local_blocks += blocks;
+                if (tier == 0 || !g.windows) local_blocks += blocks;
                 else ptx_atomic_add_relaxed_u64(&g.traffic[tier].blocks, blocks);
             }
         }

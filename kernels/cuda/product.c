@@ -19,7 +19,8 @@
  * written again or freed; every product that reads one divides.  A step that is played does not
  * know what was issued before, nor the next one what it left: what is remembered ends there.
  *
- * Products of more than 256 tokens are one launch of a kernel of their own (prefill.h).
+ * Products of more than 256 tokens are one launch of a kernel of their own (prefill.h), whose
+ * remote weights are fetched before (fetch.c).
  */
 #include <string.h>
 
@@ -99,13 +100,28 @@ static bool is_held(const struct kn_gemm_args *a)
            a->w->tile_count <= KN_CU_NORM_TILES_MAX;
 }
 
-/* More than 256 rows. */
-static bool launch_prompt(struct kn_cu *cu, const struct kn_cu_gemm_args *args)
+_Static_assert(KN_FETCH_TOKENS == KN_CU_TOKENS_MAX, "all products of prompts may fetch");
+
+/* More than 256 rows; the weights are fetched where they can be, and then planned as if local. */
+static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args)
 {
     char err[ERR_CAP];
     struct kn_cu_prefill_plan plan;
-    return kn_cu_st(cu, kn_cu_prefill_plan(args->w, args->tokens, cu->sm_count, &plan, err), err) &&
-           kn_cu_st(cu, kn_cu_prefill_launch(&plan, args, cu->prefill, cu->stream, err), err);
+    struct kn_weight w, planned;
+    bool fetched;
+    if (!kn_cu_fetch(cu, args->w, &w, &fetched)) return false;
+    args->w = &w;
+    planned = w;
+    if (fetched) {
+        planned.span[0].tile_count = w.tile_count;
+        args->windows = NULL;
+        args->fetched = true;
+        args->dependent = false;
+    }
+    return kn_cu_st(cu, kn_cu_prefill_plan(&planned, args->tokens, cu->sm_count, &plan, err),
+                    err) &&
+           kn_cu_st(cu, kn_cu_prefill_launch(&plan, args, cu->prefill, cu->stream, err), err) &&
+           (!fetched || kn_cu_fetch_used(cu));
 }
 
 /* norm: what is to be done with the sum, or NULL. */

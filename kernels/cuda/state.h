@@ -8,12 +8,14 @@
  *     product.c  products and norms, and what passes between them
  *     record.c   steps in flight, and steps recorded as graphs
  *     attend.c   the operations around attention
+ *     fetch.c    remote weights of prompts, copied ahead of their products
  *     control.c  the windows kernels read remote tiers by, and their counters
  *
- * Everything runs in one stream.  The first failure is kept in `failure`; after it operations
- * return at once and kn_sync reports it, each time it is asked.  The current device belongs to a
- * thread, and weights are uploaded by other threads than the one that computes, so every function
- * that calls CUDA chooses the device first (kn_cu_enter).
+ * Everything runs in one stream, but for the copies of fetch.c, which it waits for.  The first
+ * failure is kept in `failure`; after it operations return at once and kn_sync reports it, each
+ * time it is asked.  The current device belongs to a thread, and weights are uploaded by other
+ * threads than the one that computes, so every function that calls CUDA chooses the device first
+ * (kn_cu_enter).
  */
 #ifndef DAKD_KERNELS_CUDA_STATE_H
 #define DAKD_KERNELS_CUDA_STATE_H
@@ -26,6 +28,7 @@
 #include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/stream.h"
+#include "kernels/ring.h"
 
 enum {
     KN_CU_UPLOAD_SLOTS = 4,
@@ -169,6 +172,19 @@ struct kn_cu_attend {
     struct kn_qkv_args qkv; /* of the last kn_qkv */
 };
 
+/* Remote weights on their way to the products of prompts; arrays are by tier. */
+struct kn_cu_fetch {
+    char *raw;    /* owned, device; NULL where nothing is reserved */
+    char *memory; /* in it: [ring.bytes] */
+    struct kn_ring ring;
+    cudaStream_t stream[KN_TIER_MAX];
+    cudaEvent_t copied[KN_TIER_MAX];  /* the last copy from the tier is there */
+    cudaEvent_t used[KN_RING_PLACES]; /* take n of the ring has been read: at n % KN_RING_PLACES */
+    cudaEvent_t uploaded;             /* what kn_cu_upload changed last is there */
+    bool behind[KN_TIER_MAX];         /* the tier's stream has not waited for it */
+    uint64_t bytes[KN_TIER_MAX];      /* copied, of all that was issued */
+};
+
 enum { KN_CU_READINGS = 4 }; /* two steps in flight, and kn_sync before them */
 
 /* What kernels are told, and what they tell. */
@@ -179,6 +195,7 @@ struct kn_cu_control {
     struct kn_cu_traffic *device_traffic; /* [KN_TIER_MAX], owned */
     /* Owned, pinned: copies of the counters, the one asked for last at (asked - 1) % READINGS. */
     struct kn_cu_traffic (*reading)[KN_TIER_MAX];
+    uint64_t fetched[KN_CU_READINGS][KN_TIER_MAX]; /* bytes copied as of each of them */
     uint64_t asked, taken;
     int32_t steps_unread;
     int32_t turn; /* of the last product that took one */
@@ -204,6 +221,7 @@ struct kn_cu {
     struct kn_cu_planned plans[KN_CU_PLANS_MAX];
     int32_t plan_count;
     struct kn_cu_control control;
+    struct kn_cu_fetch fetch;
     void *prefill;                          /* owned, device: [kn_cu_prefill_workspace_bytes] */
     struct kn_cu_stream_state *stream_read; /* owned, device: of kn_stream_read */
     unsigned stream_read_turn;
@@ -278,6 +296,19 @@ void kn_cu_drop_pending(struct kn_cu *cu, const void *from, size_t bytes);
 /* Buffers that begin in this memory hold no undivided activations any more.  Whoever writes
  * activations says so. */
 void kn_cu_forget_undivided(struct kn_cu *cu, const void *from, size_t bytes);
+
+/* --- fetch.c --- */
+
+enum status kn_cu_fetch_open(struct kn_cu *cu, char *err);
+void kn_cu_fetch_close(struct kn_cu *cu);
+enum status kn_cu_fetch_reserve(struct kn *kn, size_t bytes, char *err);
+/* *out is w with its remote tiles in HBM, where operations issued next find them: once the product
+ * that reads them is issued, kn_cu_fetch_used must be called.  *fetched is false, and *out is w,
+ * where w has no remote tiles or they do not fit the ring.  False after a failure. */
+bool kn_cu_fetch(struct kn_cu *cu, const struct kn_weight *w, struct kn_weight *out, bool *fetched);
+bool kn_cu_fetch_used(struct kn_cu *cu);
+/* A copy into remote memory has been issued. */
+bool kn_cu_fetch_behind(struct kn_cu *cu);
 
 /* --- control.c --- */
 

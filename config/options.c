@@ -95,6 +95,10 @@ static const struct option table[] = {
     {"remote-window", TEXT, AT(remote_window), 0, 0, "", NULL,
      "of static, in place of what fills the link: CTAs that read a tier x 16 KiB blocks in flight "
      "each, e.g. host:16x2,peer:16x4"},
+    {"prefill-staging-bytes", TEXT, AT(prefill_staging_bytes), 0, 0, "auto", NULL,
+     "GPU memory through which the copy engine brings remote weights to steps of more than 256 "
+     "tokens, once for all of them; auto: the remote share of two layers; 0: kernels read them "
+     "where they lie, in steps of up to 2048"},
     {"cuda-graphs", CHOICE, AT(cuda_graphs), 0, 0, "on", "on|off",
      "off: decode steps on a GPU are issued kernel by kernel (to measure against)"},
     {"async-scheduling", CHOICE, AT(async_scheduling), 0, 0, "auto", "auto|on|off",

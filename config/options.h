@@ -46,8 +46,9 @@ struct options {
     char placement[8];           /* auto, even */
     char congestion_control[12]; /* off, static, adaptive */
     char remote_window[OPT_STRING_CAP];
-    char cuda_graphs[8];      /* on, off */
-    char async_scheduling[8]; /* auto, on, off */
+    char prefill_staging_bytes[32]; /* auto, or a size */
+    char cuda_graphs[8];            /* on, off */
+    char async_scheduling[8];       /* auto, on, off */
     /* Server. */
     char host[256];
     int64_t port;

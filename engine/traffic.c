@@ -45,7 +45,12 @@ static void add_layer(struct eng_traffic *t, const struct eng_shape *shape,
 {
     const int32_t H = shape->info.hidden, D = shape->info.head_dim;
     const struct kn_weight *const weights[] = {&l->qkv, &l->o, &l->up, &l->down};
-    for (size_t i = 0; i < ARRAY_COUNT(weights); i++) add_weight(t, weights[i]);
+    for (size_t i = 0; i < ARRAY_COUNT(weights); i++) {
+        const int32_t far = weights[i]->tile_count - weights[i]->span[0].tile_count;
+        const uint64_t far_bytes = (uint64_t)far * kn_weight_tile_bytes(weights[i]);
+        if (far_bytes > t->far_bytes_max) t->far_bytes_max = far_bytes;
+        add_weight(t, weights[i]);
+    }
     add_vector(t, l->qkv_bias, l->qkv.rows);
     add_vector(t, l->o_bias, H);
     add_vector(t, l->up_bias, l->up.rows);
@@ -66,7 +71,9 @@ void eng_traffic_init(struct eng_traffic *t, const struct eng_shape *shape,
     for (int32_t i = 0; i < info->layer_count; i++) add_layer(t, shape, &weights->layers[i]);
     add_vector(t, weights->final_norm, info->hidden);
     add_vector(t, weights->final_norm_bias, info->hidden);
+    memcpy(t->head_bytes, t->weight_bytes, sizeof t->head_bytes);
     add_weight(t, &weights->head);
+    for (int i = 0; i < KN_TIER_MAX; i++) t->head_bytes[i] = t->weight_bytes[i] - t->head_bytes[i];
     add_table(t, &weights->embed);
     if (shape->has & ENG_HAS_POSITIONS) add_table(t, &weights->positions);
     t->kv_token_bytes =
@@ -97,4 +104,13 @@ void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t 
     for (int tier = 0; tier < KN_TIER_MAX; tier++)
         bytes[tier] = t->weight_bytes[tier] + (uint64_t)llround(seq_count * t->row_bytes[tier]);
     bytes[0] += (uint64_t)seq_count * eng_traffic_kv_bytes(t, context);
+}
+
+void eng_traffic_prompt(const struct eng_traffic *t, int64_t steps, int64_t sampled,
+                        uint64_t bytes[KN_TIER_MAX])
+{
+    CHECK(sampled >= 0 && sampled <= steps);
+    for (int tier = 0; tier < KN_TIER_MAX; tier++)
+        bytes[tier] = (uint64_t)steps * (t->weight_bytes[tier] - t->head_bytes[tier]) +
+                      (uint64_t)sampled * t->head_bytes[tier];
 }

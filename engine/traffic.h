@@ -1,5 +1,5 @@
 /*
- * traffic.h - how many bytes a decode step must read from each tier.  Pure: from the model's shapes
+ * traffic.h - how many bytes a step must read from each tier.  Pure: from the model's shapes
  * and the placement of its weights.
  *
  * A step of S sequences reads once, whatever S is, every weight of every layer, the norms and
@@ -15,8 +15,10 @@
 
 struct eng_traffic {
     uint64_t weight_bytes[KN_TIER_MAX]; /* read once a step */
-    double row_bytes[KN_TIER_MAX];      /* of embeddings, a token; where tokens fall evenly */
-    uint64_t kv_token_bytes;            /* keys and values of one token in one layer */
+    uint64_t head_bytes[KN_TIER_MAX];   /* of these, the head's: only where logits are wanted */
+    uint64_t far_bytes_max; /* of a layer's product, most bytes outside tier 0, padding and all */
+    double row_bytes[KN_TIER_MAX]; /* of embeddings, a token; where tokens fall evenly */
+    uint64_t kv_token_bytes;       /* keys and values of one token in one layer */
     int32_t layer_count;
     int32_t window[ENG_LAYER_MAX]; /* 0: none */
 };
@@ -31,6 +33,10 @@ void eng_model_traffic(const struct eng_model *model, enum kn_dtype kv_dtype,
 uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context);
 /* bytes[tier] of a decode step of seq_count sequences of that context.  KV pages lie in tier 0. */
 void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t context,
+                        uint64_t bytes[KN_TIER_MAX]);
+/* bytes[tier] of weights, norms and biases that steps of prompts read, once each: `steps` of them,
+ * with logits in `sampled`.  Rows of embeddings, and KV, are left out. */
+void eng_traffic_prompt(const struct eng_traffic *t, int64_t steps, int64_t sampled,
                         uint64_t bytes[KN_TIER_MAX]);
 
 #endif

@@ -65,7 +65,7 @@ struct bench {
     _Atomic bool marking;
     _Atomic uint64_t marked;
     /* Of the run under way. */
-    uint64_t step_last; /* that gave a token */
+    uint64_t step_first, step_last; /* the first, and the last that gave a token */
     int32_t unfinished;
 };
 
@@ -216,6 +216,7 @@ static enum status on_event(struct bench *b, const struct eng_event *event, char
 static enum status run(struct bench *b, int32_t input_len, int32_t output_len, char *err)
 {
     struct eng_event event;
+    b->step_first = atomic_load(&b->marked); /* all steps so far have landed */
     enum status st = submit_all(b, input_len, output_len);
     if (st) return err_set(err, st, "the engine takes no work: %s", status_text(st));
     while (!st && (b->unfinished > 0 || atomic_load(&b->marked) <= b->step_last)) {
@@ -325,6 +326,41 @@ static void find_floor(const struct bench *b, struct srv_bench_result *r)
     r->floor_s = off_floor_s(&r->bandwidth, r->step_bytes, &r->floor_tier);
 }
 
+/* Whether a step gave anybody a token: from its first on, a sequence gets one from every step. */
+static bool gave_token(const struct bench *b, uint64_t step)
+{
+    for (int32_t s = 0; s < b->batch; s++) {
+        const struct srv_bench_token *t = &b->record[(size_t)s * (size_t)b->output_len];
+        if (t[0].step <= step && step <= t[b->output_len - 1].step) return true;
+    }
+    return false;
+}
+
+/* A short run came before, so that there is a mark before the first step. */
+static void find_prompt(const struct bench *b, struct srv_bench_result *r)
+{
+    struct srv_bench_prompt *p = &r->prompt;
+    const uint64_t first = b->step_first, last = r->stats.steady_begin_step;
+    const struct mark *from = &b->marks[first - 1], *to = &b->marks[last];
+    uint64_t submit_ns = UINT64_MAX;
+    int64_t sampled = 0;
+    struct eng_traffic t;
+    for (int32_t s = 0; s < b->batch; s++)
+        if (b->submit_ns[s] < submit_ns) submit_ns = b->submit_ns[s];
+    for (uint64_t i = first; i <= last; i++) sampled += gave_token(b, i);
+    p->step_count = (int64_t)(last - first) + 1;
+    p->s = (double)(to->ns - submit_ns) / 1e9;
+    p->device_s = (double)(to->device_ns - from->device_ns) / 1e9;
+    eng_model_traffic(b->machine.model, b->machine.kv.dtype, &t);
+    eng_traffic_prompt(&t, p->step_count, sampled, p->weight_bytes);
+    for (int i = 0; i < r->bandwidth.tier_count; i++) {
+        p->counted_bytes[i] = to->traffic[i].bytes - from->traffic[i].bytes;
+        if (i)
+            p->link_s =
+                fmax(p->link_s, (double)p->weight_bytes[i] / r->bandwidth.read_bytes_per_s[i]);
+    }
+}
+
 static enum status measure(struct bench *b, struct srv_bench_result *r, char *err)
 {
     const struct srv_bench_record record = {.batch = b->batch,
@@ -343,6 +379,7 @@ static enum status measure(struct bench *b, struct srv_bench_result *r, char *er
     find_times(b, r);
     find_floor(b, r);
     find_trips(b, r);
+    find_prompt(b, r);
     return ST_OK;
 }
 

@@ -53,6 +53,18 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
         r->host_s / (r->host_s + r->device_s), 4);
 }
 
+static void list_prompt(const struct srv_bench_result *r, struct list *l)
+{
+    const struct srv_bench_prompt *p = &r->prompt;
+    add(l, NULL, "prompts, up to the last first token", 0, 0);
+    add(l, "prompt_step_count", "steps (chunks)", (double)p->step_count, 0);
+    add(l, "prompt_ms", "time from submission (ms)", p->s * MS, 3);
+    add(l, "prompt_device_ms", "of it, device busy (ms)", p->device_s * MS, 3);
+    if (p->link_s == 0) return;
+    add(l, "prompt_link_floor_ms", "remote weights / probed link (ms)", p->link_s * MS, 3);
+    add(l, "prompt_over_link_floor_ratio", "time / link's", p->s / p->link_s, 4);
+}
+
 static void list_clients(const struct options *o, const struct srv_bench_result *r, struct list *l)
 {
     const struct srv_bench_stats *s = &r->stats;
@@ -86,6 +98,7 @@ static void list_all(const struct options *o, const struct srv_bench_result *r, 
 {
     l->count = 0;
     list_decode(r, l);
+    list_prompt(r, l);
     list_clients(o, r, l);
 }
 
@@ -139,6 +152,28 @@ static void print_reading(const struct srv_machine *m, const struct srv_bench_re
     }
 }
 
+/* What one step of the prompts has of the weights in a tier, and what was counted there. */
+static double prompt_weights(const struct srv_bench_prompt *p, int tier)
+{
+    return (double)p->weight_bytes[tier] / (double)p->step_count;
+}
+
+static double prompt_counted(const struct srv_bench_prompt *p, int tier)
+{
+    return (double)p->counted_bytes[tier] / (double)p->step_count;
+}
+
+static void print_prompt(const struct srv_machine *m, const struct srv_bench_result *r)
+{
+    const struct srv_bench_prompt *p = &r->prompt;
+    if (p->link_s == 0) return;
+    printf("\n%-8s %12s %12s %12s\n", "link", "weights MB", "crossed MB", "times");
+    for (int t = 1; t < r->bandwidth.tier_count; t++)
+        printf("%-8s %12.3f %12.3f %12.4f   of a step of the prompts\n", off_tier_name(m->tiers, t),
+               prompt_weights(p, t) / 1e6, prompt_counted(p, t) / 1e6,
+               prompt_counted(p, t) / prompt_weights(p, t));
+}
+
 void srv_bench_print(const struct options *o, const struct srv_machine *m,
                      const struct srv_bench_result *r)
 {
@@ -163,6 +198,7 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
                (double)r->kv_bytes[t] / 1e6, (double)r->step_bytes[t] / 1e6, tier_s(r, t) * MS,
                t == r->floor_tier ? "  <- the floor" : "");
     print_reading(m, r);
+    print_prompt(m, r);
     list_all(o, r, &l);
     for (size_t i = 0; i < l.count; i++) {
         const struct figure *f = &l.at[i];
@@ -218,6 +254,11 @@ static void put_tiers(struct buf *b, const struct srv_machine *m, const struct s
                    (unsigned long long)r->weight_bytes[t], (unsigned long long)r->kv_bytes[t]);
         buf_printf(b, ", \"step_bytes\": %llu, \"step_at_least_ms\": %.12g",
                    (unsigned long long)r->step_bytes[t], tier_s(r, t) * MS);
+        if (t)
+            buf_printf(b,
+                       ", \"prompt_step_weight_bytes\": %.12g, "
+                       "\"prompt_step_counted_bytes\": %.12g",
+                       prompt_weights(&r->prompt, t), prompt_counted(&r->prompt, t));
         put_reading(b, &m->window[t], r, t);
     }
     buf_puts(b, "\n  ]");
@@ -245,6 +286,8 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     put_text(b, "placement", o->placement);
     put_text(b, "congestion_control", o->congestion_control);
     put_text(b, "remote_window", o->remote_window);
+    put_text(b, "prefill_staging_bytes", o->prefill_staging_bytes);
+    put_number(b, "staging_bytes", (double)m->staging_bytes);
     put_number(b, "seed", (double)o->seed);
     put_number(b, "parameter_count", (double)info->parameter_count);
     put_number(b, "batch_sequences", (double)r->batch);

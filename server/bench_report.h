@@ -18,6 +18,18 @@ struct srv_bench_trips {
     double mean_s, min_s, max_s;
 };
 
+/* The steps that read prompts, up to the last first token: each reads the weights once, whatever
+ * its tokens, and the head where it gives a token. */
+struct srv_bench_prompt {
+    int64_t step_count;
+    double s;        /* from the first submission to the end of the last of them */
+    double device_s; /* of it, the machine busy */
+    /* Of all these steps: weights that lie in the tier, and what was read there or copied from
+     * there, as counted. */
+    uint64_t weight_bytes[KN_TIER_MAX], counted_bytes[KN_TIER_MAX];
+    double link_s; /* what the slowest link needs for its weights; 0 without remote ones */
+};
+
 struct srv_bench_result {
     int64_t unix_s; /* when it began */
     int32_t batch;  /* sequences */
@@ -32,6 +44,7 @@ struct srv_bench_result {
     int floor_tier;          /* the tier that decides it */
     double device_s, host_s; /* of a step: the machine busy, and waiting for the engine */
     uint64_t played_count;   /* steady steps that were recorded ones */
+    struct srv_bench_prompt prompt;
     struct srv_bench_stats stats;
 };
 

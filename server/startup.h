@@ -23,6 +23,7 @@ struct srv_machine {
     struct eng_engine *engine;
     struct kn_kv kv;
     struct kn_window window[KN_TIER_MAX]; /* of the remote tiers */
+    uint64_t staging_bytes; /* GPU memory that prompts' remote weights are copied through; or 0 */
     int32_t model_len_max;
     int32_t page_count; /* of KV */
     int32_t queue_max;  /* sequences that may be unfinished at a time */

@@ -58,6 +58,7 @@ static void test_defaults(void **state)
     assert_string_equal(o.device, "auto");
     assert_string_equal(o.congestion_control, "static");
     assert_string_equal(o.remote_window, "");
+    assert_string_equal(o.prefill_staging_bytes, "auto");
     assert_true(o.gpu_memory_utilization == 0.0); /* not given */
 }
 

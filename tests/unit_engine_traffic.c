@@ -71,6 +71,8 @@ static void test_llama_8b(void **state)
      * norms of 4096 floats = 1,064,960 bytes. */
     assert_int_equal(t.weight_bytes[0], 15009316864ull + 1064960);
     for (int i = 1; i < KN_TIER_MAX; i++) assert_int_equal(t.weight_bytes[i], 0);
+    assert_int_equal(t.head_bytes[0], 128256ull * 4096 * 2);
+    assert_int_equal(t.far_bytes_max, 0);
     /* 8 heads x 128 x (K and V) x 2 bytes = 4096 a layer: 128 KiB a token. */
     assert_int_equal(eng_traffic_kv_bytes(&t, 1), 131072);
     assert_int_equal(eng_traffic_kv_bytes(&t, 131072), 17179869184ull);
@@ -94,6 +96,12 @@ static void test_tiers(void **state)
     uint64_t remote = 32ull * 3407872 + 524288;
     assert_int_equal(t.weight_bytes[1], remote);
     assert_int_equal(t.weight_bytes[0], 15010381824ull - remote);
+    /* Three chunks of a prompt, the last of which wants logits. */
+    eng_traffic_prompt(&t, 3, 1, bytes);
+    assert_int_equal(bytes[1], 3 * 32ull * 3407872 + 524288);
+    assert_int_equal(bytes[0] + bytes[1], 3 * 15010381824ull - 2 * 128256ull * 4096 * 2);
+    assert_int_equal(bytes[2], 0);
+    assert_int_equal(t.far_bytes_max, 64 * 14336 * 2); /* a tile of down */
     eng_traffic_decode(&t, 2, 100, bytes);
     assert_int_equal(bytes[1], remote); /* KV and embeddings are local here */
     assert_int_equal(bytes[0], 15010381824ull - remote + 2 * (100 * 131072 + 8192));

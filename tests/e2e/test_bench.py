@@ -108,6 +108,24 @@ def test_dummy_model_over_two_tiers(tmp_path, tiny):
         assert tier["achieved_bytes_per_s"] == pytest.approx(tier["step_bytes"] / seconds, rel=1e-6)
 
 
+def test_prompts_over_two_tiers(tmp_path, tiny):
+    """Each chunk reads the remote weights once, and the head only where it gives a token; no tile has padding."""
+    (tiny / "config.json").write_text(json.dumps(TINY | {"hidden_size": 128, "vocab_size": 1024}))
+    result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 100, "--output-len", 30,
+                         "--offload", 0.5, "--remote", "host:64MiB", "--placement", "even", "--threads", 1,
+                         "--max-num-batched-tokens", 48)
+    check(result, text, 2, 100, 30)
+    # 48 + 48 + 4 of the first prompt with 44 of the second, then 47 beside a decode, then the rest.
+    assert result["prompt_step_count"] == 5
+    _, remote = result["tiers"]
+    assert remote["prompt_step_counted_bytes"] == remote["prompt_step_weight_bytes"] > 0
+    assert 0 < result["prompt_device_ms"] <= result["prompt_ms"]
+    floor = remote["prompt_step_weight_bytes"] * 5 / remote["read_bytes_per_s"] * 1e3
+    assert result["prompt_link_floor_ms"] == pytest.approx(floor, rel=1e-6)
+    assert result["prompt_over_link_floor_ratio"] == pytest.approx(result["prompt_ms"] / floor, rel=1e-6)
+    assert result["staging_bytes"] == 0 and "of a step of the prompts" in text
+
+
 def test_several_batches_of_one_loading(tmp_path, tiny):
     results, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", "2,4,1", "--input-len", 5, "--output-len", 12,
                           "--threads", 1)
@@ -163,6 +181,7 @@ def test_refused_flags(flags, words):
      "adaptive is not there yet"),
     (["--input-len", 64, "--output-len", 20, "--remote-window", "host:16x1"], "no tier that --remote names"),
     (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--remote-window", "host:16"], "not a window"),
+    (["--input-len", 64, "--output-len", 20, "--prefill-staging-bytes", "much"], "neither auto nor a size"),
     (["--input-len", 640, "--output-len", 20, "--kv-cache-memory-bytes", "4MiB"], "KV pages together"),
     (["--input-len", 64, "--output-len", 20, "--json", "/nonexistent/x"], "--json /nonexistent/x: No such file"),
     (["--input-len", 64, "--output-len", 9, "--max-num-batched-tokens", 32], "raise --output-len"),

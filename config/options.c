@@ -97,7 +97,7 @@ static const struct option table[] = {
      "each, e.g. host:16x2,peer:16x4"},
     {"prefill-staging-bytes", TEXT, AT(prefill_staging_bytes), 0, 0, "auto", NULL,
      "GPU memory through which the copy engine brings remote weights to steps of more than 256 "
-     "tokens, once for all of them; auto: the remote share of two layers; 0: kernels read them "
+     "tokens, once for all of them; auto: what a layer and a half have there; 0: kernels read them "
      "where they lie, in steps of up to 2048"},
     {"cuda-graphs", CHOICE, AT(cuda_graphs), 0, 0, "on", "on|off",
      "off: decode steps on a GPU are issued kernel by kernel (to measure against)"},

@@ -6,12 +6,10 @@
 
 #include "config/check.h"
 #include "config/log.h"
-#include "config/size.h"
-#include "engine/traffic.h"
 #include "offload/window.h"
+#include "server/staging.h"
 
 #define GIB 1073741824.0
-#define MIB 1048576.0
 /* KV memory when nothing was asked for: one gibibyte, or one longest sequence where that is more.
  */
 #define KV_DEFAULT_BYTES (1ull << 30)
@@ -19,8 +17,6 @@
 #define TIER_SLACK_BYTES (64ull << 20)
 /* Workspaces of the GPU's kernels. */
 #define STEP_WORK_BYTES (512ull << 20)
-/* What rounding to whole row tiles may add to two layers' remote share. */
-#define STAGING_SLACK_BYTES (16ull << 20)
 /* Rows of logits computed at a time; prompts that are scored take several rounds. */
 #define LOGIT_ROWS_MIN 64
 #define EVENT_RING 4096
@@ -138,50 +134,6 @@ uint64_t srv_startup_step_bytes(const struct eng_model_options *mo,
     return 4 * (tokens * row + rows * (uint64_t)(info->hidden + info->vocab) +
                 (uint64_t)model_len * (uint64_t)info->head_dim) +
            STEP_WORK_BYTES;
-}
-
-/* --prefill-staging-bytes: GPU memory for the remote weights of prompts.  auto: two layers' share,
- * so that one's are copied while the other's are multiplied. */
-static enum status choose_staging(const struct options *o, const struct eng_model_info *info,
-                                  bool gpu, uint64_t *out, char *err)
-{
-    *out = (uint64_t)(2 * o->offload * (double)info->weight_bytes / info->layer_count) +
-           STAGING_SLACK_BYTES;
-    const bool automatic = !strcmp(o->prefill_staging_bytes, "auto");
-    if (!automatic && size_parse(o->prefill_staging_bytes, out))
-        return err_set(err, ST_INVALID,
-                       "--prefill-staging-bytes: '%s' is neither auto nor a size such as 512MiB",
-                       o->prefill_staging_bytes);
-    if (!automatic && !gpu)
-        log_warn("startup", "--prefill-staging-bytes is of the GPU, and the CPU computes");
-    if (!gpu || o->offload == 0 || o->max_num_batched_tokens <= KN_FETCH_TOKENS) *out = 0;
-    return ST_OK;
-}
-
-/* Now that weights have their places: takes the memory, if every product's remote part fits. */
-static enum status open_staging(const struct options *o, const struct budget *b,
-                                struct srv_machine *m, char *err)
-{
-    struct eng_traffic t;
-    eng_model_traffic(m->model, m->kv.dtype, &t);
-    const double far_mib = (double)t.far_bytes_max / MIB, mib = (double)b->staging / MIB;
-    if (!b->gpu || o->max_num_batched_tokens <= KN_FETCH_TOKENS || !t.far_bytes_max) return ST_OK;
-    if (b->staging >= t.far_bytes_max) {
-        enum status st = kn_fetch_reserve(m->kn, b->staging, err);
-        if (!st) m->staging_bytes = b->staging;
-        return st;
-    }
-    if (b->staging)
-        return err_set(err, ST_LIMIT,
-                       "--prefill-staging-bytes: the remote part of the largest product takes "
-                       "%.2f MiB, and %.2f were given: raise it, or give 0, with which kernels "
-                       "read remote weights where they lie",
-                       far_mib, mib);
-    if (o->max_num_batched_tokens <= KN_REMOTE_TOKENS) return ST_OK;
-    return err_set(err, ST_LIMIT,
-                   "with --prefill-staging-bytes 0 a step of --max-num-batched-tokens %" PRId64
-                   " would read remote weights more than once: lower it to %d, or give %.2f MiB",
-                   o->max_num_batched_tokens, KN_REMOTE_TOKENS, far_mib);
 }
 
 static enum status make_budget(const struct options *o, const struct eng_model_options *mo,
@@ -317,9 +269,6 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
             log_info("startup", "tier %s: read by %d CTAs with %d blocks in flight each, %g KiB",
                      off_tier_name(m->tiers, t), m->window[t].ctas, m->window[t].blocks,
                      (double)off_window_bytes(&m->window[t]) / 1024);
-    if (m->staging_bytes)
-        log_info("startup", "prompts: remote weights are copied through %.2f MiB of GPU memory",
-                 (double)m->staging_bytes / MIB);
     log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
              m->page_count, KN_PAGE_TOKENS,
              (double)m->page_count * (double)kn_kv_page_bytes(&m->kv) / GIB, m->model_len_max);
@@ -366,6 +315,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     struct loading loading = {.hooks = hooks, .percent = -1};
     struct eng_model_options mo = srv_startup_model_options(o);
     struct budget budget = {0};
+    struct eng_traffic traffic;
     *m = (struct srv_machine){0};
     mo.progress = on_load;
     mo.user = &loading;
@@ -374,7 +324,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
         (st = choose_model_len(o, &info, &m->model_len_max, err)) ||
         (st = srv_startup_shape_kv(o, &info, &m->kv, err)) ||
         (st = kn_check_model(m->kn, info.dtype, info.q_heads, &m->kv, err)) ||
-        (st = choose_staging(o, &info, budget.gpu, &budget.staging, err)) ||
+        (st = srv_staging_choose(o, &info, o->offload, budget.gpu, &budget.staging, err)) ||
         (st = make_budget(o, &mo, &info, m->model_len_max, m->kn, &budget, err)) ||
         (st = choose_pages(o, &m->kv, m->model_len_max, &budget, &m->page_count, err)))
         goto fail;
@@ -382,11 +332,14 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     uint64_t kv_bytes = (uint64_t)m->page_count * kn_kv_page_bytes(&m->kv);
     if ((st = open_tiers(o, &info, kv_bytes, &budget, m, err)) ||
         (st = off_tier_alloc(m->tiers, 0, kv_bytes, "the KV cache", &m->kv.base[0], err)) ||
-        (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)) ||
-        (st = open_staging(o, &budget, m, err)))
+        (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)))
         goto fail;
     report(m, eng_model_info(m->model));
-    if ((st = open_engine(o, hooks, &mo, m, err))) goto fail;
+    eng_model_traffic(m->model, m->kv.dtype, &traffic);
+    if ((st = srv_staging_open(o, &traffic, budget.gpu, budget.staging, m->kn, &m->staging_bytes,
+                               err)) ||
+        (st = open_engine(o, hooks, &mo, m, err)))
+        goto fail;
     return ST_OK;
 fail:
     srv_shutdown(m);

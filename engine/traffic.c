@@ -106,11 +106,12 @@ void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t 
     bytes[0] += (uint64_t)seq_count * eng_traffic_kv_bytes(t, context);
 }
 
-void eng_traffic_prompt(const struct eng_traffic *t, int64_t steps, int64_t sampled,
+void eng_traffic_prompt(const struct eng_traffic *t, int64_t steps, int64_t sampled, int64_t tokens,
                         uint64_t bytes[KN_TIER_MAX])
 {
     CHECK(sampled >= 0 && sampled <= steps);
     for (int tier = 0; tier < KN_TIER_MAX; tier++)
         bytes[tier] = (uint64_t)steps * (t->weight_bytes[tier] - t->head_bytes[tier]) +
-                      (uint64_t)sampled * t->head_bytes[tier];
+                      (uint64_t)sampled * t->head_bytes[tier] +
+                      (uint64_t)llround((double)tokens * t->row_bytes[tier]);
 }

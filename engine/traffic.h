@@ -35,8 +35,8 @@ uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context);
 void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t context,
                         uint64_t bytes[KN_TIER_MAX]);
 /* bytes[tier] of weights, norms and biases that steps of prompts read, once each: `steps` of them,
- * with logits in `sampled`.  Rows of embeddings, and KV, are left out. */
-void eng_traffic_prompt(const struct eng_traffic *t, int64_t steps, int64_t sampled,
+ * with logits in `sampled`, and `tokens` rows of embeddings.  KV is left out. */
+void eng_traffic_prompt(const struct eng_traffic *t, int64_t steps, int64_t sampled, int64_t tokens,
                         uint64_t bytes[KN_TIER_MAX]);
 
 #endif

@@ -251,9 +251,9 @@ struct kn_window kn_window_default(enum kn_mem mem);
 void kn_set_window(struct kn *kn, int tier, const struct kn_window *window);
 
 /* What operations read from a tier, since the backend was opened.  On CUDA: blocks of weights and
- * of KV, as the copies that were issued, and the round trips of remote copies, from issue to the
- * last byte's landing.  On the CPU: bytes of the weights that products read, by where they lie; no
- * round trips. */
+ * of KV, as the copies that were issued, rows of tables, and the round trips of remote copies, from
+ * issue to the last byte's landing.  On the CPU: bytes of the weights that products read, and rows
+ * of tables, by where they lie; no round trips. */
 struct kn_traffic {
     uint64_t bytes;
     uint64_t trip_count, trip_ns_sum;  /* remote copies, and the sum of their round trips */

@@ -343,16 +343,20 @@ static void find_prompt(const struct bench *b, struct srv_bench_result *r)
     const uint64_t first = b->step_first, last = r->stats.steady_begin_step;
     const struct mark *from = &b->marks[first - 1], *to = &b->marks[last];
     uint64_t submit_ns = UINT64_MAX;
-    int64_t sampled = 0;
+    int64_t sampled = 0, tokens = 0;
     struct eng_traffic t;
-    for (int32_t s = 0; s < b->batch; s++)
+    for (int32_t s = 0; s < b->batch; s++) {
+        const uint64_t decoded =
+            last - b->record[(size_t)s * (size_t)b->output_len].step; /* inputs after the prompt */
+        tokens += b->input_len + (int64_t)size_min(decoded, (size_t)b->output_len - 1);
         if (b->submit_ns[s] < submit_ns) submit_ns = b->submit_ns[s];
+    }
     for (uint64_t i = first; i <= last; i++) sampled += gave_token(b, i);
     p->step_count = (int64_t)(last - first) + 1;
     p->s = (double)(to->ns - submit_ns) / 1e9;
     p->device_s = (double)(to->device_ns - from->device_ns) / 1e9;
     eng_model_traffic(b->machine.model, b->machine.kv.dtype, &t);
-    eng_traffic_prompt(&t, p->step_count, sampled, p->weight_bytes);
+    eng_traffic_prompt(&t, p->step_count, sampled, tokens, p->weight_bytes);
     for (int i = 0; i < r->bandwidth.tier_count; i++) {
         p->counted_bytes[i] = to->traffic[i].bytes - from->traffic[i].bytes;
         if (i)

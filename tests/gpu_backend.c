@@ -255,6 +255,35 @@ static void test_window(int32_t N, int32_t K, int32_t T, int32_t split)
     free(in), free(first);
 }
 
+/* Each token's row of the table is counted where it lies. */
+static void test_embed_count(int32_t H)
+{
+    static const int32_t tokens[] = {0, 100, 200, 130, 255};
+    int32_t T = (int32_t)ARRAY_COUNT(tokens), positions[ARRAY_COUNT(tokens)] = {0},
+            seq[ARRAY_COUNT(tokens)] = {0};
+    struct kn_seq s = {.token_count = T, .kv_count = T};
+    kn_page page = 0;
+    struct kn_batch b = {.token_count = T,
+                         .tokens = tokens,
+                         .positions = positions,
+                         .token_seq = seq,
+                         .seq_count = 1,
+                         .seqs = &s,
+                         .pages = &page};
+    struct test_weight table = test_weight_make(gpu, 256, H, 2, 1); /* 128 rows stay */
+    float *x = test_upload(gpu, KN_MEM_LOCAL, NULL, (size_t)T * (size_t)H * sizeof *x);
+    struct kn_traffic from[2] = {traffic_now(0), traffic_now(1)};
+    kn_embed(gpu, &b, &(struct kn_embed_args){.table = &table.gpu, .x = x});
+    test_sync(gpu);
+    struct kn_traffic to[2] = {traffic_now(0), traffic_now(1)};
+    for (int t = 0; t < 2; t++)
+        EXPECT(to[t].bytes - from[t].bytes == (t ? 3u : 2u) * 2u * (uint32_t)H,
+               "H %d: %llu bytes of rows in tier %d", H,
+               (unsigned long long)(to[t].bytes - from[t].bytes), t);
+    kn_free(gpu, KN_MEM_LOCAL, x, (size_t)T * (size_t)H * sizeof *x);
+    test_weight_free(gpu, &table);
+}
+
 /* --- qkv and attention --- */
 
 enum { SEQS = 5, PAGES_PER_SEQ = 24, POOL_PAGES = SEQS * PAGES_PER_SEQ, TOKENS = 700 };
@@ -582,6 +611,8 @@ static void test_products(bool quick)
             if (T <= 257) test_product_placement(N, K, T, KN_MEM_HOST);
             if (T <= 257 && gpus() > 1) test_product_placement(N, K, T, KN_MEM_PEER);
         }
+    test_embed_count(200);
+    test_embed_count(4096);
     test_window(1024, 704, 1, 10);
     test_window(4096, 1040, 9, 50);
     test_window(3088, 2048, 40, 3);

@@ -263,17 +263,23 @@ static size_t pass(const struct bench *b, int kind, double share, int32_t T)
     return far;
 }
 
-/* Of a pass, in the middle of several. */
-static double time_passes(const struct bench *b, int kind, double share, int32_t T)
+enum { ROUNDS = 3, REPEAT = 3 };
+
+/* Of a pass: with all in HBM, and with a share of each weight elsewhere.  They take turns, for the
+ * clock falls as the card warms up. */
+static void time_both(const struct bench *b, int kind, double share, int32_t T, double *local,
+                      double *mixed)
 {
-    enum { REPEAT = 4 };
-    double start = 0;
-    for (int i = 0; i <= REPEAT; i++) {
-        if (i == 1) start = seconds();
-        (void)pass(b, kind, share, T);
-        if (i == 0 || i == REPEAT) test_sync(gpu);
+    *local = *mixed = 0;
+    for (int i = 0; i < 2 * ROUNDS; i++) {
+        double start = 0;
+        for (int n = -1; n < REPEAT; n++) {
+            (void)pass(b, kind, i % 2 ? share : 0, T);
+            if (n < 0 || n == REPEAT - 1) test_sync(gpu);
+            if (n < 0) start = seconds();
+        }
+        *(i % 2 ? mixed : local) += (seconds() - start) / (ROUNDS * REPEAT);
     }
-    return (seconds() - start) / REPEAT;
 }
 
 /* GB/s of what kernels read over the link. */
@@ -289,34 +295,35 @@ static double probe(void *far, size_t bytes)
     return best;
 }
 
-static void bench_kind(const struct bench *b, int kind, const double *shares, double layers_max)
+static void bench_ring(const struct bench *b, int kind, double share, int32_t T, double layers,
+                       double link)
 {
-    static const int32_t tokens[] = {512, 1024, 2048, 8192};
-    static const double layers[] = {0, 0.4, 1, 2};
+    char err[ERR_CAP] = "";
+    double local, mixed;
+    test_must(kn_fetch_reserve(gpu, (size_t)(layers * share * 1.02 * (double)b->layer_bytes), err),
+              err);
+    const uint64_t before = bytes_now(kind);
+    const double remote = (double)pass(b, kind, share, T);
+    const double counted = (double)(bytes_now(kind) - before);
+    time_both(b, kind, share, T, &local, &mixed);
+    printf("  T %4d, %2.0f %% remote, ring of %.1f layers: %7.2f ms, %5.1f GB/s; local %7.2f, link "
+           "%7.2f; time / max %.3f, crossed %.3f times\n",
+           T, 100 * share, layers, 1e3 * mixed, remote / mixed / 1e9, 1e3 * local,
+           remote / link / 1e6, mixed / fmax(local, remote / link / 1e9), counted / remote);
+    test_must(kn_fetch_reserve(gpu, 0, err), err);
+}
+
+static void bench_kind(const struct bench *b, int kind, const double *shares)
+{
+    static const int32_t tokens[] = {320, 512, 1024, 2048, 8192};
+    static const double layers[] = {0, 0.6, 1, 2};
     const double link = probe(b->far[kind], (size_t)256 << 20);
     printf("%s: kernels read %.1f GB/s\n", kind == 1 ? "host memory" : "another GPU", link);
-    for (size_t t = 0; t < ARRAY_COUNT(tokens); t++) {
-        const double local = time_passes(b, kind, 0, tokens[t]);
+    for (size_t t = 0; t < ARRAY_COUNT(tokens); t++)
         for (int s = 0; s < 2; s++)
-            for (size_t r = 0; r < ARRAY_COUNT(layers); r++) {
-                char err[ERR_CAP] = "";
-                if (layers[r] > layers_max || (layers[r] == 0 && tokens[t] > 2048)) continue;
-                test_must(
-                    kn_fetch_reserve(
-                        gpu, (size_t)(layers[r] * shares[s] * 1.02 * (double)b->layer_bytes), err),
-                    err);
-                const uint64_t before = bytes_now(kind);
-                const double remote = (double)pass(b, kind, shares[s], tokens[t]);
-                const double counted = (double)(bytes_now(kind) - before);
-                const double took = time_passes(b, kind, shares[s], tokens[t]);
-                const double floor = fmax(local, remote / link / 1e9);
-                printf("  T %4d, %2.0f %% remote, ring of %.1f layers: %7.2f ms, %5.1f GB/s; local "
-                       "%7.2f, link %7.2f; time / max %.3f, crossed %.3f times\n",
-                       tokens[t], 100 * shares[s], layers[r], 1e3 * took, remote / took / 1e9,
-                       1e3 * local, remote / link / 1e6, took / floor, counted / remote);
-                test_must(kn_fetch_reserve(gpu, 0, err), err);
-            }
-    }
+            for (size_t r = 0; r < ARRAY_COUNT(layers); r++)
+                if (tokens[t] <= KN_REMOTE_TOKENS || layers[r] == 1)
+                    bench_ring(b, kind, shares[s], tokens[t], layers[r], link);
 }
 
 static void bench(void)
@@ -346,8 +353,7 @@ static void bench(void)
                             in_bytes - at < b.noise_bytes ? in_bytes - at : b.noise_bytes),
                   "upload");
     b.out = test_upload(gpu, KN_MEM_LOCAL, NULL, kn_act_bytes(gpu, BENCH_T, 28672));
-    if (gpus() > 1) bench_kind(&b, 2, peer, 2);
-    else bench_kind(&b, 1, host, 2);
+    bench_kind(&b, gpus() > 1 ? 2 : 1, gpus() > 1 ? peer : host);
     free(data);
 }
 

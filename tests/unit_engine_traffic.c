@@ -97,9 +97,10 @@ static void test_tiers(void **state)
     assert_int_equal(t.weight_bytes[1], remote);
     assert_int_equal(t.weight_bytes[0], 15010381824ull - remote);
     /* Three chunks of a prompt, the last of which wants logits. */
-    eng_traffic_prompt(&t, 3, 1, bytes);
+    eng_traffic_prompt(&t, 3, 1, 1000, bytes);
     assert_int_equal(bytes[1], 3 * 32ull * 3407872 + 524288);
-    assert_int_equal(bytes[0] + bytes[1], 3 * 15010381824ull - 2 * 128256ull * 4096 * 2);
+    assert_int_equal(bytes[0] + bytes[1],
+                     3 * 15010381824ull - 2 * 128256ull * 4096 * 2 + 1000 * 8192);
     assert_int_equal(bytes[2], 0);
     assert_int_equal(t.far_bytes_max, 64 * 14336 * 2); /* a tile of down */
     eng_traffic_decode(&t, 2, 100, bytes);

@@ -85,7 +85,7 @@ struct kn_cpu {
     union kn_cpu_scratch *scratch; /* owned: [thread_count] */
     struct kn_sampler *sampler;    /* owned; NULL before kn_sample_reserve */
     int32_t sampler_vocab;
-    uint64_t tier_bytes[KN_TIER_MAX]; /* of weights that products read */
+    uint64_t tier_bytes[KN_TIER_MAX]; /* of weights that were read */
     int32_t *chosen; /* owned, [chosen_max]: tokens of the last kn_sample */
     int32_t chosen_max;
     /* Serial numbers of the last step begun and the last waited for; when and how long the last two

@@ -43,19 +43,32 @@ static void add_position(const struct kn_weight *table, int32_t row, float *out)
     for (int32_t i = 0; i < table->cols; i++) out[i] += kn_weight_at(table, row, i);
 }
 
+static int32_t token_id(const struct embed_job *job, int32_t token)
+{
+    int32_t id = job->batch->tokens[token];
+    if (id >= 0) return id;
+    CHECK(-1 - id < job->cpu->chosen_max); /* kn_token_chosen */
+    id = job->cpu->chosen[-1 - id];
+    return id < 0 ? 0 : id; /* none could be chosen: the step is worth nothing, and fails */
+}
+
+/* Row `row` of w is read. */
+static void count_row(struct kn_cpu *cpu, const struct kn_weight *w, int32_t row)
+{
+    for (int t = 0; t < KN_TIER_MAX; t++) {
+        int32_t tile = row / KN_TILE_ROWS - w->span[t].tile_begin;
+        if (tile >= 0 && tile < w->span[t].tile_count)
+            cpu->tier_bytes[t] += (uint64_t)w->cols * kn_dtype_bytes(w->dtype);
+    }
+}
+
 static void embed_item(const void *arg, int32_t token, int worker)
 {
     (void)worker;
     const struct embed_job *job = arg;
     const struct kn_embed_args *a = job->args;
     float *x = a->x + (size_t)token * (size_t)a->table->cols;
-    int32_t id = job->batch->tokens[token];
-    if (id < 0) { /* kn_token_chosen */
-        CHECK(-1 - id < job->cpu->chosen_max);
-        id = job->cpu->chosen[-1 - id];
-        if (id < 0) id = 0; /* no token could be chosen: the step is worth nothing, and fails */
-    }
-    kn_cpu_weight_row(a->table, id, x);
+    kn_cpu_weight_row(a->table, token_id(job, token), x);
     if (a->pos_table) add_position(a->pos_table, job->batch->positions[token] + a->pos_offset, x);
 }
 
@@ -64,6 +77,11 @@ void kn_cpu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_e
     struct embed_job job = {(struct kn_cpu *)kn, batch, a};
     kn_cpu_for((struct kn_cpu *)kn, embed_item, &job, batch->token_count,
                (size_t)batch->token_count * (size_t)a->table->cols);
+    for (int32_t t = 0; t < batch->token_count; t++) {
+        count_row((struct kn_cpu *)kn, a->table, token_id(&job, t));
+        if (a->pos_table)
+            count_row((struct kn_cpu *)kn, a->pos_table, batch->positions[t] + a->pos_offset);
+    }
 }
 
 static void gather_item(const void *arg, int32_t row, int worker)

@@ -58,6 +58,7 @@ struct kn_cu_window {
 /* What the kernels read from a tier, in device memory; added to, and reset by none that reads. */
 struct kn_cu_traffic {
     uint64_t blocks;               /* 16 KB each */
+    uint64_t row_bytes;            /* of rows of tables, beside them */
     uint64_t trips, trip_clocks;   /* round trips seen, and the sum of them in SM clocks */
     uint32_t trip_min, trip_max;   /* trip_min starts at UINT32_MAX */
     uint32_t readers[KN_CU_TURNS]; /* CTAs that have copies to issue, by turn of their launch; 0

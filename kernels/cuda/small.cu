@@ -52,10 +52,21 @@ static __device__ void weight_chunk(const kn_weight &w, int32_t row, int32_t c, 
     }
 }
 
+/* Row `row` of w is read, once. */
+static __device__ void count_row(const kn_weight &w, int32_t row, kn_cu_traffic *traffic)
+{
+    const int32_t tile = row / KN_TILE_ROWS;
+#pragma unroll
+    for (int t = 0; t < KN_TIER_MAX; t++)
+        if ((uint32_t)(tile - w.span[t].tile_begin) < (uint32_t)w.span[t].tile_count)
+            ptx_atomic_add_relaxed_u64(&traffic[t].row_bytes, (uint64_t)w.cols * 2);
+}
+
 static __global__ void sm90_embed(const __grid_constant__ kn_weight table,
                                   const __grid_constant__ kn_weight pos_table, bool has_positions,
                                   int32_t pos_offset, const int32_t *tokens,
-                                  const int32_t *positions, const int32_t *chosen, float *x)
+                                  const int32_t *positions, const int32_t *chosen, float *x,
+                                  kn_cu_traffic *traffic)
 {
     CU_TRACE(EMBED, 0);
     ptx_griddep_launch();
@@ -65,6 +76,10 @@ static __global__ void sm90_embed(const __grid_constant__ kn_weight table,
     int32_t token = tokens[blockIdx.x];
     if (token < 0) token = chosen ? chosen[-1 - token] : 0; /* kn_token_chosen */
     if (token < 0) token = 0; /* none could be chosen: the step is worth nothing, and fails */
+    if (traffic && threadIdx.x == 0) {
+        count_row(table, token, traffic);
+        if (has_positions) count_row(pos_table, positions[blockIdx.x] + pos_offset, traffic);
+    }
     float *out = x + (size_t)blockIdx.x * cols;
     for (int32_t c = threadIdx.x; c * CHUNK < cols; c += blockDim.x) {
         float v[CHUNK], p[CHUNK];
@@ -312,7 +327,7 @@ static enum status launched(cudaError_t e, const char *what, char *err)
 
 extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
                                           const struct kn_embed_args *a, const int32_t *chosen,
-                                          void *stream, char *err)
+                                          struct kn_cu_traffic *traffic, void *stream, char *err)
 {
     const cu_launch l(batch->token_count, threads_for(a->table->cols, CHUNK, THREADS_MAX), 0,
                       stream);
@@ -320,8 +335,8 @@ extern "C" enum status kn_cu_embed_launch(const struct kn_batch *batch,
     CHECK(a->table->dtype == KN_BF16 && (!a->pos_table || a->pos_table->dtype == KN_BF16));
     return launched(cudaLaunchKernelEx(&l.config, sm90_embed, *a->table,
                                        a->pos_table ? *a->pos_table : none, a->pos_table != NULL,
-                                       a->pos_offset, batch->tokens, batch->positions, chosen,
-                                       a->x),
+                                       a->pos_offset, batch->tokens, batch->positions, chosen, a->x,
+                                       traffic),
                     "embed", err);
 }
 

@@ -15,9 +15,10 @@ extern "C" {
 #endif
 
 /* x[T,H] fp32.  The tables are bf16, in any tiers.  chosen: what kn_cu_sample_launch wrote last, or
- * NULL before. */
+ * NULL before.  traffic: [KN_TIER_MAX], or NULL. */
 MUST_USE enum status kn_cu_embed_launch(const struct kn_batch *batch, const struct kn_embed_args *a,
-                                        const int32_t *chosen, void *stream, char *err);
+                                        const int32_t *chosen, struct kn_cu_traffic *traffic,
+                                        void *stream, char *err);
 /* y: activations in chunks of KN_CU_TOKENS_MAX tokens, each in its bucket; inputs beyond cols are
  * written as zeros.  parts, [T,cols] each, or NULL: they are first added to x. */
 MUST_USE enum status kn_cu_norm_launch(const struct kn_norm_args *a,

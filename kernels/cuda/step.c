@@ -229,7 +229,10 @@ void kn_cu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_em
     char err[ERR_CAP];
     const struct kn_batch *b =
         kn_cu_begin(cu) && kn_cu_settle(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
-    if (b) kn_cu_st(cu, kn_cu_embed_launch(b, a, cu->chosen, cu->stream, err), err);
+    if (b)
+        kn_cu_st(cu,
+                 kn_cu_embed_launch(b, a, cu->chosen, cu->control.device_traffic, cu->stream, err),
+                 err);
 }
 
 void kn_cu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, const float *x,

@@ -118,7 +118,10 @@ def test_prompts_over_two_tiers(tmp_path, tiny):
     # 48 + 48 + 4 of the first prompt with 44 of the second, then 47 beside a decode, then the rest.
     assert result["prompt_step_count"] == 5
     _, remote = result["tiers"]
-    assert remote["prompt_step_counted_bytes"] == remote["prompt_step_weight_bytes"] > 0
+    # But for the rows of the embedding table, 256 bytes a token: which of them are remote, chance decides.
+    spread = abs(remote["prompt_step_counted_bytes"] - remote["prompt_step_weight_bytes"]) * 5
+    assert spread < 0.3 * 200 * 256 and remote["prompt_step_counted_bytes"] * 5 % 256 == 0
+    assert remote["prompt_step_weight_bytes"] > 1.5 * 200 * 256
     assert 0 < result["prompt_device_ms"] <= result["prompt_ms"]
     floor = remote["prompt_step_weight_bytes"] * 5 / remote["read_bytes_per_s"] * 1e3
     assert result["prompt_link_floor_ms"] == pytest.approx(floor, rel=1e-6)
@@ -141,7 +144,7 @@ def test_cheap_bytes_leave_first(tmp_path, tiny):
     result, _ = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
                       "--offload", 0.1, "--remote", "host:64MiB", "--threads", 1, "--congestion-control", "off")
     local, remote = result["tiers"]
-    assert 0 < remote["step_weight_bytes"] <= 2 * 2 * 64 and remote["step_counted_bytes"] == 0
+    assert 0 < remote["step_weight_bytes"] <= 2 * 2 * 64 and remote["step_counted_bytes"] <= 2 * 2 * 64
     assert result["placement"] == "auto" and "window_ctas" not in remote
 
 

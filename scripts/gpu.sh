@@ -13,7 +13,7 @@
 # tests/fixtures, config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
-# sanitizer/.  All of bench is made to take less than eight minutes, pcie 100 s and peer 60 s of them.
+# sanitizer/.  All of bench is made to take less than nine minutes, pcie 130 s and peer 90 s of them.
 set -u
 
 usage() {
@@ -251,6 +251,11 @@ for batch, r in runs.items():
                     for t in r["tiers"] if "round_trip_mean_us" in t)
     beside = "".join(f"  time/{what} {r['tpot_steady_median_ms'] / other[batch]['tpot_steady_median_ms']:.3f}"
                      for what, other in (("all-HBM", all_hbm), ("static", bounded)) if batch in other)
+    if "prompt_link_floor_ms" in r and batch in all_hbm and r["input_tokens_per_sequence"] > 256:
+        link, hbm = r["prompt_link_floor_ms"], all_hbm[batch]["prompt_ms"]
+        crossed = " ".join(f"{t['name']} {t['prompt_step_counted_bytes'] / t['prompt_step_weight_bytes']:.4f}" for t in r["tiers"][1:])
+        print(f"{name:20} prompt of {r['input_tokens_per_sequence']:.0f} in {r['prompt_step_count']:.0f} steps: {r['prompt_ms']:.2f} ms"
+              f"  link {link:.2f}  all-HBM {hbm:.2f}  time/larger {r['prompt_ms'] / max(link, hbm):.3f}  weights crossed: {crossed} times")
     print(f"{name:20} b{batch:<4} floor {r['floor_per_step_ms']:8.3f} ms ({r['floor_tier']}) TPOT {r['tpot_steady_median_ms']:8.3f}"
           f" ms  floor/TPOT {r['floor_over_tpot_ratio']:.3f}{beside}  {r['decode_tokens_per_s']:8.1f} tokens/s"
           f"  outside device {r.get('engine_outside_device_share_ratio', float('nan')):.4f}  GB/s: {tiers}{trips}")
@@ -295,8 +300,27 @@ bench_remote() {
     all_hbm= bounded=
 }
 
+# bench_prompts LINK TIER RATIO...: a prompt in steps of 512 and of 2,048 tokens, none of the weights
+# remote, then each ratio.  Of two measurements of one loading the second counts.
+bench_prompts() {
+    link=$1 tier=$2
+    shift 2
+    bounded=
+    for tokens in 512 2048; do
+        all_hbm=
+        bench_one "$link-prompt$tokens-0" 1,1 8192 10 --max-num-batched-tokens $tokens
+        all_hbm=$link-prompt$tokens-0
+        for ratio in "$@"; do
+            bench_one "$link-prompt$tokens-$ratio" 1,1 8192 10 --max-num-batched-tokens $tokens --placement even \
+                --remote "$tier" --offload "$(share_of "$ratio")"
+        done
+    done
+    all_hbm=
+}
+
 bench_pcie() {
     run "$dir/gpu_gemm" --windows
+    bench_prompts pcie host:9GiB 10 30
     bench_remote pcie host:9GiB 1,32,128 ${RATIOS:-0.4 1 5 10 30 50}
 }
 
@@ -306,6 +330,7 @@ bench_peer() {
         return
     fi
     run "$dir/gpu_gemm" --windows --peer
+    bench_prompts peer peer:1:9GiB 10 50
     bench_remote peer peer:1:9GiB 1,32,128 ${RATIOS:-4 7 10 30 50}
     # Three tiers at once: the peer's is filled first where shares are not planned.
     all_hbm=peer0

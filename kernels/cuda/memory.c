@@ -345,7 +345,7 @@ static bool upload_device(struct kn_cu *cu, char *dst, const char *src, size_t b
             !kn_cu_ok(cu, cudaEventRecord(u->free[i], cu->stream), "to record an event"))
             return false;
     }
-    return kn_cu_fetch_behind(cu);
+    return true;
 }
 
 enum status kn_cu_upload(struct kn *kn, void *dst, const void *src, size_t bytes)
@@ -358,5 +358,6 @@ enum status kn_cu_upload(struct kn *kn, void *dst, const void *src, size_t bytes
     CHECK(r && r->mem != KN_MEM_STAGING && (char *)dst + bytes <= r->base + r->bytes);
     bool ok = r->mem == KN_MEM_HOST ? upload_host(cu, dst, src, bytes)
                                     : upload_device(cu, dst, src, bytes);
+    if (ok && r->mem == KN_MEM_PEER) ok = kn_cu_fetch_behind(cu);
     return ok ? ST_OK : ST_DEVICE;
 }

@@ -256,6 +256,7 @@ void kn_set_window(struct kn *kn, int tier, const struct kn_window *window);
  * of tables, by where they lie; no round trips. */
 struct kn_traffic {
     uint64_t bytes;
+    uint64_t fetched_bytes;            /* of these, copied ahead (kn_fetch_reserve): no window's */
     uint64_t trip_count, trip_ns_sum;  /* remote copies, and the sum of their round trips */
     uint64_t trip_ns_min, trip_ns_max; /* of the latest stretch between two kn_sync that had any; 0
                                           where none had */

@@ -165,7 +165,9 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
         {"tier_round_trip_seconds_total", "counter",
          "Sum of their round trips, from issue to landing.", true},
         {"tier_round_trip_min_seconds", "gauge", "Least round trip of the latest step.", true},
-        {"tier_round_trip_max_seconds", "gauge", "Largest round trip of the latest step.", true}};
+        {"tier_round_trip_max_seconds", "gauge", "Largest round trip of the latest step.", true},
+        {"tier_fetched_bytes_total", "counter",
+         "Of the bytes read, those that were copied ahead of the products of prompts.", true}};
     for (size_t f = 0; f < ARRAY_COUNT(families); f++) {
         if (families[f].remote && v->tier_count < 2) continue;
         put_family(out, families[f].name, families[f].type, families[f].help);
@@ -177,7 +179,8 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
                                      (double)r->trip_count,
                                      (double)r->trip_ns_sum * 1e-9,
                                      (double)r->trip_ns_min * 1e-9,
-                                     (double)r->trip_ns_max * 1e-9};
+                                     (double)r->trip_ns_max * 1e-9,
+                                     (double)r->fetched_bytes};
             put_tier_value(out, families[f].name, v->tiers[t].name, values[f]);
         }
     }

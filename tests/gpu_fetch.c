@@ -115,7 +115,7 @@ static void multiply(const struct set *s, int product, int32_t near, int32_t hos
 }
 
 /* The counters as they are now. */
-static uint64_t bytes_now(int tier)
+static struct kn_traffic traffic_now(int tier)
 {
     struct kn_traffic t;
     void *p = test_upload(gpu, KN_MEM_LOCAL, NULL, 1024);
@@ -125,7 +125,7 @@ static uint64_t bytes_now(int tier)
     }
     kn_free(gpu, KN_MEM_LOCAL, p, 1024);
     kn_traffic(gpu, tier, &t);
-    return t.bytes;
+    return t;
 }
 
 /* All products PASSES times with nothing waited for between, against `want`. */
@@ -134,13 +134,13 @@ static void check(const struct set *s, int32_t near, int32_t host, size_t ring, 
     char err[ERR_CAP] = "";
     const struct kn_weight w = weight_of(s, 0, near, host);
     const size_t tile = kn_weight_tile_bytes(&w);
-    uint64_t from[KINDS], to[KINDS];
+    struct kn_traffic from[KINDS], to[KINDS];
     test_must(kn_fetch_reserve(gpu, ring, err), err);
     for (int i = 0; i < PRODUCTS; i++)
         CHECK(cudaMemset(s->out[i], 0xFF, s->out_bytes) == cudaSuccess);
-    for (int k = 0; k < KINDS; k++) from[k] = bytes_now(k);
+    for (int k = 0; k < KINDS; k++) from[k] = traffic_now(k);
     for (int i = 0; i < PASSES * PRODUCTS; i++) multiply(s, i % PRODUCTS, near, host);
-    for (int k = 0; k < KINDS; k++) to[k] = bytes_now(k);
+    for (int k = 0; k < KINDS; k++) to[k] = traffic_now(k);
     for (int i = 0; i < PRODUCTS; i++) {
         void *got = test_download(gpu, s->out[i], s->out_bytes);
         EXPECT(memcmp(got, want[i], s->out_bytes) == 0,
@@ -151,11 +151,18 @@ static void check(const struct set *s, int32_t near, int32_t host, size_t ring, 
     }
     const size_t remote = (size_t)(w.tile_count - near) * tile;
     const uint64_t times = PASSES * PRODUCTS;
-    for (int k = 1; k < KINDS && remote <= ring / KN_BLOCK_BYTES * KN_BLOCK_BYTES; k++)
-        EXPECT(to[k] - from[k] == times * (uint64_t)w.span[k].tile_count * tile,
-               "N %d K %d T %d: tier %d counted %llu bytes", s->N, s->K, s->T, k,
-               (unsigned long long)(to[k] - from[k]));
-    EXPECT(to[0] - from[0] >= times * (uint64_t)w.span[0].tile_count * tile, "local bytes");
+    const bool fits = remote <= ring / KN_BLOCK_BYTES * KN_BLOCK_BYTES;
+    for (int k = 1; k < KINDS; k++) {
+        const uint64_t once = times * (uint64_t)w.span[k].tile_count * tile;
+        const uint64_t bytes = to[k].bytes - from[k].bytes;
+        const uint64_t fetched = to[k].fetched_bytes - from[k].fetched_bytes;
+        EXPECT(fits ? bytes == once && fetched == once : bytes >= once && fetched == 0,
+               "N %d K %d T %d: tier %d counted %llu bytes, fetched %llu, of %llu", s->N, s->K,
+               s->T, k, (unsigned long long)bytes, (unsigned long long)fetched,
+               (unsigned long long)once);
+    }
+    EXPECT(to[0].bytes - from[0].bytes >= times * (uint64_t)w.span[0].tile_count * tile,
+           "local bytes");
 }
 
 /* Weights change between two products: the second sees it, whatever lies in the ring. */
@@ -302,9 +309,9 @@ static void bench_ring(const struct bench *b, int kind, double share, int32_t T,
     double local, mixed;
     test_must(kn_fetch_reserve(gpu, (size_t)(layers * share * 1.02 * (double)b->layer_bytes), err),
               err);
-    const uint64_t before = bytes_now(kind);
+    const uint64_t before = traffic_now(kind).bytes;
     const double remote = (double)pass(b, kind, share, T);
-    const double counted = (double)(bytes_now(kind) - before);
+    const double counted = (double)(traffic_now(kind).bytes - before);
     time_both(b, kind, share, T, &local, &mixed);
     printf("  T %4d, %2.0f %% remote, ring of %.1f layers: %7.2f ms, %5.1f GB/s; local %7.2f, link "
            "%7.2f; time / max %.3f, crossed %.3f times\n",

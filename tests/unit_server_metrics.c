@@ -221,6 +221,7 @@ static void test_values(void **state)
                                            .preempt_count = 9};
     stats.traffic[0].bytes = 1000;
     stats.traffic[1] = (struct kn_traffic){.bytes = 32768,
+                                           .fetched_bytes = 16384,
                                            .trip_count = 2,
                                            .trip_ns_sum = 3000,
                                            .trip_ns_min = 1000,
@@ -256,6 +257,7 @@ static void test_values(void **state)
 #define REMOTE "{tier=\"ho\\\"st\\\\\\n\"}"
     assert_true(sample(t, "dakd_tier_read_bytes_total" REMOTE) == 32768);
     assert_true(sample(t, "dakd_tier_read_bandwidth_bytes_per_second" REMOTE) == 5e9);
+    assert_true(sample(t, "dakd_tier_fetched_bytes_total" REMOTE) == 16384);
     assert_true(sample(t, "dakd_tier_window_bytes" REMOTE) == 262144);
     assert_true(sample(t, "dakd_tier_round_trips_total" REMOTE) == 2);
     assert_true(fabs(sample(t, "dakd_tier_round_trip_seconds_total" REMOTE) - 3e-6) < 1e-12);

@@ -108,6 +108,7 @@ void kn_cu_reading_take(struct kn_cu *cu)
         const struct kn_cu_traffic *now = &reading[t];
         struct kn_traffic *to = &c->traffic[t];
         to->bytes = now->blocks * KN_BLOCK_BYTES + now->row_bytes + fetched[t];
+        to->fetched_bytes = fetched[t];
         to->trip_ns_sum = (uint64_t)((double)now->trip_clocks * c->ns_per_clock);
         to->trip_count = now->trips;
         if (now->trip_min > now->trip_max) continue; /* no trip since the reading before */

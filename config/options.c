@@ -69,8 +69,14 @@ static const struct option table[] = {
     {"max-model-len", INT, AT(max_model_len), 0, 16777216, "0", NULL,
      "prompt and answer together, in tokens; 0: what the model allows"},
     {"max-num-seqs", INT, SERVE(max_num_seqs), 1, 4096, "64", NULL, "sequences computed at once"},
-    {"max-num-batched-tokens", INT, ALL(max_num_batched_tokens), 1, 65536, "512", NULL,
-     "tokens of one step, prompts and decodes together"},
+    /* tests/gpu/results/README.md has the sweep that led to it. */
+    {"max-num-batched-tokens", INT, ALL(max_num_batched_tokens), 1, 65536, "2048", NULL,
+     "tokens of one step, prompts and decodes together: the more, the sooner prompts are computed, "
+     "and the longer decodes wait for the step"},
+    {"itl-target-ms", REAL, AT(itl_target_ms), 0, 60000, "0", NULL,
+     "inter-token latency to keep while prompts are computed: a step with decodes has only so many "
+     "tokens of prompts (64 at least) that it takes no longer, as learnt from steps before; 0: "
+     "--max-num-batched-tokens alone"},
     {"max-waiting", INT, SERVE(max_waiting), 0, 65536, "1024", NULL,
      "sequences that may wait; one more is answered 503"},
     {"kv-cache-memory-bytes", BYTES, AT(kv_cache_memory_bytes), 0, 1e15, "0", NULL,
@@ -130,6 +136,15 @@ static const struct option table[] = {
      "sequences computed at once; 1,32,128: one measurement each, of one loading"},
     {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
     {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
+    {"request-rate", REAL, BENCH(request_rate), 0, 1e6, "0", NULL,
+     "prompts that arrive a second, evenly, while --batch sequences decode: what they cost each "
+     "other"},
+    {"num-prompts", INT, BENCH(num_prompts), 1, 4096, "32", NULL, "of --request-rate"},
+    {"sweep-batched-tokens", TEXT, BENCH(sweep_batched_tokens), 0, 0, "", NULL,
+     "of --request-rate: one measurement with each of these --max-num-batched-tokens, e.g. "
+     "512,2048"},
+    {"sweep-itl-target-ms", TEXT, BENCH(sweep_itl_target_ms), 0, 0, "", NULL,
+     "of --request-rate: and with each of these --itl-target-ms, e.g. 0,20"},
     {"json", TEXT, OFFLINE(json), 0, 0, "", NULL, "a file the results are written to as well"},
     {"machine", CHOICE, PLAN(machine), 0, 0, "h200-pcie",
      "h200-pcie|h100-pcie|gh200|h200-nvlink-peer", "whose figures are taken; each may be replaced"},

@@ -33,6 +33,7 @@ struct options {
     int64_t max_model_len; /* 0: what the model allows */
     int64_t max_num_seqs;
     int64_t max_num_batched_tokens;
+    double itl_target_ms; /* 0: none */
     int64_t max_waiting;
     uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need; at most
                                      * what gpu_memory_utilization leaves, or on the CPU 1 GiB or
@@ -64,6 +65,9 @@ struct options {
     /* Bench. */
     char batch[OPT_STRING_CAP];    /* numbers of sequences, comma-separated; "": not given */
     int64_t input_len, output_len; /* 0: not given */
+    double request_rate;           /* prompts a second beside sequences that decode; 0: not given */
+    int64_t num_prompts;
+    char sweep_batched_tokens[OPT_STRING_CAP], sweep_itl_target_ms[OPT_STRING_CAP];
     char json[OPT_STRING_CAP];
     /* Plan; 0: what the machine has. */
     char machine[24];

@@ -114,6 +114,11 @@ struct eng_stats {
     uint64_t step_count, prompt_tokens, generated_tokens, recomputed_tokens;
     uint64_t step_ns_sum;
     uint64_t played_step_count; /* of these, played from a recording */
+    /* Steps with decodes and tokens of prompts: how many, their time, and those tokens. */
+    uint64_t mixed_step_count, mixed_ns_sum, mixed_prompt_tokens;
+    /* Steps with decodes from which the target of latency kept tokens of prompts, and those that
+     * took longer than it. */
+    uint64_t held_back_step_count, itl_over_step_count;
     /* While there was work, up to the last finished step: time the machine was busy by its own
      * clock (kn_step_wait), and time it had nothing to do, waiting for the engine. */
     uint64_t device_ns_sum, host_ns_sum;

@@ -42,6 +42,8 @@ struct eng_step {
     bool played;                /* it was a recorded one */
     uint64_t serial;            /* of kn_step_end */
     uint64_t start_ns, prompt_tokens, recomputed_tokens;
+    struct eng_load load;
+    bool held_back; /* of the plan */
 };
 
 struct eng_engine {

@@ -13,6 +13,13 @@
  * that is a prefill too (a decode there is already in the plan); failing that it waits, with what
  * it has. plan_admissions  waiting sequences from the head, unless something was just preempted.
  *
+ * Prompts beside decodes.  With a target of latency the passes for prompts ask the model of steps
+ * (pace.h) how many tokens still fit, in the same order: the first prompt gets at least
+ * ENG_CHUNK_MIN, and behind one that is cut there is nothing.  It is cut where the step's tokens
+ * are a multiple of 128, as the products' tiles are, for more would often cost a whole tile; but
+ * not for an eighth of the tokens, nor could their number grow from little.  Steps without decodes
+ * are bounded by tokens_step_max alone.
+ *
  * As running <= tokens_step_max, the budget holds all decodes and at least one token for the oldest
  * prefill.
  *
@@ -32,6 +39,8 @@
 #include "config/check.h"
 #include "engine/pages.h"
 
+#define TILE_TOKENS 128 /* of the products' widest tiles but one */
+
 struct seq_list {
     struct eng_sched_seq *head, *tail;
     int32_t count;
@@ -41,6 +50,8 @@ struct eng_sched {
     int32_t running_max; /* min(seqs_max, tokens_step_max) */
     int32_t tokens_step_max;
     int32_t chunk_max;
+    bool paced; /* a target of latency is set */
+    struct eng_pace pace;
     struct seq_list running, waiting;
     struct eng_pages *pages;     /* owned */
     struct eng_plan_item *items; /* owned, [running_max] */
@@ -100,6 +111,8 @@ enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sch
     s->running_max = min_i32(config->seqs_max, config->tokens_step_max);
     s->tokens_step_max = config->tokens_step_max;
     s->chunk_max = config->chunk_max ? config->chunk_max : config->tokens_step_max;
+    s->paced = config->itl_target_s > 0;
+    if (s->paced) eng_pace_init(&s->pace, config->itl_target_s);
     enum status st = eng_pages_open(config->page_count, &s->pages);
     if (st) goto fail_pages;
     CHECK(eng_pages_total(s->pages) >= 1);
@@ -207,6 +220,8 @@ static void plan_put(const struct eng_sched *s, struct eng_plan *plan, struct en
         .sample = tokens == pending(seq),
     };
     plan->token_count += tokens;
+    if (pending(seq) == 1) eng_load_add_decode(&plan->load, seq->kv_count + 1);
+    else eng_load_add_prompt(&plan->load, seq->kv_count, tokens);
     CHECK(plan->token_count <= s->tokens_step_max);
 }
 
@@ -225,14 +240,30 @@ static void plan_decodes(struct eng_sched *s, struct eng_plan *plan)
     }
 }
 
+/* The tokens of a prompt that this plan has room for. */
+static int32_t prompt_room(const struct eng_sched *s, struct eng_plan *plan,
+                           const struct eng_sched_seq *seq)
+{
+    int32_t left = s->tokens_step_max - plan->token_count;
+    int32_t want = min_i32(min_i32(pending(seq), s->chunk_max), left);
+    if (!s->paced || plan->load.decode_count == 0) return want;
+    if (plan->held_back) return 0;
+    int32_t room = eng_pace_tokens(&s->pace, &plan->load, seq->kv_count, want);
+    if (room == want) return want;
+    plan->held_back = true;
+    int32_t whole = (plan->token_count + room) / TILE_TOKENS * TILE_TOKENS - plan->token_count;
+    if (whole >= room - room / 8 && whole >= ENG_CHUNK_MIN) return whole;
+    if (room >= ENG_CHUNK_MIN) return room;
+    return plan->load.prompt_tokens == 0 ? min_i32(want, ENG_CHUNK_MIN) : 0;
+}
+
 /* Returns the pages that the running sequences lack for the tokens they have. */
 static int64_t plan_prefills(struct eng_sched *s, struct eng_plan *plan)
 {
     int64_t need = 0;
     for (struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
         if (pending(seq) == 1) continue;
-        int32_t left = s->tokens_step_max - plan->token_count;
-        int32_t want = min_i32(min_i32(pending(seq), s->chunk_max), left);
+        int32_t want = prompt_room(s, plan, seq);
         int32_t got = take_pages(s, seq, want);
         while (got == 0 && want > 0 && seq != s->running.tail && pending(s->running.tail) > 1) {
             preempt_youngest(s, plan);
@@ -248,14 +279,13 @@ static void plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64_t 
 {
     while (s->waiting.head && s->running.count < s->running_max) {
         struct eng_sched_seq *seq = s->waiting.head;
-        int32_t left = s->tokens_step_max - plan->token_count;
         int32_t whole = pages_for(seq->token_count);
         int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
-        if (left == 0 || eng_pages_free(s->pages) < need + whole + reserve) break;
+        int32_t tokens = prompt_room(s, plan, seq);
+        if (tokens == 0 || eng_pages_free(s->pages) < need + whole + reserve) break;
         list_remove(&s->waiting, seq);
         list_insert(&s->running, s->running.tail, seq);
         seq->state = ENG_SEQ_RUNNING;
-        int32_t tokens = min_i32(min_i32(seq->token_count, s->chunk_max), left);
         CHECK(take_pages(s, seq, tokens) == tokens);
         plan_put(s, plan, seq, tokens);
         need += whole - seq->page_count;
@@ -283,6 +313,11 @@ void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan)
         CHECK(item->sample == (pending(item->seq) == 0));
     }
     s->planned_count = 0;
+}
+
+void eng_sched_learn(struct eng_sched *s, const struct eng_load *load, double seconds)
+{
+    if (s->paced) eng_pace_learn(&s->pace, load, seconds);
 }
 
 /* --- looking in ------------------------------------------------------------------------------- */

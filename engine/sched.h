@@ -2,7 +2,9 @@
  * sched.h - which tokens of which sequences make up the next step.
  *
  * Continuous batching (Orca) with chunked prefill (Sarathi-Serve): every step mixes the decodes of
- * all running sequences with chunks of prompts, under a budget of tokens.  KV memory is handed out
+ * all running sequences with chunks of prompts, under a budget of tokens and, where a target for
+ * the inter-token latency is set, of time: then a step that has decodes has only so many tokens of
+ * prompts that it is predicted to take no longer (pace.h).  KV memory is handed out
  * in pages of KN_PAGE_TOKENS; when pages run out the youngest running sequence is preempted: its
  * pages are freed and it goes back to the front of the queue, to be computed again from its tokens
  * (bitwise the same, kernels.h invariant 2).
@@ -25,8 +27,9 @@
  *     admitted sequence arrived no later than every one still waiting, and those put back by
  *     preemption come first;
  *  5. every running decode is in every plan: no decode waits for a prefill, or for another decode;
- *  6. the oldest sequence there is (running or not yet) is in every plan, with at least one token,
- *     and is never preempted.  Hence a sequence is finished within as many steps as it and those
+ *  6. the oldest sequence there is (running or not yet) is in every plan, with at least one token
+ *     (ENG_CHUNK_MIN, or all it has, where a target of latency is what bounds a plan), and is never
+ *     preempted.  Hence a sequence is finished within as many steps as it and those
  *     before it have tokens in the end;
  *  7. nobody is preempted in an admission's own step or in the 64 steps after it, so that what is
  *     admitted stays to do some work (the watermark, sched.c).
@@ -37,6 +40,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/pace.h"
 #include "kernels/kernels.h"
 
 enum eng_seq_state { ENG_SEQ_NEW, ENG_SEQ_WAITING, ENG_SEQ_RUNNING };
@@ -54,6 +58,10 @@ struct eng_sched_seq {
     struct eng_sched_seq *prev, *next; /* links of the waiting or running list */
 };
 
+/* However little time there is, a step has so many tokens of a prompt, so that none starves. Enough
+ * for the prefill kernels (kernels.h, invariant 2). */
+enum { ENG_CHUNK_MIN = 64 };
+
 /* tokens_step_max caps the running sequences too, so that every decode fits in every step: more of
  * them would hold pages only to take turns. */
 struct eng_sched_config {
@@ -61,6 +69,7 @@ struct eng_sched_config {
     int32_t tokens_step_max; /* >= 1; token budget of a step: --max-num-batched-tokens */
     int32_t chunk_max;       /* longest prompt chunk of one sequence in a step; 0: the budget */
     int32_t page_count[KN_TIER_MAX]; /* KV pages of each tier, >= 1 in all; tier 0 first */
+    double itl_target_s; /* duration of steps with decodes: --itl-target-ms; 0: no target */
 };
 
 struct eng_plan_item {
@@ -76,6 +85,8 @@ struct eng_plan {
     int32_t item_count;          /* <= min(seqs_max, tokens_step_max) */
     int32_t token_count;
     int32_t preempt_count; /* sequences put back while this plan was made */
+    struct eng_load load;
+    bool held_back; /* the target of latency left prompts' tokens for later steps */
 };
 
 struct eng_sched;
@@ -102,6 +113,9 @@ void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan);
  * not changed token_count; after it, the engine raises token_count by one for each sampled sequence
  * (or removes the sequence). */
 void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan);
+
+/* A step of a plan's load took so long, from the end of the step before it. */
+void eng_sched_learn(struct eng_sched *s, const struct eng_load *load, double seconds);
 
 struct eng_sched_stats {
     int32_t running, waiting;

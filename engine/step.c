@@ -184,6 +184,8 @@ static void note_items(struct eng_engine *e, const struct eng_plan *plan, struct
 {
     s->start_ns = clock_now_ns();
     s->prompt_tokens = s->recomputed_tokens = 0;
+    s->load = plan->load;
+    s->held_back = plan->held_back;
     for (int32_t i = 0; i < plan->item_count; i++) {
         const struct eng_plan_item *item = &plan->items[i];
         struct eng_request *r = request_of(item->seq);
@@ -361,6 +363,21 @@ static void count_traffic(struct eng_engine *e, uint64_t step_device_ns)
     e->traffic_ns = 0;
 }
 
+/* Steps that delay decodes.  Under `lock`. */
+static void count_mixed(struct eng_engine *e, const struct eng_step *s, uint64_t step_ns)
+{
+    struct eng_stats *t = &e->stats;
+    if (s->load.decode_count == 0) return;
+    if (s->load.prompt_tokens > 0) {
+        t->mixed_step_count++;
+        t->mixed_ns_sum += step_ns;
+        t->mixed_prompt_tokens += (uint64_t)s->load.prompt_tokens;
+    }
+    t->held_back_step_count += s->held_back;
+    const double target_s = e->config.sched.itl_target_s;
+    t->itl_over_step_count += target_s > 0 && (double)step_ns > target_s * (double)NS_PER_S;
+}
+
 /* The machine was busy for the sum of all steps' own times; the rest of the time it waited. */
 static void count_step(struct eng_engine *e, const struct eng_step *s, uint64_t generated)
 {
@@ -371,11 +388,13 @@ static void count_step(struct eng_engine *e, const struct eng_step *s, uint64_t 
     while (bucket < ENG_STEP_BUCKETS - 1 && T > eng_step_bounds[bucket]) bucket++;
     e->wall_ns += now - e->turn_ns;
     e->turn_ns = now;
+    eng_sched_learn(e->sched, &s->load, (double)step_ns / (double)NS_PER_S);
     pthread_mutex_lock(&e->lock);
     struct eng_stats *t = &e->stats;
     t->step_count++;
     t->played_step_count += s->played;
     t->step_ns_sum += step_ns;
+    count_mixed(e, s, step_ns);
     count_traffic(e, e->device_ns - t->device_ns_sum);
     t->device_ns_sum = e->device_ns;
     t->host_ns_sum = e->wall_ns > e->device_ns ? e->wall_ns - e->device_ns : 0;

@@ -95,6 +95,23 @@ static void put_steps(struct buf *out, const struct eng_stats *e)
     buf_printf(out, "dakd_engine_step_seconds_total %.9f\n", (double)e->step_ns_sum * 1e-9);
 }
 
+/* Prompts beside decodes. */
+static void put_mixed(struct buf *out, const struct eng_stats *e)
+{
+    put_counter(out, "mixed_steps_total", "Steps with decodes and tokens of prompts.",
+                e->mixed_step_count);
+    put_counter(out, "mixed_step_prompt_tokens_total", "Tokens of prompts in these steps.",
+                e->mixed_prompt_tokens);
+    put_family(out, "mixed_step_seconds_total", "counter", "Time spent in these steps.");
+    buf_printf(out, "dakd_mixed_step_seconds_total %.9f\n", (double)e->mixed_ns_sum * 1e-9);
+    put_counter(out, "itl_held_back_steps_total",
+                "Steps with decodes that --itl-target-ms kept tokens of prompts from.",
+                e->held_back_step_count);
+    put_counter(out, "itl_over_target_steps_total",
+                "Steps with decodes that took longer than --itl-target-ms.",
+                e->itl_over_step_count);
+}
+
 static void put_engine(struct buf *out, const struct eng_stats *e)
 {
     int64_t used = 0, total = 0;
@@ -119,6 +136,7 @@ static void put_engine(struct buf *out, const struct eng_stats *e)
     put_counter(out, "num_preemptions_total", "Sequences put back for lack of KV pages.",
                 e->sched.preempt_count);
     put_steps(out, e);
+    put_mixed(out, e);
 }
 
 static void put_own(struct buf *out, const struct srv_metrics *m)

@@ -280,7 +280,8 @@ static enum status open_engine(const struct options *o, const struct srv_startup
     struct eng_config config = {
         .sched = {.seqs_max = (int32_t)o->max_num_seqs,
                   .tokens_step_max = (int32_t)o->max_num_batched_tokens,
-                  .page_count = {m->page_count}},
+                  .page_count = {m->page_count},
+                  .itl_target_s = o->itl_target_ms / 1e3},
         .model_len_max = m->model_len_max,
         .queue_max = (int32_t)(o->max_num_seqs + o->max_waiting),
         .event_ring = EVENT_RING,
@@ -294,6 +295,15 @@ static enum status open_engine(const struct options *o, const struct srv_startup
     };
     m->queue_max = config.queue_max;
     return eng_open(m->kn, m->model, &m->kv, &config, &m->engine, err);
+}
+
+enum status srv_startup_engine(const struct options *o, const struct srv_startup_hooks *hooks,
+                               struct srv_machine *m, char *err)
+{
+    const struct eng_model_options mo = srv_startup_model_options(o);
+    if (m->engine) eng_close(m->engine);
+    m->engine = NULL;
+    return open_engine(o, hooks, &mo, m, err);
 }
 
 /* Shapes of the KV cache before the model is there, so that memory can be checked first. */

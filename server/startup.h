@@ -39,6 +39,12 @@ struct srv_startup_hooks {
 /* All of it, or an error sentence and nothing left open. */
 MUST_USE enum status srv_startup(const struct options *o, const struct srv_startup_hooks *hooks,
                                  struct srv_machine *m, char *err);
+/* Closes the engine of an opened machine and opens another by o, whose limits are no larger than
+ * those the machine was opened with.  On failure there is none, and the machine is still to be shut
+ * down. */
+MUST_USE enum status srv_startup_engine(const struct options *o,
+                                        const struct srv_startup_hooks *hooks,
+                                        struct srv_machine *m, char *err);
 /* What start-up decides before the machine is open, for `dakd plan` as well: options of the model;
  * what a step works on beside the tiers, in bytes; the shape of the KV cache (base[] NULL). */
 struct eng_model_options srv_startup_model_options(const struct options *o);

@@ -168,7 +168,7 @@ static void test_commands(void **state)
     assert_string_equal(o.batch, "4");
     assert_int_equal(o.input_len, 0);
     assert_int_equal(o.seed, 7);
-    assert_int_equal(o.max_num_batched_tokens, 512);
+    assert_int_equal(o.max_num_batched_tokens, 2048);
     assert_string_equal(o.json, "f");
     assert_int_equal(read_for(OPTIONS_SERVE, &o, bench, no_env, err), ST_INVALID);
     assert_string_equal(err, "--batch is not a flag of dakd serve; see dakd serve --help");

@@ -28,7 +28,10 @@ static struct bench *open_bench(int32_t seqs_max, int32_t tokens, int32_t chunk,
 {
     struct bench *b = calloc(1, sizeof *b);
     assert_non_null(b);
-    struct eng_sched_config config = {seqs_max, tokens, chunk, {pages / 2, pages - pages / 2}};
+    struct eng_sched_config config = {.seqs_max = seqs_max,
+                                      .tokens_step_max = tokens,
+                                      .chunk_max = chunk,
+                                      .page_count = {pages / 2, pages - pages / 2}};
     assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
     for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
     return b;
@@ -304,6 +307,56 @@ static void tokens_max_counts_every_tier(void **state)
     eng_sched_close(NULL);
 }
 
+/* A machine of 10 ms a step and 0.1 ms a token of a prompt; 52 ms are wanted. */
+static void teach(struct bench *b, int steps)
+{
+    for (int i = 0; i < steps; i++) {
+        struct eng_load load = {0};
+        eng_load_add_decode(&load, 20 + 50 * (i % 5));
+        eng_load_add_prompt(&load, 0, 64 + i % 4 * 64);
+        eng_sched_learn(b->sched, &load, 10e-3 + 0.1e-3 * load.prompt_tokens);
+    }
+}
+
+static void a_target_of_latency_cuts_prompts_beside_decodes(void **state)
+{
+    (void)state;
+    struct bench *b = calloc(1, sizeof *b);
+    assert_non_null(b);
+    const struct eng_sched_config config = {
+        .seqs_max = 4, .tokens_step_max = 2000, .page_count = {200}, .itl_target_s = 52e-3};
+    assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
+    for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
+    teach(b, 100);
+    add(b, 0, 1500);
+    plan(b);
+    assert_item(b, 0, 0, 0, 1500, true); /* no decode: as many as the budget has */
+    assert_false(b->plan.held_back);
+    commit(b);
+    add(b, 1, 1500);
+    add(b, 2, 100);
+    plan(b); /* (49.4 - 10) / 0.1 = 394 tokens; 384 with the decode are whole tiles */
+    assert_int_equal(b->plan.item_count, 2);
+    assert_item(b, 0, 0, 1500, 1, true);
+    assert_item(b, 1, 1, 0, 383, false);
+    assert_true(b->plan.held_back);
+    assert_int_equal(b->plan.load.decode_kv_tokens, 1501);
+    commit(b);
+    struct eng_load slow = b->plan.load;
+    for (int i = 0; i < 100; i++) eng_sched_learn(b->sched, &slow, 1);
+    plan(b); /* nothing can be done: the least, and nobody else */
+    assert_int_equal(b->plan.item_count, 2);
+    assert_item(b, 1, 1, 383, ENG_CHUNK_MIN, false);
+    commit(b);
+    eng_sched_remove(b->sched, &b->seq[0]);
+    plan(b); /* no decode */
+    assert_item(b, 0, 1, 383 + ENG_CHUNK_MIN, 1500 - 383 - ENG_CHUNK_MIN, true);
+    assert_item(b, 1, 2, 0, 100, true);
+    assert_false(b->plan.held_back);
+    commit(b);
+    close_bench(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -317,6 +370,7 @@ int main(void)
         cmocka_unit_test(one_sequence_may_have_every_page),
         cmocka_unit_test(removal_in_every_state),
         cmocka_unit_test(tokens_max_counts_every_tier),
+        cmocka_unit_test(a_target_of_latency_cuts_prompts_beside_decodes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

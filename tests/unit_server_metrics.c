@@ -187,7 +187,8 @@ static void test_valid_exposition(void **state)
         "request_decode_time_seconds", "request_prompt_tokens",
         "request_generation_tokens",   "iteration_tokens_total",
         "tier_weight_bytes",           "tier_kv_pages",
-        "http_responses_total"};
+        "http_responses_total",        "mixed_steps_total",
+        "mixed_step_seconds_total",    "itl_over_target_steps_total"};
     for (size_t i = 0; i < ARRAY_COUNT(wanted); i++) {
         char name[96];
         snprintf(name, sizeof name, "dakd_%s", wanted[i]);
@@ -212,6 +213,11 @@ static void test_values(void **state)
                                .generated_tokens = 22,
                                .step_count = 3,
                                .step_tokens_sum = 30,
+                               .mixed_step_count = 7,
+                               .mixed_ns_sum = 1500000000,
+                               .mixed_prompt_tokens = 700,
+                               .held_back_step_count = 6,
+                               .itl_over_step_count = 2,
                                .device_ns_sum = 900,
                                .host_ns_sum = 100};
     stats.sched = (struct eng_sched_stats){.running = 4,
@@ -241,6 +247,11 @@ static void test_values(void **state)
     assert_true(sample(t, "dakd_prompt_tokens_total") == 11);
     assert_true(sample(t, "dakd_generation_tokens_total") == 22);
     assert_true(sample(t, "dakd_num_preemptions_total") == 9);
+    assert_true(sample(t, "dakd_mixed_steps_total") == 7);
+    assert_true(sample(t, "dakd_mixed_step_seconds_total") == 1.5);
+    assert_true(sample(t, "dakd_mixed_step_prompt_tokens_total") == 700);
+    assert_true(sample(t, "dakd_itl_held_back_steps_total") == 6);
+    assert_true(sample(t, "dakd_itl_over_target_steps_total") == 2);
     assert_true(sample(t, "dakd_request_success_total{finished_reason=\"stop\"}") == 6);
     assert_true(sample(t, "dakd_time_to_first_token_seconds_bucket{le=\"0.001\"}") == 1);
     assert_true(sample(t, "dakd_time_to_first_token_seconds_bucket{le=\"0.0025\"}") == 2);

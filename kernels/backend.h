@@ -46,6 +46,7 @@ struct kn_backend {
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
     void (*traffic)(struct kn *kn, int tier, struct kn_traffic *out);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
+    double (*matrix_run)(struct kn *kn); /* NULL in a backend without matrix units */
     /* NULL in a backend that does not record. */
     int32_t (*record_tokens)(const struct kn *kn, int32_t tokens);
     enum status (*record_begin)(struct kn *kn, int32_t tokens, char *err);

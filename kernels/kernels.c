@@ -222,3 +222,8 @@ void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes)
     CHECK((uintptr_t)ptr % KN_ALIGN == 0 && bytes % KN_ALIGN == 0);
     if (bytes > 0) kn->backend->stream_read(kn, ptr, bytes);
 }
+
+double kn_matrix_run(struct kn *kn)
+{
+    return kn->backend->matrix_run ? kn->backend->matrix_run(kn) : 0;
+}

@@ -360,6 +360,11 @@ void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_a
  * of what was read stays in kn, so that no compiler leaves the reading out. */
 void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 
+/* Multiplies random bf16 matrices that lie on the chip, with all its matrix units, for about a
+ * millisecond: what a measurement of their peak times.  Returns the operations, 2 a multiply-add; 0
+ * where the backend has no such units (the CPU). */
+double kn_matrix_run(struct kn *kn);
+
 /* Whether row i is token i for all rows, as in a step of one token a sequence: then x holds the
  * rows as they are wanted and there is nothing to gather. */
 static inline bool kn_rows_in_order(const struct kn_batch *batch)

@@ -11,11 +11,14 @@
 #define GROWTH_MAX 16
 #define PAGE_BYTES 4096
 #define ROUND_NS (40 * NS_PER_MS)
+#define MATRIX_ROUND_NS (100 * NS_PER_MS)
 
 struct off_probe_config off_probe_config_default(void)
 {
-    return (struct off_probe_config){
-        .bytes_max = BUFFER_MAX, .round_ns_min = ROUND_NS, .round_count = 3};
+    return (struct off_probe_config){.bytes_max = BUFFER_MAX,
+                                     .round_ns_min = ROUND_NS,
+                                     .matrix_round_ns_min = MATRIX_ROUND_NS,
+                                     .round_count = 3};
 }
 
 /* --- arithmetic ------------------------------------------------------------------------------- */
@@ -147,4 +150,35 @@ enum status off_probe_tiers(struct kn *kn, const struct off_tiers *tiers,
         if (st) return st;
     }
     return ST_OK;
+}
+
+static enum status multiply_times(struct kn *kn, uint64_t repeats, double *flops, uint64_t *ns,
+                                  char *err)
+{
+    uint64_t begin = clock_now_ns();
+    *flops = 0;
+    for (uint64_t i = 0; i < repeats; i++) *flops += kn_matrix_run(kn);
+    enum status st = kn_sync(kn, err);
+    *ns = clock_now_ns() - begin;
+    return st;
+}
+
+enum status off_probe_matrix(struct kn *kn, const struct off_probe_config *config,
+                             double *flops_per_s, char *err)
+{
+    uint64_t ns[OFF_PROBE_ROUNDS_MAX] = {0}, repeats = 1, took;
+    double flops;
+    enum status st = multiply_times(kn, 1, &flops, &took, err);
+    *flops_per_s = 0;
+    CHECK(config->round_count >= 1 && config->round_count <= OFF_PROBE_ROUNDS_MAX);
+    while (!st && flops > 0 && !(st = multiply_times(kn, repeats, &flops, &took, err))) {
+        uint64_t next = off_probe_repeats(repeats, took, config->matrix_round_ns_min);
+        if (next == repeats) break;
+        repeats = next;
+    }
+    if (st || flops <= 0) return st;
+    for (int i = 0; i < config->round_count && !st; i++)
+        st = multiply_times(kn, repeats, &flops, &ns[i], err);
+    if (!st) *flops_per_s = off_probe_rate((uint64_t)flops, ns, config->round_count);
+    return st;
 }

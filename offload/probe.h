@@ -17,11 +17,13 @@
 #define OFF_PROBE_ROUNDS_MAX 16
 
 struct off_probe_config {
-    uint64_t bytes_max;    /* of the buffer */
-    uint64_t round_ns_min; /* duration of one round */
-    int round_count;       /* 1..OFF_PROBE_ROUNDS_MAX */
+    uint64_t bytes_max;           /* of the buffer */
+    uint64_t round_ns_min;        /* duration of one round of readings */
+    uint64_t matrix_round_ns_min; /* and of one of products of matrices */
+    int round_count;              /* 1..OFF_PROBE_ROUNDS_MAX */
 };
-/* At most 1 GiB, 40 ms, 3 rounds: 0.4 s for a GPU's own memory. */
+/* At most 1 GiB, 40 ms, 3 rounds: 0.4 s for a GPU's own memory.  100 ms of products, which the
+ * chip's power limit bounds within some milliseconds. */
 struct off_probe_config off_probe_config_default(void);
 
 /* What a machine's tiers give; 0 where nobody has measured. */
@@ -39,6 +41,11 @@ MUST_USE enum status off_probe_read(struct kn *kn, const struct off_tiers *tiers
 MUST_USE enum status off_probe_tiers(struct kn *kn, const struct off_tiers *tiers,
                                      const struct off_probe_config *config,
                                      struct off_bandwidth *out, char *err);
+
+/* Operations per second of the backend's matrix units (kn_matrix_run), sustained: the median of
+ * rounds that follow trials of as much work.  0 where it has none.  ST_DEVICE. */
+MUST_USE enum status off_probe_matrix(struct kn *kn, const struct off_probe_config *config,
+                                      double *flops_per_s, char *err);
 
 /* --- pure ------------------------------------------------------------------------------------- */
 

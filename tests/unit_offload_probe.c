@@ -175,7 +175,17 @@ static void fake_stream_read(struct kn *kn, const void *ptr, size_t bytes)
     f->delay_ns += 10000;
 }
 
-static const struct kn_backend fake_backend = {.alloc = fake_alloc,
+/* 10 us, of a million operations. */
+static double fake_matrix_run(struct kn *kn)
+{
+    struct fake *f = fake_of(kn);
+    f->reads++;
+    f->delay_ns += 10000;
+    return 1e6;
+}
+
+static const struct kn_backend fake_backend = {.matrix_run = fake_matrix_run,
+                                               .alloc = fake_alloc,
                                                .free = fake_free,
                                                .upload = fake_upload,
                                                .sync = fake_sync,
@@ -191,7 +201,7 @@ static void open_fake(struct fake *f, struct off_tiers **tiers)
 }
 
 static const struct off_probe_config quick = {
-    .bytes_max = MIB, .round_ns_min = 200000, .round_count = 3};
+    .bytes_max = MIB, .round_ns_min = 200000, .matrix_round_ns_min = 400000, .round_count = 3};
 
 static void test_read(void **state)
 {
@@ -262,13 +272,36 @@ static void test_failures(void **state)
     }
 }
 
+static void test_matrix(void **state)
+{
+    (void)state;
+    static const struct kn_backend without = {.sync = fake_sync};
+    struct fake f = {.kn = {&fake_backend}};
+    char err[ERR_CAP] = "";
+    double flops;
+    assert_int_equal(off_probe_matrix(&f.kn, &quick, &flops, err), ST_OK);
+    assert_in_range(f.syncs, 5, 64);
+    for (uint64_t i = f.syncs - 3; i < f.syncs; i++)
+        assert_int_equal(f.round[i], f.round[f.syncs - 4]);
+    assert_true(f.round[0] == 1 && f.round[f.syncs - 1] >= 16);
+    assert_true(flops > 0 && flops <= 1e6 / 10e-6); /* no launch takes less than 10 us */
+    for (int fail = 1; fail < 5; fail += 3) {
+        f = (struct fake){.kn = {&fake_backend}, .fail_sync = fail};
+        assert_int_equal(off_probe_matrix(&f.kn, &quick, &flops, err), ST_DEVICE);
+        assert_true(flops == 0 && err[0]);
+    }
+    f = (struct fake){.kn = {&without}};
+    assert_int_equal(off_probe_matrix(&f.kn, &quick, &flops, err), ST_OK);
+    assert_true(flops == 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes),    cmocka_unit_test(test_repeats),
         cmocka_unit_test(test_rate),     cmocka_unit_test(test_floor),
         cmocka_unit_test(test_read),     cmocka_unit_test(test_large),
-        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_failures), cmocka_unit_test(test_matrix),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

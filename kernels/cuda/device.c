@@ -121,6 +121,7 @@ static const struct kn_backend backend = {
     .set_window = kn_cu_set_window,
     .traffic = kn_cu_traffic,
     .stream_read = kn_cu_stream_read,
+    .matrix_run = kn_cu_matrix_run,
     .record_tokens = kn_cu_record_tokens,
     .record_begin = kn_cu_record_begin,
     .record_end = kn_cu_record_end,

@@ -279,6 +279,7 @@ const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_
                                               int32_t group);
 /* All of a buffer, as fast as its memory is read without harm to HBM. */
 void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
+double kn_cu_matrix_run(struct kn *kn);
 
 /* --- product.c --- */
 

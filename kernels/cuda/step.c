@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "config/check.h"
+#include "kernels/cuda/matrix.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/small.h"
 #include "kernels/cuda/state.h"
@@ -260,6 +261,16 @@ void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes)
              kn_cu_stream_launch(ptr, bytes, ctas, blocks, cu->stream_read, cu->stream_read_turn++,
                                  cu->stream, err),
              err);
+}
+
+double kn_cu_matrix_run(struct kn *kn)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    char err[ERR_CAP];
+    if (!kn_cu_begin(cu)) return 0;
+    float *sink = (float *)cu->stream_read; /* never written */
+    kn_cu_st(cu, kn_cu_matrix_launch(cu->sm_count, sink, cu->stream, err), err);
+    return kn_cu_matrix_operations(cu->sm_count);
 }
 
 /* --- results --- */

@@ -63,6 +63,29 @@ static void test_embed(int32_t H, int32_t split, bool with_positions)
     free(want), free(got), free(gathered);
 }
 
+/* A prompt's rows, y, have a kernel of their own: bit for bit what the last of them come to in a
+ * smaller batch. */
+static void test_norm_rows(const struct kn_norm_args *a, const void *y)
+{
+    enum { FEW = 200 };
+    const size_t bytes = kn_act_bytes(gpu, FEW, a->cols);
+    const int32_t first = a->row_count - FEW;
+    struct kn_norm_args few = *a;
+    few.row_count = FEW;
+    few.x += (size_t)first * (size_t)a->cols;
+    few.y = test_poisoned(gpu, KN_MEM_LOCAL, bytes);
+    kn_norm(gpu, &few);
+    void *got = test_download(gpu, few.y, bytes);
+    int32_t differ = 0;
+    for (int32_t t = 0; t < FEW; t++)
+        for (int32_t k = 0; k < a->cols; k++)
+            differ += test_norm_get(a, y, first + t, k) != test_norm_get(&few, got, t, k);
+    EXPECT(differ == 0, "norm kind %d of %d and of %d rows of %d: %d elements differ", a->kind,
+           a->row_count, FEW, a->cols, differ);
+    kn_free(gpu, KN_MEM_LOCAL, few.y, bytes);
+    free(got);
+}
+
 static void test_norm(enum kn_norm_kind kind, int32_t T, int32_t H, bool with_bias)
 {
     size_t n = (size_t)T * (size_t)H, act = kn_act_bytes(gpu, T, H);
@@ -85,6 +108,7 @@ static void test_norm(enum kn_norm_kind kind, int32_t T, int32_t H, bool with_bi
             wrong += !close_to(test_norm_get(&a, y, t, k), f, fabsf(f) * 0x1.1p-8f + 1e-6f);
         }
     EXPECT(wrong == 0, "norm kind %d T %d H %d bias %d: %d elements", kind, T, H, with_bias, wrong);
+    if (T > KN_CU_TOKENS_MAX) test_norm_rows(&a, y);
     kn_free(gpu, KN_MEM_LOCAL, gx, n * sizeof *x);
     kn_free(gpu, KN_MEM_LOCAL, gw, (size_t)H * sizeof *x);
     kn_free(gpu, KN_MEM_LOCAL, gb, (size_t)H * sizeof *x);
@@ -630,6 +654,7 @@ static void test_heads(bool quick)
     test_attention((struct heads){6, 2, 96, 70, true, true});
     test_attention((struct heads){8, 1, 128, 0, false, true});
     test_attention((struct heads){4, 4, 16, 0, false, true});
+    test_attention((struct heads){4, 2, 256, 0, true, true});
 }
 
 int main(int argc, char **argv)
@@ -645,6 +670,8 @@ int main(int argc, char **argv)
     test_peer();
     printf("memory: %d passed, %d failed\n", test_passed, test_failed);
     test_small();
+    EXPECT(kn_matrix_run(gpu) > 0 && kn_matrix_run(cpu) == 0, "matrix units");
+    test_sync(gpu);
     printf("small operations: %d passed, %d failed\n", test_passed, test_failed);
     test_products(quick);
     printf("products: %d passed, %d failed\n", test_passed, test_failed);

@@ -219,7 +219,7 @@ static void check_norm(enum kn_norm_kind kind, int32_t T, int32_t H, const float
 
 static void run_small(const struct family *f)
 {
-    enum { T = 3, V = 100, H = 200 };
+    enum { T = 3, V = 100, H = 200, PROMPT = KN_CU_TOKENS_MAX + 1 };
     const int32_t tokens[T] = {7, 99, 0}, positions[T] = {0, 1, 2}, seq[T] = {0}, rows[] = {2, 0};
     struct kn_seq seqs = {.token_count = T, .kv_count = T};
     kn_page page = kn_page_make(0, 0);
@@ -237,6 +237,10 @@ static void run_small(const struct family *f)
     EXPECT(!memcmp(two + H, want, H * sizeof *want), "%s: gather, second row", f->name);
     check_norm(KN_RMS_NORM, T, H, want);
     check_norm(KN_LAYER_NORM, T, H, want);
+    float *prompt = test_floats((size_t)PROMPT * 1024); /* rows of a prompt: kernels of their own */
+    check_norm(KN_RMS_NORM, PROMPT, 512, prompt);
+    check_norm(KN_LAYER_NORM, PROMPT, 1024, prompt);
+    free(prompt);
     kn_free(gpu, KN_MEM_LOCAL, out, sizeof want);
     kn_free(gpu, KN_MEM_LOCAL, x, sizeof want);
     test_weight_free(gpu, &table);

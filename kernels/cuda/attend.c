@@ -5,7 +5,7 @@
  * launch, with queries that kn_qkv leaves in its buffer; the others are decode attention's.
  *
  * For decode attention a step is cut into chunks of 256 tokens, as activations are.  The workspace
- * holds the queries of one chunk: kn_qkv lays them out, and where a step has several chunks
+ * holds the queries of one chunk: kn_qkv lays them out, and where several chunks have such tokens
  * kn_attention lays out each one's again, which also writes its keys and values once more as they
  * are.  Within a chunk a plan lists the work of as many tokens as its units have room for: all of
  * them, unless contexts are very long.
@@ -135,6 +135,16 @@ static bool has_decodes(const struct kn_batch *b, const struct kn_cu_chunks *c, 
     for (int32_t t = begin, end = begin + chunk_count(b, begin); t < end; t++)
         if (b->token_seq[t] >= 0 && !kn_cu_is_chunk(&b->seqs[b->token_seq[t]])) return true;
     return false;
+}
+
+/* Whether more than one chunk has tokens of decode attention: only one at a time has its queries in
+ * the workspace. */
+static bool many_chunks(const struct kn_batch *b, const struct kn_cu_chunks *c)
+{
+    int32_t count = 0;
+    for (int32_t begin = 0; begin < b->token_count; begin += KN_CU_TOKENS_MAX)
+        count += has_decodes(b, c, begin);
+    return count > 1;
 }
 
 /* The batch as decode attention sees it. */
@@ -282,10 +292,11 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
     kn_cu_forget_undivided(cu, a->out, 1);
     if (c->work.tile_count && !attend_prefill(cu, b, c, a)) return;
     struct kn_batch decodes = decodes_of(b, c);
-    struct kn_cu_parts parts = {.sum = (const float *)a->qkv, .count = 1};
+    const struct kn_cu_parts parts = {.sum = (const float *)a->qkv, .count = 1};
+    const bool again = many_chunks(batch, c);
     for (int32_t at = 0; at < b->token_count; at += KN_CU_TOKENS_MAX) {
         if (!has_decodes(batch, c, at)) continue;
-        if (b->token_count > KN_CU_TOKENS_MAX && !finish_chunk(cu, &decodes, parts, at)) return;
+        if (again && !finish_chunk(cu, &decodes, parts, at)) return;
         if (!attend_chunk(cu, &decodes, at, batch->positions + at, a, remote)) return;
     }
 }

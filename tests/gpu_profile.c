@@ -1,6 +1,10 @@
 /*
- * gpu_profile.c - where a decode step's time goes, kernel kind by kernel kind, on the real
- * timeline: whole steps of the 8B shape with random weights, all in HBM, sampling included.
+ * gpu_profile.c - where a step's time goes, kernel kind by kernel kind, on the real timeline: whole
+ * steps of the 8B shape with random weights, all in HBM, sampling included.
+ *
+ *     gpu_profile [CASE...]   decode steps of 1, 8, 32 and 128 sequences, and steps that compute
+ *                             2,048 tokens of a prompt (cases 2048, and 8192: the last of so many),
+ *                             or some beside 32 decodes (cases 64, 480, 992)
  *
  * Needs the TRACE flavour (make TRACE=1 gpu), whose kernels write down when they began, had their
  * inputs and ended; built otherwise it prints what a step takes, against which the cost of writing
@@ -8,8 +12,8 @@
  *
  * The table, medians over steps, microseconds per kernel but for the last three columns:
  *     count     kernels of that kind in a step
- *     MB        bytes one of them must read from HBM
- *     floor     that over the bandwidth probed in this run
+ *     MB        bytes one of them must read from HBM; of a prompt: GFLOP it must compute
+ *     floor     that over the bandwidth or the rate of matrix products probed in this run
  *     share     from the end of the kernel before to the end of this one; of it
  *     handover    until its first warp had inputs
  *     work        from there to its last warp's end; of it
@@ -24,7 +28,19 @@
 #include "offload/probe.h"
 #include "tests/gpu_common.h"
 
-enum { SEQS_MAX = 128, CONTEXT = 1024, PAGES = CONTEXT / KN_PAGE_TOKENS, STEPS = 24, WARM = 4 };
+enum { SEQS_MAX = 128, CONTEXT = 1024, PROMPT = 2048, CONTEXT_MAX = 8192, STEPS = 24, WARM = 4 };
+enum { PAGES_MAX = SEQS_MAX * CONTEXT / KN_PAGE_TOKENS };
+
+/* Steps of S sequences, each with `chunk` new tokens at the end of its context, and of others that
+ * decode at CONTEXT. */
+struct work {
+    int32_t seqs, chunk, context, beside;
+};
+static const struct work works[] = {
+    {1, 1, CONTEXT, 0},   {8, 1, CONTEXT, 0},     {32, 1, CONTEXT, 0},
+    {128, 1, CONTEXT, 0}, {1, PROMPT, PROMPT, 0}, {1, PROMPT, CONTEXT_MAX, 0},
+    {1, 64, 2048, 32},    {1, 480, 2048, 32},     {1, 992, 2048, 32},
+};
 
 #ifdef DAKD_TRACE
 #include "tests/trace_table.h"
@@ -60,6 +76,7 @@ struct rig {
     float *logits;
     struct kn_sampled *sampled;
     double bandwidth; /* of HBM, bytes per second */
+    double matrix;    /* of products, operations per second */
 };
 
 static int by_value(const void *a, const void *b)
@@ -77,8 +94,8 @@ static void rig_open(struct rig *r)
 {
     const char *dir = "config/models/Llama-3.1-8B";
     struct eng_model_options opt = {.load_format = ENG_LOAD_DUMMY,
-                                    .model_len_max = 2 * CONTEXT,
-                                    .tokens_max = 256,
+                                    .model_len_max = CONTEXT_MAX,
+                                    .tokens_max = PROMPT,
                                     .rows_max = SEQS_MAX};
     struct eng_model_info info;
     struct off_remote none = {0};
@@ -89,11 +106,12 @@ static void rig_open(struct rig *r)
     test_must(off_tiers_open(r->kn, info.weight_bytes + (64u << 20), &none, &r->tiers, err), err);
     uint64_t began = clock_now_ns();
     test_must(off_probe_read(r->kn, r->tiers, 0, &probe, &r->bandwidth, err), err);
-    printf("HBM %.3f TB/s, probed in %.2f s\n", r->bandwidth / 1e12,
-           (double)(clock_now_ns() - began) / 1e9);
+    test_must(off_probe_matrix(r->kn, &probe, &r->matrix, err), err);
+    printf("HBM %.3f TB/s, matrix products %.0f TFLOPS, probed in %.2f s\n", r->bandwidth / 1e12,
+           r->matrix / 1e12, (double)(clock_now_ns() - began) / 1e9);
     test_must(eng_model_open(r->kn, r->tiers, dir, &opt, &r->model, err), err);
     eng_model_kv(r->model, &r->kv);
-    test_must(kn_alloc(r->kn, KN_MEM_LOCAL, 0, (size_t)SEQS_MAX * PAGES * kn_kv_page_bytes(&r->kv),
+    test_must(kn_alloc(r->kn, KN_MEM_LOCAL, 0, (size_t)PAGES_MAX * kn_kv_page_bytes(&r->kv),
                        &r->kv.base[0], err),
               err);
     test_must(kn_alloc(r->kn, KN_MEM_STAGING, 0, SEQS_MAX * (size_t)info.vocab * sizeof(float),
@@ -134,23 +152,32 @@ static void sweep(struct rig *r)
     kn_free(r->kn, KN_MEM_LOCAL, state, sizeof zero);
 }
 
-/* A step of S sequences, each with one new token at the end of its context, and a greedy choice. */
-static double step(struct rig *r, int32_t S)
+/* A step, and a greedy choice for each sequence. */
+static double step(struct rig *r, const struct work *w)
 {
-    static int32_t tokens[SEQS_MAX], positions[SEQS_MAX], seq[SEQS_MAX], rows[SEQS_MAX];
+    static int32_t tokens[PROMPT], positions[PROMPT], seq[PROMPT], rows[SEQS_MAX];
     static struct kn_seq seqs[SEQS_MAX];
-    static kn_page pages[SEQS_MAX * PAGES];
+    static kn_page pages[PAGES_MAX];
     static struct kn_sample_row choose[SEQS_MAX];
+    const int32_t S = w->beside + w->seqs;
+    int32_t T = 0, page = 0;
+    CHECK(S <= SEQS_MAX && w->beside + w->seqs * w->chunk <= PROMPT);
     for (int32_t i = 0; i < S; i++) {
-        tokens[i] = 100 + i;
-        positions[i] = CONTEXT - 1;
-        seq[i] = rows[i] = i;
-        seqs[i] = (struct kn_seq){i, 1, CONTEXT, i * PAGES};
+        const bool decode = i < w->beside;
+        const int32_t count = decode ? 1 : w->chunk, context = decode ? CONTEXT : w->context;
+        seqs[i] = (struct kn_seq){T, count, context, page};
+        for (int32_t t = 0; t < count; t++, T++) {
+            tokens[T] = 100 + T;
+            positions[T] = context - count + t;
+            seq[T] = i;
+        }
+        rows[i] = T - 1;
         choose[i] = (struct kn_sample_row){.row = i, .top_p = 1};
-        for (int32_t p = 0; p < PAGES; p++)
-            pages[i * PAGES + p] = kn_page_make(0, (uint32_t)(i * PAGES + p));
+        page += context / KN_PAGE_TOKENS;
     }
-    struct kn_batch b = {.token_count = S,
+    CHECK(page <= PAGES_MAX);
+    for (int32_t p = 0; p < page; p++) pages[p] = kn_page_make(0, (uint32_t)p);
+    struct kn_batch b = {.token_count = T,
                          .tokens = tokens,
                          .positions = positions,
                          .token_seq = seq,
@@ -213,20 +240,44 @@ static enum kind kind_of(const struct eng_model *m, uint32_t what)
     return OTHER;
 }
 
-/* What one kernel of a kind must read from HBM; activations stay in L2. */
-static double bytes_of(const struct rig *r, enum kind kind, int32_t S)
+static const struct kn_weight *weight_of(const struct rig *r, enum kind kind)
 {
     const struct eng_weights *w = &r->model->weights;
     const struct eng_layer *l = &w->layers[0];
     switch (kind) {
-    case QKV: return weight_bytes(&l->qkv);
-    case O: return weight_bytes(&l->o);
-    case UP: return weight_bytes(&l->up);
-    case DOWN: return weight_bytes(&l->down);
-    case HEAD: return weight_bytes(&w->head);
-    case ATTENTION: return (double)S * PAGES * (double)kn_kv_layer_bytes(&r->kv);
-    default: return 0;
+    case QKV: return &l->qkv;
+    case O: return &l->o;
+    case UP: return &l->up;
+    case DOWN: return &l->down;
+    case HEAD: return &w->head;
+    default: return NULL;
     }
+}
+
+/* What one kernel of a kind must do: bytes from HBM of a decode step, where activations stay in L2;
+ * operations of a prompt's, but for the head, which is a decode step's. */
+static double task_of(const struct rig *r, enum kind kind, const struct work *w)
+{
+    const struct kn_weight *weight = weight_of(r, kind);
+    const struct eng_model_info *info = eng_model_info(r->model);
+    const double chunk = w->chunk, T = w->beside + w->seqs * chunk;
+    if (w->chunk == 1 || kind == HEAD)
+        return weight              ? weight_bytes(weight)
+               : kind == ATTENTION ? (double)w->seqs * w->context / KN_PAGE_TOKENS *
+                                         (double)kn_kv_layer_bytes(&r->kv)
+                                   : 0;
+    if (weight) return 2 * T * weight->rows * (double)weight->cols;
+    if (kind != ATTENTION) return 0; /* of decodes beside: bytes, which are not told apart here */
+    return 4.0 * info->q_heads * info->head_dim * w->seqs * chunk * (w->context - (chunk - 1) / 2);
+}
+
+/* Its floor in us; *task in MB or GFLOP. */
+static double floor_of(const struct rig *r, enum kind kind, const struct work *w, double *task)
+{
+    bool computes = w->chunk > 1 && kind != HEAD;
+    double all = task_of(r, kind, w);
+    *task = all / (computes ? 1e9 : 1e6);
+    return 1e6 * all / (computes ? r->matrix : r->bandwidth);
 }
 
 /* A step's kernels by kind; the time from its first kernel's begin to its last one's end. */
@@ -253,13 +304,13 @@ static double sort_out(const struct rig *r, struct kn_cu_trace_log *log,
     return before - kernel[0].start;
 }
 
-static void print_table(const struct rig *r, int32_t S, const int32_t count[KIND_COUNT],
+static void print_table(const struct rig *r, const struct work *w, const int32_t count[KIND_COUNT],
                         struct row row[KIND_COUNT], double gpu_ns)
 {
     double total[3] = {0};
     printf("%-10s %5s %7s %7s %7s %8s %7s %7s %7s %7s | %8s %8s %8s\n", "us a kernel", "count",
-           "MB", "floor", "share", "handover", "work", "tail", "lead", "gap", "share ms",
-           "floor ms", "gap ms");
+           w->chunk > 1 ? "GFLOP" : "MB", "floor", "share", "handover", "work", "tail", "lead",
+           "gap", "share ms", "floor ms", "gap ms");
     for (int k = 0; k < KIND_COUNT; k++) {
         if (!count[k]) continue;
         double of[5], column[STEPS];
@@ -267,11 +318,10 @@ static void print_table(const struct rig *r, int32_t S, const int32_t count[KIND
             for (int i = 0; i < STEPS; i++) column[i] = row[k].of[i][c];
             of[c] = trace_median(column, STEPS) / 1e3;
         }
-        double n = count[k], bytes = bytes_of(r, (enum kind)k, S);
-        double floor = 1e6 * bytes / r->bandwidth;
+        double n = count[k], task, floor = floor_of(r, (enum kind)k, w, &task);
         printf("%-11s %5d %7.2f %7.2f %7.2f %8.2f %7.2f %7.2f %7.2f %7.2f | %8.3f %8.3f %8.3f\n",
-               kind_names[k], count[k], bytes / 1e6, floor, of[0] / n, of[1] / n, of[2] / n,
-               of[3] / n, of[4] / n, of[0] / n - floor, of[0] / 1e3, n * floor / 1e3,
+               kind_names[k], count[k], task, floor, of[0] / n, of[1] / n, of[2] / n, of[3] / n,
+               of[4] / n, of[0] / n - floor, of[0] / 1e3, n * floor / 1e3,
                (of[0] - n * floor) / 1e3);
         total[0] += of[0] / 1e3;
         total[1] += n * floor / 1e3;
@@ -282,7 +332,7 @@ static void print_table(const struct rig *r, int32_t S, const int32_t count[KIND
            gpu_ns / 1e6, total[1] / (gpu_ns / 1e6));
 }
 
-static void profile(struct rig *r, struct kn_cu_trace_log *log, int32_t S)
+static void profile(struct rig *r, struct kn_cu_trace_log *log, const struct work *w)
 {
     static struct row row[KIND_COUNT];
     int32_t count[KIND_COUNT] = {0};
@@ -291,7 +341,7 @@ static void profile(struct rig *r, struct kn_cu_trace_log *log, int32_t S)
     for (int i = -WARM; i < STEPS; i++) {
         struct share shares[KIND_COUNT] = {0};
         test_must(kn_cu_trace_reset(err), err);
-        double wall = step(r, S);
+        double wall = step(r, w);
         if (i < 0) continue;
         host[i] = wall;
         test_must(kn_cu_trace_read(log, 0, err), err);
@@ -304,9 +354,10 @@ static void profile(struct rig *r, struct kn_cu_trace_log *log, int32_t S)
                    sizeof row[k].of[i]);
         }
     }
-    printf("\nLlama-3.1-8B shape, %d x %d tokens of context, %d steps\n", S, CONTEXT, STEPS);
+    printf("\nLlama-3.1-8B shape, %d x %d new tokens to %d beside %d decodes, %d steps\n", w->seqs,
+           w->chunk, w->context, w->beside, STEPS);
     double gpu_ns = trace_median(gpu, STEPS), host_ns = trace_median(host, STEPS);
-    print_table(r, S, count, row, gpu_ns);
+    print_table(r, w, count, row, gpu_ns);
     printf("host's clock around a step: %.3f ms; %.3f ms of it outside the kernels\n",
            host_ns / 1e6, (host_ns - gpu_ns) / 1e6);
     EXPECT(gpu_ns > 0 && gpu_ns <= host_ns * 1.02, "kernels took %g ns of a step of %g", gpu_ns,
@@ -316,35 +367,42 @@ static void profile(struct rig *r, struct kn_cu_trace_log *log, int32_t S)
 #endif
 
 /* What steps take by the host's clock. */
-static void time_steps(struct rig *r, int32_t S)
+static void time_steps(struct rig *r, const struct work *w)
 {
     double ns[STEPS];
     for (int i = -WARM; i < STEPS; i++) {
-        double one = step(r, S);
+        double one = step(r, w);
         if (i >= 0) ns[i] = one;
     }
     qsort(ns, STEPS, sizeof *ns, by_value);
-    printf("%3d x %d: %.3f ms a step (median of %d), fastest %.3f\n", S, CONTEXT,
-           ns[STEPS / 2] / 1e6, STEPS, ns[0] / 1e6);
+    printf("%d x %d to %d beside %d: %.3f ms a step (median of %d), fastest %.3f\n", w->seqs,
+           w->chunk, w->context, w->beside, ns[STEPS / 2] / 1e6, STEPS, ns[0] / 1e6);
     EXPECT(ns[0] > 0, "a step took no time");
+}
+
+/* A case goes by its sequences, its context, or its tokens beside decodes. */
+static bool wanted(const struct work *w, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (atoi(argv[i]) == (w->beside ? w->chunk : w->chunk > 1 ? w->context : w->seqs))
+            return true;
+    return argc == 1;
 }
 
 int main(int argc, char **argv)
 {
-    static const int32_t batches[] = {1, 8, 32, 128};
     static struct rig r;
-    int32_t only = argc > 1 ? atoi(argv[1]) : 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
     rig_open(&r);
     sweep(&r);
-    for (size_t i = 0; i < ARRAY_COUNT(batches); i++)
-        if (!only || batches[i] == only) time_steps(&r, batches[i]);
+    for (size_t i = 0; i < ARRAY_COUNT(works); i++)
+        if (wanted(&works[i], argc, argv)) time_steps(&r, &works[i]);
 #ifdef DAKD_TRACE
     char err[ERR_CAP] = "";
     struct kn_cu_trace_log *log = test_malloc(sizeof *log);
     test_must(kn_cu_trace_open(err), err);
-    for (size_t i = 0; i < ARRAY_COUNT(batches); i++)
-        if (!only || batches[i] == only) profile(&r, log, batches[i]);
+    for (size_t i = 0; i < ARRAY_COUNT(works); i++)
+        if (wanted(&works[i], argc, argv)) profile(&r, log, &works[i]);
     free(log);
 #else
     puts("no table: kernels write down times only in the TRACE flavour (make TRACE=1 gpu)");

@@ -100,7 +100,7 @@ static int32_t trace_read_step(struct kn_cu_trace_log *log, struct trace_kernel 
         struct trace_kernel *k = &kernel[i];
         *k = (struct trace_kernel){
             .what = log->stamp[i][0][0].what, .ctas = log->grid[i][0], .warps = log->grid[i][1]};
-        if (k->ctas > KN_CU_TRACE_CTAS) k->ctas = KN_CU_TRACE_CTAS; /* the others leave no trace */
+        if (k->ctas > KN_CU_TRACE_CTAS) k->ctas = KN_CU_TRACE_CTAS; /* its last */
         if (k->warps > KN_CU_TRACE_WARPS || k->ctas == 0) return -1;
         if (!trace_read_kernel(log, seen, base, k)) return -1;
         if (i > 0 && k->end < k[-1].end) { /* CTA 0's warp 0 was the slow one */

@@ -10,7 +10,7 @@
  * A kernel begins with CU_TRACE(kind, detail).  Lane 0 of every warp takes a place in the log (an
  * atomic of that warp's own, which nobody waits for until the warp ends), and one 16-byte store at
  * the end writes what happened.  CU_TRACE_WAITED(), right before or after griddepcontrol.wait, says
- * when the inputs were there.
+ * when the inputs were there.  Of a grid larger than the log its last CTAs are in it.
  *
  * Invariant: entry i of CTA c's warp w belongs to the i-th kernel since the reset that had such a
  * warp, or, seldom, two in a row are swapped: kernels of one stream start in order, each CTA after
@@ -86,19 +86,24 @@ struct cu_trace {
     PTX_INLINE cu_trace(kn_cu_trace_kind kind, uint32_t detail)
         : at(UINT32_MAX), start(0), waited(0), what((uint32_t)kind << 28 | detail)
     {
-        if (threadIdx.x % 32 || !cu_trace_log || blockIdx.x >= KN_CU_TRACE_CTAS) return;
+        if (threadIdx.x % 32 || !cu_trace_log || blockIdx.x < skipped()) return;
         const unsigned warp = threadIdx.x / 32;
         start = (uint32_t)ptx_globaltimer();
-        at = atomicAdd(&cu_trace_log->used[blockIdx.x * KN_CU_TRACE_WARPS + warp], 1u);
+        at = atomicAdd(&cu_trace_log->used[cta() * KN_CU_TRACE_WARPS + warp], 1u);
     }
+    static PTX_INLINE uint32_t skipped()
+    {
+        return gridDim.x > KN_CU_TRACE_CTAS ? gridDim.x - KN_CU_TRACE_CTAS : 0;
+    }
+    static PTX_INLINE uint32_t cta() { return blockIdx.x - skipped(); }
     PTX_INLINE void has_waited() { waited = (uint32_t)ptx_globaltimer() | 1; }
     PTX_INLINE ~cu_trace()
     {
         const uint32_t end = (uint32_t)ptx_globaltimer();
         if (at >= KN_CU_TRACE_KERNELS) return;
         const unsigned warp = threadIdx.x / 32;
-        *(uint4 *)&cu_trace_log->stamp[at][blockIdx.x][warp] = make_uint4(start, waited, end, what);
-        if (blockIdx.x == 0 && warp == 0) {
+        *(uint4 *)&cu_trace_log->stamp[at][cta()][warp] = make_uint4(start, waited, end, what);
+        if (cta() == 0 && warp == 0) {
             cu_trace_log->grid[at][0] = gridDim.x;
             cu_trace_log->grid[at][1] = (blockDim.x + 31) / 32;
         }

@@ -2,9 +2,9 @@
 # Runs the tests, sanitizers or benchmarks of the GPU and writes a report that says on what.
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
-#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: kernels hbm pcie peer streams; all without one
+#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: kernels hbm prefill mixed pcie peer streams; all without one
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
-#     scripts/gpu.sh profile [DIR [REPORT]]          where a decode step's time goes; DIR: build/trace/gpu
+#     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
 #
 # DIR holds what `make gpu` built (build/gpu; make DEBUG=1 gpu: build/debug/gpu; make TRACE=1 gpu:
 # build/trace/gpu); it may have been built elsewhere and brought here.  Nothing need be installed but
@@ -13,7 +13,7 @@
 # tests/fixtures, config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
-# sanitizer/.  All of bench is made to take less than nine minutes, pcie 130 s and peer 90 s of them.
+# sanitizer/.  All of bench is made to take less than twelve minutes, pcie 130 s, mixed 100 s and peer 90 s of them.
 set -u
 
 usage() {
@@ -32,7 +32,7 @@ bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        kernels | hbm | pcie | peer | streams) parts="$parts $1" ;;
+        kernels | hbm | prefill | mixed | pcie | peer | streams) parts="$parts $1" ;;
         *) break ;;
         esac
         shift
@@ -44,7 +44,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-kernels hbm pcie peer streams}
+parts=${parts:-kernels hbm prefill mixed pcie peer streams}
 model=config/models/Llama-3.1-8B
 export LD_LIBRARY_PATH="$dir/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
@@ -267,6 +267,48 @@ bench_hbm() {
     all_hbm= bounded=
     bench_one hbm 1,8,32 512 128
     bench_one hbm-batch128-context1024 128 1024 32 --max-num-batched-tokens 8192
+}
+
+# bench_mfu BATCH INPUT: prompts, against the peak of matrix products probed in the same run.
+bench_mfu() {
+    json=$results/$stamp-bench-8b-prefill-$1x$2.json
+    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn \
+        --batch "$1" --input-len "$2" --output-len 24 --max-num-batched-tokens 2048 --max-model-len 40960 \
+        --json "$json" >"$work/bench.txt" 2>&1 || {
+        failed
+        echo "FAILED: $1 x $2: $(tail -n 2 "$work/bench.txt")"
+        return
+    }
+    python3 - "$json" <<'PY'
+import json, sys
+r = json.load(open(sys.argv[1]))
+print(f"{r['batch_sequences']} x {r['input_tokens_per_sequence']:5}: {r['prefill_tokens_per_s']:8.0f} tokens/s  "
+      f"{r['prefill_tflops']:6.1f} of {r['matrix_peak_tflops']:.1f} TFLOPS  MFU {r['prefill_mfu_ratio']:.3f}  "
+      f"TTFT median {r['ttft_median_ms']:.1f} ms")
+PY
+}
+
+bench_prefill() {
+    bench_mfu 1 2048
+    bench_mfu 8 2048
+    bench_mfu 1 8192
+    bench_mfu 1 32768
+}
+
+# bench_arrivals NAME INPUT RATE PROMPTS FLAGS...: prompts that arrive beside 32 sequences that decode.
+bench_arrivals() {
+    name=$1 input=$2 rate=$3 prompts=$4
+    shift 4
+    run "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn --batch 32 \
+        --input-len "$input" --output-len 32 --request-rate "$rate" --num-prompts "$prompts" \
+        --json "$results/$stamp-bench-8b-mixed-$name.json" "$@"
+}
+
+bench_mixed() {
+    bench_arrivals 2048 2048 8 16 --sweep-batched-tokens 256,512,1024,2048,4096,8192
+    bench_arrivals 2048-target 2048 8 16 --sweep-batched-tokens 2048,8192 --sweep-itl-target-ms 8,15,30
+    bench_arrivals 8192 8192 2 6 --sweep-batched-tokens 256,512,1024,2048,4096,8192
+    bench_arrivals 8192-target 8192 2 6 --sweep-batched-tokens 2048,8192 --sweep-itl-target-ms 8,15,30
 }
 
 # Slow steps are few: a steady TPOT needs eight.

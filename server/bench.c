@@ -11,9 +11,9 @@
  * Several numbers of sequences are measured one after the other, on the same weights: the machine
  * is made for the largest, and loading is most of a run's time.
  *
- * Time is taken where the engine wakes its caller, once a step and on the engine's thread: tokens
- * are there then, and a caller that is scheduled late does not disturb the figures.  The calling
- * thread only takes the events off the ring.
+ * Prefill: the operations prompts take (engine/flops.h) over the time from the first submission to
+ * the last first token, beside the rate of on-chip matrix products, probed after the runs
+ * (offload/probe.h): a peak that the card holds at its power limit, unlike its datasheet's.
  *
  * Floor: the bytes a steady step must read (engine/traffic.h, at the mean context of the steady
  * steps) over the bandwidth of their tier, probed before the run on the same machine; tiers are
@@ -24,8 +24,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <semaphore.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +31,9 @@
 #include "config/check.h"
 #include "config/clock.h"
 #include "config/log.h"
+#include "engine/flops.h"
+#include "server/bench_clock.h"
+#include "server/bench_mixed.h"
 #include "server/bench_report.h"
 #include "server/startup.h"
 
@@ -41,16 +42,10 @@
 #define BATCHES_MAX 8
 #define BATCH_MAX 4096
 
-/* The engine's counters when a step was over, and when that was. */
-struct mark {
-    uint64_t ns, device_ns, host_ns, played;
-    struct kn_traffic traffic[KN_TIER_MAX];
-};
-
 struct bench {
     struct options options; /* as given, with what a benchmark decides itself */
     struct srv_machine machine;
-    sem_t wake;                              /* the engine has events */
+    struct srv_bench_clock clock;
     int32_t batches[BATCHES_MAX], batch_max; /* [batch_count], and the largest */
     int batch_count;
     int32_t batch, input_len, output_len; /* of the measurement under way */
@@ -58,12 +53,6 @@ struct bench {
     int32_t *tokens;                      /* [B, N + M], owned */
     uint64_t *submit_ns;                  /* [B], owned */
     struct srv_bench_token *record;       /* [B,M], owned */
-    /* Marks of all steps since the engine was opened, written by its thread once `marking`; those
-     * below `marked` may be read. */
-    struct mark *marks; /* [mark_max], owned */
-    uint64_t mark_max;
-    _Atomic bool marking;
-    _Atomic uint64_t marked;
     /* Of the run under way. */
     uint64_t step_first, step_last; /* the first, and the last that gave a token */
     int32_t unfinished;
@@ -146,25 +135,6 @@ static enum status decide(struct bench *b, char *err)
 
 /* --- a run ------------------------------------------------------------------------------------ */
 
-/* The engine's thread, after every step, and when nothing is to be done. */
-static void on_wake(void *user)
-{
-    struct bench *b = user;
-    if (atomic_load(&b->marking)) {
-        struct eng_stats t;
-        uint64_t now = clock_now_ns(), marked = atomic_load(&b->marked);
-        eng_stats(b->machine.engine, &t);
-        if (t.step_count > marked) { /* else woken amid a step, or idle */
-            CHECK(marked < b->mark_max);
-            b->marks[marked] =
-                (struct mark){now, t.device_ns_sum, t.host_ns_sum, t.played_step_count, {{0}}};
-            memcpy(b->marks[marked].traffic, t.traffic, sizeof t.traffic);
-            atomic_store(&b->marked, marked + 1);
-        }
-    }
-    CHECK(sem_post(&b->wake) == 0);
-}
-
 static uint64_t next_random(uint64_t *state)
 {
     uint64_t z = *state += 0x9E3779B97F4A7C15ull;
@@ -216,18 +186,18 @@ static enum status on_event(struct bench *b, const struct eng_event *event, char
 static enum status run(struct bench *b, int32_t input_len, int32_t output_len, char *err)
 {
     struct eng_event event;
-    b->step_first = atomic_load(&b->marked); /* all steps so far have landed */
+    b->step_first = atomic_load(&b->clock.marked); /* all steps so far have landed */
     enum status st = submit_all(b, input_len, output_len);
     if (st) return err_set(err, st, "the engine takes no work: %s", status_text(st));
-    while (!st && (b->unfinished > 0 || atomic_load(&b->marked) <= b->step_last)) {
+    while (!st && (b->unfinished > 0 || !srv_bench_clock_has(&b->clock, b->step_last))) {
         if (eng_poll(b->machine.engine, &event)) st = on_event(b, &event, err);
-        else if (sem_wait(&b->wake)) continue; /* a signal came between */
+        else (void)srv_bench_clock_wait(&b->clock, 0);
     }
     for (int32_t s = 0; s < b->batch && !st; s++) {
         b->submit_ns[s] = b->requests[s].submit_ns;
         for (int32_t i = 0; i < output_len; i++) {
             struct srv_bench_token *t = &b->record[(size_t)s * (size_t)b->output_len + (size_t)i];
-            t->ns = b->marks[t->step].ns;
+            t->ns = b->clock.marks[t->step].ns;
         }
     }
     return st;
@@ -240,11 +210,10 @@ static enum status alloc_runs(struct bench *b, char *err)
     b->tokens = calloc(batch * length, sizeof *b->tokens);
     b->submit_ns = calloc(batch, sizeof *b->submit_ns);
     b->record = calloc(batch * (size_t)b->output_len, sizeof *b->record);
+    if (!b->requests || !b->tokens || !b->submit_ns || !b->record)
+        return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", b->batch_max);
     /* Two runs a measurement, at least a token in a step. */
-    b->mark_max = 2 * batch * length * (size_t)b->batch_count;
-    b->marks = calloc(b->mark_max, sizeof *b->marks);
-    if (b->requests && b->tokens && b->submit_ns && b->record && b->marks) return ST_OK;
-    return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", b->batch_max);
+    return srv_bench_clock_open(&b->clock, 2 * batch * length * (size_t)b->batch_count, err);
 }
 
 /* --- the measurement -------------------------------------------------------------------------- */
@@ -276,7 +245,7 @@ static enum status check_whole(const struct bench *b, char *err)
 static void find_times(const struct bench *b, struct srv_bench_result *r)
 {
     uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
-    const struct mark *from = &b->marks[begin], *to = &b->marks[begin + count];
+    const struct srv_bench_mark *from = &b->clock.marks[begin], *to = from + count;
     r->host_s = (double)(to->host_ns - from->host_ns) / (double)count / 1e9;
     r->device_s = (double)(to->device_ns - from->device_ns) / (double)count / 1e9;
     r->played_count = to->played - from->played;
@@ -285,7 +254,7 @@ static void find_times(const struct bench *b, struct srv_bench_result *r)
 /* Whether the counters were read between the step before mark i and that mark. */
 static bool read_at(const struct bench *b, uint64_t i)
 {
-    return b->marks[i].traffic[0].bytes != b->marks[i - 1].traffic[0].bytes;
+    return b->clock.marks[i].traffic[0].bytes != b->clock.marks[i - 1].traffic[0].bytes;
 }
 
 /* What the kernels counted from the first reading in the steady steps to the last: they are read a
@@ -298,8 +267,8 @@ static void find_trips(const struct bench *b, struct srv_bench_result *r)
     while (last > first && !read_at(b, last)) last--;
     if (first >= last) return;
     for (int t = 0; t < r->bandwidth.tier_count; t++) {
-        const struct kn_traffic *from = &b->marks[first].traffic[t];
-        const struct kn_traffic *to = &b->marks[last].traffic[t];
+        const struct kn_traffic *from = &b->clock.marks[first].traffic[t];
+        const struct kn_traffic *to = &b->clock.marks[last].traffic[t];
         struct srv_bench_trips *trips = &r->trips[t];
         r->counted_bytes[t] = (double)(to->bytes - from->bytes) / (double)(last - first);
         trips->count = to->trip_count - from->trip_count;
@@ -307,7 +276,7 @@ static void find_trips(const struct bench *b, struct srv_bench_result *r)
         trips->mean_s = (double)(to->trip_ns_sum - from->trip_ns_sum) / (double)trips->count / 1e9;
         trips->min_s = INFINITY;
         for (uint64_t i = first + 1; i <= last; i++) {
-            const struct kn_traffic *step = &b->marks[i].traffic[t];
+            const struct kn_traffic *step = &b->clock.marks[i].traffic[t];
             trips->min_s = fmin(trips->min_s, (double)step->trip_ns_min / 1e9);
             trips->max_s = fmax(trips->max_s, (double)step->trip_ns_max / 1e9);
         }
@@ -326,6 +295,13 @@ static void find_floor(const struct bench *b, struct srv_bench_result *r)
     r->floor_s = off_floor_s(&r->bandwidth, r->step_bytes, &r->floor_tier);
 }
 
+static void find_flops(const struct bench *b, struct srv_bench_result *r)
+{
+    struct eng_flops f;
+    eng_model_flops(b->machine.model, &f);
+    r->prefill_flops = b->batch * eng_flops_prompt(&f, 0, b->input_len, 1);
+}
+
 /* Whether a step gave anybody a token: from its first on, a sequence gets one from every step. */
 static bool gave_token(const struct bench *b, uint64_t step)
 {
@@ -341,7 +317,7 @@ static void find_prompt(const struct bench *b, struct srv_bench_result *r)
 {
     struct srv_bench_prompt *p = &r->prompt;
     const uint64_t first = b->step_first, last = r->stats.steady_begin_step;
-    const struct mark *from = &b->marks[first - 1], *to = &b->marks[last];
+    const struct srv_bench_mark *from = &b->clock.marks[first - 1], *to = &b->clock.marks[last];
     uint64_t submit_ns = UINT64_MAX;
     int64_t sampled = 0, tokens = 0;
     struct eng_traffic t;
@@ -381,6 +357,7 @@ static enum status measure(struct bench *b, struct srv_bench_result *r, char *er
         (st = srv_bench_stats(&record, &r->stats, err)))
         return st;
     find_times(b, r);
+    find_flops(b, r);
     find_floor(b, r);
     find_trips(b, r);
     find_prompt(b, r);
@@ -403,6 +380,10 @@ static enum status measure_all(struct bench *b, struct srv_bench_result *r, char
             .unix_s = clock_unix_s(), .batch = b->batch, .bandwidth = bandwidth};
         st = measure(b, &r[i], err);
     }
+    /* Last, for it leaves the chip hot: what followed would be measured at a lower clock. */
+    double matrix = 0;
+    if (!st) st = off_probe_matrix(m->kn, &probe, &matrix, err);
+    for (int i = 0; i < b->batch_count; i++) r[i].matrix_flops_per_s = matrix;
     return st;
 }
 
@@ -415,12 +396,13 @@ static void on_progress(void *user, int percent)
 static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
 {
     const struct srv_startup_hooks hooks = {
-        .wake = on_wake, .wake_user = b, .progress = on_progress};
+
+        .wake = srv_bench_clock_wake, .wake_user = &b->clock, .progress = on_progress};
     enum status st;
     if ((st = decide(b, err)) || (st = alloc_runs(b, err)) ||
         (st = srv_startup(&b->options, &hooks, &b->machine, err)))
         return st;
-    atomic_store(&b->marking, true);
+    srv_bench_clock_start(&b->clock, b->machine.engine);
     if ((st = check_pages(b, err))) return st;
     return measure_all(b, r, err);
 }
@@ -428,6 +410,7 @@ static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
 int srv_bench(const struct options *o)
 {
     static struct bench b; /* large, and one */
+    if (o->request_rate > 0) return srv_bench_mixed(o);
     struct srv_bench_result results[BATCHES_MAX] = {{0}};
     char err[ERR_CAP] = "";
     FILE *json = NULL;
@@ -436,7 +419,6 @@ int srv_bench(const struct options *o)
         fprintf(stderr, "dakd: %s\n", err);
         return 2;
     }
-    CHECK(sem_init(&b.wake, 0, 0) == 0);
     enum status st = srv_bench_json_open(o->json, &json, err);
     if (!st) st = bench(&b, results, err);
     for (int i = 0; i < b.batch_count && !st; i++)
@@ -444,12 +426,11 @@ int srv_bench(const struct options *o)
     if (st) (void)!srv_bench_json_finish(json, o, NULL, NULL, 0, NULL);
     else st = srv_bench_json_finish(json, &b.options, &b.machine, results, b.batch_count, err);
     srv_shutdown(&b.machine);
-    sem_destroy(&b.wake);
+    srv_bench_clock_close(&b.clock);
     free(b.requests);
     free(b.tokens);
     free(b.submit_ns);
     free(b.record);
-    free(b.marks);
     if (!st) return 0;
     log_error("bench", "%s", err);
     return 1;

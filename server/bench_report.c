@@ -12,6 +12,7 @@
 #define PATH_CAP (OPT_STRING_CAP + 8)
 #define JSON_BYTES_MAX 65536 /* of one result */
 #define MS 1e3
+#define TERA 1e12
 
 /* A heading where key is NULL. */
 struct figure {
@@ -19,7 +20,7 @@ struct figure {
     double value;
     int decimals; /* for people */
 };
-#define FIGURES_MAX 40
+#define FIGURES_MAX 48
 
 struct list {
     struct figure at[FIGURES_MAX];
@@ -53,13 +54,26 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
         r->host_s / (r->host_s + r->device_s), 4);
 }
 
-static void list_prompt(const struct srv_bench_result *r, struct list *l)
+/* What prompts took, and what they reached of the peak that products of their kind have on this
+ * machine. */
+static void list_prompt(const struct options *o, const struct srv_bench_result *r, struct list *l)
 {
     const struct srv_bench_prompt *p = &r->prompt;
+    double tokens = (double)r->batch * (double)o->input_len;
+    double flops_per_s = r->prefill_flops * r->stats.prefill_tokens_per_s / tokens;
     add(l, NULL, "prompts, up to the last first token", 0, 0);
     add(l, "prompt_step_count", "steps (chunks)", (double)p->step_count, 0);
     add(l, "prompt_ms", "time from submission (ms)", p->s * MS, 3);
     add(l, "prompt_device_ms", "of it, device busy (ms)", p->device_s * MS, 3);
+    add(l, "prefill_tokens_per_s", "prefill throughput (tokens/s)", r->stats.prefill_tokens_per_s,
+        2);
+    add(l, "prefill_tflops", "prefill (TFLOPS)", flops_per_s / TERA, 2);
+    if (r->matrix_flops_per_s > 0) {
+        add(l, "matrix_peak_tflops", "peak of bf16 products on chip, probed (TFLOPS)",
+            r->matrix_flops_per_s / TERA, 2);
+        add(l, "prefill_mfu_ratio", "MFU: prefill / that peak", flops_per_s / r->matrix_flops_per_s,
+            4);
+    }
     if (p->link_s == 0) return;
     add(l, "prompt_link_floor_ms", "remote weights / probed link (ms)", p->link_s * MS, 3);
     add(l, "prompt_over_link_floor_ratio", "time / link's", p->s / p->link_s, 4);
@@ -76,7 +90,6 @@ static void list_clients(const struct options *o, const struct srv_bench_result 
     add(l, "total_input_tokens", "input tokens", input, 0);
     add(l, "total_output_tokens", "output tokens", output, 0);
     add(l, "request_throughput_per_s", "requests/s", (double)r->batch / s->duration_s, 3);
-    add(l, "prefill_tokens_per_s", "prefill throughput (tokens/s)", s->prefill_tokens_per_s, 2);
     add(l, "output_tokens_per_s", "output throughput (tokens/s)", output / s->duration_s, 2);
     add(l, "total_tokens_per_s", "total throughput (tokens/s)", (input + output) / s->duration_s,
         2);
@@ -98,7 +111,7 @@ static void list_all(const struct options *o, const struct srv_bench_result *r, 
 {
     l->count = 0;
     list_decode(r, l);
-    list_prompt(r, l);
+    list_prompt(o, r, l);
     list_clients(o, r, l);
 }
 
@@ -264,13 +277,12 @@ static void put_tiers(struct buf *b, const struct srv_machine *m, const struct s
     buf_puts(b, "\n  ]");
 }
 
-static void put_json(struct buf *b, const struct options *o, const struct srv_machine *m,
-                     const struct srv_bench_result *r)
+void srv_bench_json_head(struct buf *b, const struct options *o, const struct srv_machine *m,
+                         int64_t unix_s)
 {
     const struct eng_model_info *info = eng_model_info(m->model);
-    struct list l;
     char date[32];
-    date_text(r->unix_s, date);
+    date_text(unix_s, date);
     buf_puts(b, "{\n  \"version\": ");
     buf_put_json_string(b, version_string(), strlen(version_string()));
     put_text(b, "commit", version_commit());
@@ -290,6 +302,13 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     put_number(b, "staging_bytes", (double)m->staging_bytes);
     put_number(b, "seed", (double)o->seed);
     put_number(b, "parameter_count", (double)info->parameter_count);
+}
+
+static void put_json(struct buf *b, const struct options *o, const struct srv_machine *m,
+                     const struct srv_bench_result *r)
+{
+    struct list l;
+    srv_bench_json_head(b, o, m, r->unix_s);
     put_number(b, "batch_sequences", (double)r->batch);
     put_number(b, "input_tokens_per_sequence", (double)o->input_len);
     put_number(b, "output_tokens_per_sequence", (double)o->output_len);
@@ -318,13 +337,26 @@ enum status srv_bench_json_open(const char *path, FILE **out, char *err)
     return err_set(err, ST_IO, "--json %s: %s", path, strerror(errno));
 }
 
+enum status srv_bench_json_close(FILE *f, const char *path, const struct buf *text, char *err)
+{
+    char aside[PATH_CAP];
+    if (!f) return ST_OK;
+    aside_path(path, aside);
+    enum status st = text ? buf_status(text) : ST_OK;
+    bool ok = text && !st && fwrite(text->data, text->len, 1, f) == 1;
+    if (fclose(f)) ok = false;
+    if (ok && rename(aside, path) == 0) return ST_OK;
+    if (text) st = err_set(err, st ? st : ST_IO, "--json %s: %s", path, strerror(errno));
+    if (remove(aside)) { /* what is left of it does no harm */
+    }
+    return st;
+}
+
 enum status srv_bench_json_finish(FILE *f, const struct options *o, const struct srv_machine *m,
                                   const struct srv_bench_result *r, int count, char *err)
 {
-    char aside[PATH_CAP];
     struct buf b;
-    if (!f) return ST_OK;
-    aside_path(o->json, aside);
+    if (!count) return srv_bench_json_close(f, o->json, NULL, err);
     buf_init(&b, JSON_BYTES_MAX * (size_t)(count + 1));
     if (count > 1) buf_puts(&b, "[\n");
     for (int i = 0; i < count; i++) {
@@ -332,13 +364,7 @@ enum status srv_bench_json_finish(FILE *f, const struct options *o, const struct
         put_json(&b, o, m, &r[i]);
     }
     buf_puts(&b, count > 1 ? "\n]\n" : "\n");
-    enum status st = buf_status(&b);
-    bool ok = !st && (b.len == 0 || fwrite(b.data, b.len, 1, f) == 1);
+    enum status st = srv_bench_json_close(f, o->json, &b, err);
     buf_deinit(&b);
-    if (fclose(f)) ok = false;
-    if (count && ok && rename(aside, o->json) == 0) return ST_OK;
-    if (count) err_set(err, st ? st : ST_IO, "--json %s: %s", o->json, strerror(errno));
-    if (remove(aside)) { /* what is left of it does no harm */
-    }
-    return count ? ST_IO : ST_OK;
+    return st;
 }

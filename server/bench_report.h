@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 
+#include "config/buf.h"
 #include "engine/traffic.h"
 #include "offload/probe.h"
 #include "server/bench_stats.h"
@@ -40,10 +41,12 @@ struct srv_bench_result {
      * twice. */
     double counted_bytes[KN_TIER_MAX];
     struct srv_bench_trips trips[KN_TIER_MAX];
-    double floor_s;          /* of a step */
-    int floor_tier;          /* the tier that decides it */
-    double device_s, host_s; /* of a step: the machine busy, and waiting for the engine */
-    uint64_t played_count;   /* steady steps that were recorded ones */
+    double floor_s;            /* of a step */
+    int floor_tier;            /* the tier that decides it */
+    double device_s, host_s;   /* of a step: the machine busy, and waiting for the engine */
+    uint64_t played_count;     /* steady steps that were recorded ones */
+    double prefill_flops;      /* of all prompts (engine/flops.h) */
+    double matrix_flops_per_s; /* probed (off_probe_matrix); 0: no matrix units */
     struct srv_bench_prompt prompt;
     struct srv_bench_stats stats;
 };
@@ -54,6 +57,13 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
 /* Opens a file beside `path`, before anything is measured, so that a wrong path costs nothing; *out
  * is NULL where path is "".  ST_IO. */
 MUST_USE enum status srv_bench_json_open(const char *path, FILE **out, char *err);
+/* Closes f and gives it its name with the text as all it holds, so that a reader sees all of it or
+ * none; text NULL drops it.  Nothing happens where f is NULL.  ST_IO, ST_NOMEM. */
+MUST_USE enum status srv_bench_json_close(FILE *f, const char *path, const struct buf *text,
+                                          char *err);
+/* What every result begins with: "{", and what was run on what.  No comma at its end. */
+void srv_bench_json_head(struct buf *b, const struct options *o, const struct srv_machine *m,
+                         int64_t unix_s);
 /* Writes the results, closes, and gives the file its name: a reader sees all of it or none.  One
  * result is an object, several are an array of them; none drops the file.  Nothing happens where f
  * is NULL. */

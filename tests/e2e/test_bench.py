@@ -157,6 +157,28 @@ def test_prompts_in_chunks(tmp_path, tiny):
     assert result["ttft_mean_ms"] > 0
 
 
+def test_prompts_beside_decodes(tmp_path, tiny):
+    """Each setting of the sweep is measured, and the target of latency acts on those that have one."""
+    results, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 3, "--input-len", 200, "--output-len", 9,
+                          "--request-rate", 200, "--num-prompts", 5, "--sweep-batched-tokens", "64,256",
+                          "--sweep-itl-target-ms", "0,0.001", "--threads", 1)
+    assert [(r["step_tokens_max"], r["itl_target_ms"]) for r in results] == [(64, 0), (64, 0.001), (256, 0), (256, 0.001)]
+    for r in results:
+        assert (r["decoding_sequences"], r["prompts"], r["request_rate_per_s"]) == (3, 5, 200)
+        assert 0 < r["ttft_median_ms"] <= r["ttft_p99_ms"] <= r["duration_s"] * 1e3
+        assert 0 < r["itl_median_ms"] <= r["itl_p99_ms"] and r["itl_alone_median_ms"] > 0
+        assert r["prompt_tokens_per_s"] == pytest.approx(5 * 200 / r["duration_s"], rel=1e-6)
+        assert 0 < r["mixed_step_prompt_tokens_mean"] <= r["step_tokens_max"] - 3
+        # A microsecond is less than any step takes: every step with decodes is beyond it, and cut to the least.
+        assert (r["over_target_step_count"] > 0) == (r["itl_target_ms"] > 0)
+        if not r["itl_target_ms"]:
+            assert r["held_back_step_count"] == 0
+        elif r["step_tokens_max"] == 256:
+            assert r["held_back_step_count"] > 0 and r["mixed_step_prompt_tokens_mean"] <= 64
+    for r in results:
+        assert re.search(rf"^ +{r['step_tokens_max']} +\S+ +{r['ttft_median_ms']:.1f} ", text, re.M), text
+
+
 @pytest.mark.parametrize("flags,words", [
     (["--input-len", 5, "--output-len", 20], "--batch is missing"),
     (["--batch", 1, "--output-len", 20], "--input-len is missing"),
@@ -171,6 +193,14 @@ def test_prompts_in_chunks(tmp_path, tiny):
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--max-model-len", 24], "more than --max-model-len 24"),
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--port", 1], "--port is not a flag of dakd bench"),
     (["--batch", 1, "--input-len", -5, "--output-len", 20], "--input-len must be between"),
+    (["--batch", "1,2", "--input-len", 5, "--output-len", 2, "--request-rate", 1], "one number of sequences that decode"),
+    (["--batch", 1, "--request-rate", 1], "length of the prompts that arrive"),
+    (["--batch", 8, "--input-len", 5, "--output-len", 2, "--request-rate", 1, "--sweep-batched-tokens", "64,4"],
+     "in steps of 4 tokens"),
+    (["--batch", 8, "--input-len", 5, "--output-len", 2, "--request-rate", 1, "--sweep-itl-target-ms", "1,x"],
+     "--sweep-itl-target-ms '1,x' is not a list"),
+    (["--batch", 8, "--input-len", 5, "--output-len", 2, "--request-rate", 1, "--sweep-batched-tokens", "64.5"],
+     "--sweep-batched-tokens 64.5 is not a number of tokens"),
 ])
 def test_refused_flags(flags, words):
     done = run("bench", MODEL, *flags)

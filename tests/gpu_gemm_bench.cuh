@@ -18,6 +18,7 @@
 
 #include "config/check.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/ptx.cuh"
 extern "C" {
 #include "offload/place.h"
@@ -52,7 +53,8 @@ struct bench {
     __nv_bfloat16 *plain_x, *plain_out; /* row-major, for cuBLAS */
     struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
-    int turn; /* of the next launch that takes one */
+    void *workspace; /* of the prefill GEMM */
+    int turn;        /* of the next launch that takes one */
     cudaStream_t stream;
     double floor_ms, link_gbps; /* the floor of all bytes in HBM */
     struct off_tiers *tiers;    /* for off_place alone */
@@ -161,6 +163,8 @@ static void bench_open(struct bench *b, int sm_count)
     CUDA(cudaMalloc(&b->plain_out, (size_t)256 * 128256 * 2));
     CUDA(cudaMalloc(&b->windows, KN_TIER_MAX * sizeof *b->windows));
     CUDA(cudaMalloc(&b->traffic, KN_TIER_MAX * sizeof *b->traffic));
+    CUDA(cudaMalloc(&b->workspace, kn_cu_prefill_workspace_bytes(sm_count)));
+    CUDA(cudaMemset(b->workspace, 0, kn_cu_prefill_workspace_bytes(sm_count)));
     fill_random<<<64, 256>>>((uint32_t *)b->x, kn_cu_act_bytes(256, 4096) / 4, 8);
     fill_random<<<64, 256>>>((uint32_t *)b->wide, kn_cu_act_bytes(256, 14336) / 4, 9);
     fill_random<<<64, 256>>>((uint32_t *)b->plain_x, (size_t)256 * 14336 / 2, 10);
@@ -180,18 +184,16 @@ static double time_stream(struct bench *b, const uint8_t *from, size_t bytes, in
     return time_graph(b, capture_end(b), REPLAYS);
 }
 
-/* Adds one op to the stream.  The last remote_tiles of it lie at remote. */
-static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
-                         const struct kn_cu_gemm_plan *plan, const uint8_t *remote,
-                         int remote_tiles)
+/* Of one op; the last remote_tiles of it lie at remote. */
+static struct kn_cu_gemm_args bench_args(struct bench *b, const struct bench_op *op, int tokens,
+                                         const uint8_t *remote, int remote_tiles,
+                                         struct kn_weight *w)
 {
-    char err[ERR_CAP] = "";
-    struct kn_weight w;
-    kn_weight_init(&w, KN_BF16, op->rows, op->cols);
-    w.span[0] = {op->weights, 0, w.tile_count - remote_tiles};
-    w.span[1] = {remote, w.tile_count - remote_tiles, remote_tiles};
+    kn_weight_init(w, KN_BF16, op->rows, op->cols);
+    w->span[0] = {op->weights, 0, w->tile_count - remote_tiles};
+    w->span[1] = {remote, w->tile_count - remote_tiles, remote_tiles};
     struct kn_cu_gemm_args a = {};
-    a.w = &w;
+    a.w = w;
     a.tokens = tokens;
     a.in = op->cols == 4096 ? b->x : b->wide;
     a.epilogue = op->epilogue;
@@ -202,8 +204,20 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
     a.partial = in_parts(op->epilogue) ? b->partial : NULL;
     a.windows = b->windows;
     a.traffic = remote_tiles > 0 ? b->traffic : NULL;
-    a.turn = kn_cu_gemm_takes_turn(plan, &w, b->sm_count) ? b->turn++ : -1;
+    a.turn = -1;
     a.dependent = true;
+    return a;
+}
+
+/* Adds one op to the stream. */
+static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
+                         const struct kn_cu_gemm_plan *plan, const uint8_t *remote,
+                         int remote_tiles)
+{
+    char err[ERR_CAP] = "";
+    struct kn_weight w;
+    struct kn_cu_gemm_args a = bench_args(b, op, tokens, remote, remote_tiles, &w);
+    if (kn_cu_gemm_takes_turn(plan, &w, b->sm_count)) a.turn = b->turn++;
     STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
 }
 
@@ -335,6 +349,80 @@ static double time_cublas(struct bench *b, struct cublas *c, int tokens)
         CHECK(!failed);
     }
     return time_graph(b, capture_end(b), REPLAYS);
+}
+
+/* --- the prefill GEMM in a step --- */
+
+/* One step, in which the products that have a plan (qkv, o, gate-up, down, the head) are the
+ * prefill GEMM's. */
+static double cross_step(struct bench *b, int tokens, const struct kn_cu_prefill_plan *const *plans)
+{
+    char err[ERR_CAP] = "";
+    capture_begin(b);
+    for (int i = 0; i < b->op_count; i++) {
+        const struct bench_op *op = &b->ops[i];
+        const struct kn_cu_prefill_plan *chosen = plans[i < 4 * LAYERS ? i % 4 : 4];
+        if (chosen) {
+            struct kn_weight w;
+            struct kn_cu_prefill_plan p = *chosen;
+            const struct kn_cu_gemm_args a = bench_args(b, op, tokens, NULL, 0, &w);
+            STATUS(kn_cu_prefill_derive(op->rows, tokens, b->sm_count, &p, err), err);
+            STATUS(kn_cu_prefill_launch(&p, &a, b->workspace, b->stream, err), err);
+            continue;
+        }
+        struct kn_cu_gemm_plan plan;
+        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue), &plan);
+        bench_launch(b, op, tokens, &plan, NULL, 0);
+    }
+    return time_graph(b, capture_end(b), 5);
+}
+
+/* What a plan of the prefill GEMM for one of the products is worth in a step, in turn with a step
+ * of the wide GEMM's; then the best of each together. */
+static void cross_steps(struct bench *b, int tokens)
+{
+    static const char *const names[] = {"qkv", "o", "gate-up", "down", "head"};
+    static const struct kn_cu_prefill_plan candidates[] = {
+        {2, 256, 2, 1, 1, false, 0}, {2, 256, 1, 1, 1, false, 0}, {2, 256, 2, 1, 1, true, 0},
+        {2, 128, 2, 1, 1, false, 0}, {2, 128, 1, 2, 1, false, 0}, {3, 128, 1, 2, 1, false, 0},
+        {4, 128, 2, 1, 1, false, 0}, {4, 128, 1, 2, 1, false, 0}, {4, 128, 1, 1, 1, false, 0}};
+    static struct kn_cu_prefill_plan kept[5];
+    const struct kn_cu_prefill_plan *best[5] = {}, *const none[5] = {};
+    for (int op = 0; op < 5; op++) {
+        const bool parts = in_parts(b->ops[op < 4 ? op : b->op_count - 1].epilogue);
+        const int rows = b->ops[op < 4 ? op : b->op_count - 1].rows;
+        double least = 1;
+        printf("T %3d %-7s", tokens, names[op]);
+        for (size_t i = 0; i < ARRAY_COUNT(candidates); i++)
+            for (int n = 1; n <= (parts ? KN_CU_PARTS_MAX : 1); n++) {
+                const struct kn_cu_prefill_plan *plans[5] = {};
+                struct kn_cu_prefill_plan p = candidates[i];
+                char err[ERR_CAP] = "";
+                p.parts = n;
+                if (tokens <= 128 && (p.tile_tokens == 256 || p.cluster_tokens == 2)) continue;
+                if (n > 1 && p.cut) continue;
+                const int set_rows = p.group_tiles * p.cluster_rows * 64,
+                          set_tokens = p.tile_tokens * p.cluster_tokens,
+                          units = (rows + set_rows - 1) / set_rows *
+                                  ((tokens + set_tokens - 1) / set_tokens) * n;
+                STATUS(kn_cu_prefill_derive(rows, tokens, b->sm_count, &p, err), err);
+                if (p.clusters * p.cluster_rows * p.cluster_tokens < 88) continue;
+                if (n > 1 && units > 2 * p.clusters) continue;
+                plans[op] = &p;
+                double wide = cross_step(b, tokens, none), ms = cross_step(b, tokens, plans);
+                printf("  %dx%d,%dx%d/%d%s %.3f", p.group_tiles, p.tile_tokens, p.cluster_rows,
+                       p.cluster_tokens, p.parts, p.cut ? "c" : "", ms / wide);
+                if (ms / wide >= least) continue;
+                least = ms / wide;
+                kept[op] = p;
+                best[op] = &kept[op];
+            }
+        printf("\n");
+        fflush(stdout);
+    }
+    for (int i = 0; i < 3; i++)
+        printf("T %3d wide %.3f ms, the best of each %.3f ms\n", tokens,
+               cross_step(b, tokens, none), cross_step(b, tokens, best));
 }
 
 /* --- what is printed --- */
@@ -501,8 +589,8 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
 
 static void bench_windows(struct bench *b, bool peer); /* gpu_window_bench.cuh */
 
-static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool windows, bool peer,
-                       int from, const char *cublas)
+static void bench_gemm(int sm_count, bool tune, bool steps, bool cross, bool remote, bool windows,
+                       bool peer, int from, const char *cublas)
 {
     static const int tokens[] = {8, 16, 32, 64, 128, 256};
     struct bench b;
@@ -514,6 +602,7 @@ static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool wi
     printf("floor: %.3f ms for %.2f GB, %.0f GB/s\n", b.floor_ms, (double)b.bytes / 1e9,
            (double)b.bytes / b.floor_ms / 1e6);
     if (steps) bench_steps(&b, from, cublas);
+    for (int t = 128; cross && t <= 256; t *= 2) cross_steps(&b, t);
     for (size_t i = 0; tune && i < ARRAY_COUNT(tokens); i++)
         if (tokens[i] >= from) tune_steps(&b, tokens[i]);
     if (tune)

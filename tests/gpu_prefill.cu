@@ -22,6 +22,13 @@
 #define GUARD_BYTES 4096
 #define POISON 0xFF /* NaN in fp32 and bf16 */
 
+/* Tiles and clusters for few tokens. */
+static const struct kn_cu_prefill_plan few_plans[] = {
+    {2, 256, 2, 1, 1, false, 0}, {2, 256, 1, 1, 1, false, 0}, {2, 128, 2, 1, 1, false, 0},
+    {2, 128, 1, 2, 1, false, 0}, {3, 128, 1, 2, 1, false, 0}, {4, 128, 2, 1, 1, false, 0},
+    {4, 128, 1, 2, 1, false, 0}, {4, 128, 1, 1, 1, false, 0},
+};
+
 enum { SEED_W = 1, SEED_X, SEED_BIAS, SEED_OUT };
 static const float W_SCALE = 0.0625f, X_SCALE = 1.f;
 
@@ -160,8 +167,14 @@ struct bed {
     struct kn_cu_window *windows;
     struct kn_cu_traffic *traffic;
     void *workspace;
+    float *partial; /* parts of a product of up to 256 tokens */
     size_t capacity;
 };
+
+static size_t partial_bytes(int rows)
+{
+    return (size_t)KN_CU_PARTS_MAX * KN_CU_TOKENS_MAX * rows * sizeof(float);
+}
 
 static void bed_open(struct bed *b, int rows, int cols, int tokens_max)
 {
@@ -181,6 +194,7 @@ static void bed_open(struct bed *b, int rows, int cols, int tokens_max)
     CUDA(cudaMemset(b->bad, 0, sizeof(uint32_t)));
     CUDA(cudaMalloc(&b->workspace, kn_cu_prefill_workspace_bytes(b->sm_count)));
     CUDA(cudaMemset(b->workspace, 0, kn_cu_prefill_workspace_bytes(b->sm_count)));
+    CUDA(cudaMalloc(&b->partial, partial_bytes(rows)));
     CUDA(cudaMalloc(&b->windows, KN_TIER_MAX * sizeof *b->windows));
     CUDA(cudaMalloc(&b->traffic, KN_TIER_MAX * sizeof *b->traffic));
     fill_floats<<<64, 256>>>(b->bias, SEED_BIAS, rows);
@@ -189,8 +203,8 @@ static void bed_open(struct bed *b, int rows, int cols, int tokens_max)
 
 static void bed_close(struct bed *b)
 {
-    void *device[] = {b->local, b->x,       b->bias,    b->out,      b->first,
-                      b->bad,   b->windows, b->traffic, b->workspace};
+    void *device[] = {b->local, b->x,       b->bias,    b->out,       b->first,
+                      b->bad,   b->windows, b->traffic, b->workspace, b->partial};
     for (size_t i = 0; i < ARRAY_COUNT(device); i++) CUDA(cudaFree(device[i]));
     CUDA(cudaFreeHost(b->pinned));
 }
@@ -335,6 +349,149 @@ static void test_placement(struct bed *b, const struct kn_cu_prefill_plan *plan,
            (unsigned long long)reads);
 }
 
+/* --- parts --- */
+
+/* out[i] = what it is, for ADD, + the parts in order + bias. */
+__global__ void add_parts(float *out, const float *partial, const float *bias, int parts, size_t n,
+                          int rows, bool add)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        float sum = 0;
+        for (int j = 0; j < parts; j++) sum += partial[j * n + i];
+        out[i] = (add ? out[i] : 0.f) + sum + (bias ? bias[i % rows] : 0.f);
+    }
+}
+
+/* The parts of a product by the plan, or by the wide GEMM for NULL; then their sum in b->out. */
+static void bed_run_parts(struct bed *b, const struct kn_cu_prefill_plan *plan,
+                          const struct kn_cu_gemm_plan *wide, const product &p, int parts)
+{
+    char err[ERR_CAP] = "";
+    const size_t n = (size_t)p.tokens * p.rows;
+    CUDA(cudaMemset(b->partial, POISON, partial_bytes(p.rows)));
+    CUDA(cudaMemset(b->out, POISON, out_bytes(p) + GUARD_BYTES));
+    if (p.epilogue == KN_EPI_ADD) fill_floats<<<512, 256>>>((float *)b->out, SEED_OUT, n);
+    struct kn_cu_gemm_args a = bed_args(b, p, NULL, true);
+    a.partial = b->partial;
+    a.turn = -1;
+    if (plan) STATUS(kn_cu_prefill_launch(plan, &a, b->workspace, NULL, err), err);
+    else STATUS(kn_cu_gemm_launch(wide, &a, NULL, err), err);
+    CUDA(cudaDeviceSynchronize());
+    add_parts<<<512, 256>>>((float *)b->out, b->partial, p.bias ? b->bias : NULL, parts, n, p.rows,
+                            p.epilogue == KN_EPI_ADD);
+}
+
+/* K in so many parts: against the reference, and bitwise the same parts for every tile, every
+ * placement, and, where it can cut K so, the wide GEMM. */
+static void test_parts(struct bed *b, const product &p, int parts, int stride)
+{
+    const size_t bytes = (size_t)parts * p.tokens * p.rows * sizeof(float);
+    const int n = b->w.tile_count;
+    char err[ERR_CAP] = "";
+    bed_input(b, p.tokens);
+    for (int i = 0; i < (int)ARRAY_COUNT(few_plans) * 2; i++) {
+        struct kn_cu_prefill_plan plan = few_plans[i / 2];
+        plan.parts = parts;
+        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, i % 2 ? 22 : b->sm_count, &plan, err), err);
+        bed_place(b, i % 2 ? n / 3 : 0, i % 2 ? n / 4 : 0);
+        bed_window(b, 1 + i % 3);
+        bed_run_parts(b, &plan, NULL, p, parts);
+        if (i == 0) {
+            bed_compare(b, &plan, p, stride);
+            CUDA(cudaMemcpy(b->first, b->partial, bytes, cudaMemcpyDeviceToDevice));
+        }
+        EXPECT(b->tally,
+               gpu_differs(b->bad, (uint8_t *)b->partial, b->first, 0, bytes) == 0 &&
+                   gpu_differs(b->bad, (uint8_t *)b->partial + bytes, NULL, POISON,
+                               partial_bytes(p.rows) - bytes) == 0,
+               "%d parts: %dx%d T %d, tile %dx%d, %d clusters of %dx%d differ", parts, p.rows,
+               p.cols, p.tokens, plan.group_tiles, plan.tile_tokens, plan.clusters,
+               plan.cluster_rows, plan.cluster_tokens);
+    }
+    if (parts == 3 || p.tokens <= 32) return;
+    struct kn_cu_gemm_plan wide;
+    bed_place(b, 0, 0);
+    kn_cu_gemm_plan(p.rows, p.cols, p.tokens, b->sm_count, true, &wide);
+    wide.part_shift = parts / 2;
+    kn_cu_gemm_plan_derive(p.rows, b->sm_count, &wide);
+    bed_run_parts(b, NULL, &wide, p, parts);
+    EXPECT(b->tally, gpu_differs(b->bad, (uint8_t *)b->partial, b->first, 0, bytes) == 0,
+           "%d parts: %dx%d T %d: the wide GEMM differs", parts, p.rows, p.cols, p.tokens);
+}
+
+/* Whole products of up to 256 tokens: bitwise what the wide GEMM gives, by every tile. */
+static void test_wide(struct bed *b, const product &p)
+{
+    char err[ERR_CAP] = "";
+    struct kn_cu_gemm_plan wide;
+    bed_input(b, p.tokens);
+    bed_place(b, 0, 0);
+    kn_cu_gemm_plan(p.rows, p.cols, p.tokens, b->sm_count, false, &wide);
+    CUDA(cudaMemset(b->first, POISON, out_bytes(p)));
+    if (p.epilogue == KN_EPI_ADD)
+        fill_floats<<<512, 256>>>((float *)b->first, SEED_OUT, (size_t)p.tokens * p.rows);
+    struct kn_cu_gemm_args a = bed_args(b, p, b->first, true);
+    a.turn = -1;
+    STATUS(kn_cu_gemm_launch(&wide, &a, NULL, err), err);
+    for (int i = 0; i < (int)ARRAY_COUNT(few_plans) * 2; i++) {
+        struct kn_cu_prefill_plan plan = few_plans[i / 2];
+        plan.cut = i % 2;
+        STATUS(kn_cu_prefill_derive(p.rows, p.tokens, i % 2 ? 6 : b->sm_count, &plan, err), err);
+        bed_run(b, &plan, p);
+        if (i == 0) bed_compare(b, &plan, p, p.rows > 2000 ? 211 : 1);
+        bed_expect_same(b, &plan, p, "by the wide GEMM");
+    }
+}
+
+static void run_wide(struct tally *tally, int sm_count, bool quick)
+{
+    static const int tokens[] = {40, 64, 100, 128, 200, 256};
+    static const product products[] = {{320, 1000, 0, true, KN_EPI_SWIGLU},
+                                       {1001, 520, 0, true, KN_EPI_RELU},
+                                       {200, 129, 0, true, KN_EPI_ADD},
+                                       {1001, 2000, 0, false, KN_EPI_F32},
+                                       {28672, 4096, 0, false, KN_EPI_SWIGLU}};
+    for (size_t i = 0; i < ARRAY_COUNT(products) - quick; i++) {
+        struct bed b = {};
+        b.tally = tally;
+        b.sm_count = sm_count;
+        bed_open(&b, products[i].rows, products[i].cols, KN_CU_TOKENS_MAX);
+        for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
+            product p = products[i];
+            p.tokens = tokens[j];
+            test_wide(&b, p);
+        }
+        bed_close(&b);
+    }
+    printf("as the wide GEMM: %d passed, %d failed so far\n", tally->passed, tally->failed);
+}
+
+static void run_parts(struct tally *tally, int sm_count, bool quick)
+{
+    static const int tokens[] = {40, 64, 100, 128, 200, 256};
+    static const product products[] = {{200, 1000, 0, true, KN_EPI_ADD},
+                                       {1001, 900, 0, false, KN_EPI_STORE},
+                                       {4096, 4096, 0, false, KN_EPI_ADD},
+                                       {6144, 4096, 0, true, KN_EPI_STORE}};
+    for (size_t i = 0; i < (quick ? 2 : ARRAY_COUNT(products)); i++) {
+        struct bed b = {};
+        b.tally = tally;
+        b.sm_count = sm_count;
+        bed_open(&b, products[i].rows, products[i].cols, KN_CU_PARTS_MAX * KN_CU_TOKENS_MAX);
+        for (size_t j = 0; j < ARRAY_COUNT(tokens); j++)
+            for (int parts = 1; parts <= KN_CU_PARTS_MAX; parts++) {
+                product p = products[i];
+                p.tokens = tokens[j];
+                test_parts(&b, p, parts, p.rows > 2000 ? 211 : 1);
+            }
+        bed_close(&b);
+    }
+    printf("parts: %d passed, %d failed so far\n", tally->passed, tally->failed);
+}
+
+/* --- placements --- */
+
 /* Every plan, placement and window. */
 static void test_placements(struct bed *b, const product &p)
 {
@@ -453,25 +610,31 @@ int main(int argc, char **argv)
 {
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
-    bool quick = false, tiny = false, bench = false, tune = false;
-    const char *cublas = NULL;
+    bool quick = false, tiny = false, bench = false, tune = false, cross = false;
+    const char *cublaslt = NULL;
     for (int i = 1; i < argc; i++) {
         quick |= !strcmp(argv[i], "--quick");
         tiny |= !strcmp(argv[i], "--tiny");
         bench |= !strcmp(argv[i], "--bench");
         tune |= !strcmp(argv[i], "--tune");
-        if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
+        cross |= !strcmp(argv[i], "--cross");
+        if (!strcmp(argv[i], "--cublaslt") && i + 1 < argc) cublaslt = argv[++i];
     }
     int device, sm_count;
     CUDA(cudaGetDevice(&device));
     CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
     STATUS(kn_cu_prefill_init(err), err);
-    if (bench) {
-        bench_prefill(sm_count, cublas, tune);
-        return 0;
+    if (cross) bench_cross(sm_count, cublaslt);
+    if (bench) bench_prefill(sm_count, cublaslt, tune);
+    if (bench || cross) return 0;
+    if (tiny) {
+        run_tiny(&tally, sm_count);
+    } else {
+        STATUS(kn_cu_gemm_init(err), err);
+        run_parts(&tally, sm_count, quick);
+        run_wide(&tally, sm_count, quick);
+        run_tests(&tally, sm_count, quick);
     }
-    if (tiny) run_tiny(&tally, sm_count);
-    else run_tests(&tally, sm_count, quick);
     printf("%d passed, %d failed\n", tally.passed, tally.failed);
     return tally.failed != 0;
 }

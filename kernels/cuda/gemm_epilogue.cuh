@@ -9,6 +9,12 @@
 
 #include "kernels/cuda/gemm_work.cuh"
 
+/* silu(gate) * up, of products of more than 32 tokens. */
+PTX_INLINE float cu_swiglu(float gate, float up)
+{
+    return gate * ptx_rcp(1.f + ptx_ex2(gate * -1.4426950408889634f)) * up;
+}
+
 /* An activation; the last tile also clears what the next GEMM's last block reads beyond the
  * columns. */
 PTX_INLINE void cu_store_act(const cu_gemm &g, void *act, int tb, int t, int i, int stride,

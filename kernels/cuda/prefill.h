@@ -20,6 +20,7 @@ struct kn_cu_prefill_plan {
     int32_t tile_tokens;    /* its tokens: 128 or 256 */
     int32_t cluster_rows;   /* CTAs of a cluster with the same tokens, which share activations */
     int32_t cluster_tokens; /* and with the same rows, which share weights */
+    int32_t parts;    /* that K is cut into, whose sums another kernel adds up; none empty */
     bool cut;         /* whether tiles may change hands midway, so that all SMs end together */
     int32_t clusters; /* launched */
 };

@@ -34,6 +34,8 @@ template <int RT, int TN, int CR, int CT> static constexpr variant make_variant(
 static const variant variants[] = {
     make_variant<2, 256, 2, 1>(), make_variant<2, 128, 2, 1>(), make_variant<3, 128, 1, 2>(),
     make_variant<2, 256, 1, 2>(), make_variant<2, 256, 1, 4>(), make_variant<2, 256, 1, 8>(),
+    make_variant<2, 256, 1, 1>(), make_variant<2, 128, 1, 2>(), make_variant<4, 128, 2, 1>(),
+    make_variant<4, 128, 1, 1>(), make_variant<4, 128, 1, 2>(),
 };
 
 static const variant *find_variant(const struct kn_cu_prefill_plan *p)
@@ -73,7 +75,7 @@ static int32_t sets(int32_t count, int32_t tile, int32_t cluster)
 static int32_t count_units(int32_t rows, int32_t tokens, const struct kn_cu_prefill_plan *plan)
 {
     return sets(rows, plan->group_tiles * KN_TILE_ROWS, plan->cluster_rows) *
-           sets(tokens, plan->tile_tokens, plan->cluster_tokens);
+           sets(tokens, plan->tile_tokens, plan->cluster_tokens) * plan->parts;
 }
 
 extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
@@ -119,15 +121,15 @@ extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tok
     static const struct {
         struct kn_cu_prefill_plan plan;
         int32_t stage_cost;
-    } local[] = {{{2, 256, 2, 1, false, 0}, 1000},
-                 {{2, 128, 2, 1, false, 0}, 560},
-                 {{3, 128, 1, 2, false, 0}, 780}};
+    } local[] = {{{2, 256, 2, 1, 1, false, 0}, 1000},
+                 {{2, 128, 2, 1, 1, false, 0}, 560},
+                 {{3, 128, 1, 2, 1, false, 0}, 780}};
     CHECK(w->rows > 0 && tokens > 0 && sm_count > 0);
     enum status st;
     if (w->span[0].tile_count < w->tile_count) {
         /* As few crossings of the link as clusters allow. */
         const int32_t shared = tokens <= 512 ? 2 : tokens <= 1024 ? 4 : 8;
-        struct kn_cu_prefill_plan p = {2, 256, 1, shared, false, 0};
+        struct kn_cu_prefill_plan p = {2, 256, 1, shared, 1, false, 0};
         if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
         (void)plan_cost(w, tokens, 1000, &p);
         *out = p;
@@ -168,12 +170,18 @@ static void count_remote(const struct kn_weight *w, int32_t set_tiles, cu_prefil
  * cut so that all clusters have the same of them. */
 static void share_units(const struct kn_cu_prefill_plan *plan, int32_t stages, cu_prefill *p)
 {
-    const int32_t units = p->row_sets * p->token_sets, clusters = plan->clusters;
+    const int32_t units = p->row_sets * p->token_sets * plan->parts, clusters = plan->clusters;
     CHECK(clusters > 0 && clusters <= units);
+    CHECK(plan->parts == 1 || !plan->cut);
+    p->parts = plan->parts;
+    p->part_stages = 2 * (int32_t)div_up((size_t)stages / 2, (size_t)plan->parts);
+    CHECK((plan->parts - 1) * p->part_stages < stages);
+    p->abreast = p->token_sets % 2 == 0 && p->band % 2 == 0 && clusters % 2 == 0 ? 2 : 1;
     p->whole_units = units;
     if (!plan->cut || units % clusters == 0) return;
     p->whole_units = (units / clusters - 1) * clusters;
-    p->cut_stages = ((units - p->whole_units) * stages + clusters - 1) / clusters;
+    p->cut_stages =
+        (int32_t)div_up((size_t)(units - p->whole_units) * (size_t)stages, (size_t)clusters);
 }
 
 extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
@@ -186,7 +194,8 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
                        "%s weights are not supported on the GPU yet: convert the model to bfloat16",
                        kn_dtype_name(w->dtype));
     kn_cu_gemm_check(a);
-    CHECK(!a->partial);
+    CHECK(plan->parts == 1 || a->partial);
+    CHECK(!a->partial || a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE);
     const variant *v = find_variant(plan);
     CHECK(v);
     cu_prefill p;
@@ -202,6 +211,7 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     g->x = (const uint8_t *)a->in;
     g->bias = a->bias;
     g->out = a->out;
+    g->partial = a->partial;
     g->rows = w->rows;
     g->tokens = a->tokens;
     g->epilogue = a->epilogue;

@@ -90,7 +90,7 @@ template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS> struc
     static constexpr int PEERS = CR + CT - 1; /* that share copies with a CTA, itself included */
     static constexpr int WARPS = RT * 4;
     static constexpr int THREADS = (RT + 1) * 128;
-    static constexpr int CONSUMER_REGISTERS = RT == 2 ? 232 : 152;
+    static constexpr int CONSUMER_REGISTERS = RT == 2 ? 232 : RT == 3 ? 152 : 104;
     static constexpr int PRODUCER_REGISTERS = 40;
     static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
     static_assert(RT * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (RT + 1) * LAUNCH_REGISTERS,
@@ -120,7 +120,9 @@ struct cu_prefill {
     int32_t band;                        /* token sets */
     int32_t remote_before, remote_after; /* row sets with remote tiles, at either end */
     int32_t whole_units;                 /* dealt to the clusters in turn */
+    int32_t abreast;                     /* clusters that cut units of the same rows alike */
     int32_t cut_stages;                  /* of the others, which each cluster takes; 0: none left */
+    int32_t parts, part_stages;          /* of K; the last part may have fewer */
     float4 *handover; /* [CTA][RT][TN / 8][128] sums of units that change hands */
     uint32_t *handed; /* [CTA][RT] 1: they are there; 0 between launches */
 };
@@ -129,7 +131,8 @@ struct cu_prefill {
 struct cu_prefill_tile {
     int32_t group; /* of RT row tiles */
     int32_t token_tile;
-    int32_t first_stage, stages; /* of K */
+    int32_t part;                /* of K, */
+    int32_t first_stage, stages; /* that has these of its stages */
     bool takes, gives; /* sums: from the same CTA of the next cluster, to that of the last */
 };
 
@@ -149,6 +152,8 @@ template <class S>
 PTX_INLINE void cu_prefill_locate(const cu_prefill &p, int32_t unit, cu_prefill_tile *t)
 {
     const int32_t rank = blockIdx.x % S::CTAS;
+    t->part = unit % p.parts;
+    unit /= p.parts;
     const int32_t band = unit / (p.row_sets * p.band), left = unit - band * p.row_sets * p.band;
     const int32_t width = min(p.band, p.token_sets - band * p.band), i = left / width;
     t->group = cu_prefill_row_set(p, i) * S::CR + rank / S::CT;
@@ -158,24 +163,27 @@ PTX_INLINE void cu_prefill_locate(const cu_prefill &p, int32_t unit, cu_prefill_
 /* The n-th tile of this CTA; false where it has none.  Of the stages of the units that are not
  * dealt whole, cluster c has [c, c + 1) * cut_stages: the rest of a unit, units, the beginning of a
  * unit, in this order.  What is computed first must be a unit's first inputs, so these are what the
- * rest stands for. */
+ * rest stands for.  Clusters abreast of each other count as one, and their units too. */
 template <class S>
 PTX_INLINE bool cu_prefill_next(const cu_prefill &p, int32_t n, cu_prefill_tile *t)
 {
     const int32_t clusters = gridDim.x / S::CTAS, cluster = blockIdx.x / S::CTAS,
-                  stages = 2 * p.gemm.blocks_per_tile, units = p.row_sets * p.token_sets;
+                  stages = 2 * p.gemm.blocks_per_tile, units = p.row_sets * p.token_sets * p.parts;
     int32_t unit = n * clusters + cluster;
-    t->first_stage = 0;
-    t->stages = stages;
+    t->first_stage = unit % p.parts * p.part_stages;
+    t->stages = min(p.part_stages, stages - t->first_stage);
     t->takes = t->gives = false;
     if (unit >= p.whole_units) {
         if (p.cut_stages == 0) return false;
         n -= p.whole_units / clusters;
-        const int32_t begin = cluster * p.cut_stages,
-                      end = min(begin + p.cut_stages, (units - p.whole_units) * stages);
+        const int32_t left = (units - p.whole_units) / p.abreast,
+                      begin = cluster / p.abreast * p.cut_stages,
+                      end = min(begin + p.cut_stages, left * stages);
         const int32_t at = (begin / stages + n) * stages; /* where unit n of the cluster begins */
         if (at >= end) return false;
-        unit = p.whole_units + begin / stages + n;
+        unit = p.whole_units + (begin / stages + n) * p.abreast + cluster % p.abreast;
+        t->first_stage = 0;
+        t->stages = stages;
         if (at < begin) {
             t->stages = at + stages - begin;
             t->gives = true;
@@ -416,6 +424,7 @@ PTX_INLINE void cu_prefill_multiply(float (&acc)[S::TN / 2], cu_prefill_ring<S> 
 
 struct cu_prefill_place {
     int32_t tile; /* row tile */
+    int32_t part; /* of K */
     cu_prefill_chunk chunk;
     uint32_t wg, thread; /* of the warpgroup */
     float (*staging)[CU_PREFILL_STAGING / 4];
@@ -424,7 +433,7 @@ struct cu_prefill_place {
 /* Four rows of a token, from row r of the weight on. */
 PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r, bool whole)
 {
-    const bool add = g.epilogue == KN_EPI_ADD;
+    const bool add = g.epilogue == KN_EPI_ADD && !g.partial;
     if (whole && add) {
         ptx_red_add_v4_f32(to, v);
     } else if (whole) {
@@ -440,7 +449,7 @@ PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r,
     }
 }
 
-/* STORE, F32 and ADD: 32 tokens x 64 rows a round, placed as cu_stage_at says. */
+/* STORE, F32, ADD and parts: 32 tokens x 64 rows a round, placed as cu_stage_at says. */
 template <int TN>
 PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[TN / 2],
                                         const cu_prefill_place &at)
@@ -450,9 +459,10 @@ PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[TN 
     const uint32_t first = at.thread / 16, row = at.thread % 16 * 4,
                    reads = first * 64 + (row ^ (first >> 1 & 3) << 3 ^ (first & 1) << 2);
     const int32_t r = at.tile * 64 + row;
-    float *out = (float *)g.out + r +
-                 (size_t)(at.chunk.index * KN_CU_TOKENS_MAX + at.chunk.first + first) * g.rows;
-    const bool whole = r + 3 < g.rows && g.rows % 4 == 0 && ((uintptr_t)g.out & 15) == 0;
+    float *base = g.partial ? g.partial + (size_t)at.part * g.tokens * g.rows : (float *)g.out;
+    float *out =
+        base + r + (size_t)(at.chunk.index * KN_CU_TOKENS_MAX + at.chunk.first + first) * g.rows;
+    const bool whole = r + 3 < g.rows && g.rows % 4 == 0 && ((uintptr_t)base & 15) == 0;
 #pragma unroll 1
     for (int32_t round = 0; round * 32 < at.chunk.tokens; round++) {
         float *buffer = at.staging[round & 1];
@@ -478,12 +488,6 @@ PTX_INLINE uint32_t cu_prefill_pack(float first, float second)
     return *(const uint32_t *)&b;
 }
 
-/* silu(gate) * up. */
-PTX_INLINE float cu_prefill_swiglu(float gate, float up)
-{
-    return gate * ptx_rcp(1.f + ptx_ex2(gate * -1.4426950408889634f)) * up;
-}
-
 /* Byte of 16-byte chunk `chunk` of a token in a buffer of CHUNKS chunks a token: neither 8 tokens
  * of a chunk nor the chunks of a token meet a bank twice. */
 template <int CHUNKS> PTX_INLINE uint32_t cu_prefill_chunk_at(uint32_t token, uint32_t chunk)
@@ -504,8 +508,7 @@ PTX_INLINE void cu_prefill_write_act(const float *acc, uint32_t buffer, uint32_t
     for (int m = 0; m < 4; m++) {
         const float *v = acc + 4 * m;
         if (CHUNKS == 4) {
-            first[m] =
-                cu_prefill_pack(cu_prefill_swiglu(v[0], v[2]), cu_prefill_swiglu(v[1], v[3]));
+            first[m] = cu_prefill_pack(cu_swiglu(v[0], v[2]), cu_swiglu(v[1], v[3]));
         } else {
             first[m] = cu_prefill_pack(fmaxf(v[0], 0.f), fmaxf(v[1], 0.f));
             second[m] = cu_prefill_pack(fmaxf(v[2], 0.f), fmaxf(v[3], 0.f));
@@ -586,7 +589,7 @@ template <class S>
 PTX_INLINE void cu_prefill_take(const cu_prefill &p, float (&acc)[S::TN / 2],
                                 const cu_prefill_place &at)
 {
-    const uint32_t place = (blockIdx.x + S::CTAS) * S::RT + at.wg;
+    const uint32_t place = (blockIdx.x + S::CTAS * p.abreast) * S::RT + at.wg;
     const float4 *from = p.handover + (size_t)place * (S::TN * 16) + at.thread;
     if (at.thread == 0) {
         PTX_SPIN_UNTIL(ptx_atomic_add_acq_rel(&p.handed[place], 0) == 1);
@@ -615,6 +618,7 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
     {
         cu_prefill_place o;
         o.tile = tile.group * S::RT + wg;
+        o.part = tile.part;
         o.chunk = cu_prefill_chunk_of<S>(g, tile.token_tile);
         o.wg = wg;
         o.thread = ptx_opaque(warp % 4 * 32 + lane) & 127;
@@ -630,7 +634,7 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
             cu_prefill_give<S>(p, acc, o);
             continue;
         }
-        if (g.bias) cu_prefill_bias<S::TN>(g, acc, o);
+        if (g.bias && !g.partial) cu_prefill_bias<S::TN>(g, acc, o);
         ptx_bar_sync(1 + wg, 128); /* the buffers' last readers have read */
         if (g.epilogue == KN_EPI_SWIGLU) cu_prefill_store_act<S::TN, 4>(g, acc, o);
         else if (g.epilogue == KN_EPI_RELU) cu_prefill_store_act<S::TN, 8>(g, acc, o);

@@ -353,10 +353,10 @@ PTX_INLINE void cu_rows_swiglu(const cu_gemm &g, int tb, const float *stage, int
     for (int k = 0; k < 2; k++) {
         const float4 gate = cu_stage_read(g, stage, token, tile, row + 4 * k),
                      up = cu_stage_read(g, stage, token, tile, row + 8 + 4 * k);
-        v[4 * k] = gate.x / (1.f + __expf(-gate.x)) * up.x;
-        v[4 * k + 1] = gate.y / (1.f + __expf(-gate.y)) * up.y;
-        v[4 * k + 2] = gate.z / (1.f + __expf(-gate.z)) * up.z;
-        v[4 * k + 3] = gate.w / (1.f + __expf(-gate.w)) * up.w;
+        v[4 * k] = cu_swiglu(gate.x, up.x);
+        v[4 * k + 1] = cu_swiglu(gate.y, up.y);
+        v[4 * k + 2] = cu_swiglu(gate.z, up.z);
+        v[4 * k + 3] = cu_swiglu(gate.w, up.w);
     }
     const bool last = tile == g.tile_count - 1;
     cu_rows_act(g, tb, first + token, tile * 32 + row / 2, 32,

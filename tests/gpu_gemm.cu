@@ -534,8 +534,7 @@ int main(int argc, char **argv)
 {
     struct tally tally = {0, 0};
     char err[ERR_CAP] = "";
-    bool quick = false, bench = false, tune = false, remote = false, windows = false, peer = false,
-         cross = false;
+    bool quick = false, bench = false, tune = false, remote = false, windows = false, peer = false;
     int from = 1;
     const char *cublas = NULL;
     for (int i = 1; i < argc; i++) {
@@ -545,7 +544,6 @@ int main(int argc, char **argv)
         remote |= !strcmp(argv[i], "--remote");
         windows |= !strcmp(argv[i], "--windows");
         peer |= !strcmp(argv[i], "--peer");
-        cross |= !strcmp(argv[i], "--cross");
         if (!strcmp(argv[i], "--from") && i + 1 < argc) from = atoi(argv[++i]);
         if (!strcmp(argv[i], "--cublas") && i + 1 < argc) cublas = argv[++i];
     }
@@ -554,9 +552,9 @@ int main(int argc, char **argv)
     CUDA(cudaGetDevice(&device));
     CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
     if (peer) CUDA(cudaDeviceEnablePeerAccess(1, 0));
-    if (bench || tune || remote || windows || cross) {
+    if (bench || tune || remote || windows) {
         STATUS(kn_cu_prefill_init(err), err);
-        bench_gemm(sm_count, tune, bench, cross, remote, windows, peer, from, cublas);
+        bench_gemm(sm_count, tune, bench, remote, windows, peer, from, cublas);
         return 0;
     }
     run_tests(&tally, sm_count, quick, peer, from);

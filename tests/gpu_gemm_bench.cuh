@@ -209,7 +209,19 @@ static struct kn_cu_gemm_args bench_args(struct bench *b, const struct bench_op 
     return a;
 }
 
-/* Adds one op to the stream. */
+/* Adds one op to the stream, by the kernel that is chosen for many tokens. */
+static void bench_launch_prompt(struct bench *b, const struct bench_op *op, int tokens,
+                                const uint8_t *remote, int remote_tiles)
+{
+    char err[ERR_CAP] = "";
+    struct kn_weight w;
+    struct kn_cu_prefill_plan plan;
+    const struct kn_cu_gemm_args a = bench_args(b, op, tokens, remote, remote_tiles, &w);
+    STATUS(kn_cu_prefill_plan(&w, tokens, in_parts(op->epilogue), b->sm_count, &plan, err), err);
+    STATUS(kn_cu_prefill_launch(&plan, &a, b->workspace, b->stream, err), err);
+}
+
+/* Adds one op to the stream, by the decode GEMM. */
 static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
                          const struct kn_cu_gemm_plan *plan, const uint8_t *remote,
                          int remote_tiles)
@@ -297,7 +309,8 @@ static double time_step(struct bench *b, int tokens, double share, enum off_plac
             plan.ctas_per_sm = 1;
             kn_cu_gemm_plan_derive(op->rows, b->sm_count, &plan);
         }
-        bench_launch(b, op, tokens, &plan, b->pinned + at, tiles);
+        if (tokens < KN_CU_PREFILL_MIN) bench_launch(b, op, tokens, &plan, b->pinned + at, tiles);
+        else bench_launch_prompt(b, op, tokens, b->pinned + at, tiles);
         at += bytes;
         if (remote_bytes) *remote_bytes += bytes;
     }
@@ -349,80 +362,6 @@ static double time_cublas(struct bench *b, struct cublas *c, int tokens)
         CHECK(!failed);
     }
     return time_graph(b, capture_end(b), REPLAYS);
-}
-
-/* --- the prefill GEMM in a step --- */
-
-/* One step, in which the products that have a plan (qkv, o, gate-up, down, the head) are the
- * prefill GEMM's. */
-static double cross_step(struct bench *b, int tokens, const struct kn_cu_prefill_plan *const *plans)
-{
-    char err[ERR_CAP] = "";
-    capture_begin(b);
-    for (int i = 0; i < b->op_count; i++) {
-        const struct bench_op *op = &b->ops[i];
-        const struct kn_cu_prefill_plan *chosen = plans[i < 4 * LAYERS ? i % 4 : 4];
-        if (chosen) {
-            struct kn_weight w;
-            struct kn_cu_prefill_plan p = *chosen;
-            const struct kn_cu_gemm_args a = bench_args(b, op, tokens, NULL, 0, &w);
-            STATUS(kn_cu_prefill_derive(op->rows, tokens, b->sm_count, &p, err), err);
-            STATUS(kn_cu_prefill_launch(&p, &a, b->workspace, b->stream, err), err);
-            continue;
-        }
-        struct kn_cu_gemm_plan plan;
-        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue), &plan);
-        bench_launch(b, op, tokens, &plan, NULL, 0);
-    }
-    return time_graph(b, capture_end(b), 5);
-}
-
-/* What a plan of the prefill GEMM for one of the products is worth in a step, in turn with a step
- * of the wide GEMM's; then the best of each together. */
-static void cross_steps(struct bench *b, int tokens)
-{
-    static const char *const names[] = {"qkv", "o", "gate-up", "down", "head"};
-    static const struct kn_cu_prefill_plan candidates[] = {
-        {2, 256, 2, 1, 1, false, 0}, {2, 256, 1, 1, 1, false, 0}, {2, 256, 2, 1, 1, true, 0},
-        {2, 128, 2, 1, 1, false, 0}, {2, 128, 1, 2, 1, false, 0}, {3, 128, 1, 2, 1, false, 0},
-        {4, 128, 2, 1, 1, false, 0}, {4, 128, 1, 2, 1, false, 0}, {4, 128, 1, 1, 1, false, 0}};
-    static struct kn_cu_prefill_plan kept[5];
-    const struct kn_cu_prefill_plan *best[5] = {}, *const none[5] = {};
-    for (int op = 0; op < 5; op++) {
-        const bool parts = in_parts(b->ops[op < 4 ? op : b->op_count - 1].epilogue);
-        const int rows = b->ops[op < 4 ? op : b->op_count - 1].rows;
-        double least = 1;
-        printf("T %3d %-7s", tokens, names[op]);
-        for (size_t i = 0; i < ARRAY_COUNT(candidates); i++)
-            for (int n = 1; n <= (parts ? KN_CU_PARTS_MAX : 1); n++) {
-                const struct kn_cu_prefill_plan *plans[5] = {};
-                struct kn_cu_prefill_plan p = candidates[i];
-                char err[ERR_CAP] = "";
-                p.parts = n;
-                if (tokens <= 128 && (p.tile_tokens == 256 || p.cluster_tokens == 2)) continue;
-                if (n > 1 && p.cut) continue;
-                const int set_rows = p.group_tiles * p.cluster_rows * 64,
-                          set_tokens = p.tile_tokens * p.cluster_tokens,
-                          units = (rows + set_rows - 1) / set_rows *
-                                  ((tokens + set_tokens - 1) / set_tokens) * n;
-                STATUS(kn_cu_prefill_derive(rows, tokens, b->sm_count, &p, err), err);
-                if (p.clusters * p.cluster_rows * p.cluster_tokens < 88) continue;
-                if (n > 1 && units > 2 * p.clusters) continue;
-                plans[op] = &p;
-                double wide = cross_step(b, tokens, none), ms = cross_step(b, tokens, plans);
-                printf("  %dx%d,%dx%d/%d%s %.3f", p.group_tiles, p.tile_tokens, p.cluster_rows,
-                       p.cluster_tokens, p.parts, p.cut ? "c" : "", ms / wide);
-                if (ms / wide >= least) continue;
-                least = ms / wide;
-                kept[op] = p;
-                best[op] = &kept[op];
-            }
-        printf("\n");
-        fflush(stdout);
-    }
-    for (int i = 0; i < 3; i++)
-        printf("T %3d wide %.3f ms, the best of each %.3f ms\n", tokens,
-               cross_step(b, tokens, none), cross_step(b, tokens, best));
 }
 
 /* --- what is printed --- */
@@ -589,8 +528,8 @@ static void tune_shape(struct bench *b, int first, int stride, int tokens)
 
 static void bench_windows(struct bench *b, bool peer); /* gpu_window_bench.cuh */
 
-static void bench_gemm(int sm_count, bool tune, bool steps, bool cross, bool remote, bool windows,
-                       bool peer, int from, const char *cublas)
+static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool windows, bool peer,
+                       int from, const char *cublas)
 {
     static const int tokens[] = {8, 16, 32, 64, 128, 256};
     struct bench b;
@@ -602,7 +541,6 @@ static void bench_gemm(int sm_count, bool tune, bool steps, bool cross, bool rem
     printf("floor: %.3f ms for %.2f GB, %.0f GB/s\n", b.floor_ms, (double)b.bytes / 1e9,
            (double)b.bytes / b.floor_ms / 1e6);
     if (steps) bench_steps(&b, from, cublas);
-    for (int t = 128; cross && t <= 256; t *= 2) cross_steps(&b, t);
     for (size_t i = 0; tune && i < ARRAY_COUNT(tokens); i++)
         if (tokens[i] >= from) tune_steps(&b, tokens[i]);
     if (tune)

@@ -24,9 +24,8 @@
 
 /* Tiles and clusters for few tokens. */
 static const struct kn_cu_prefill_plan few_plans[] = {
-    {2, 256, 2, 1, 1, false, 0}, {2, 256, 1, 1, 1, false, 0}, {2, 128, 2, 1, 1, false, 0},
-    {2, 128, 1, 2, 1, false, 0}, {3, 128, 1, 2, 1, false, 0}, {4, 128, 2, 1, 1, false, 0},
-    {4, 128, 1, 2, 1, false, 0}, {4, 128, 1, 1, 1, false, 0},
+    {2, 256, 2, 1, 1, false, 0}, {1, 256, 2, 1, 1, false, 0}, {2, 128, 2, 1, 1, false, 0},
+    {2, 128, 1, 2, 1, false, 0}, {3, 128, 1, 2, 1, false, 0},
 };
 
 enum { SEED_W = 1, SEED_X, SEED_BIAS, SEED_OUT };
@@ -543,28 +542,42 @@ struct test_shape {
     bool bias, quick;
 };
 
-/* Every plan, all local and with a remote tier in a window of one block. */
+/* SMs on which a product's last units are cut. */
+static int tiny_sms(const struct kn_cu_prefill_plan *p, int rows, int tokens)
+{
+    const int set_rows = p->group_tiles * p->cluster_rows * 64,
+              set_tokens = p->tile_tokens * p->cluster_tokens,
+              units = (rows + set_rows - 1) / set_rows * ((tokens + set_tokens - 1) / set_tokens);
+    int clusters = 2;
+    while (units % clusters == 0) clusters++;
+    return clusters * p->cluster_rows * p->cluster_tokens;
+}
+
+/* Every plan, all local and with a remote tier in a window of one block; and in parts. */
 static void run_tiny(struct tally *tally, int sm_count)
 {
-    static const product products[] = {{200, 1000, 300, true, KN_EPI_ADD},
-                                       {192, 400, 300, false, KN_EPI_SWIGLU}};
+    static const product products[] = {{200, 1000, 520, true, KN_EPI_ADD},
+                                       {192, 400, 520, false, KN_EPI_SWIGLU}};
     for (size_t i = 0; i < ARRAY_COUNT(products); i++) {
-        const product &p = products[i];
+        product p = products[i];
         struct bed b = {};
         b.tally = tally;
         b.sm_count = sm_count;
-        bed_open(&b, p.rows, p.cols, p.tokens);
+        bed_open(&b, p.rows, p.cols, KN_CU_PARTS_MAX * KN_CU_TOKENS_MAX);
+        bed_input(&b, p.tokens);
+        bed_place(&b, 0, i == 0 ? 2 : 0);
+        bed_window(&b, 1);
         for (int j = 0; j < (int)ARRAY_COUNT(bench_plans); j++) {
             char err[ERR_CAP] = "";
             struct kn_cu_prefill_plan plan = bench_plans[j];
-            const int sms = 2 * plan.cluster_rows * plan.cluster_tokens; /* cuts 3 units */
-            STATUS(kn_cu_prefill_derive(p.rows, p.tokens, sms, &plan, err), err);
-            bed_input(&b, p.tokens);
-            bed_place(&b, 0, i == 0 ? 2 : 0);
-            bed_window(&b, 1);
+            STATUS(kn_cu_prefill_derive(p.rows, p.tokens, tiny_sms(&plan, p.rows, p.tokens), &plan,
+                                        err),
+                   err);
             bed_run(&b, &plan, p);
             bed_compare(&b, &plan, p, 1);
         }
+        p.tokens = 200;
+        if (i == 0) test_parts(&b, p, 3, 1);
         bed_close(&b);
     }
 }

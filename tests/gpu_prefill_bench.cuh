@@ -25,8 +25,9 @@
 #define BENCH_PARTIAL_BYTES ((size_t)KN_CU_PARTS_MAX * 512 * 10240 * 4)
 
 static const struct kn_cu_prefill_plan bench_plans[] = {
-    {2, 256, 2, 1, 1, true, 0}, {2, 256, 2, 1, 1, false, 0}, {2, 128, 2, 1, 1, true, 0},
-    {3, 128, 1, 2, 1, true, 0}, {2, 256, 1, 2, 1, true, 0},  {2, 256, 1, 4, 1, true, 0},
+    {2, 256, 2, 1, 1, true, 0},  {2, 256, 2, 1, 1, false, 0}, {1, 256, 2, 1, 1, true, 0},
+    {1, 256, 2, 1, 1, false, 0}, {2, 128, 2, 1, 1, true, 0},  {2, 128, 1, 2, 1, true, 0},
+    {3, 128, 1, 2, 1, true, 0},  {2, 256, 1, 2, 1, true, 0},  {2, 256, 1, 4, 1, true, 0},
     {2, 256, 1, 8, 1, true, 0},
 };
 
@@ -199,7 +200,7 @@ static void bench_shape(struct bench *b, const struct bench_op *op, int tokens)
     kn_weight_init(&w, KN_BF16, op->rows, op->cols);
     w.span[0].tile_count = w.tile_count;
     k[0].kind = k[1].kind = BENCH_PREFILL;
-    STATUS(kn_cu_prefill_plan(&w, tokens, b->sm_count, &k[0].plan, err), err);
+    STATUS(kn_cu_prefill_plan(&w, tokens, false, b->sm_count, &k[0].plan, err), err);
     k[1].plan = k[0].plan;
     k[0].epilogue = op->epilogue;
     k[1].epilogue = KN_EPI_RELU;
@@ -244,8 +245,8 @@ enum { CROSS_MAX = 64, CROSS_SHOWN = 6 };
 static int cross_plans(struct bench *b, const struct bench_op *op, int tokens,
                        struct bench_kernel *k, int count)
 {
-    static const int shapes[][4] = {{2, 256, 2, 1}, {2, 256, 1, 1}, {2, 128, 2, 1}, {2, 128, 1, 2},
-                                    {3, 128, 1, 2}, {4, 128, 2, 1}, {4, 128, 1, 2}, {4, 128, 1, 1}};
+    static const int shapes[][4] = {
+        {2, 256, 2, 1}, {1, 256, 2, 1}, {2, 128, 2, 1}, {2, 128, 1, 2}, {3, 128, 1, 2}};
     const bool parts = op->epilogue == KN_EPI_STORE || op->epilogue == KN_EPI_ADD;
     char err[ERR_CAP] = "";
     for (size_t i = 0; i < ARRAY_COUNT(shapes); i++) {
@@ -378,7 +379,7 @@ static void bench_prefill(int sm_count, const char *cublaslt, bool tune)
     for (size_t i = 0; i < ARRAY_COUNT(bench_ops); i++)
         for (size_t j = 0; j < ARRAY_COUNT(tokens); j++) {
             bench_shape(&b, &bench_ops[i], tokens[j]);
-            if (tune && tokens[j] <= 1024) bench_tune(&b, &bench_ops[i], tokens[j]);
+            if (tune) bench_tune(&b, &bench_ops[i], tokens[j]);
             printf("\n");
             fflush(stdout);
         }

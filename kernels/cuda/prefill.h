@@ -1,5 +1,5 @@
 /*
- * prefill.h - the GEMM of prompts: products of more than 256 tokens as one launch.  The kernel and
+ * prefill.h - the GEMM of prompts: products of more than 128 tokens as one launch.  The kernel and
  * its reasons are in prefill_gemm.cuh.
  *
  * Activations [T,K] are chunks of 256 tokens one after another, each in the layout of cuda.h for
@@ -14,13 +14,15 @@
 extern "C" {
 #endif
 
+#define KN_CU_PREFILL_MIN 129 /* tokens; fewer are the decode GEMM's */
+
 /* The shape of one launch. */
 struct kn_cu_prefill_plan {
-    int32_t group_tiles;    /* row tiles of a CTA's tile: 2 */
+    int32_t group_tiles;    /* row tiles of a CTA's tile: 2 or 3 */
     int32_t tile_tokens;    /* its tokens: 128 or 256 */
     int32_t cluster_rows;   /* CTAs of a cluster with the same tokens, which share activations */
     int32_t cluster_tokens; /* and with the same rows, which share weights */
-    int32_t parts;    /* that K is cut into, whose sums another kernel adds up; none empty */
+    int32_t parts;          /* that K is cut into, whose sums another kernel adds up; none empty */
     bool cut;         /* whether tiles may change hands midway, so that all SMs end together */
     int32_t clusters; /* launched */
 };
@@ -29,15 +31,17 @@ struct kn_cu_prefill_plan {
 size_t kn_cu_prefill_workspace_bytes(int32_t sm_count);
 /* After kn_cu_gemm_init, before any launch. */
 MUST_USE enum status kn_cu_prefill_init(char *err);
-/* The plan of a product.  Sums are bitwise the same
- * whatever the plan.  ST_DEVICE. */
-MUST_USE enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens, int32_t sm_count,
-                                        struct kn_cu_prefill_plan *out, char *err);
+/* The plan of a product.  parts: whether K may be cut into parts, of up to 256 tokens: into how
+ * many depends on shape, token bucket and SM count alone, and sums are bitwise the same whatever
+ * else the plan says.  ST_DEVICE. */
+MUST_USE enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens, bool parts,
+                                        int32_t sm_count, struct kn_cu_prefill_plan *out,
+                                        char *err);
 /* Fills in `clusters` from the other fields; ST_UNSUPPORTED where there is no such kernel. */
 MUST_USE enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
                                           struct kn_cu_prefill_plan *plan, char *err);
-/* As kn_cu_gemm_launch, with T from 1 up and without parts.  ST_UNSUPPORTED for weights that are
- * not bf16; ST_DEVICE. */
+/* As kn_cu_gemm_launch, with T from 1 up; in parts only up to 256.  ST_UNSUPPORTED for weights that
+ * are not bf16; ST_DEVICE. */
 MUST_USE enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
                                           const struct kn_cu_gemm_args *args, void *workspace,
                                           void *stream, char *err);

@@ -14,8 +14,6 @@
  */
 #define FLAG_BYTES ((size_t)8192)
 #define HANDOVER_BYTES ((size_t)128 * 256 * 4)
-/* Measured: 12 to 16 us a launch, where a stage of 128 x 256 takes 0.7. */
-#define HANDOVER_COST 20000
 /* Tokens whose products with some rows follow each other. */
 #define BAND_TOKENS 2048
 
@@ -34,8 +32,7 @@ template <int RT, int TN, int CR, int CT> static constexpr variant make_variant(
 static const variant variants[] = {
     make_variant<2, 256, 2, 1>(), make_variant<2, 128, 2, 1>(), make_variant<3, 128, 1, 2>(),
     make_variant<2, 256, 1, 2>(), make_variant<2, 256, 1, 4>(), make_variant<2, 256, 1, 8>(),
-    make_variant<2, 256, 1, 1>(), make_variant<2, 128, 1, 2>(), make_variant<4, 128, 2, 1>(),
-    make_variant<4, 128, 1, 1>(), make_variant<4, 128, 1, 2>(),
+    make_variant<2, 128, 1, 2>(), make_variant<1, 256, 2, 1>(),
 };
 
 static const variant *find_variant(const struct kn_cu_prefill_plan *p)
@@ -102,48 +99,65 @@ extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_
     return ST_OK;
 }
 
-/* What a plan takes, a stage of 128 x 256 taking 1,000; sets plan->cut. */
-static int64_t plan_cost(const struct kn_weight *w, int32_t tokens, int32_t stage_cost,
+/* What a tile costs, in ns, measured with the GPU at its power limit. */
+struct cost {
+    struct kn_cu_prefill_plan plan;
+    int32_t stage, unit, handover; /* a stage; what a unit costs beside; cutting the last ones */
+};
+
+/* What a plan takes; sets plan->cut. */
+static int64_t plan_cost(int32_t rows, int32_t blocks, int32_t tokens, const struct cost *c,
                          struct kn_cu_prefill_plan *plan)
 {
-    const int64_t units = count_units(w->rows, tokens, plan), clusters = plan->clusters,
-                  stages = 2 * (int64_t)w->blocks_per_tile;
-    const int64_t whole = div_up((size_t)units, (size_t)clusters) * stages * stage_cost;
-    const int64_t cut = units * stages * stage_cost / clusters + HANDOVER_COST;
-    plan->cut = units > clusters && cut + cut / 50 < whole; /* or else it is not worth it */
+    const int64_t units = count_units(rows, tokens, plan), clusters = plan->clusters,
+                  rounds = (int64_t)div_up((size_t)units, (size_t)clusters),
+                  stages = 2 * (int64_t)div_up((size_t)blocks, (size_t)plan->parts);
+    const int64_t whole = rounds * (stages * c->stage + c->unit);
+    const int64_t cut =
+        units * stages * c->stage / clusters + rounds * c->unit + (int64_t)c->handover;
+    plan->cut = plan->parts == 1 && units > clusters && cut < whole;
     return plan->cut ? cut : whole;
 }
 
-extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens,
+/* No part of K may be empty. */
+static bool cuts_evenly(int32_t blocks, int32_t parts)
+{
+    return (parts - 1) * (int32_t)div_up((size_t)blocks, (size_t)parts) < blocks;
+}
+
+extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens, bool parts,
                                           int32_t sm_count, struct kn_cu_prefill_plan *out,
                                           char *err)
 {
-    static const struct {
-        struct kn_cu_prefill_plan plan;
-        int32_t stage_cost;
-    } local[] = {{{2, 256, 2, 1, 1, false, 0}, 1000},
-                 {{2, 128, 2, 1, 1, false, 0}, 560},
-                 {{3, 128, 1, 2, 1, false, 0}, 780}};
-    CHECK(w->rows > 0 && tokens > 0 && sm_count > 0);
+    static const struct cost costs[] = {{{1, 256, 2, 1, 1, false, 0}, 375, 700, 6000},
+                                        {{2, 256, 2, 1, 1, false, 0}, 760, 3000, 10000},
+                                        {{2, 128, 2, 1, 1, false, 0}, 385, 1500, 5000},
+                                        {{2, 128, 1, 2, 1, false, 0}, 385, 1500, 5000},
+                                        {{3, 128, 1, 2, 1, false, 0}, 570, 2000, 7000}};
+    CHECK(w->rows > 0 && tokens > 0 && sm_count > 0 && (!parts || tokens <= KN_CU_TOKENS_MAX));
     enum status st;
-    if (w->span[0].tile_count < w->tile_count) {
+    if (tokens > KN_CU_TOKENS_MAX && w->span[0].tile_count < w->tile_count) {
         /* As few crossings of the link as clusters allow. */
         const int32_t shared = tokens <= 512 ? 2 : tokens <= 1024 ? 4 : 8;
         struct kn_cu_prefill_plan p = {2, 256, 1, shared, 1, false, 0};
         if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
-        (void)plan_cost(w, tokens, 1000, &p);
+        (void)plan_cost(w->rows, w->blocks_per_tile, tokens, &costs[1], &p);
         *out = p;
         return ST_OK;
     }
+    if (tokens <= KN_CU_TOKENS_MAX) tokens = kn_cu_bucket(tokens);
     int64_t least = INT64_MAX;
-    for (size_t i = 0; i < ARRAY_COUNT(local); i++) {
-        struct kn_cu_prefill_plan p = local[i].plan;
-        if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
-        const int64_t cost = plan_cost(w, tokens, local[i].stage_cost, &p);
-        if (cost >= least) continue;
-        least = cost;
-        *out = p;
-    }
+    for (size_t i = 0; i < ARRAY_COUNT(costs); i++)
+        for (int32_t n = 1; n <= (parts ? KN_CU_PARTS_MAX : 1); n++) {
+            struct kn_cu_prefill_plan p = costs[i].plan;
+            p.parts = n;
+            if (!cuts_evenly(w->blocks_per_tile, n)) continue;
+            if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
+            const int64_t cost = plan_cost(w->rows, w->blocks_per_tile, tokens, &costs[i], &p);
+            if (cost >= least) continue;
+            least = cost;
+            *out = p;
+        }
     return ST_OK;
 }
 

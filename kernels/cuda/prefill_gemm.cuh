@@ -81,34 +81,38 @@
 
 #include "kernels/cuda/wide_gemm.cuh"
 
-#define CU_PREFILL_STAGING 8192 /* bytes of a round of the epilogue; a warpgroup has two */
+#define CU_PREFILL_STAGING 8192 /* bytes of a round of the epilogue */
+#define CU_PREFILL_TURN 8       /* the first of the named barriers that pass the turn */
 
 /* Constants of a kernel. */
 template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS> struct cu_prefill_shape {
     static constexpr int RT = ROW_TILES, TN = TOKENS, CR = CLUSTER_ROWS, CT = CLUSTER_TOKENS;
     static constexpr int CTAS = CR * CT;
     static constexpr int PEERS = CR + CT - 1; /* that share copies with a CTA, itself included */
-    static constexpr int WARPS = RT * 4;
-    static constexpr int THREADS = (RT + 1) * 128;
-    static constexpr int CONSUMER_REGISTERS = RT == 2 ? 232 : RT == 3 ? 152 : 104;
+    static constexpr int TURNS = RT == 1 ? 2 : 1; /* warpgroups that take tiles in turn */
+    static constexpr int WGS = RT * TURNS;        /* of consumers */
+    static constexpr int WARPS = RT * 4;          /* that consume a stage */
+    static constexpr int THREADS = (WGS + 1) * 128;
+    static constexpr int CONSUMER_REGISTERS = WGS == 2 ? 232 : 152;
     static constexpr int PRODUCER_REGISTERS = 40;
     static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-    static_assert(RT * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (RT + 1) * LAUNCH_REGISTERS,
+    static_assert(WGS * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (WGS + 1) * LAUNCH_REGISTERS,
                   "more registers than the launch gave: setmaxnreg would wait forever");
     static constexpr int SHARED = 227 * 1024;
     static constexpr int BARRIERS = 1024;
     static constexpr int W_BYTES = RT * KN_ATOM_BYTES, X_BYTES = TN * KN_ATOM_ROW_BYTES;
+    static constexpr int BUFFERS = TURNS == 1 ? 2 : 1; /* of a warpgroup, for the epilogue */
     static constexpr int STAGES =
-        (SHARED - BARRIERS - RT * 2 * CU_PREFILL_STAGING) / (W_BYTES + X_BYTES);
+        (SHARED - BARRIERS - WGS * BUFFERS * CU_PREFILL_STAGING) / (W_BYTES + X_BYTES);
     static constexpr int SHARED_USED =
-        STAGES * (W_BYTES + X_BYTES) + RT * 2 * CU_PREFILL_STAGING + BARRIERS;
+        STAGES * (W_BYTES + X_BYTES) + WGS * BUFFERS * CU_PREFILL_STAGING + BARRIERS;
     static_assert(STAGES >= 3, "too few stages to hide a copy");
 };
 
 template <class S> struct cu_prefill_ring {
     uint8_t x[S::STAGES][S::X_BYTES];
     uint8_t w[S::STAGES][S::W_BYTES];
-    float staging[S::RT][2][CU_PREFILL_STAGING / 4];
+    float staging[S::WGS][S::BUFFERS][CU_PREFILL_STAGING / 4];
     uint64_t full[S::STAGES], empty[S::STAGES];
     uint32_t issue_clock[S::STAGES]; /* of this CTA's remote copies; 0: none */
 };
@@ -133,6 +137,7 @@ struct cu_prefill_tile {
     int32_t token_tile;
     int32_t part;                /* of K, */
     int32_t first_stage, stages; /* that has these of its stages */
+    bool last;                   /* of this CTA; where warpgroups take turns */
     bool takes, gives; /* sums: from the same CTA of the next cluster, to that of the last */
 };
 
@@ -381,15 +386,39 @@ template <class S> PTX_INLINE void cu_prefill_release(uint32_t at, int32_t slot)
     if (at) ptx_mbarrier_arrive_cluster(at + slot * (uint32_t)sizeof(uint64_t));
 }
 
+/* --- turns ---
+ *
+ * A warpgroup begins with its tile when the other has seen the last stage of the one before land:
+ * by then no filling of a slot is ahead of the one it waits for but those it need not wait for. */
+
+template <class S> PTX_INLINE void cu_prefill_turn(int32_t n, int wg)
+{
+    if (S::TURNS > 1 && n > 0) ptx_bar_sync(CU_PREFILL_TURN + wg, 256);
+}
+
+template <class S> PTX_INLINE void cu_prefill_turn_over(const cu_prefill_tile &tile, int wg)
+{
+    if (S::TURNS > 1 && !tile.last) ptx_bar_arrive(CU_PREFILL_TURN + (wg ^ 1), 256);
+}
+
+/* Passes over the stages of a tile that is the other warpgroup's. */
+template <int SLOTS> PTX_INLINE void cu_ring_skip(cu_ring_place &p, int32_t stages)
+{
+    p.slot += stages;
+    p.parity ^= p.slot / SLOTS & 1;
+    p.slot %= SLOTS;
+}
+
 /* A unit that this warpgroup has no rows or no tokens of. */
 template <class S>
-PTX_INLINE void cu_prefill_pass(cu_prefill_ring<S> &ring, int32_t stages, cu_ring_place &at,
-                                uint32_t release_at)
+PTX_INLINE void cu_prefill_pass(cu_prefill_ring<S> &ring, const cu_prefill_tile &tile,
+                                cu_ring_place &at, int wg, uint32_t release_at)
 {
-    for (int32_t s = 0; s < stages; s++, cu_ring_step<S::STAGES>(at)) {
+    for (int32_t s = 0; s < tile.stages; s++, cu_ring_step<S::STAGES>(at)) {
         ptx_mbarrier_wait(&ring.full[at.slot], at.parity);
         cu_prefill_release<S>(release_at, at.slot);
     }
+    cu_prefill_turn_over<S>(tile, wg);
 }
 
 /* The next stage's products are issued before the last one's are waited for. */
@@ -398,11 +427,12 @@ PTX_INLINE void cu_prefill_multiply(float (&acc)[S::TN / 2], cu_prefill_ring<S> 
                                     const cu_prefill_tile &tile, cu_ring_place &at, int wg,
                                     uint32_t release_at)
 {
+    const int row = wg % S::RT;
     int32_t old = 0;
     ptx_wgmma_registers(acc);
     for (int32_t s = 0; s < tile.stages; s++) {
         ptx_mbarrier_wait(&ring.full[at.slot], at.parity);
-        const uint64_t wd = ptx_wgmma_descriptor(ptx_shared(ring.w[at.slot]) + wg * KN_ATOM_BYTES);
+        const uint64_t wd = ptx_wgmma_descriptor(ptx_shared(ring.w[at.slot]) + row * KN_ATOM_BYTES);
         const uint64_t xd = ptx_wgmma_descriptor(ptx_shared(ring.x[at.slot]));
         ptx_wgmma_fence();
 #pragma unroll
@@ -413,6 +443,7 @@ PTX_INLINE void cu_prefill_multiply(float (&acc)[S::TN / 2], cu_prefill_ring<S> 
         old = at.slot;
         cu_ring_step<S::STAGES>(at);
     }
+    cu_prefill_turn_over<S>(tile, wg);
     ptx_wgmma_wait<0>();
     cu_prefill_release<S>(release_at, old);
 }
@@ -420,15 +451,23 @@ PTX_INLINE void cu_prefill_multiply(float (&acc)[S::TN / 2], cu_prefill_ring<S> 
 /* --- the epilogue ---
  *
  * A round fills one of the warpgroup's two buffers; who has passed the barrier of a round has read
- * the buffer of the round before. */
+ * the buffer of the round before.  A warpgroup that has its turn has time, and one buffer. */
 
 struct cu_prefill_place {
     int32_t tile; /* row tile */
     int32_t part; /* of K */
     cu_prefill_chunk chunk;
-    uint32_t wg, thread; /* of the warpgroup */
+    uint32_t wg, row; /* the warpgroup, and its row tile of the group */
+    uint32_t thread;  /* of the warpgroup */
     float (*staging)[CU_PREFILL_STAGING / 4];
 };
+
+/* The buffer of a round; with one alone, its last readers must have read. */
+template <class S> PTX_INLINE float *cu_prefill_buffer(const cu_prefill_place &at, int32_t round)
+{
+    if (S::BUFFERS == 1) ptx_bar_sync(1 + at.wg, 128);
+    return at.staging[S::BUFFERS == 1 ? 0 : round & 1];
+}
 
 /* Four rows of a token, from row r of the weight on. */
 PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r, bool whole)
@@ -450,8 +489,8 @@ PTX_INLINE void cu_prefill_put(const cu_gemm &g, float *to, float4 v, int32_t r,
 }
 
 /* STORE, F32, ADD and parts: 32 tokens x 64 rows a round, placed as cu_stage_at says. */
-template <int TN>
-PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[TN / 2],
+template <class S>
+PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[S::TN / 2],
                                         const cu_prefill_place &at)
 {
     const uint32_t lane = at.thread & 31, pair = lane & 3,
@@ -465,9 +504,9 @@ PTX_INLINE void cu_prefill_store_floats(const cu_gemm &g, const float (&acc)[TN 
     const bool whole = r + 3 < g.rows && g.rows % 4 == 0 && ((uintptr_t)base & 15) == 0;
 #pragma unroll 1
     for (int32_t round = 0; round * 32 < at.chunk.tokens; round++) {
-        float *buffer = at.staging[round & 1];
+        float *buffer = cu_prefill_buffer<S>(at, round);
 #pragma unroll
-        for (int c = 0; c < TN / 32; c++) {
+        for (int c = 0; c < S::TN / 32; c++) {
             if (c != round) continue;
 #pragma unroll
             for (int i = 0; i < 16; i++)
@@ -522,8 +561,8 @@ PTX_INLINE void cu_prefill_write_act(const float *acc, uint32_t buffer, uint32_t
 
 /* SWIGLU and RELU: 128 or 64 tokens a round.  The last tile also clears what the next GEMM's last
  * block reads beyond the columns. */
-template <int TN, int CHUNKS>
-PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[TN / 2],
+template <class S, int CHUNKS>
+PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[S::TN / 2],
                                      const cu_prefill_place &at)
 {
     constexpr int ROUND = CU_PREFILL_STAGING / (CHUNKS * 16);
@@ -532,8 +571,9 @@ PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[TN / 2
     uint8_t *out =
         (uint8_t *)g.out + (size_t)at.chunk.index * ((cols + 127) / 128) * KN_CU_TOKENS_MAX * 256;
 #pragma unroll
-    for (int round = 0; round < TN / ROUND; round++) {
-        const uint32_t buffer = ptx_shared(at.staging[round & 1]);
+    for (int round = 0; round < S::TN / ROUND; round++) {
+        const uint8_t *staged = (const uint8_t *)cu_prefill_buffer<S>(at, round);
+        const uint32_t buffer = ptx_shared(staged);
 #pragma unroll
         for (int q = 0; q < ROUND / 32; q++)
             cu_prefill_write_act<CHUNKS>(&acc[(round * ROUND + q * 32) / 2], buffer, q * 32,
@@ -546,8 +586,7 @@ PTX_INLINE void cu_prefill_store_act(const cu_gemm &g, const float (&acc)[TN / 2
             const int32_t t = round * ROUND + (int32_t)token;
             if (t >= at.chunk.tokens) continue;
             *(uint4 *)(out + kn_cu_act_offset(bucket, first + t, (at.tile * CHUNKS + chunk) * 8)) =
-                *(const uint4 *)((const uint8_t *)at.staging[round & 1] +
-                                 cu_prefill_chunk_at<CHUNKS>(token, chunk));
+                *(const uint4 *)(staged + cu_prefill_chunk_at<CHUNKS>(token, chunk));
         }
     }
     if (at.tile < g.tile_count - 1) return;
@@ -573,7 +612,7 @@ template <class S>
 PTX_INLINE void cu_prefill_give(const cu_prefill &p, const float (&acc)[S::TN / 2],
                                 const cu_prefill_place &at)
 {
-    const uint32_t place = blockIdx.x * S::RT + at.wg;
+    const uint32_t place = blockIdx.x * S::RT + at.row;
     float4 *to = p.handover + (size_t)place * (S::TN * 16) + at.thread;
 #pragma unroll
     for (int i = 0; i < S::TN / 8; i++)
@@ -589,7 +628,7 @@ template <class S>
 PTX_INLINE void cu_prefill_take(const cu_prefill &p, float (&acc)[S::TN / 2],
                                 const cu_prefill_place &at)
 {
-    const uint32_t place = (blockIdx.x + S::CTAS * p.abreast) * S::RT + at.wg;
+    const uint32_t place = (blockIdx.x + S::CTAS * p.abreast) * S::RT + at.row;
     const float4 *from = p.handover + (size_t)place * (S::TN * 16) + at.thread;
     if (at.thread == 0) {
         PTX_SPIN_UNTIL(ptx_atomic_add_acq_rel(&p.handed[place], 0) == 1);
@@ -616,29 +655,38 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
     cu_ring_place at;
     CU_PREFILL_TILES(S, p, tile)
     {
+        if (S::TURNS > 1 && (tile_n & 1) != wg) {
+            cu_ring_skip<S::STAGES>(at, tile.stages);
+            continue;
+        }
+        cu_prefill_tile next;
+        tile.last = S::TURNS > 1 && !cu_prefill_next<S>(p, tile_n + 1, &next);
         cu_prefill_place o;
-        o.tile = tile.group * S::RT + wg;
+        o.wg = wg;
+        o.row = wg % S::RT;
+        o.tile = tile.group * S::RT + o.row;
         o.part = tile.part;
         o.chunk = cu_prefill_chunk_of<S>(g, tile.token_tile);
-        o.wg = wg;
         o.thread = ptx_opaque(warp % 4 * 32 + lane) & 127;
         o.staging = ring.staging[wg];
         if (o.tile >= g.tile_count || o.chunk.tokens == 0) {
-            cu_prefill_pass<S>(ring, tile.stages, at, release_at);
+            cu_prefill_turn<S>(tile_n, wg);
+            cu_prefill_pass<S>(ring, tile, at, wg, release_at);
             continue;
         }
         float acc[S::TN / 2] = {};
         if (tile.takes) cu_prefill_take<S>(p, acc, o);
+        cu_prefill_turn<S>(tile_n, wg);
         cu_prefill_multiply<S>(acc, ring, tile, at, wg, release_at);
         if (tile.gives) {
             cu_prefill_give<S>(p, acc, o);
             continue;
         }
         if (g.bias && !g.partial) cu_prefill_bias<S::TN>(g, acc, o);
-        ptx_bar_sync(1 + wg, 128); /* the buffers' last readers have read */
-        if (g.epilogue == KN_EPI_SWIGLU) cu_prefill_store_act<S::TN, 4>(g, acc, o);
-        else if (g.epilogue == KN_EPI_RELU) cu_prefill_store_act<S::TN, 8>(g, acc, o);
-        else cu_prefill_store_floats<S::TN>(g, acc, o);
+        if (S::BUFFERS > 1) ptx_bar_sync(1 + wg, 128); /* the buffers' last readers have read */
+        if (g.epilogue == KN_EPI_SWIGLU) cu_prefill_store_act<S, 4>(g, acc, o);
+        else if (g.epilogue == KN_EPI_RELU) cu_prefill_store_act<S, 8>(g, acc, o);
+        else cu_prefill_store_floats<S>(g, acc, o);
     }
 }
 
@@ -662,16 +710,16 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     }
     __syncthreads();
     if (S::CTAS > 1) ptx_cluster_sync_relaxed();
-    if (warp < S::WARPS) {
+    if (warp < S::WGS * 4) {
         ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
         CU_TRACE_WAITED();
         cu_prefill_consume<S>(p, ring, warp, lane);
     } else {
         ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
         if (lane == 0) {
-            if (warp == S::WARPS) cu_prefill_weights<S>(p, ring);
-            if (warp == S::WARPS + 1) cu_prefill_activations<S>(p, ring);
-            if (warp == S::WARPS + 2 && p.gemm.windows) cu_prefill_watch<S>(p, ring);
+            if (warp == S::WGS * 4) cu_prefill_weights<S>(p, ring);
+            if (warp == S::WGS * 4 + 1) cu_prefill_activations<S>(p, ring);
+            if (warp == S::WGS * 4 + 2 && p.gemm.windows) cu_prefill_watch<S>(p, ring);
         }
     }
 }

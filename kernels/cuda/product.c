@@ -19,8 +19,8 @@
  * written again or freed; every product that reads one divides.  A step that is played does not
  * know what was issued before, nor the next one what it left: what is remembered ends there.
  *
- * Products of more than 256 tokens are one launch of a kernel of their own (prefill.h), whose
- * remote weights are fetched before (fetch.c).
+ * Products of more than 128 tokens are a kernel's of their own (prefill.h), up to 256 in parts as
+ * well; of more, remote weights are fetched before (fetch.c).
  */
 #include <string.h>
 
@@ -65,24 +65,28 @@ static struct kn_cu_scale scale_of(const struct kn_cu *cu, const struct kn_gemm_
 
 /* --- launches --- */
 
-/* Choosing a plan takes some microseconds, so those chosen are kept. */
-static const struct kn_cu_gemm_plan *plan_of(struct kn_cu *cu, const struct kn_weight *w,
-                                             int32_t tokens, bool parts)
+/* Choosing a plan takes some microseconds, so those of up to 256 tokens are kept.  NULL after a
+ * failure. */
+static const struct kn_cu_planned *plan_of(struct kn_cu *cu, const struct kn_weight *w,
+                                           int32_t tokens, bool parts)
 {
+    char err[ERR_CAP];
     int32_t bucket = kn_cu_bucket(tokens);
     for (int32_t i = 0; i < cu->plan_count; i++) {
         const struct kn_cu_planned *p = &cu->plans[i];
-        if (p->rows == w->rows && p->cols == w->cols && p->parts == parts &&
-            p->plan.bucket == bucket)
-            return &p->plan;
+        if (p->rows == w->rows && p->cols == w->cols && p->parts == parts && p->bucket == bucket)
+            return p;
     }
     CHECK(cu->plan_count < KN_CU_PLANS_MAX);
-    struct kn_cu_planned *p = &cu->plans[cu->plan_count++];
-    p->rows = w->rows;
-    p->cols = w->cols;
-    p->parts = parts;
-    kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, parts, &p->plan);
-    return &p->plan;
+    struct kn_cu_planned *p = &cu->plans[cu->plan_count];
+    *p = (struct kn_cu_planned){.rows = w->rows, .cols = w->cols, .bucket = bucket, .parts = parts};
+    if (bucket < KN_CU_PREFILL_MIN)
+        kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, parts, &p->decode);
+    else if (!kn_cu_st(cu, kn_cu_prefill_plan(w, tokens, parts, cu->sm_count, &p->prefill, err),
+                       err))
+        return NULL;
+    cu->plan_count++;
+    return p;
 }
 
 /* Whether a product is left in parts: where another operation will read the sums anyway. */
@@ -118,7 +122,7 @@ static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args)
         args->fetched = true;
         args->dependent = false;
     }
-    return kn_cu_st(cu, kn_cu_prefill_plan(&planned, args->tokens, cu->sm_count, &plan, err),
+    return kn_cu_st(cu, kn_cu_prefill_plan(&planned, args->tokens, false, cu->sm_count, &plan, err),
                     err) &&
            kn_cu_st(cu, kn_cu_prefill_launch(&plan, args, cu->prefill, cu->stream, err), err) &&
            (!fetched || kn_cu_fetch_used(cu));
@@ -146,8 +150,10 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
         .dependent = true,
     };
     if (a->row_count > KN_CU_TOKENS_MAX) return launch_prompt(cu, &args);
-    const struct kn_cu_gemm_plan *plan = plan_of(cu, a->w, a->row_count, in_parts(a));
-    if (kn_cu_gemm_takes_turn(plan, a->w, cu->sm_count))
+    const struct kn_cu_planned *plan = plan_of(cu, a->w, a->row_count, in_parts(a));
+    if (!plan) return false;
+    const bool prompt = plan->bucket >= KN_CU_PREFILL_MIN;
+    if (!prompt && kn_cu_gemm_takes_turn(&plan->decode, a->w, cu->sm_count))
         args.turn = cu->control.turn = (cu->control.turn + 1) % KN_CU_TURNS;
     if (norm)
         args.norm = (struct kn_cu_gemm_norm){
@@ -155,13 +161,18 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
     if (parts) {
         p->state = KN_CU_IN_PARTS;
         p->parts = (struct kn_cu_parts){.sum = p->memory,
-                                        .count = 1 << plan->part_shift,
+                                        .count = prompt ? plan->prefill.parts
+                                                        : 1 << plan->decode.part_shift,
                                         .stride = (size_t)a->row_count * (size_t)a->w->rows,
                                         .bias = a->bias};
         p->product = *a;
         p->product.w = &p->w;
     }
-    return kn_cu_st(cu, kn_cu_gemm_launch(plan, &args, cu->stream, err), err);
+    return kn_cu_st(cu,
+                    prompt
+                        ? kn_cu_prefill_launch(&plan->prefill, &args, cu->prefill, cu->stream, err)
+                        : kn_cu_gemm_launch(&plan->decode, &args, cu->stream, err),
+                    err);
 }
 
 /* --- what is pending --- */

@@ -25,6 +25,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/stream.h"
@@ -133,10 +134,12 @@ struct kn_cu_steps {
     cudaEvent_t begin[KN_CU_STEPS], end[KN_CU_STEPS];
 };
 
+/* The plan of a product, by its token bucket the decode GEMM's or the prefill GEMM's. */
 struct kn_cu_planned {
-    int32_t rows, cols;
+    int32_t rows, cols, bucket;
     bool parts;
-    struct kn_cu_gemm_plan plan;
+    struct kn_cu_gemm_plan decode;
+    struct kn_cu_prefill_plan prefill;
 };
 
 /* A product that is not done yet (product.c). */

@@ -300,17 +300,20 @@ static double time_step(struct bench *b, int tokens, double share, enum off_plac
     capture_begin(b);
     for (int i = 0; i < b->op_count; i++) {
         const struct bench_op *op = &b->ops[i];
-        struct kn_cu_gemm_plan plan;
-        kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue), &plan);
         const int tiles = placed[i].tiles[1];
         const size_t bytes = tiles * placed[i].tile_bytes;
         if (at + bytes > b->pinned_bytes && tiles) at = 0;
-        if (alone && tiles) {
-            plan.ctas_per_sm = 1;
-            kn_cu_gemm_plan_derive(op->rows, b->sm_count, &plan);
+        if (tokens > KN_CU_DECODE_MAX) {
+            bench_launch_prompt(b, op, tokens, b->pinned + at, tiles);
+        } else {
+            struct kn_cu_gemm_plan plan;
+            kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, in_parts(op->epilogue), &plan);
+            if (alone && tiles) {
+                plan.ctas_per_sm = 1;
+                kn_cu_gemm_plan_derive(op->rows, b->sm_count, &plan);
+            }
+            bench_launch(b, op, tokens, &plan, b->pinned + at, tiles);
         }
-        if (tokens < KN_CU_PREFILL_MIN) bench_launch(b, op, tokens, &plan, b->pinned + at, tiles);
-        else bench_launch_prompt(b, op, tokens, b->pinned + at, tiles);
         at += bytes;
         if (remote_bytes) *remote_bytes += bytes;
     }
@@ -531,7 +534,7 @@ static void bench_windows(struct bench *b, bool peer); /* gpu_window_bench.cuh *
 static void bench_gemm(int sm_count, bool tune, bool steps, bool remote, bool windows, bool peer,
                        int from, const char *cublas)
 {
-    static const int tokens[] = {8, 16, 32, 64, 128, 256};
+    static const int tokens[] = {8, 16, 32, 64, 128};
     struct bench b;
     char err[ERR_CAP] = "";
     bench_open(&b, sm_count);

@@ -408,7 +408,7 @@ static void test_parts(struct bed *b, const product &p, int parts, int stride)
                p.cols, p.tokens, plan.group_tiles, plan.tile_tokens, plan.clusters,
                plan.cluster_rows, plan.cluster_tokens);
     }
-    if (parts == 3 || p.tokens <= 32) return;
+    if (parts == 3 || p.tokens > KN_CU_DECODE_MAX) return;
     struct kn_cu_gemm_plan wide;
     bed_place(b, 0, 0);
     kn_cu_gemm_plan(p.rows, p.cols, p.tokens, b->sm_count, true, &wide);
@@ -419,33 +419,58 @@ static void test_parts(struct bed *b, const product &p, int parts, int stride)
            "%d parts: %dx%d T %d: the wide GEMM differs", parts, p.rows, p.cols, p.tokens);
 }
 
-/* Whole products of up to 256 tokens: bitwise what the wide GEMM gives, by every tile. */
+/* Whole products of up to 256 tokens: bitwise the same by every tile, and by the wide GEMM, where
+ * that computes as many. */
 static void test_wide(struct bed *b, const product &p)
 {
     char err[ERR_CAP] = "";
-    struct kn_cu_gemm_plan wide;
     bed_input(b, p.tokens);
     bed_place(b, 0, 0);
-    kn_cu_gemm_plan(p.rows, p.cols, p.tokens, b->sm_count, false, &wide);
-    CUDA(cudaMemset(b->first, POISON, out_bytes(p)));
-    if (p.epilogue == KN_EPI_ADD)
-        fill_floats<<<512, 256>>>((float *)b->first, SEED_OUT, (size_t)p.tokens * p.rows);
-    struct kn_cu_gemm_args a = bed_args(b, p, b->first, true);
-    a.turn = -1;
-    STATUS(kn_cu_gemm_launch(&wide, &a, NULL, err), err);
     for (int i = 0; i < (int)ARRAY_COUNT(few_plans) * 2; i++) {
         struct kn_cu_prefill_plan plan = few_plans[i / 2];
         plan.cut = i % 2;
         STATUS(kn_cu_prefill_derive(p.rows, p.tokens, i % 2 ? 6 : b->sm_count, &plan, err), err);
         bed_run(b, &plan, p);
-        if (i == 0) bed_compare(b, &plan, p, p.rows > 2000 ? 211 : 1);
-        bed_expect_same(b, &plan, p, "by the wide GEMM");
+        if (i == 0) {
+            bed_compare(b, &plan, p, p.rows > 2000 ? 211 : 1);
+            CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
+        }
+        bed_expect_same(b, &plan, p, "by another plan");
+    }
+    if (p.tokens > KN_CU_DECODE_MAX) return;
+    struct kn_cu_gemm_plan wide;
+    kn_cu_gemm_plan(p.rows, p.cols, p.tokens, b->sm_count, false, &wide);
+    CUDA(cudaMemset(b->out, POISON, out_bytes(p)));
+    if (p.epilogue == KN_EPI_ADD)
+        fill_floats<<<512, 256>>>((float *)b->out, SEED_OUT, (size_t)p.tokens * p.rows);
+    struct kn_cu_gemm_args a = bed_args(b, p, b->out, true);
+    a.turn = -1;
+    STATUS(kn_cu_gemm_launch(&wide, &a, NULL, err), err);
+    EXPECT(b->tally, gpu_differs(b->bad, b->out, b->first, 0, out_bytes(p)) == 0,
+           "%dx%d T %d epilogue %d: the wide GEMM differs", p.rows, p.cols, p.tokens, p.epilogue);
+}
+
+/* A token's sums do not depend on how many others a step of the same bucket has. */
+static void test_neighbours(struct bed *b, product p, int tokens, int fewer)
+{
+    bed_place(b, 0, 0);
+    for (int i = 0; i < (int)ARRAY_COUNT(few_plans); i++) {
+        struct kn_cu_prefill_plan plan = few_plans[i];
+        char err[ERR_CAP] = "";
+        for (int run = 0; run < 2; run++) {
+            p.tokens = run ? fewer : tokens;
+            bed_input(b, p.tokens);
+            STATUS(kn_cu_prefill_derive(p.rows, p.tokens, b->sm_count, &plan, err), err);
+            bed_run(b, &plan, p);
+            if (!run) CUDA(cudaMemcpy(b->first, b->out, out_bytes(p), cudaMemcpyDeviceToDevice));
+        }
+        bed_expect_same(b, &plan, p, "with fewer neighbours");
     }
 }
 
 static void run_wide(struct tally *tally, int sm_count, bool quick)
 {
-    static const int tokens[] = {40, 64, 100, 128, 200, 256};
+    static const int tokens[] = {40, 64, 100, 128, 129, 256};
     static const product products[] = {{320, 1000, 0, true, KN_EPI_SWIGLU},
                                        {1001, 520, 0, true, KN_EPI_RELU},
                                        {200, 129, 0, true, KN_EPI_ADD},
@@ -461,6 +486,7 @@ static void run_wide(struct tally *tally, int sm_count, bool quick)
             p.tokens = tokens[j];
             test_wide(&b, p);
         }
+        if (products[i].epilogue == KN_EPI_F32) test_neighbours(&b, products[i], 250, 130);
         bed_close(&b);
     }
     printf("as the wide GEMM: %d passed, %d failed so far\n", tally->passed, tally->failed);

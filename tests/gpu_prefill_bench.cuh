@@ -278,7 +278,7 @@ static void cross_shape(struct bench *b, const struct bench_op *op, int tokens)
     int count = 0;
     if (b->lt.handle) k[count++].algorithm = bench_lt_open(b, op, tokens);
     const int wide = count;
-    if (tokens <= KN_CU_TOKENS_MAX) {
+    if (tokens <= KN_CU_DECODE_MAX) {
         k[count].kind = BENCH_WIDE;
         k[count].epilogue = op->epilogue;
         kn_cu_gemm_plan(op->rows, op->cols, tokens, b->sm_count, parts, &k[count++].wide);

@@ -283,7 +283,7 @@ static int list_families(struct family *f)
         {.name = "stream", .run = run_stream},
     };
     int count = 0;
-    for (int32_t bucket = 8; bucket <= KN_CU_TOKENS_MAX; bucket *= 2)
+    for (int32_t bucket = 8; bucket <= KN_CU_DECODE_MAX; bucket *= 2)
         for (int32_t tiles = 1; tiles <= 4; tiles *= 2)
             for (int32_t shift = 0; shift <= KN_CU_PART_SHIFT_MAX; shift++) {
                 if (kn_cu_gemm_resident(bucket, tiles) == 0) continue; /* there is no such kernel */

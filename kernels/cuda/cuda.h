@@ -23,7 +23,9 @@ extern "C" {
 #define KN_CU_BOTH
 #endif
 
-#define KN_CU_TOKENS_MAX 256 /* tokens of one decode GEMM */
+#define KN_CU_TOKENS_MAX 256 /* tokens of a chunk of activations; more are several */
+#define KN_CU_DECODE_MAX 128 /* tokens of a decode GEMM; more are the prefill GEMM's (prefill.h)   \
+                              */
 
 /* The token bucket of T tokens, 1..256: 8, 16, 32, 64, 128 or 256.  kn_cu_bucket checks the
  * range. */
@@ -120,7 +122,7 @@ struct kn_cu_gemm_plan {
 struct kn_cu_gemm_args {
     const struct kn_weight *w; /* bf16; span[0] is local memory, the others are remote */
     const float *bias;         /* [N] fp32 or NULL */
-    int32_t tokens;            /* T, 1..256 */
+    int32_t tokens;            /* T, 1..128 */
     const void *in;            /* activations [T,K] in the bucket of T */
     enum kn_epilogue epilogue; /* STORE and F32: fp32 [T,N] row-major; ADD: the same, +=; RELU and
                                   SWIGLU: activations [T,N] or [T,N/2] in the bucket of T */

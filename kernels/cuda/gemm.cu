@@ -126,7 +126,7 @@ static int32_t part_shift(int32_t groups, int32_t blocks, int32_t sms, int32_t c
 extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
                                 bool parts, struct kn_cu_gemm_plan *out)
 {
-    CHECK(rows > 0 && cols > 0 && sm_count > 0);
+    CHECK(rows > 0 && cols > 0 && sm_count > 0 && tokens <= KN_CU_DECODE_MAX);
     const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
     struct kn_cu_gemm_plan p = {bucket, bucket <= 32 ? 1 : 2, bucket <= 32 ? 2 : 1, 0, 0, 0};
     const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;

@@ -14,8 +14,6 @@
 extern "C" {
 #endif
 
-#define KN_CU_PREFILL_MIN 129 /* tokens; fewer are the decode GEMM's */
-
 /* The shape of one launch. */
 struct kn_cu_prefill_plan {
     int32_t group_tiles;    /* row tiles of a CTA's tile: 2 or 3 */

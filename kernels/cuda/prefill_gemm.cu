@@ -99,24 +99,29 @@ extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_
     return ST_OK;
 }
 
-/* What a tile costs, in ns, measured with the GPU at its power limit. */
+/* What a launch costs, in ns, measured with the GPU at its power limit. */
 struct cost {
     struct kn_cu_prefill_plan plan;
-    int32_t stage, unit, handover; /* a stage; what a unit costs beside; cutting the last ones */
+    int32_t stage, unit; /* a stage of a tile; what nothing hides of its beginning and end */
+    int32_t launch, cut; /* what the launch has beside, and beside that where its units are cut */
 };
 
-/* What a plan takes; sets plan->cut. */
+/* Writing and adding up parts beyond the first, in bytes a ns. */
+#define PARTS_PACE 2000
+
+/* What a plan takes, in ns; sets plan->cut.  Two rounds of cut units take a sixteenth longer: fewer
+ * clusters read the same at the same time. */
 static int64_t plan_cost(int32_t rows, int32_t blocks, int32_t tokens, const struct cost *c,
                          struct kn_cu_prefill_plan *plan)
 {
     const int64_t units = count_units(rows, tokens, plan), clusters = plan->clusters,
                   rounds = (int64_t)div_up((size_t)units, (size_t)clusters),
                   stages = 2 * (int64_t)div_up((size_t)blocks, (size_t)plan->parts);
-    const int64_t whole = rounds * (stages * c->stage + c->unit);
-    const int64_t cut =
-        units * stages * c->stage / clusters + rounds * c->unit + (int64_t)c->handover;
+    const int64_t whole = rounds * stages * c->stage,
+                  cut = units * stages * c->stage / clusters + 2 * stages * c->stage / 16 + c->cut;
     plan->cut = plan->parts == 1 && units > clusters && cut < whole;
-    return plan->cut ? cut : whole;
+    return (plan->cut ? cut : whole) + rounds * c->unit + c->launch +
+           (plan->parts - 1) * (int64_t)rows * tokens * 8 / PARTS_PACE;
 }
 
 /* No part of K may be empty. */
@@ -129,11 +134,11 @@ extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tok
                                           int32_t sm_count, struct kn_cu_prefill_plan *out,
                                           char *err)
 {
-    static const struct cost costs[] = {{{1, 256, 2, 1, 1, false, 0}, 375, 700, 6000},
-                                        {{2, 256, 2, 1, 1, false, 0}, 760, 3000, 10000},
-                                        {{2, 128, 2, 1, 1, false, 0}, 385, 1500, 5000},
-                                        {{2, 128, 1, 2, 1, false, 0}, 385, 1500, 5000},
-                                        {{3, 128, 1, 2, 1, false, 0}, 570, 2000, 7000}};
+    static const struct cost costs[] = {{{1, 256, 2, 1, 1, false, 0}, 388, 300, 4000, 5000},
+                                        {{2, 256, 2, 1, 1, false, 0}, 760, 3000, 1000, 5000},
+                                        {{2, 128, 2, 1, 1, false, 0}, 388, 1500, 1000, 5000},
+                                        {{2, 128, 1, 2, 1, false, 0}, 385, 1500, 1000, 5000},
+                                        {{3, 128, 1, 2, 1, false, 0}, 580, 1500, 1000, 7000}};
     CHECK(w->rows > 0 && tokens > 0 && sm_count > 0 && (!parts || tokens <= KN_CU_TOKENS_MAX));
     enum status st;
     if (tokens > KN_CU_TOKENS_MAX && w->span[0].tile_count < w->tile_count) {
@@ -145,7 +150,7 @@ extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tok
         *out = p;
         return ST_OK;
     }
-    if (tokens <= KN_CU_TOKENS_MAX) tokens = kn_cu_bucket(tokens);
+    if (tokens <= KN_CU_TOKENS_MAX) tokens = kn_cu_bucket_of(tokens);
     int64_t least = INT64_MAX;
     for (size_t i = 0; i < ARRAY_COUNT(costs); i++)
         for (int32_t n = 1; n <= (parts ? KN_CU_PARTS_MAX : 1); n++) {

@@ -1,9 +1,11 @@
 /*
- * prefill_gemm.cuh - out[T,N] = epilogue(x[T,K] . W[N,K]^T + bias) for prompts: T above 256.
+ * prefill_gemm.cuh - out[T,N] = epilogue(x[T,K] . W[N,K]^T + bias) for prompts and large batches: T
+ * above 128.
  *
  * Floor: 2*T*N*K operations at the pace of the tensor cores, 4,096 a clock and SM: 989 TFLOPS at
- * 1.83 GHz.  With random data the card lowers its clock, so that what
- * cuBLAS reaches in the same run is the yardstick; predicted: as much.
+ * 1.83 GHz.  With random data the card is at its power limit and lowers its clock to 1.4 to 1.5
+ * GHz, so that what cuBLAS reaches in the same run is the yardstick; predicted: as much.  Whatever
+ * leaves the tensor cores idle must be made up for at a higher clock and voltage.
  *
  * Tiles.  A CTA multiplies RT row tiles of weights (64 rows each, the wgmma M operand; a consumer
  * warpgroup for each) with TN tokens (the N operand).  A stage is 64 inputs: an atom of each row
@@ -16,7 +18,12 @@
  * tokens the same activations, each fetched by one of them and multicast.  CT > 1 is also how
  * remote weights cross the link once for CT tiles of tokens: remote memory is not cached in L2.
  *
- * Roles.  RT warpgroups of consumers, then three lanes of their own warps:
+ * Turns.  With one row tile there are two warpgroups still, which take the CTA's tiles in turn:
+ * while one stores, the other multiplies.  That costs copies (48 bytes a clock at 64 x 256 in
+ * clusters of two, 32 at 128 x 256) and saves the 2 to 3 us a tile in which two warpgroups that
+ * share a tile both store it.
+ *
+ * Roles.  The warpgroups of consumers, then three lanes of their own warps:
  *     weights      its share of the stages' weights, before griddepcontrol.wait if it can.
  *     activations  its share of their activations, after it.
  *     watcher      where a tier is remote, sees stages land and stamps round trips.
@@ -31,15 +38,20 @@
  * unit, none is cut twice, and the two parts of a unit need not overlap in time).  The cluster that
  * has a unit's first inputs computes them first and leaves its sums in L2; the one that has the
  * rest computes it last and goes on from these sums.  Nothing is added that was not added before,
- * so the result stays bitwise what one CTA would have computed.
+ * so the result stays bitwise what one CTA would have computed.  Two clusters with the same rows
+ * cut alike and stay abreast: their weights come from HBM once.
  *
- * Epilogue.  Through 16 KB of shared memory of the warpgroup's own, while the producers fill the
- * ring for the next unit; sums for KN_EPI_ADD are reductions in L2, which nobody waits for, and
- * which know no subnormals.
+ * Parts.  Up to 256 tokens there may be fewer tiles than SMs.  Then K is cut into parts, each a
+ * unit of its own, which another kernel adds up in order, as in decode_gemm.cuh; into how many the
+ * shape and the token bucket say alone.
+ *
+ * Epilogue.  Through shared memory of the warpgroup's own, while the producers fill the ring for
+ * the next unit; sums for KN_EPI_ADD are reductions in L2, which nobody waits for, and which know
+ * no subnormals.
  *
  * Invariants
- *  1. A sum is of all K, in order of k: results are bitwise the same for every tile, cluster, cut,
- *     placement and window.
+ *  1. A sum is of all K, or of all of a part of it, in order of k: results are bitwise the same for
+ *     every tile, cluster, cut, placement and window, and those of the wide GEMM.
  *  2. All CTAs of a cluster pass the same stages, whether or not rows or tokens are there for them;
  *     a consumer whose rows or tokens are missing only passes its slots on.
  *  3. A slot is written again when the consumers of every CTA that its copies go to have released
@@ -50,6 +62,9 @@
  *     of row tiles that reads it where these are more.
  *  6. Who takes sums over waits for a cluster that began no later and waits for none itself before
  *     it has given them; clusters that are not resident yet follow as others end.
+ *  7. A warpgroup waits for none of the stages of the other's tiles.  It begins when the other has
+ *     seen the last of them land, so that of any slot it waits for the next filling, and a parity
+ *     cannot be that of the one before the last.  A turn is passed once for each tile but the last.
  *
  * Measured on an H200, products of Llama-3.1-8B and 70B layers, random normal data, clocks as the
  * card chooses them (tests/gpu_prefill --bench); time of cuBLAS over ours, for bf16 out as it

@@ -80,7 +80,7 @@ static const struct kn_cu_planned *plan_of(struct kn_cu *cu, const struct kn_wei
     CHECK(cu->plan_count < KN_CU_PLANS_MAX);
     struct kn_cu_planned *p = &cu->plans[cu->plan_count];
     *p = (struct kn_cu_planned){.rows = w->rows, .cols = w->cols, .bucket = bucket, .parts = parts};
-    if (bucket < KN_CU_PREFILL_MIN)
+    if (bucket <= KN_CU_DECODE_MAX)
         kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, parts, &p->decode);
     else if (!kn_cu_st(cu, kn_cu_prefill_plan(w, tokens, parts, cu->sm_count, &p->prefill, err),
                        err))
@@ -152,7 +152,7 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
     if (a->row_count > KN_CU_TOKENS_MAX) return launch_prompt(cu, &args);
     const struct kn_cu_planned *plan = plan_of(cu, a->w, a->row_count, in_parts(a));
     if (!plan) return false;
-    const bool prompt = plan->bucket >= KN_CU_PREFILL_MIN;
+    const bool prompt = plan->bucket > KN_CU_DECODE_MAX;
     if (!prompt && kn_cu_gemm_takes_turn(&plan->decode, a->w, cu->sm_count))
         args.turn = cu->control.turn = (cu->control.turn + 1) % KN_CU_TURNS;
     if (norm)

@@ -10,7 +10,7 @@ template <int TB> static constexpr cu_gemm_variant variant()
     return {TB, S::RT, S::THREADS, S::SHARED_USED, 1, sm90_bf16_wide_gemm<TB>, NULL};
 }
 
-static const cu_gemm_variant variants[] = {variant<64>(), variant<128>(), variant<256>()};
+static const cu_gemm_variant variants[] = {variant<64>(), variant<128>()};
 
 const cu_gemm_variant *cu_wide_variants(size_t *count)
 {

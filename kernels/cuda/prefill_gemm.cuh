@@ -66,27 +66,41 @@
  *     seen the last of them land, so that of any slot it waits for the next filling, and a parity
  *     cannot be that of the one before the last.  A turn is passed once for each tile but the last.
  *
- * Measured on an H200, products of Llama-3.1-8B and 70B layers, random normal data, clocks as the
- * card chooses them (tests/gpu_prefill --bench); time of cuBLAS over ours, for bf16 out as it
- * usually is and for fp32 out, which we write except for SWIGLU:
- *     T        512                    1,024                  2,048                  8,192
- *     8B       .91-1.00, .91-1.07     .88-1.00, .91-1.03     .92-1.01, .96-1.03     .93-1.00,
- * .97-1.02 70B      .92-1.01, .93-1.03     .90-1.03, .95-1.05
- * .99-1.02, 1.00-1.03    1.01-1.04, 1.02-1.07 that is 550 to 780 TFLOPS, both falling by a tenth as
- * the card warms up.  The least are products of 1.2 to 3.4 rounds.  Without units that change hands
- * they had 422 in place of 620 TFLOPS (70B qkv at 512 tokens), 564 in place of 625 (8B qkv at
- * 1,024), 592 in place of 654 (8B gate-up at 512); it costs 12 to 16 us, more than the copying
- * explains.
+ * Measured on an H200 at its power limit, products of Llama-3.1-8B and 70B layers, random normal
+ * data (tests/gpu_prefill --bench): time of the fastest of cuBLASLt's algorithms over ours, bf16
+ * out on both sides:
+ *               8B qkv   o     gate-up  down      70B qkv  o     gate-up  down
+ *     512         1.02  0.98    0.96    0.99        0.98  0.99    0.99    1.00
+ *     1,024       0.99  0.96    0.96    0.97        0.99  1.01    1.03    0.96
+ *     2,048       0.99  1.00    0.99    0.96        1.01  0.98    1.03    0.96
+ *     8,192       0.95  1.00    1.00    1.03        1.00  1.00    1.02    1.04
+ *
+ * That is 600 to 730 TFLOPS.  Against its first algorithm, which cublasGemmEx takes, 0.92 to 1.09.
+ * With the fp32 sums that the engine wants of qkv, o and down it is 1 to 5 % less.
+ *
+ * Turns: 8B gate-up, the least before, had 0.925, 0.941, 0.945 and 0.936 with 128 x 256 tiles, at
+ * 1,485 MHz for cuBLASLt's 1,425: it idled more, and had to be faster meanwhile.  Storing nothing
+ * brought 3 to 6 %.  A launch of one round has no one to take turns with, and waits 4 us longer for
+ * its only tile: 128 x 128 tiles then.
+ *
+ * At 256 tokens, us a product of an 8B layer (qkv, o, gate-up, down): 24.2, 15.8, 95.4, 47.4; the
+ * wide GEMM took 27.8, 19.1, 103, 52.0, cuBLASLt's best 23.1, 18.0, 93.3, 50.5.
+ *
+ * Abreast: 8B gate-up at 512 tokens 190 to 183 us.  Without units that change hands products of 1.2
+ * to 3.4 rounds had 422 in place of 620 TFLOPS (70B qkv at 512 tokens), 592 in place of 654 (8B
+ * gate-up at 512); beside what plan_cost says it is free.
  *
  * Remote, 8B gate-up, host memory over PCIe: every weight crosses the link once for up to 2,048
  * tokens (51 GB/s, the link's rate, with all of them remote); with 10 % remote at 2,048 tokens
  * 0.68 ms where all-local takes 0.65 and the link 0.46; at 1,024 0.53, 0.33 and 0.46.
  *
- * Tried and dropped: K cut among a pair of CTAs that exchange sums (552 in place of 600 TFLOPS at
- * 8B o, 512 tokens); clusters of 2 x 2 (30 fit, 120 of 132 SMs); 192 x 256 tiles (no registers:
- * wgmma wants 154 at launch); bands of 1,024 and 4,096 tokens, cache hints, one warpgroup ahead of
- * the other by one or two stages (no difference).  Sums must pass ptx_wgmma_registers before the
- * first wgmma: else the compiler waits for each group (C7517), and a stage at a time is computed.
+ * Tried and dropped: 256 x 128 tiles of four warpgroups (5 to 10 % slower at 256 tokens); 128 x 256
+ * without clusters (1 %); K cut among a pair of CTAs that exchange sums (552 in place of 600 TFLOPS
+ * at 8B o, 512 tokens); clusters of 2 x 2 (30 fit, 120 of 132 SMs); 192 x 256 tiles (no registers:
+ * wgmma wants 154 at launch); bands of 512, 1,024, 4,096 and 8,192 tokens (1 to 5 % slower), cache
+ * hints, one warpgroup ahead of the other by one or two stages (no difference).  Sums must pass
+ * ptx_wgmma_registers before the first wgmma: else the compiler waits for each group (C7517), and a
+ * stage at a time is computed.
  *
  * Sources: CUTLASS (cooperative warpgroups, multicast), fast.cu (128 x 256 tiles, clusters of two);
  * McNaughton 1959 (preemptive schedules); PTX ISA 9.0.

@@ -1,18 +1,18 @@
 /*
- * wide_gemm.cuh - the decode GEMM of decode_gemm.cuh for steps of 33 to 256 tokens.
+ * wide_gemm.cuh - the decode GEMM of decode_gemm.cuh for steps of 33 to 128 tokens.  (More go
+ * through prefill_gemm.cuh.)
  *
  * Roles, units, parts of K, windows of remote tiers and invariants are the same.  What differs is
  * that activations and tensor cores cost something here.
  *
  * Floor, per 128 rows x 128 inputs on an SM: 32 KB of weights take 0.92 us of its share of HBM; its
- * tensor cores take 0.28 us at 64 tokens, 0.57 at 128, 1.14 at 256; with the activations (16, 32,
- * 64 KB) it takes in 52, 71 and, at the pace of the tensor cores, 84 GB/s of the 89 that L2 was
- * seen to give.  So 64 and 128 tokens can keep HBM busy, 256 are bound by tensor cores, and 64 rows
- * a CTA would not do.  Predicted for the 129 GEMMs of a Llama-3.1-8B step, with 4 us lost a kernel:
- * 0.86, 0.82 and 0.60 of the floor.
+ * tensor cores take 0.28 us at 64 tokens, 0.57 at 128; with the activations (16, 32 KB) it takes in
+ * 52 and 71 GB/s of the 89 that L2 was seen to give.  So both can keep HBM busy, and 64 rows a CTA
+ * would not do.  Predicted for the 129 GEMMs of a Llama-3.1-8B step, with 4 us lost a kernel: 0.86
+ * and 0.82 of the floor.
  *
  * Tiles.  A unit is 128 rows by all tokens: one row tile for each of two consumer warpgroups, which
- * share the activations.  One CTA has an SM: 10 blocks of weights (6 at 256 tokens) and 2 to 4
+ * share the activations.  One CTA has an SM: 10 blocks of weights (8 at 128 tokens) and 3 to 4
  * k-blocks of activations.  A step is one slot of activations; the next step's products are issued
  * before the last one's are waited for, and only then is its slot released.
  *
@@ -24,12 +24,13 @@
  * too late looks like one that has not come.
  *
  * Measured on an H200 (floor 3.20 ms; cuBLAS in a graph in the same run; medians of three runs):
- * 0.869 of the floor at 64 tokens, 0.772 at 128, 0.459 at 256: 1.13, 1.09 and 0.89 times cuBLAS.
- * Before, with 64 rows a warpgroup, one step at a time and clusters that exchanged partial sums:
- * 0.696, 0.507 and 0.282.  What made it: parts in place of clusters (fewer than 32 clusters of four
- * seem to fit the SMs, so that a second wave ran); the epilogue's code once, where 8 to 32 copies
- * for as many registers made ten times as much of it, fetched anew at every unit; whole sectors
- * stored (1.5 to 5 us a unit); all of an SM's memory for one CTA at 64 tokens (4.54 to 3.73 ms).
+ * 0.881 of the floor at 64 tokens, 0.793 at 128: 1.15 and 1.12 times cuBLAS; 256 tokens had 0.459
+ * and 0.89.  Before, with 64 rows a warpgroup, one step at a time and clusters that exchanged
+ * partial sums: 0.696, 0.507 and 0.282.  What made it: parts in place of clusters (fewer than 32
+ * clusters of four seem to fit the SMs, so that a second wave ran); the epilogue's code once, where
+ * 8 to 32 copies for as many registers made ten times as much of it, fetched anew at every unit;
+ * whole sectors stored (1.5 to 5 us a unit); all of an SM's memory for one CTA at 64 tokens (4.54
+ * to 3.73 ms).
  *
  * Tried and dropped, a step's time over that of what is here, played in turn, at 64, 128 and 256
  * tokens:
@@ -42,9 +43,13 @@
  * 132 SMs, two rounds, down to the 1.7 that they are work for; they were to give a tenth at 256
  * tokens.  But at 128 and more it is power that binds: within 0.3 s the card draws its 700 W and
  * lowers its clock from 1.98 to 1.5 GHz, and then SMs without work leave the others a higher clock,
- * while sums cost their way through L2.  At 64 tokens HBM binds, which the SMs share anyway.  What
- * would help is fewer joules a product, and it is not activations: halving their loads, which is
- * what 256 rows do, gave nothing.
+ * while sums cost their way through L2.  At 64 tokens HBM binds, which the SMs share anyway.
+ * Halving the loads of activations, which is what 256 rows do, gave nothing.
+ *
+ * Against the prefill GEMM with K in as many parts, whose clusters of two share activations, at 96
+ * and 128 tokens, us a product: qkv 17.7 here, 19.5 there, o 12.7 and 13.4, gate-up 59.4 and 63.7,
+ * down 32.0 and 34.4; a step at 128 takes 1.00 to 1.04 times as long with any one of them replaced.
+ * Of a 70B model's, qkv (52.5 and 50.5) and gate-up (250 and 230) would gain.
  *
  * At 32 tokens a step whose gate-up is done by such a kernel takes what it takes with decode_gemm
  * (3.644 against 3.634 to 3.662 ms; 3.83 with two CTAs an SM), at 16 more (3.71 against 3.49).

@@ -1,8 +1,10 @@
 /*
  * gpu_prefill.cu - the prefill GEMM against an fp64 reference, and against itself: every result
- * must be bitwise the same for every run, tile, cluster, placement and window.  With --bench it is
- * measured against cuBLAS (gpu_prefill_bench.cuh); --quick runs small shapes alone and --tiny the
- * smallest that goes round the ring more than once, for compute-sanitizer.
+ * must be bitwise the same for every run, tile, cluster, placement and window, and the wide GEMM's
+ * where that computes as many tokens.  With --bench it is measured against cuBLASLt
+ * (gpu_prefill_bench.cuh; --cublaslt PATH), with --tune by every plan, with --cross at the tokens
+ * where it takes over from the wide GEMM; --quick runs small shapes alone and --tiny the smallest
+ * that goes round the ring more than once, for compute-sanitizer.
  *
  * The reference computes each element from the random data directly, in fp64; of large outputs a
  * sample.  Outputs and padding are poisoned before each run.

@@ -16,7 +16,7 @@ extern "C" {
 
 /* The shape of one launch. */
 struct kn_cu_prefill_plan {
-    int32_t group_tiles;    /* row tiles of a CTA's tile: 2 or 3 */
+    int32_t group_tiles;    /* row tiles of a CTA's tile: 1 to 3 */
     int32_t tile_tokens;    /* its tokens: 128 or 256 */
     int32_t cluster_rows;   /* CTAs of a cluster with the same tokens, which share activations */
     int32_t cluster_tokens; /* and with the same rows, which share weights */

@@ -150,13 +150,17 @@ extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tok
         *out = p;
         return ST_OK;
     }
-    if (tokens <= KN_CU_TOKENS_MAX) tokens = kn_cu_bucket_of(tokens);
+    /* Of few tokens weights cross the link once by every plan, so that none depends on where they
+     * lie. */
+    const bool few = tokens <= KN_CU_TOKENS_MAX;
+    if (few) tokens = kn_cu_bucket_of(tokens);
     int64_t least = INT64_MAX;
     for (size_t i = 0; i < ARRAY_COUNT(costs); i++)
         for (int32_t n = 1; n <= (parts ? KN_CU_PARTS_MAX : 1); n++) {
             struct kn_cu_prefill_plan p = costs[i].plan;
             p.parts = n;
             if (!cuts_evenly(w->blocks_per_tile, n)) continue;
+            if (few && p.tile_tokens * p.cluster_tokens < tokens) continue;
             if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
             const int64_t cost = plan_cost(w->rows, w->blocks_per_tile, tokens, &costs[i], &p);
             if (cost >= least) continue;

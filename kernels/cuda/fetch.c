@@ -35,12 +35,15 @@
  * same with all in HBM and of remote bytes over what kernels read from the link (tests/gpu_fetch
  * --bench); ring: what a layer has there.  Read by clusters -> fetched:
  *     tokens                 320           512           1,024         2,048         8,192
- *     host memory, 10 %                    1.05 -> 0.95  1.22 -> 0.95  1.28 -> 1.08  1.03
- *     host memory, 30 %                    1.05 -> 0.94  1.04 -> 0.94  1.07 -> 0.94  1.03
- *     another GPU, 10 %      1.49 -> 1.06  1.32 -> 1.05  1.20 -> 1.04  1.11 -> 1.01  1.02
- *     another GPU, 50 %      1.18 -> 0.96  1.19 -> 0.97  1.17 -> 1.07  1.12 -> 1.03  1.02
+ *     host memory, 10 %      1.04 -> 0.92  1.06 -> 0.93  1.18 -> 0.93  1.18 -> 1.07  1.00
+ *     host memory, 30 %      1.02 -> 0.91  1.02 -> 0.91  1.01 -> 0.91  1.04 -> 0.94  1.01
+ *     another GPU, 10 %      1.48 -> 1.06  1.31 -> 1.05  1.19 -> 1.03  1.10 -> 1.02  1.02
+ *     another GPU, 50 %      1.17 -> 0.95  1.16 -> 0.96  1.17 -> 1.08  1.12 -> 1.05  1.02
  * (8,192 tokens cross 2.6 times by clusters).  Rings of two layers are no faster; of 0.6, hardly
  * more than the largest product's tiles, up to 1.8 times slower than one: copies wait for room.
+ * Whole prompts of 8,192 tokens (dakd bench, Llama-3.1-8B, --placement even; the bytes counted are
+ * those of the weights to 0.03 %), in steps of 2,048: host memory 10 % 0.995, 30 % 0.944, another
+ * GPU 10 % 1.027, 50 % 1.015; of 512: host memory 10 % 0.944, another GPU 10 % 1.045, 50 % 0.974.
  *
  * Tried and dropped: launching these products dependently after all: 1 % at 512 tokens, and nobody
  * promises that such a launch waits for the event before it.

@@ -95,12 +95,13 @@ static const struct option table[] = {
     {"placement", CHOICE, AT(placement), 0, 0, "auto", "auto|even",
      "which weights --offload moves; auto: those that cost a step least; even: the same share of "
      "each"},
-    {"congestion-control", CHOICE, AT(congestion_control), 0, 0, "static", "off|static|adaptive",
-     "how remote bytes in flight are bounded; off: not at all, which stalls the GPU's own memory; "
-     "adaptive: not there yet"},
+    {"congestion-control", TEXT, AT(congestion_control), 0, 0, "adaptive", NULL,
+     "adaptive, static or off, or by tier, e.g. host:adaptive,peer:static: how remote bytes in "
+     "flight are bounded; adaptive: by what the link does; off: not at all, which stalls the GPU's "
+     "own memory"},
     {"remote-window", TEXT, AT(remote_window), 0, 0, "", NULL,
-     "of static, in place of what fills the link: CTAs that read a tier x 16 KiB blocks in flight "
-     "each, e.g. host:16x2,peer:16x4"},
+     "of static, in place of what fills the link, and of adaptive, to begin with: CTAs that read a "
+     "tier x 16 KiB blocks in flight each, e.g. host:16x2,peer:16x4"},
     {"prefill-staging-bytes", TEXT, AT(prefill_staging_bytes), 0, 0, "auto", NULL,
      "GPU memory through which the copy engine brings remote weights to steps of more than 256 "
      "tokens, once for all of them; auto: what a layer and a half have there; 0: kernels read them "
@@ -134,6 +135,11 @@ static const struct option table[] = {
      "of standard error"},
     {"batch", TEXT, BENCH(batch), 0, 0, "", NULL,
      "sequences computed at once; 1,32,128: one measurement each, of one loading"},
+    {"control-sweep", TEXT, BENCH(control_sweep), 0, 0, "", NULL,
+     "ways to read the remote tiers, each measured, of one loading: e.g. off,static,adaptive,8x2"},
+    {"background-copy", TEXT, BENCH(background_copy), 0, 0, "", NULL,
+     "a copy engine that uses the link to a remote tier beside the steps: host:25GB/s, or host for "
+     "as fast as it goes"},
     {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
     {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
     {"request-rate", REAL, BENCH(request_rate), 0, 1e6, "0", NULL,

@@ -44,8 +44,8 @@ struct options {
     int64_t threads;
     char remote[OPT_STRING_CAP];
     double offload;
-    char placement[8];           /* auto, even */
-    char congestion_control[12]; /* off, static, adaptive */
+    char placement[8];            /* auto, even */
+    char congestion_control[128]; /* off, static, adaptive, or one of them by tier */
     char remote_window[OPT_STRING_CAP];
     char prefill_staging_bytes[32]; /* auto, or a size */
     char cuda_graphs[8];            /* on, off */
@@ -65,7 +65,8 @@ struct options {
     /* Bench. */
     char batch[OPT_STRING_CAP];    /* numbers of sequences, comma-separated; "": not given */
     int64_t input_len, output_len; /* 0: not given */
-    double request_rate;           /* prompts a second beside sequences that decode; 0: not given */
+    char control_sweep[OPT_STRING_CAP], background_copy[64];
+    double request_rate; /* prompts a second beside sequences that decode; 0: not given */
     int64_t num_prompts;
     char sweep_batched_tokens[OPT_STRING_CAP], sweep_itl_target_ms[OPT_STRING_CAP];
     char json[OPT_STRING_CAP];

@@ -107,6 +107,14 @@ enum status eng_submit(struct eng_engine *e, struct eng_request *r)
     return eng_submit_all(e, r, 1);
 }
 
+void eng_set_control(struct eng_engine *e, const struct off_control control[KN_TIER_MAX])
+{
+    pthread_mutex_lock(&e->lock);
+    memcpy(e->next_control, control, sizeof e->next_control);
+    e->has_next_control = true;
+    pthread_mutex_unlock(&e->lock);
+}
+
 void eng_cancel(struct eng_engine *e, struct eng_request *r)
 {
     atomic_store(&r->cancelled, true);
@@ -123,6 +131,9 @@ static void take_submissions(struct eng_engine *e)
     struct eng_request *r = e->queue_head;
     e->queue_head = e->queue_tail = NULL;
     e->poke = false;
+    if (e->has_next_control) eng_control_begin(&e->control, e->kn, e->next_control);
+    e->has_next_control = false;
+    memcpy(e->stats.control, e->control.tier, sizeof e->stats.control);
     pthread_mutex_unlock(&e->lock);
     while (r) {
         struct eng_request *next = r->next;
@@ -330,6 +341,8 @@ enum status eng_open(struct kn *kn, struct eng_model *model, const struct kn_kv 
                      eng_sched_seq_tokens_max(e->sched), config->model_len_max);
         goto fail;
     }
+    eng_control_begin(&e->control, kn, config->control);
+    memcpy(e->stats.control, e->control.tier, sizeof e->stats.control);
     if ((st = eng_warm_up(e, err))) goto fail;
     publish(e);
     if (pthread_create(&e->thread, NULL, engine_main, e)) {

@@ -17,6 +17,7 @@
 
 #include <stdatomic.h>
 
+#include "engine/control.h"
 #include "engine/model.h"
 #include "engine/sampler.h"
 #include "engine/sched.h"
@@ -78,6 +79,7 @@ struct eng_config {
     bool ahead;  /* issue a step before the one before it is over: right where kn_is_async */
     bool record; /* record decode steps where the backend can, for as many sequences as tokens_max
                     and rows_max have room for (kn_record_tokens) */
+    struct off_control control[KN_TIER_MAX]; /* how remote tiers are read */
     /* Called by the engine thread after events were added; must be thread-safe. */
     void (*wake)(void *user);
     void *user;
@@ -107,6 +109,10 @@ void eng_cancel(struct eng_engine *e, struct eng_request *r);
 /* Loop thread.  False where there is no event. */
 bool eng_poll(struct eng_engine *e, struct eng_event *out);
 
+/* Any thread.  From the next step on remote tiers are read like this; what controllers learnt is
+ * forgotten. */
+void eng_set_control(struct eng_engine *e, const struct off_control control[KN_TIER_MAX]);
+
 /* Cumulative histogram with fixed bounds, for /metrics. */
 #define ENG_STEP_BUCKETS 12
 struct eng_stats {
@@ -126,6 +132,7 @@ struct eng_stats {
      * (kn_traffic). */
     struct kn_traffic traffic[KN_TIER_MAX];
     double read_bytes_per_s[KN_TIER_MAX];
+    struct eng_tier_control control[KN_TIER_MAX];
     uint64_t step_tokens_sum;
     uint64_t step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
     uint64_t queue_ns_sum, queue_count;            /* submission to first step */

@@ -66,6 +66,7 @@ struct eng_engine {
     /* The thread's time while there is work, up to turn_ns (the last landing, or when work came),
      * and how much of it the machine was busy. */
     uint64_t turn_ns, wall_ns, device_ns;
+    struct eng_control control;
     uint64_t traffic_ns; /* of the device, since kn_traffic last told of more */
 
     pthread_t thread;
@@ -78,6 +79,8 @@ struct eng_engine {
     struct eng_event *ring; /* [event_ring] */
     uint32_t ring_head, ring_count;
     bool poke, stop, closing;
+    bool has_next_control; /* next_control is to be taken */
+    struct off_control next_control[KN_TIER_MAX];
     struct eng_stats stats;
 };
 

@@ -363,6 +363,16 @@ static void count_traffic(struct eng_engine *e, uint64_t step_device_ns)
     e->traffic_ns = 0;
 }
 
+/* Steps of as many tokens, to a power of two, take as long; those that hold a part of a prompt do
+ * not. */
+static uint32_t step_kind(const struct eng_step *s)
+{
+    uint32_t kind = 1;
+    if (s->batch.token_count != s->item_count) return 0;
+    while (kind < (uint32_t)s->item_count) kind *= 2;
+    return kind;
+}
+
 /* Steps that delay decodes.  Under `lock`. */
 static void count_mixed(struct eng_engine *e, const struct eng_step *s, uint64_t step_ns)
 {
@@ -397,6 +407,8 @@ static void count_step(struct eng_engine *e, const struct eng_step *s, uint64_t 
     count_mixed(e, s, step_ns);
     count_traffic(e, e->device_ns - t->device_ns_sum);
     t->device_ns_sum = e->device_ns;
+    eng_control_step(&e->control, t->traffic, step_kind(s), e->device_ns);
+    memcpy(t->control, e->control.tier, sizeof t->control);
     t->host_ns_sum = e->wall_ns > e->device_ns ? e->wall_ns - e->device_ns : 0;
     t->step_tokens_sum += (uint64_t)T;
     t->step_tokens_bucket[bucket]++;

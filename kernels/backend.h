@@ -9,7 +9,7 @@
 #ifndef DAKD_KERNELS_BACKEND_H
 #define DAKD_KERNELS_BACKEND_H
 
-#include "kernels/kernels.h"
+#include "kernels/copy.h"
 
 /* Largest head dimension; bounds the scratch of attention. */
 #define KN_HEAD_DIM_MAX 512
@@ -47,6 +47,11 @@ struct kn_backend {
     void (*traffic)(struct kn *kn, int tier, struct kn_traffic *out);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
     double (*matrix_run)(struct kn *kn); /* NULL in a backend without matrix units */
+    /* NULL in a backend without a copy engine. */
+    enum status (*copy_open)(struct kn *kn, enum kn_mem mem, int device, double bytes_per_s,
+                             struct kn_copy **out, char *err);
+    uint64_t (*copy_bytes)(const struct kn_copy *copy);
+    enum status (*copy_close)(struct kn_copy *copy, char *err);
     /* NULL in a backend that does not record. */
     int32_t (*record_tokens)(const struct kn *kn, int32_t tokens);
     enum status (*record_begin)(struct kn *kn, int32_t tokens, char *err);
@@ -56,6 +61,10 @@ struct kn_backend {
 
 struct kn {
     const struct kn_backend *backend;
+};
+
+struct kn_copy {
+    struct kn *kn; /* borrowed */
 };
 
 #endif

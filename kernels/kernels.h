@@ -245,9 +245,10 @@ struct kn_window {
 /* What just fills the link while HBM streams, as measured on an H200 (PCIe 5: 512 KB in flight;
  * NVLink: 1 MB).  KN_MEM_LOCAL stands for a tier in tests: no bound, no cost. */
 struct kn_window kn_window_default(enum kn_mem mem);
-/* Sets the window of remote tier `tier` (1..KN_TIER_MAX - 1): operations issued later obey it.  Not
- * while a step is under way: after kn_sync.  A tier that was given none has the default of its
- * memory.  The CPU backend, which reads every tier with the same loads, checks and ignores it. */
+/* Sets the window of remote tier `tier` (1..KN_TIER_MAX - 1): operations issued later obey it, and
+ * recorded steps played later; those issued before do not.  Between two steps, or after kn_sync.  A
+ * tier that was given none has the default of its memory.  The CPU backend, which reads every tier
+ * with the same loads, checks and ignores it. */
 void kn_set_window(struct kn *kn, int tier, const struct kn_window *window);
 
 /* What operations read from a tier, since the backend was opened.  On CUDA: blocks of weights and

@@ -90,6 +90,14 @@ static enum status parse_part(const char *part, struct off_tier_spec *spec, char
                    part);
 }
 
+bool off_tier_is_named(const struct off_tier_spec *spec, const char *name)
+{
+    char own[24];
+    if (spec->mem == KN_MEM_HOST) return strcmp(name, "host") == 0;
+    snprintf(own, sizeof own, "peer%d", spec->device);
+    return strcmp(name, "peer") == 0 || strcmp(name, own) == 0;
+}
+
 bool off_take_part(const char **text, char part[OFF_PART_CAP])
 {
     const char *p = *text;

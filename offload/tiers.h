@@ -32,6 +32,9 @@ enum { OFF_PART_CAP = 64 };
  * to NULL after the last.  False where it does not fit. */
 MUST_USE bool off_take_part(const char **text, char part[OFF_PART_CAP]);
 
+/* Whether `name` means this tier: its kind, or for a peer its kind and device ("peer1"). */
+bool off_tier_is_named(const struct off_tier_spec *spec, const char *name);
+
 struct off_tiers;
 
 /* local_bytes: the capacity of tier 0. */

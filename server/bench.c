@@ -33,12 +33,16 @@
 #include "config/log.h"
 #include "engine/flops.h"
 #include "server/bench_clock.h"
+#include "server/bench_control.h"
+#include "server/bench_copy.h"
 #include "server/bench_mixed.h"
 #include "server/bench_report.h"
 #include "server/startup.h"
 
 #define WARM_INPUT 64
 #define WARM_OUTPUT 4
+#define FIND_OUTPUT 32     /* of runs in which controllers find their windows */
+#define FIND_STEPS_MAX 320 /* of such runs together, before what they have is measured */
 #define BATCHES_MAX 8
 #define BATCH_MAX 4096
 
@@ -48,6 +52,10 @@ struct bench {
     struct srv_bench_clock clock;
     int32_t batches[BATCHES_MAX], batch_max; /* [batch_count], and the largest */
     int batch_count;
+    struct srv_bench_control controls[SRV_BENCH_CONTROLS_MAX]; /* [control_count] */
+    int control_count;
+    struct srv_bench_copy copy_wanted;
+    struct kn_copy *copy;                 /* owned; NULL: none */
     int32_t batch, input_len, output_len; /* of the measurement under way */
     struct eng_request *requests;         /* [B], owned */
     int32_t *tokens;                      /* [B, N + M], owned */
@@ -117,8 +125,11 @@ static enum status decide(struct bench *b, char *err)
     struct eng_model_info info;
     const struct eng_model_options shapes_only = {.load_format = ENG_LOAD_DUMMY};
     int64_t length = o->input_len + o->output_len;
-    enum status st = eng_model_read_info(o->model_dir, &shapes_only, &info, err);
-    if (st) return st;
+    enum status st;
+    if ((st = srv_bench_controls_read(o, b->controls, &b->control_count, err)) ||
+        (st = srv_bench_copy_read(o, &b->copy_wanted, err)) ||
+        (st = eng_model_read_info(o->model_dir, &shapes_only, &info, err)))
+        return st;
     if (length > info.context_max)
         return err_set(err, ST_INVALID,
                        "--input-len %" PRId64 " and --output-len %" PRId64
@@ -212,8 +223,12 @@ static enum status alloc_runs(struct bench *b, char *err)
     b->record = calloc(batch * (size_t)b->output_len, sizeof *b->record);
     if (!b->requests || !b->tokens || !b->submit_ns || !b->record)
         return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", b->batch_max);
-    /* Two runs a measurement, at least a token in a step. */
-    return srv_bench_clock_open(&b->clock, 2 * batch * length * (size_t)b->batch_count, err);
+    /* Two runs a measurement, and those that look for a window; at least a token in a step. */
+    return srv_bench_clock_open(
+        &b->clock,
+        (2 * batch * length + FIND_STEPS_MAX + batch * (WARM_INPUT + FIND_OUTPUT)) *
+            (size_t)(b->batch_count * b->control_count),
+        err);
 }
 
 /* --- the measurement -------------------------------------------------------------------------- */
@@ -283,6 +298,13 @@ static void find_trips(const struct bench *b, struct srv_bench_result *r)
     }
 }
 
+static void find_control(const struct bench *b, struct srv_bench_result *r)
+{
+    struct eng_stats t;
+    eng_stats(b->machine.engine, &t);
+    memcpy(r->tier_control, t.control, sizeof r->tier_control);
+}
+
 static void find_floor(const struct bench *b, struct srv_bench_result *r)
 {
     struct eng_traffic t;
@@ -293,6 +315,32 @@ static void find_floor(const struct bench *b, struct srv_bench_result *r)
     for (int i = 0; i < r->bandwidth.tier_count; i++)
         r->weight_bytes[i] = r->step_bytes[i] - r->kv_bytes[i];
     r->floor_s = off_floor_s(&r->bandwidth, r->step_bytes, &r->floor_tier);
+}
+
+/* Whether every controller that looks for a window has one. */
+static bool has_windows(const struct bench *b)
+{
+    struct eng_stats t;
+    eng_stats(b->machine.engine, &t);
+    for (int i = 1; i < KN_TIER_MAX; i++)
+        if (t.control[i].mode == OFF_CONTROL_ADAPTIVE && t.control[i].phase == OFF_CC_SEARCH)
+            return false;
+    return true;
+}
+
+/* A short run, so that the measured one pays for no first touch; where windows are looked for,
+ * several, until they are found. */
+static enum status warm_up(struct bench *b, const struct srv_bench_control *c, char *err)
+{
+    const int32_t input = (int32_t)size_min((size_t)b->input_len, WARM_INPUT);
+    const int32_t output = (int32_t)size_min((size_t)b->output_len, FIND_OUTPUT);
+    eng_set_control(b->machine.engine, c->control);
+    enum status st = run(b, input, WARM_OUTPUT, err);
+    if (!srv_bench_control_adapts(c)) return st;
+    const uint64_t begin = atomic_load(&b->clock.marked);
+    while (!st && atomic_load(&b->clock.marked) - begin < FIND_STEPS_MAX && !has_windows(b))
+        st = run(b, input, output, err);
+    return st;
 }
 
 static void find_flops(const struct bench *b, struct srv_bench_result *r)
@@ -348,23 +396,27 @@ static enum status measure(struct bench *b, struct srv_bench_result *r, char *er
                                             .output_len = b->output_len,
                                             .submit_ns = b->submit_ns,
                                             .tokens = b->record};
-    int32_t warm_input = (int32_t)size_min((size_t)b->input_len, WARM_INPUT);
-    enum status st = run(b, warm_input, WARM_OUTPUT, err);
+    enum status st = warm_up(b, r->control, err);
     if (st) return st;
-    log_info("bench", "%d sequences of %d prompt and %d answer tokens", b->batch, b->input_len,
-             b->output_len);
+    log_info("bench", "%d sequences of %d prompt and %d answer tokens%s%s", b->batch, b->input_len,
+             b->output_len, r->control->name[0] ? ", " : "", r->control->name);
+    const uint64_t copied = b->copy ? kn_copy_bytes(b->copy) : 0, begin = clock_now_ns();
     if ((st = run(b, b->input_len, b->output_len, err)) || (st = check_whole(b, err)) ||
         (st = srv_bench_stats(&record, &r->stats, err)))
         return st;
+    if (b->copy)
+        r->copy_bytes_per_s =
+            (double)(kn_copy_bytes(b->copy) - copied) * 1e9 / (double)(clock_now_ns() - begin);
     find_times(b, r);
     find_flops(b, r);
     find_floor(b, r);
     find_trips(b, r);
+    find_control(b, r);
     find_prompt(b, r);
     return ST_OK;
 }
 
-/* Every number of sequences in turn. */
+/* Every number of sequences in turn, and each in every way to read the remote tiers. */
 static enum status measure_all(struct bench *b, struct srv_bench_result *r, char *err)
 {
     const struct off_probe_config probe = off_probe_config_default();
@@ -374,16 +426,24 @@ static enum status measure_all(struct bench *b, struct srv_bench_result *r, char
     for (int t = 0; t < bandwidth.tier_count && !st; t++)
         log_info("bench", "tier %s: %.2f GB/s of reading", off_tier_name(m->tiers, t),
                  bandwidth.read_bytes_per_s[t] / 1e9);
-    for (int i = 0; i < b->batch_count && !st; i++) {
-        b->batch = b->batches[i];
-        r[i] = (struct srv_bench_result){
-            .unix_s = clock_unix_s(), .batch = b->batch, .bandwidth = bandwidth};
+    if (!st) st = srv_bench_copy_start(&b->copy_wanted, m->kn, m->tiers, &b->copy, err);
+    for (int i = 0; i < b->batch_count * b->control_count && !st; i++) {
+        b->batch = b->batches[i / b->control_count];
+        r[i] = (struct srv_bench_result){.unix_s = clock_unix_s(),
+                                         .batch = b->batch,
+                                         .control = &b->controls[i % b->control_count],
+                                         .bandwidth = bandwidth};
         st = measure(b, &r[i], err);
+    }
+    if (b->copy) { /* what failed before is told first */
+        const enum status copied = kn_copy_close(b->copy, st ? NULL : err);
+        if (!st) st = copied;
+        b->copy = NULL;
     }
     /* Last, for it leaves the chip hot: what followed would be measured at a lower clock. */
     double matrix = 0;
     if (!st) st = off_probe_matrix(m->kn, &probe, &matrix, err);
-    for (int i = 0; i < b->batch_count; i++) r[i].matrix_flops_per_s = matrix;
+    for (int i = 0; i < b->batch_count * b->control_count; i++) r[i].matrix_flops_per_s = matrix;
     return st;
 }
 
@@ -410,10 +470,16 @@ static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
 int srv_bench(const struct options *o)
 {
     static struct bench b; /* large, and one */
-    if (o->request_rate > 0) return srv_bench_mixed(o);
-    struct srv_bench_result results[BATCHES_MAX] = {{0}};
+    static struct srv_bench_result results[BATCHES_MAX * SRV_BENCH_CONTROLS_MAX];
     char err[ERR_CAP] = "";
     FILE *json = NULL;
+    if (o->request_rate > 0 && (o->control_sweep[0] || o->background_copy[0])) {
+        fputs("dakd: --control-sweep and --background-copy are not measured with --request-rate: "
+              "leave them out, or it\n",
+              stderr);
+        return 2;
+    }
+    if (o->request_rate > 0) return srv_bench_mixed(o);
     b.options = *o;
     if (check_flags(&b, err)) {
         fprintf(stderr, "dakd: %s\n", err);
@@ -421,10 +487,12 @@ int srv_bench(const struct options *o)
     }
     enum status st = srv_bench_json_open(o->json, &json, err);
     if (!st) st = bench(&b, results, err);
-    for (int i = 0; i < b.batch_count && !st; i++)
+    const int count = b.batch_count * b.control_count;
+    for (int i = 0; i < count && !st && b.control_count == 1; i++)
         srv_bench_print(&b.options, &b.machine, &results[i]);
+    if (!st && b.control_count > 1) srv_bench_print_controls(&b.machine, results, count);
     if (st) (void)!srv_bench_json_finish(json, o, NULL, NULL, 0, NULL);
-    else st = srv_bench_json_finish(json, &b.options, &b.machine, results, b.batch_count, err);
+    else st = srv_bench_json_finish(json, &b.options, &b.machine, results, count, err);
     srv_shutdown(&b.machine);
     srv_bench_clock_close(&b.clock);
     free(b.requests);

@@ -49,7 +49,7 @@ static void put_result(struct buf *b, const struct srv_bench_mixed_run *run,
                        const struct srv_bench_mixed_result *r)
 {
     const struct options *o = run->options;
-    srv_bench_json_head(b, o, run->machine, run->unix_s);
+    srv_bench_json_head(b, o, run->machine, o->congestion_control, run->unix_s);
     buf_printf(b, ",\n  \"decoding_sequences\": %d, \"request_rate_per_s\": %.9g", run->beside,
                o->request_rate);
     buf_printf(b, ", \"prompts\": %lld, \"input_tokens\": %lld, \"output_tokens\": %lld",

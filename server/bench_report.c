@@ -47,6 +47,8 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
     add(l, "decode_tokens_per_s", "decode throughput (tokens/s)", s->decode_tokens_per_s, 2);
     add(l, "steady_played_step_count", "of the steady steps, played from recordings",
         (double)r->played_count, 0);
+    if (r->copy_bytes_per_s > 0)
+        add(l, "background_copy_bytes_per_s", "copied beside it (bytes/s)", r->copy_bytes_per_s, 0);
     add(l, "device_per_step_ms", "device busy, mean of a step (ms)", r->device_s * MS, 4);
     add(l, "engine_outside_device_per_step_ms", "engine outside the device, mean of a step (ms)",
         r->host_s * MS, 4);
@@ -141,7 +143,21 @@ static void window_text(const struct kn_window *w, char out[32])
     else snprintf(out, 32, "%dx%d", w->ctas, w->blocks);
 }
 
+static const char *control_name(const struct options *o, const struct srv_bench_result *r)
+{
+    return r->control->name[0] ? r->control->name : o->congestion_control;
+}
+
 /* --- for people ------------------------------------------------------------------------------- */
+
+/* How an adaptive tier came to its window. */
+static void print_found(const struct eng_tier_control *c)
+{
+    if (c->found_step_count) printf("found in %llu steps", (unsigned long long)c->found_step_count);
+    else printf("not found yet in %llu steps", (unsigned long long)c->step_count);
+    printf(", %llu up, %llu down", (unsigned long long)c->up_count,
+           (unsigned long long)c->down_count);
+}
 
 /* How each tier was read in steady steps. */
 static void print_reading(const struct srv_machine *m, const struct srv_bench_result *r)
@@ -153,7 +169,7 @@ static void print_reading(const struct srv_machine *m, const struct srv_bench_re
     for (int t = 0; t < r->bandwidth.tier_count; t++) {
         const struct srv_bench_trips *trips = &r->trips[t];
         char window[32];
-        window_text(&m->window[t], window);
+        window_text(&r->tier_control[t].window, window);
         printf("%-8s %12.3f %12.3f %9s %12.3f", off_tier_name(m->tiers, t),
                achieved_bytes_per_s(r, t) / 1e9,
                achieved_bytes_per_s(r, t) / r->bandwidth.read_bytes_per_s[t], window,
@@ -162,6 +178,12 @@ static void print_reading(const struct srv_machine *m, const struct srv_bench_re
             printf(" %12.2f %10.2f %10.2f\n", trips->mean_s * 1e6, trips->min_s * 1e6,
                    trips->max_s * 1e6);
         else printf(" %12s %10s %10s\n", "-", "-", "-");
+    }
+    for (int t = 1; t < r->bandwidth.tier_count; t++) {
+        if (r->tier_control[t].mode != OFF_CONTROL_ADAPTIVE) continue;
+        printf("%-8s window ", off_tier_name(m->tiers, t));
+        print_found(&r->tier_control[t]);
+        putchar('\n');
     }
 }
 
@@ -198,7 +220,7 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
     printf("%s (%s), weights %s, KV %s, offload %g%s%s, placement %s, "
            "congestion control %s\n",
            o->model_dir, info->architecture, kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
-           o->offload, o->remote[0] ? " to " : "", o->remote, o->placement, o->congestion_control);
+           o->offload, o->remote[0] ? " to " : "", o->remote, o->placement, control_name(o, r));
     printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
            (long long)r->batch, (long long)o->input_len, (long long)o->output_len,
            (long long)o->max_num_batched_tokens);
@@ -223,6 +245,53 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
              "avoids.");
 }
 
+static bool is_static(const struct srv_bench_result *r)
+{
+    for (int t = 1; t < r->bandwidth.tier_count; t++)
+        if (r->tier_control[t].mode != OFF_CONTROL_STATIC) return false;
+    return true;
+}
+
+/* The least TPOT of the static ones among results of as many sequences; 0: there is none. */
+static double best_static_s(const struct srv_bench_result *r, int count, int32_t batch)
+{
+    double best = 0;
+    for (int i = 0; i < count; i++)
+        if (r[i].batch == batch && is_static(&r[i]) &&
+            (best <= 0 || r[i].stats.steady_tpot_s < best))
+            best = r[i].stats.steady_tpot_s;
+    return best;
+}
+
+static void print_tier_control(const struct srv_machine *m, const struct srv_bench_result *r, int t)
+{
+    const struct eng_tier_control *c = &r->tier_control[t];
+    char window[32];
+    window_text(&c->window, window);
+    printf("  %s %s %.1f GB/s %.1f us", off_tier_name(m->tiers, t), window,
+           achieved_bytes_per_s(r, t) / 1e9, r->trips[t].mean_s * 1e6);
+    if (c->mode != OFF_CONTROL_ADAPTIVE) return;
+    printf(" ");
+    print_found(c);
+}
+
+void srv_bench_print_controls(const struct srv_machine *m, const struct srv_bench_result *r,
+                              int count)
+{
+    printf("%5s %-10s %10s %10s %10s  %s\n", "batch", "control", "TPOT ms", "floor/TPOT", "/ best",
+           "tiers");
+    for (int i = 0; i < count; i++) {
+        const double best = best_static_s(r, count, r[i].batch), s = r[i].stats.steady_tpot_s;
+        printf("%5d %-10s %10.4f %10.4f ", r[i].batch, r[i].control->name, s * MS,
+               r[i].floor_s / s);
+        if (best > 0) printf("%10.4f ", s / best);
+        else printf("%10s ", "-");
+        for (int t = 1; t < r[i].bandwidth.tier_count; t++) print_tier_control(m, &r[i], t);
+        if (r[i].copy_bytes_per_s > 0) printf("  copy %.1f GB/s", r[i].copy_bytes_per_s / 1e9);
+        putchar('\n');
+    }
+}
+
 /* --- for programs ----------------------------------------------------------------------------- */
 
 static void put_text(struct buf *b, const char *key, const char *value)
@@ -236,14 +305,21 @@ static void put_number(struct buf *b, const char *key, double value)
     buf_printf(b, ",\n  \"%s\": %.12g", key, value);
 }
 
-static void put_reading(struct buf *b, const struct kn_window *w, const struct srv_bench_result *r,
-                        int tier)
+static void put_reading(struct buf *b, const struct srv_bench_result *r, int tier)
 {
+    const struct eng_tier_control *c = &r->tier_control[tier];
+    const struct kn_window *w = &c->window;
     const struct srv_bench_trips *trips = &r->trips[tier];
     buf_printf(b, ", \"achieved_bytes_per_s\": %.12g, \"step_counted_bytes\": %.12g",
                achieved_bytes_per_s(r, tier), r->counted_bytes[tier]);
     if (w->ctas && off_window_bytes(w) != UINT64_MAX)
         buf_printf(b, ", \"window_ctas\": %d, \"window_blocks\": %d", w->ctas, w->blocks);
+    if (tier > 0)
+        buf_printf(b,
+                   ", \"control\": \"%s\", \"window_found_steps\": %llu, \"window_ups\": %llu, "
+                   "\"window_downs\": %llu",
+                   off_control_mode_name(c->mode), (unsigned long long)c->found_step_count,
+                   (unsigned long long)c->up_count, (unsigned long long)c->down_count);
     if (trips->count)
         buf_printf(b,
                    ", \"round_trip_count\": %llu, \"round_trip_mean_us\": %.6g, "
@@ -272,13 +348,13 @@ static void put_tiers(struct buf *b, const struct srv_machine *m, const struct s
                        ", \"prompt_step_weight_bytes\": %.12g, "
                        "\"prompt_step_counted_bytes\": %.12g",
                        prompt_weights(&r->prompt, t), prompt_counted(&r->prompt, t));
-        put_reading(b, &m->window[t], r, t);
+        put_reading(b, r, t);
     }
     buf_puts(b, "\n  ]");
 }
 
 void srv_bench_json_head(struct buf *b, const struct options *o, const struct srv_machine *m,
-                         int64_t unix_s)
+                         const char *control, int64_t unix_s)
 {
     const struct eng_model_info *info = eng_model_info(m->model);
     char date[32];
@@ -296,7 +372,7 @@ void srv_bench_json_head(struct buf *b, const struct options *o, const struct sr
     put_text(b, "remote", o->remote);
     put_number(b, "offload_ratio", o->offload);
     put_text(b, "placement", o->placement);
-    put_text(b, "congestion_control", o->congestion_control);
+    put_text(b, "congestion_control", control);
     put_text(b, "remote_window", o->remote_window);
     put_text(b, "prefill_staging_bytes", o->prefill_staging_bytes);
     put_number(b, "staging_bytes", (double)m->staging_bytes);
@@ -308,7 +384,7 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
                      const struct srv_bench_result *r)
 {
     struct list l;
-    srv_bench_json_head(b, o, m, r->unix_s);
+    srv_bench_json_head(b, o, m, control_name(o, r), r->unix_s);
     put_number(b, "batch_sequences", (double)r->batch);
     put_number(b, "input_tokens_per_sequence", (double)o->input_len);
     put_number(b, "output_tokens_per_sequence", (double)o->output_len);

@@ -10,6 +10,7 @@
 #include "config/buf.h"
 #include "engine/traffic.h"
 #include "offload/probe.h"
+#include "server/bench_control.h"
 #include "server/bench_stats.h"
 #include "server/startup.h"
 
@@ -32,8 +33,10 @@ struct srv_bench_prompt {
 };
 
 struct srv_bench_result {
-    int64_t unix_s; /* when it began */
-    int32_t batch;  /* sequences */
+    int64_t unix_s;                                    /* when it began */
+    int32_t batch;                                     /* sequences */
+    const struct srv_bench_control *control;           /* how remote tiers were to be read */
+    struct eng_tier_control tier_control[KN_TIER_MAX]; /* and how they were at the end */
     struct off_bandwidth bandwidth;
     /* Of a steady step, by tier. */
     uint64_t step_bytes[KN_TIER_MAX], weight_bytes[KN_TIER_MAX], kv_bytes[KN_TIER_MAX];
@@ -43,6 +46,7 @@ struct srv_bench_result {
     struct srv_bench_trips trips[KN_TIER_MAX];
     double floor_s;            /* of a step */
     int floor_tier;            /* the tier that decides it */
+    double copy_bytes_per_s;   /* of --background-copy beside it; 0: there was none */
     double device_s, host_s;   /* of a step: the machine busy, and waiting for the engine */
     uint64_t played_count;     /* steady steps that were recorded ones */
     double prefill_flops;      /* of all prompts (engine/flops.h) */
@@ -54,6 +58,10 @@ struct srv_bench_result {
 /* Options as the run had them. */
 void srv_bench_print(const struct options *o, const struct srv_machine *m,
                      const struct srv_bench_result *r);
+/* One line each of several results: times beside the best of the static ones of as many
+ * sequences. */
+void srv_bench_print_controls(const struct srv_machine *m, const struct srv_bench_result *r,
+                              int count);
 /* Opens a file beside `path`, before anything is measured, so that a wrong path costs nothing; *out
  * is NULL where path is "".  ST_IO. */
 MUST_USE enum status srv_bench_json_open(const char *path, FILE **out, char *err);
@@ -63,7 +71,7 @@ MUST_USE enum status srv_bench_json_close(FILE *f, const char *path, const struc
                                           char *err);
 /* What every result begins with: "{", and what was run on what.  No comma at its end. */
 void srv_bench_json_head(struct buf *b, const struct options *o, const struct srv_machine *m,
-                         int64_t unix_s);
+                         const char *control, int64_t unix_s);
 /* Writes the results, closes, and gives the file its name: a reader sees all of it or none.  One
  * result is an object, several are an array of them; none drops the file.  Nothing happens where f
  * is NULL. */

@@ -30,7 +30,6 @@
 #include "config/log.h"
 #include "config/options.h"
 #include "config/version.h"
-#include "offload/window.h"
 #include "server/api.h"
 #include "server/bench.h"
 #include "server/http.h"
@@ -321,11 +320,9 @@ static int describe_tiers(struct daemon *d)
 {
     int count = off_tiers_count(d->machine.tiers);
     for (int t = 0; t < count; t++)
-        d->tiers[t] =
-            (struct srv_tier){.name = off_tier_name(d->machine.tiers, t),
-                              .weight_bytes = eng_model_tier_bytes(d->machine.model, t),
-                              .capacity_bytes = off_tier_capacity(d->machine.tiers, t),
-                              .window_bytes = t ? off_window_bytes(&d->machine.window[t]) : 0};
+        d->tiers[t] = (struct srv_tier){.name = off_tier_name(d->machine.tiers, t),
+                                        .weight_bytes = eng_model_tier_bytes(d->machine.model, t),
+                                        .capacity_bytes = off_tier_capacity(d->machine.tiers, t)};
     return count;
 }
 

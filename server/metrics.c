@@ -163,9 +163,11 @@ static void put_tier_value(struct buf *out, const char *family, const char *tier
     else buf_printf(out, "} %.17g\n", value);
 }
 
-static double window_bytes(const struct srv_tier *tier)
+/* +Inf where there is no bound. */
+static double window_bytes(const struct kn_window *w)
 {
-    return tier->window_bytes == UINT64_MAX ? INFINITY : (double)tier->window_bytes;
+    const uint64_t bytes = off_window_bytes(w);
+    return bytes == UINT64_MAX ? INFINITY : (double)bytes;
 }
 
 /* How the tiers are read: tier 0 has neither window nor round trips. */
@@ -178,7 +180,6 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
         {"tier_read_bytes_total", "counter", "Bytes that steps read from a memory tier.", false},
         {"tier_read_bandwidth_bytes_per_second", "gauge",
          "Bytes read from a memory tier over the device time of the latest steps.", false},
-        {"tier_window_bytes", "gauge", "Bytes in flight from a remote tier, at most.", true},
         {"tier_round_trips_total", "counter", "Copies from a remote tier that were timed.", true},
         {"tier_round_trip_seconds_total", "counter",
          "Sum of their round trips, from issue to landing.", true},
@@ -193,7 +194,6 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
             const struct kn_traffic *r = &v->engine->traffic[t];
             const double values[] = {(double)r->bytes,
                                      v->engine->read_bytes_per_s[t],
-                                     window_bytes(&v->tiers[t]),
                                      (double)r->trip_count,
                                      (double)r->trip_ns_sum * 1e-9,
                                      (double)r->trip_ns_min * 1e-9,
@@ -202,6 +202,68 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
             put_tier_value(out, families[f].name, v->tiers[t].name, values[f]);
         }
     }
+}
+
+/* The windows, and the model they follow from: of the controller's last epoch, 0 before. */
+static void put_windows(struct buf *out, const struct srv_metrics_view *v)
+{
+    static const struct {
+        const char *name, *help;
+    } families[] = {
+        {"tier_window_bytes", "Bytes in flight from a remote tier, at most."},
+        {"tier_window_ctas", "Thread blocks, one or two an SM, that read a remote tier, at most."},
+        {"tier_window_blocks", "Blocks of 16 KiB that each of them has in flight, at most."},
+        {"tier_round_trip_mean_seconds",
+         "Mean round trip from a remote tier that the window was last judged by."},
+        {"tier_round_trip_floor_seconds", "What it takes when nothing queues."},
+        {"tier_round_trip_ceiling_seconds", "Above it the window shrinks."},
+        {"tier_delivery_bytes_per_second",
+         "Rate of a remote tier that the window was last judged by."},
+        {"tier_delivery_peak_bytes_per_second", "The largest such rate of late."},
+        {"tier_in_flight_mean_bytes", "In flight from a remote tier on average."}};
+    for (size_t f = 0; f < ARRAY_COUNT(families); f++) {
+        put_family(out, families[f].name, "gauge", families[f].help);
+        for (int t = 1; t < v->tier_count; t++) {
+            const struct eng_tier_control *c = &v->engine->control[t];
+            const struct off_congestion_decision *d = &c->last;
+            const bool bound = c->mode != OFF_CONTROL_NONE;
+            const double values[] = {window_bytes(&c->window),
+                                     bound ? c->window.ctas : INFINITY,
+                                     bound ? c->window.blocks : INFINITY,
+                                     d->trip_ns * 1e-9,
+                                     d->floor_ns * 1e-9,
+                                     d->ceiling_ns * 1e-9,
+                                     d->bytes_per_s,
+                                     d->peak_bytes_per_s,
+                                     d->in_flight_bytes};
+            put_tier_value(out, families[f].name, v->tiers[t].name, values[f]);
+        }
+    }
+}
+
+static void put_labelled(struct buf *out, const char *family, const char *tier, const char *label,
+                         const char *value, uint64_t count)
+{
+    buf_printf(out, "dakd_%s{tier=", family);
+    put_label(out, tier);
+    buf_printf(out, ",%s=\"%s\"} %llu\n", label, value, (unsigned long long)count);
+}
+
+static void put_control(struct buf *out, const struct srv_metrics_view *v)
+{
+    static const char moves[] = "tier_window_moves_total", state[] = "tier_congestion_state";
+    put_windows(out, v);
+    put_family(out, moves, "counter", "Changes of a remote tier's window.");
+    for (int t = 1; t < v->tier_count; t++) {
+        const struct eng_tier_control *c = &v->engine->control[t];
+        put_labelled(out, moves, v->tiers[t].name, "direction", "up", c->up_count);
+        put_labelled(out, moves, v->tiers[t].name, "direction", "down", c->down_count);
+    }
+    put_family(out, state, "gauge", "1 for what a remote tier's congestion control is doing.");
+    for (int t = 1; t < v->tier_count; t++)
+        for (int s = 0; s < ENG_CONTROL_STATES; s++)
+            put_labelled(out, state, v->tiers[t].name, "state", eng_control_state_names[s],
+                         s == eng_control_state(&v->engine->control[t]));
 }
 
 static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
@@ -224,6 +286,7 @@ static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
         }
     }
     put_reading(out, v);
+    if (v->tier_count > 1) put_control(out, v);
     put_gauge(out, "kv_page_bytes", "Size of one KV page.", (double)v->kv_page_bytes);
 }
 

@@ -57,7 +57,6 @@ void srv_histogram_observe(struct srv_histogram *h, double value);
 struct srv_tier {
     const char *name;
     uint64_t weight_bytes, capacity_bytes;
-    uint64_t window_bytes; /* in flight at most; 0: local, UINT64_MAX: no bound */
 };
 
 /* What one page of /metrics is made of. */

@@ -199,14 +199,14 @@ static enum status choose_pages(const struct options *o, const struct kn_kv *kv,
     return ST_OK;
 }
 
-static enum status set_windows(const struct options *o, const struct off_remote *remote,
-                               const struct budget *b, struct srv_machine *m, char *err)
+static enum status read_controls(const struct options *o, const struct off_remote *remote,
+                                 const struct budget *b, struct srv_machine *m, char *err)
 {
     enum status st =
-        off_windows_read(o->congestion_control, o->remote_window, remote, m->window, err);
+        off_control_read(o->congestion_control, o->remote_window, remote, m->control, err);
     if (st) return st;
-    for (int t = 1; t <= remote->count; t++) kn_set_window(m->kn, t, &m->window[t]);
-    if (!b->gpu && remote->count && (*o->remote_window || strcmp(o->congestion_control, "static")))
+    if (!b->gpu && remote->count &&
+        (*o->remote_window || strcmp(o->congestion_control, "adaptive")))
         log_warn("startup",
                  "--congestion-control and --remote-window are of the GPU's kernels, and "
                  "the CPU computes");
@@ -221,7 +221,7 @@ static enum status open_tiers(const struct options *o, const struct eng_model_in
 {
     struct off_remote remote;
     enum status st = off_remote_parse(o->remote, &remote, err);
-    if (st || (st = set_windows(o, &remote, b, m, err))) return st;
+    if (st || (st = read_controls(o, &remote, b, m, err))) return st;
     if (o->offload > 0 && remote.count == 0)
         return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE",
                        o->offload);
@@ -262,13 +262,16 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
                  (double)off_tier_used(m->tiers, t) / GIB,
                  (double)off_tier_capacity(m->tiers, t) / GIB);
     for (int t = 1; t < off_tiers_count(m->tiers); t++)
-        if (off_window_bytes(&m->window[t]) == UINT64_MAX)
+        if (m->control[t].mode == OFF_CONTROL_NONE)
             log_info("startup", "tier %s: read with no bound on bytes in flight",
                      off_tier_name(m->tiers, t));
         else
-            log_info("startup", "tier %s: read by %d CTAs with %d blocks in flight each, %g KiB",
-                     off_tier_name(m->tiers, t), m->window[t].ctas, m->window[t].blocks,
-                     (double)off_window_bytes(&m->window[t]) / 1024);
+            log_info("startup",
+                     "tier %s: %s control, %s %d CTAs with %d blocks in flight each, %g KiB",
+                     off_tier_name(m->tiers, t), off_control_mode_name(m->control[t].mode),
+                     m->control[t].mode == OFF_CONTROL_ADAPTIVE ? "from" : "read by",
+                     m->control[t].window.ctas, m->control[t].window.blocks,
+                     (double)off_window_bytes(&m->control[t].window) / 1024);
     log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
              m->page_count, KN_PAGE_TOKENS,
              (double)m->page_count * (double)kn_kv_page_bytes(&m->kv) / GIB, m->model_len_max);
@@ -293,6 +296,7 @@ static enum status open_engine(const struct options *o, const struct srv_startup
         .wake = hooks->wake,
         .user = hooks->wake_user,
     };
+    memcpy(config.control, m->control, sizeof config.control);
     m->queue_max = config.queue_max;
     return eng_open(m->kn, m->model, &m->kv, &config, &m->engine, err);
 }

@@ -22,7 +22,7 @@ struct srv_machine {
     struct eng_model *model;
     struct eng_engine *engine;
     struct kn_kv kv;
-    struct kn_window window[KN_TIER_MAX]; /* of the remote tiers */
+    struct off_control control[KN_TIER_MAX]; /* of the remote tiers, to begin with */
     uint64_t staging_bytes; /* GPU memory that prompts' remote weights are copied through; or 0 */
     int32_t model_len_max;
     int32_t page_count; /* of KV */

@@ -56,7 +56,7 @@ static void test_defaults(void **state)
     assert_true(o.shutdown_timeout == 30.0);
     assert_int_equal(o.max_body_bytes, 32u << 20);
     assert_string_equal(o.device, "auto");
-    assert_string_equal(o.congestion_control, "static");
+    assert_string_equal(o.congestion_control, "adaptive");
     assert_string_equal(o.remote_window, "");
     assert_string_equal(o.prefill_staging_bytes, "auto");
     assert_true(o.gpu_memory_utilization == 0.0); /* not given */
@@ -108,7 +108,7 @@ static void test_bad_flags(void **state)
         {"m", "n"},
         {"m", "--offload", "1.1"},
         {"m", "--device", "tpu"},
-        {"m", "--congestion-control", "on"},
+        {"m", "--cuda-graphs", "maybe"},
         {"m", "--gpu-memory-utilization", "1.01"},
         {"m", "--offload", "nan"},
         {"m", "--offload", "inf"},

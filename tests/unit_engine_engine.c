@@ -572,6 +572,47 @@ static void test_steps_and_times(void **state)
     close_rig(&r);
 }
 
+/* Remote tiers are read as was last said from the next step on, whatever is under way, and it
+ * changes no token. */
+static void test_set_control(void **state)
+{
+    (void)state;
+    struct off_remote remote;
+    struct off_control control[2][KN_TIER_MAX];
+    struct rig r;
+    struct eng_event event;
+    struct eng_stats stats;
+    char err[ERR_CAP];
+    int32_t tokens[60];
+    assert_int_equal(off_remote_parse("host:1MiB", &remote, err), ST_OK);
+    assert_int_equal(off_control_read("adaptive", "host:8x2", &remote, control[0], err), ST_OK);
+    assert_int_equal(off_control_read("off", "", &remote, control[1], err), ST_OK);
+    open_rig(&r, 8, 2, 16, 4, 64);
+    for (int way = 0; way < 2; way++) {
+        struct eng_request *q = make_request(&r, 3, 20, 40);
+        submit(&r, q, 0);
+        for (int i = 0; i < 40; i++) {
+            next_event(&r, &event);
+            if (way) eng_set_control(r.engine, control[i % 2]);
+        }
+        next_event(&r, &event);
+        if (way) assert_memory_equal(tokens, q->tokens, sizeof tokens);
+        memcpy(tokens, q->tokens, sizeof tokens);
+        free_request(q);
+    }
+    eng_set_control(r.engine, control[0]);
+    struct eng_request *q = make_request(&r, 3, 20, 40);
+    submit(&r, q, 0);
+    enum eng_finish finish[1];
+    run_to_end(&r, 1, finish, NULL);
+    eng_stats(r.engine, &stats);
+    assert_int_equal(stats.control[1].mode, OFF_CONTROL_ADAPTIVE);
+    assert_int_equal(off_window_bytes(&stats.control[1].window), 8 * 2 * KN_BLOCK_BYTES);
+    assert_int_equal(stats.control[1].phase, OFF_CC_HOLD); /* the CPU times no copies */
+    free_request(q);
+    close_rig(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -585,6 +626,7 @@ int main(void)
         cmocka_unit_test(test_failure),
         cmocka_unit_test(test_steps_and_times),
         cmocka_unit_test(test_submit_all),
+        cmocka_unit_test(test_set_control),
     };
     int failed = cmocka_run_group_tests_name("a step at a time", tests, NULL, NULL);
     one_ahead = true;

@@ -141,7 +141,7 @@ static void read_page(struct page *p, char *text)
 
 static struct srv_metrics metrics;
 static struct eng_stats stats;
-static const struct srv_tier tiers[] = {{"hbm", 100, 1000, 0}, {"ho\"st\\\n", 50, 500, 262144}};
+static const struct srv_tier tiers[] = {{"hbm", 100, 1000}, {"ho\"st\\\n", 50, 500}};
 static const struct srv_route routes[] = {{"GET", "/metrics", NULL},
                                           {"POST", "/v1/completions", NULL}};
 static const struct srv_http_route_stats route_stats[] = {{.responses = {0, 5, 0, 0, 0, 0}},
@@ -173,6 +173,7 @@ static void test_valid_exposition(void **state)
     (void)state;
     struct page *p = malloc(sizeof *p);
     srv_metrics_init(&metrics);
+    stats.control[1] = (struct eng_tier_control){.mode = OFF_CONTROL_STATIC, .window = {16, 1, 91}};
     char *text = page_text();
     read_page(p, text);
     free(text);
@@ -187,6 +188,7 @@ static void test_valid_exposition(void **state)
         "request_decode_time_seconds", "request_prompt_tokens",
         "request_generation_tokens",   "iteration_tokens_total",
         "tier_weight_bytes",           "tier_kv_pages",
+        "tier_window_bytes",           "tier_congestion_state",
         "http_responses_total",        "mixed_steps_total",
         "mixed_step_seconds_total",    "itl_over_target_steps_total"};
     for (size_t i = 0; i < ARRAY_COUNT(wanted); i++) {
@@ -233,6 +235,17 @@ static void test_values(void **state)
                                            .trip_ns_min = 1000,
                                            .trip_ns_max = 2000};
     stats.read_bytes_per_s[1] = 5e9;
+    stats.control[1] = (struct eng_tier_control){.mode = OFF_CONTROL_ADAPTIVE,
+                                                 .window = {8, 2, 91},
+                                                 .last = {.trip_ns = 4000,
+                                                          .floor_ns = 2000,
+                                                          .ceiling_ns = 8000,
+                                                          .bytes_per_s = 5e10,
+                                                          .peak_bytes_per_s = 6e10,
+                                                          .in_flight_bytes = 200000},
+                                                 .phase = OFF_CC_HOLD,
+                                                 .up_count = 3,
+                                                 .down_count = 2};
     stats.step_tokens_bucket[1] = 2;
     stats.step_tokens_bucket[ENG_STEP_BUCKETS - 1] = 1;
     srv_histogram_observe(&metrics.ttft, 0.001); /* a bound belongs to its bucket */
@@ -270,6 +283,19 @@ static void test_values(void **state)
     assert_true(sample(t, "dakd_tier_read_bandwidth_bytes_per_second" REMOTE) == 5e9);
     assert_true(sample(t, "dakd_tier_fetched_bytes_total" REMOTE) == 16384);
     assert_true(sample(t, "dakd_tier_window_bytes" REMOTE) == 262144);
+    assert_true(sample(t, "dakd_tier_window_ctas" REMOTE) == 8);
+    assert_true(sample(t, "dakd_tier_window_blocks" REMOTE) == 2);
+    assert_true(fabs(sample(t, "dakd_tier_round_trip_mean_seconds" REMOTE) - 4e-6) < 1e-12);
+    assert_true(fabs(sample(t, "dakd_tier_round_trip_floor_seconds" REMOTE) - 2e-6) < 1e-12);
+    assert_true(fabs(sample(t, "dakd_tier_round_trip_ceiling_seconds" REMOTE) - 8e-6) < 1e-12);
+    assert_true(sample(t, "dakd_tier_delivery_bytes_per_second" REMOTE) == 5e10);
+    assert_true(sample(t, "dakd_tier_delivery_peak_bytes_per_second" REMOTE) == 6e10);
+    assert_true(sample(t, "dakd_tier_in_flight_mean_bytes" REMOTE) == 200000);
+#define REMOTE_AND "{tier=\"ho\\\"st\\\\\\n\","
+    assert_true(sample(t, "dakd_tier_window_moves_total" REMOTE_AND "direction=\"up\"}") == 3);
+    assert_true(sample(t, "dakd_tier_window_moves_total" REMOTE_AND "direction=\"down\"}") == 2);
+    assert_true(sample(t, "dakd_tier_congestion_state" REMOTE_AND "state=\"hold\"}") == 1);
+    assert_true(sample(t, "dakd_tier_congestion_state" REMOTE_AND "state=\"search\"}") == 0);
     assert_true(sample(t, "dakd_tier_round_trips_total" REMOTE) == 2);
     assert_true(fabs(sample(t, "dakd_tier_round_trip_seconds_total" REMOTE) - 3e-6) < 1e-12);
     assert_true(fabs(sample(t, "dakd_tier_round_trip_min_seconds" REMOTE) - 1e-6) < 1e-12);
@@ -285,7 +311,7 @@ static void test_values(void **state)
 /* A tier with no bound says so, and a machine without remote tiers has no families of theirs. */
 static void test_windows(void **state)
 {
-    struct srv_tier unbounded[2] = {{"hbm", 1, 2, 0}, {"host", 1, 2, UINT64_MAX}};
+    struct srv_tier unbounded[2] = {{"hbm", 1, 2}, {"host", 1, 2}};
     struct srv_metrics_view view = {.own = &metrics,
                                     .engine = &stats,
                                     .tiers = unbounded,
@@ -295,9 +321,13 @@ static void test_windows(void **state)
                                     .commit = "c"};
     struct buf b;
     (void)state;
+    stats.control[1] = (struct eng_tier_control){
+        .mode = OFF_CONTROL_NONE, .window = {KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND, 91}};
     buf_init(&b, 1 << 20);
     srv_metrics_format(&view, &b);
     assert_non_null(strstr(b.data, "dakd_tier_window_bytes{tier=\"host\"} +Inf\n"));
+    assert_non_null(strstr(b.data, "dakd_tier_window_ctas{tier=\"host\"} +Inf\n"));
+    assert_non_null(strstr(b.data, "dakd_tier_congestion_state{tier=\"host\",state=\"off\"} 1\n"));
     buf_deinit(&b);
     buf_init(&b, 1 << 20);
     view.tier_count = 1;

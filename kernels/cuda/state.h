@@ -9,6 +9,7 @@
  *     record.c   steps in flight, and steps recorded as graphs
  *     attend.c   the operations around attention
  *     fetch.c    remote weights of prompts, copied ahead of their products
+ *     copy.c     copies that use a link beside the steps, for measuring
  *     control.c  the windows kernels read remote tiers by, and their counters
  *
  * Everything runs in one stream, but for the copies of fetch.c, which it waits for.  The first
@@ -328,6 +329,13 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);
 bool kn_cu_reading_ask(struct kn_cu *cu);
 void kn_cu_reading_take(struct kn_cu *cu);
 void kn_cu_traffic(struct kn *kn, int tier, struct kn_traffic *out);
+
+/* --- copy.c --- */
+
+enum status kn_cu_copy_open(struct kn *kn, enum kn_mem mem, int device, double bytes_per_s,
+                            struct kn_copy **out, char *err);
+uint64_t kn_cu_copy_bytes(const struct kn_copy *copy);
+enum status kn_cu_copy_close(struct kn_copy *copy, char *err);
 
 /* --- attend.c --- */
 

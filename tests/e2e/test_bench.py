@@ -88,7 +88,7 @@ def test_demo_model(tmp_path):
 def test_dummy_model_over_two_tiers(tmp_path, tiny):
     result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
                          "--offload", 0.5, "--remote", "host:64MiB", "--placement", "even", "--kv-cache-dtype", "float32",
-                         "--threads", 1, "--remote-window", "host:8x2")
+                         "--threads", 1, "--congestion-control", "static", "--remote-window", "host:8x2")
     check(result, text, 2, 5, 12)
     local, remote = result["tiers"]
     assert (local["name"], remote["name"]) == ("hbm", "host")
@@ -137,6 +137,26 @@ def test_several_batches_of_one_loading(tmp_path, tiny):
     for result, part in zip(results, parts, strict=True):
         check(result, part, result["batch_sequences"], 5, 12)
     assert len({r["tiers"][0]["read_bytes_per_s"] for r in results}) == 1  # probed once
+
+
+def test_several_controls_of_one_loading(tmp_path, tiny):
+    results, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", "2,1", "--input-len", 5, "--output-len", 24,
+                          "--offload", 0.5, "--remote", "host:64MiB", "--threads", 1, "--control-sweep", "static,8x2,off,adaptive")
+    names = ["static", "8x2", "off", "adaptive"]
+    assert [(r["batch_sequences"], r["congestion_control"]) for r in results] == [(b, n) for b in (2, 1) for n in names]
+    for result in results:
+        name, tier = result["congestion_control"], result["tiers"][1]
+        assert tier["control"] == (name if name in ("off", "adaptive") else "static")
+        windows = {"8x2": (8, 2), "off": (None, None)}
+        # The CPU times no copies: adaptive keeps what it begins with.
+        assert (tier.get("window_ctas"), tier.get("window_blocks")) == windows.get(name, (16, 2))
+        assert tier["window_ups"] == tier["window_downs"] == tier["window_found_steps"] == 0
+    rows = re.findall(r"^ +(\d+) (\S+) +(\S+) +\S+ +(\S+)  .*host", text, re.M)
+    assert [(int(b), n) for b, n, _, _ in rows] == [(b, n) for b in (2, 1) for n in names]
+    for result, (_, _, _, ratio) in zip(results, rows, strict=True):
+        best = min(r["tpot_steady_median_ms"] for r in results if r["batch_sequences"] == result["batch_sequences"]
+                   and r["congestion_control"] in ("static", "8x2"))
+        assert float(ratio) == pytest.approx(result["tpot_steady_median_ms"] / best, abs=1e-4)
 
 
 def test_cheap_bytes_leave_first(tmp_path, tiny):
@@ -192,6 +212,8 @@ def test_prompts_beside_decodes(tmp_path, tiny):
     (["--batch", 40, "--input-len", 5, "--output-len", 20, "--max-num-batched-tokens", 32], "--batch 40 sequences"),
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--max-model-len", 24], "more than --max-model-len 24"),
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--port", 1], "--port is not a flag of dakd bench"),
+    (["--batch", 1, "--input-len", 5, "--output-len", 20, "--request-rate", 1, "--control-sweep", "off"],
+     "not measured with --request-rate"),
     (["--batch", 1, "--input-len", -5, "--output-len", 20], "--input-len must be between"),
     (["--batch", "1,2", "--input-len", 5, "--output-len", 2, "--request-rate", 1], "one number of sequences that decode"),
     (["--batch", 1, "--request-rate", 1], "length of the prompts that arrive"),
@@ -210,8 +232,14 @@ def test_refused_flags(flags, words):
 @pytest.mark.parametrize("flags,words", [
     (["--input-len", 2000, "--output-len", 100], "more than the 2048 positions"),
     (["--input-len", 64, "--output-len", 20, "--offload", 0.5], "--remote"),
-    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--congestion-control", "adaptive"],
-     "adaptive is not there yet"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--congestion-control", "on"], "'on' is none of off"),
+    (["--input-len", 64, "--output-len", 20, "--control-sweep", "off,static"], "--remote names none"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--control-sweep", "off,often"], "'often' is none of"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--control-sweep", "8x"], "not a window"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--background-copy", "host:25"], "host:25GB/s"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--background-copy", "peer1:25GB/s"],
+     "no tier that --remote names"),
+    (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--background-copy", "host:25GB/s"], "copy engine"),
     (["--input-len", 64, "--output-len", 20, "--remote-window", "host:16x1"], "no tier that --remote names"),
     (["--input-len", 64, "--output-len", 20, "--remote", "host:1MiB", "--remote-window", "host:16"], "not a window"),
     (["--input-len", 64, "--output-len", 20, "--prefill-staging-bytes", "much"], "neither auto nor a size"),

@@ -36,13 +36,25 @@ def test_tiers_are_read_and_told(start):
 def test_windows_of_the_settings(start):
     unbounded = start("--remote", "host:1MiB", "--congestion-control", "off")
     assert unbounded.metrics()["dakd_tier_window_bytes" + HOST] == float("inf")
-    narrow = start("--remote", "host:1MiB", "--remote-window", "host:4x2")
+    narrow = start("--remote", "host:1MiB", "--congestion-control", "static", "--remote-window", "host:4x2")
     assert narrow.metrics()["dakd_tier_window_bytes" + HOST] == 8 * 16384
 
 
+def test_adaptive_control_without_round_trips(start):
+    """The CPU times no copies, so the window stays as it was, and the controller says it holds."""
+    daemon = start("--offload", 0.4, "--remote", "host:64MiB", "--congestion-control", "adaptive")
+    assert answer(daemon) == answer(start())
+    metrics = daemon.metrics()
+    assert metrics["dakd_tier_window_bytes" + HOST] == 16 * 2 * 16384
+    assert (metrics["dakd_tier_window_ctas" + HOST], metrics["dakd_tier_window_blocks" + HOST]) == (16, 2)
+    assert metrics['dakd_tier_congestion_state{tier="host",state="hold"}'] == 1
+    assert metrics['dakd_tier_window_moves_total{tier="host",direction="up"}'] == 0
+
+
 @pytest.mark.parametrize("flags,words", [
-    (["--congestion-control", "adaptive"], "adaptive is not there yet"),
-    (["--congestion-control", "on"], "must be one of off|static|adaptive"),
+    (["--congestion-control", "on"], "'on' is none of off, static and adaptive"),
+    (["--congestion-control", "peer:adaptive"], "no tier that --remote names"),
+    (["--congestion-control", "adaptive", "--remote-window", "host:1x1"], "adaptive control begins with"),
     (["--congestion-control", "off", "--remote-window", "host:16x1"], "leave one of them out"),
     (["--remote-window", "host:16x0"], "1 to 65536"),
     (["--remote-window", "peer:16x4"], "no tier that --remote names"),

@@ -2,18 +2,21 @@
 # Runs the tests, sanitizers or benchmarks of the GPU and writes a report that says on what.
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
-#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: kernels hbm prefill mixed pcie peer streams; all without one
+#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: kernels hbm prefill mixed pcie peer windows streams; all
+#                                                    without one
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
 #     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
 #
 # DIR holds what `make gpu` built (build/gpu; make DEBUG=1 gpu: build/debug/gpu; make TRACE=1 gpu:
 # build/trace/gpu); it may have been built elsewhere and brought here.  Nothing need be installed but
 # python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
-# that pcie and peer put there, in place of the usual ones.  Run from the repository's root: the tests read
-# tests/fixtures, config/demo-model and config/models.
+# that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
+# pcie5+copy peer10 peer30 peer10+copy).  Run from the repository's root: the tests read tests/fixtures,
+# config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
-# sanitizer/.  All of bench is made to take less than twelve minutes, pcie 130 s, mixed 100 s and peer 90 s of them.
+# sanitizer/.  All of bench is made to take less than fourteen minutes, pcie 130 s, mixed 100 s, peer 90 s and windows
+# 90 s of them.
 set -u
 
 usage() {
@@ -32,7 +35,7 @@ bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        kernels | hbm | prefill | mixed | pcie | peer | streams) parts="$parts $1" ;;
+        kernels | hbm | prefill | mixed | pcie | peer | windows | streams) parts="$parts $1" ;;
         *) break ;;
         esac
         shift
@@ -44,7 +47,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-kernels hbm prefill mixed pcie peer streams}
+parts=${parts:-kernels hbm prefill mixed pcie peer windows streams}
 model=config/models/Llama-3.1-8B
 export LD_LIBRARY_PATH="$dir/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
@@ -124,6 +127,7 @@ test_all() {
     for program in "$dir"/gpu_*; do run "$program"; done
     serve
     serve --remote host:1GiB --offload 0.5
+    serve --remote host:1GiB --offload 0.5 --congestion-control off
     if [ "$gpus" -gt 1 ]; then
         serve --remote peer:1:1GiB --offload 0.5
     else
@@ -199,7 +203,7 @@ quick_all() {
     mkdir -p "$logs"
     for program in "$dir"/gpu_*; do
         case ${program##*/} in
-        gpu_tiny | gpu_profile) ;;
+        gpu_tiny | gpu_profile | gpu_control) ;; # families apart; times; the products of others, many times over
         *) sanitize memcheck "${program##*/}" "$program" --quick ;;
         esac
     done
@@ -378,6 +382,40 @@ bench_peer() {
     all_hbm=peer0
     bench_one peer+host8 1,32,128 8 32 --max-num-batched-tokens 2048 --remote peer:1:1GiB,host:4GiB --offload 0.08
     all_hbm=
+}
+
+# bench_sweep NAME TIER SHARE BATCHES OUTPUT CONTROLS FLAGS...: static windows, adaptive and off beside each
+# other, of one loading: times over the best static one's.
+bench_sweep() {
+    name=$1 tier=$2 share=$3 batches=$4 output=$5 controls=$6
+    shift 6
+    start=$(date +%s)
+    echo "-- $name: $share of the weights in $tier $*"
+    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda \
+        --log-level warn --batch "$batches" --input-len 8 --output-len "$output" --max-num-batched-tokens 2048 \
+        --placement even --remote "$tier" --offload "$share" --control-sweep "$controls" \
+        --json "$results/$stamp-bench-8b-windows-$name.json" "$@" 2>&1
+    status=$?
+    [ $status -eq 0 ] || failed
+    echo "-- $name: exit $status after $(($(date +%s) - start)) s"
+}
+
+bench_windows() {
+    pcie=8x1,16x1,16x2,16x3,16x4,32x4,64x4,off,adaptive peer=8x4,16x3,16x4,16x6,32x4,64x4,off,adaptive
+    for case in ${WINDOWS:-pcie5 pcie10 pcie5+copy peer10 peer30 peer10+copy}; do
+        case $case in
+        peer*) [ "$gpus" -gt 1 ] || { echo "one GPU: $case was not measured"; continue; } ;;
+        esac
+        case $case in
+        pcie5) bench_sweep $case host:4GiB 0.05 1,32,128 10 $pcie ;;
+        pcie10) bench_sweep $case host:4GiB 0.1 1,32,128 9 $pcie ;;
+        pcie5+copy) bench_sweep $case host:4GiB 0.05 1,32 12 $pcie --background-copy host:25GB/s ;;
+        peer10) bench_sweep $case peer:1:6GiB 0.1 1,32,128 24 $peer ;;
+        peer30) bench_sweep $case peer:1:6GiB 0.3 1,32,128 12 $peer ;;
+        peer10+copy) bench_sweep $case peer:1:6GiB 0.1 1,32 24 $peer --background-copy peer1:100GB/s ;;
+        *) echo "FAILED: WINDOWS has no case $case"; failed ;;
+        esac
+    done
 }
 
 bench_kernels() {

@@ -369,20 +369,27 @@ static double time_cublas(struct bench *b, struct cublas *c, int tokens)
 
 /* --- what is printed --- */
 
+/* In turn, and the median of a few: at 256 tokens the card's clock falls while it works. */
 static void bench_steps(struct bench *b, int from, const char *cublas_path)
 {
     static const int tokens[] = {1, 8, 16, 32, 64, 128, 256};
+    enum { ROUNDS = 3 };
     struct cublas c;
     bool has_cublas = cublas_open(&c, b, cublas_path);
     for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) {
         if (tokens[i] < from) continue;
-        double ms = time_step(b, tokens[i], 0, OFF_PLACE_EVEN, false, NULL);
-        printf("T %3d: %.3f ms, floor/time %.3f", tokens[i], ms, b->floor_ms / ms);
-        if (has_cublas) {
-            double theirs = time_cublas(b, &c, tokens[i]);
-            printf(", cuBLAS %.3f ms (floor/time %.3f), cuBLAS/ours %.3f", theirs,
-                   b->floor_ms / theirs, theirs / ms);
+        float ours[ROUNDS], theirs[ROUNDS];
+        for (int round = 0; round < ROUNDS; round++) {
+            ours[round] = (float)time_step(b, tokens[i], 0, OFF_PLACE_EVEN, false, NULL);
+            theirs[round] = has_cublas ? (float)time_cublas(b, &c, tokens[i]) : 0;
         }
+        qsort(ours, ROUNDS, sizeof ours[0], compare_floats);
+        qsort(theirs, ROUNDS, sizeof theirs[0], compare_floats);
+        const double ms = ours[ROUNDS / 2], cublas_ms = theirs[ROUNDS / 2];
+        printf("T %3d: %.3f ms, floor/time %.3f", tokens[i], ms, b->floor_ms / ms);
+        if (has_cublas)
+            printf(", cuBLAS %.3f ms (floor/time %.3f), cuBLAS/ours %.3f", cublas_ms,
+                   b->floor_ms / cublas_ms, cublas_ms / ms);
         printf("\n");
         fflush(stdout);
     }

@@ -12,7 +12,8 @@
 #include "config/json.h"
 #include "config/size.h"
 
-enum kind { TEXT, CHOICE, INT, UINT, BYTES, REAL };
+/* SHARE: a number, or auto.  SWITCH: on or off; a flag alone means on. */
+enum kind { TEXT, CHOICE, INT, UINT, BYTES, REAL, SHARE, SWITCH };
 
 struct option {
     const char *name; /* without the two dashes */
@@ -25,13 +26,19 @@ struct option {
     const char *help;
 };
 
-/* A field of serve and bench, of every command, of one or two. */
+/* A field of serve and bench, of those and plan, of every command, of one or two. */
 #define AT(field) FIELD(field, 1u << OPTIONS_SERVE | 1u << OPTIONS_BENCH)
 #define ALL(field) FIELD(field, 1u << OPTIONS_SERVE | 1u << OPTIONS_BENCH | 1u << OPTIONS_PLAN)
+#define EVERY(field)                                                                               \
+    FIELD(field,                                                                                   \
+          1u << OPTIONS_SERVE | 1u << OPTIONS_BENCH | 1u << OPTIONS_PLAN | 1u << OPTIONS_PROBE)
+#define MEASURED(field)                                                                            \
+    FIELD(field, 1u << OPTIONS_SERVE | 1u << OPTIONS_BENCH | 1u << OPTIONS_PROBE)
 #define SERVE(field) FIELD(field, 1u << OPTIONS_SERVE)
 #define BENCH(field) FIELD(field, 1u << OPTIONS_BENCH)
 #define PLAN(field) FIELD(field, 1u << OPTIONS_PLAN)
-#define OFFLINE(field) FIELD(field, 1u << OPTIONS_BENCH | 1u << OPTIONS_PLAN)
+#define PROBE(field) FIELD(field, 1u << OPTIONS_PROBE)
+#define OFFLINE(field) FIELD(field, 1u << OPTIONS_BENCH | 1u << OPTIONS_PLAN | 1u << OPTIONS_PROBE)
 #define FIELD(field, commands)                                                                     \
     offsetof(struct options, field), sizeof(((struct options *)0)->field), commands
 
@@ -44,13 +51,18 @@ static const struct {
     [OPTIONS_PLAN] =
         {"plan",
          "Says from config.json alone which weights would lie in which tier and the floor of "
-         "a decode step:\nwhat no placement beats, and no measurement.  serve does not place "
-         "by it yet.\nMachines (HBM, link; GB/s as dakd reads them):\n"
+         "a decode step:\nwhat no placement beats, and no measurement.  serve places by the "
+         "same planner\nwhat does not fit, with what dakd probe measured.\n"
+         "Machines (HBM, link; GB/s as dakd reads them):\n"
          "  h200-pcie         4720 of 139GiB, 51.5 of 512GiB    measured\n"
          "  h200-nvlink-peer  4630 of 139GiB, 377 of 125GiB     measured\n"
          "  h100-pcie         3280 of 78GiB, 51.5 of 512GiB     HBM: 98 % of its datasheet\n"
          "  gh200             3920 of 94GiB, 435 of 440GiB      both estimated\n"
          "each with 989 TFLOPS, the datasheet's for dense bfloat16."},
+    [OPTIONS_PROBE] = {"probe",
+                       "Measures HBM and the links to remote tiers of this machine's GPU, "
+                       "alone and side by side, and keeps the\nresult for serve and bench, "
+                       "which otherwise measure when they first need it."},
 };
 
 static const struct option table[] = {
@@ -67,7 +79,7 @@ static const struct option table[] = {
     {"seed", UINT, AT(seed), 0, 9007199254740992.0, "0", NULL,
      "of dummy weights, and of the prompts of bench"},
     {"max-model-len", INT, AT(max_model_len), 0, 16777216, "0", NULL,
-     "prompt and answer together, in tokens; 0: what the model allows"},
+     "prompt and answer together, in tokens; 0: what the model allows, and there is KV cache for"},
     {"max-num-seqs", INT, SERVE(max_num_seqs), 1, 4096, "64", NULL, "sequences computed at once"},
     /* tests/gpu/results/README.md has the sweep that led to it. */
     {"max-num-batched-tokens", INT, ALL(max_num_batched_tokens), 1, 65536, "2048", NULL,
@@ -82,19 +94,25 @@ static const struct option table[] = {
     {"kv-cache-memory-bytes", BYTES, AT(kv_cache_memory_bytes), 0, 1e15, "0", NULL,
      "of the KV cache; 0: what --max-num-seqs sequences of --max-model-len need, up to what "
      "--gpu-memory-utilization leaves, or on the CPU up to 1GiB or one sequence"},
-    {"device", CHOICE, AT(device), 0, 0, "auto", "auto|cpu|cuda",
+    {"device", CHOICE, MEASURED(device), 0, 0, "auto", "auto|cpu|cuda",
      "what computes; auto: the GPU where there is a supported one"},
     {"gpu-memory-utilization", REAL, ALL(gpu_memory_utilization), 0, 1, "0", NULL,
      "share of the GPU's memory that may be in use; 0: 0.9"},
+    {"hbm-size", BYTES, ALL(hbm_size), 0, 1e15, "0", NULL,
+     "take the GPU's memory for this large; on the CPU, of the arena that stands for it"},
     {"threads", INT, AT(threads), 0, 1024, "0", NULL,
      "of the CPU backend; 0: every core it may use"},
-    {"remote", TEXT, AT(remote), 0, 0, "", NULL,
-     "remote tiers, e.g. host:64GiB (on the CPU backend, a second arena)"},
-    {"offload", REAL, AT(offload), 0, 1, "0", NULL,
-     "share of the weights kept in the remote tiers"},
+    {"remote", TEXT, MEASURED(remote), 0, 0, "", NULL,
+     "remote tiers, e.g. peer:1:40GiB,host:64GiB (on the CPU backend, further arenas); without it, "
+     "as much of the host's memory as is needed, at most what is available less an eighth of all"},
+    {"offload", SHARE, AT(offload), 0, 1, "auto", NULL,
+     "share of the weights kept in the remote tiers; auto: what does not fit in the GPU's memory "
+     "beside the KV cache, where a step of --plan-batch sequences suffers least"},
+    {"force-offload", SWITCH, AT(force_offload), 0, 0, "off", "off|on",
+     "keep the share of --offload out of the GPU's memory although everything fits there"},
     {"placement", CHOICE, AT(placement), 0, 0, "auto", "auto|even",
-     "which weights --offload moves; auto: those that cost a step least; even: the same share of "
-     "each"},
+     "which weights a share of --offload moves; auto: those that cost a step least; even: the same "
+     "share of each"},
     {"congestion-control", TEXT, AT(congestion_control), 0, 0, "adaptive", NULL,
      "adaptive, static or off, or by tier, e.g. host:adaptive,peer:static: how remote bytes in "
      "flight are bounded; adaptive: by what the link does; off: not at all, which stalls the GPU's "
@@ -131,7 +149,7 @@ static const struct option table[] = {
      "seconds between comments on a silent stream"},
     {"shutdown-timeout", REAL, SERVE(shutdown_timeout), 0, 86400, "30", NULL,
      "seconds that requests in flight get after SIGTERM"},
-    {"log-level", CHOICE, ALL(log_level), 0, 0, "info", "error|warn|info|debug",
+    {"log-level", CHOICE, EVERY(log_level), 0, 0, "info", "error|warn|info|debug",
      "of standard error"},
     {"batch", TEXT, BENCH(batch), 0, 0, "", NULL,
      "sequences computed at once; 1,32,128: one measurement each, of one loading"},
@@ -156,12 +174,16 @@ static const struct option table[] = {
      "h200-pcie|h100-pcie|gh200|h200-nvlink-peer", "whose figures are taken; each may be replaced"},
     {"hbm-gbps", REAL, PLAN(hbm_gbps), 0, 1e6, "0", NULL, "HBM, GB/s; 0: the machine's, as above"},
     {"link-gbps", REAL, PLAN(link_gbps), 0, 1e6, "0", NULL, "the remote tier's link, GB/s"},
-    {"hbm-size", BYTES, PLAN(hbm_size), 0, 1e15, "0", NULL, "of the GPU's memory"},
     {"link-size", BYTES, PLAN(link_size), 0, 1e15, "0", NULL, "of the remote tier"},
     {"tflops", REAL, PLAN(tflops), 0, 1e6, "0", NULL, "of the GPU at the weights' type"},
-    {"plan-batch", INT, PLAN(plan_batch), 1, 4096, "1", NULL, "sequences of a step"},
-    {"plan-context", INT, PLAN(plan_context), 1, 16777216, "1024", NULL,
-     "tokens of each sequence, whose KV is kept in HBM"},
+    {"plan-batch", INT, ALL(plan_batch), 0, 4096, "0", NULL,
+     "sequences of the step that is planned for; 0: --max-num-seqs, at most 64, and as many as a "
+     "quarter of the GPU's memory holds the KV of (plan: 1)"},
+    {"plan-context", INT, ALL(plan_context), 0, 16777216, "0", NULL,
+     "tokens of each of them, whose KV is kept in HBM; 0: 1024, or the longest sequence"},
+    {"svg", TEXT, PROBE(svg), 0, 0, "", NULL, "a file the rates are drawn in, against the window"},
+    {"reprobe", SWITCH, MEASURED(reprobe), 0, 0, "off", "off|on",
+     "measure the machine's links again, whatever was kept of them"},
 };
 
 static bool is_choice(const char *choices, const char *value)
@@ -186,15 +208,17 @@ static enum status set_number(const struct option *opt, const char *from, const 
         v = (double)bytes;
     } else {
         v = strtod(value, &end);
-        bool whole = opt->kind == REAL || v == floor(v);
+        bool real = opt->kind == REAL || opt->kind == SHARE, whole = real || v == floor(v);
         if (!value[0] || isspace((unsigned char)value[0]) || *end || !isfinite(v) || !whole)
             return err_set(err, ST_INVALID, "%s: '%s' is not %s", from, value,
-                           opt->kind == REAL ? "a number" : "a whole number");
+                           opt->kind == SHARE ? "a number or auto"
+                           : real             ? "a number"
+                                              : "a whole number");
     }
     if (v < opt->min || v > opt->max)
         return err_set(err, ST_INVALID, "%s must be between %.12g and %.12g, not %s", from,
                        opt->min, opt->max, value);
-    if (opt->kind == REAL) *(double *)field = v;
+    if (opt->kind == REAL || opt->kind == SHARE) *(double *)field = v;
     else if (opt->kind == INT) *(int64_t *)field = (int64_t)v;
     else *(uint64_t *)field = (uint64_t)v;
     return ST_OK;
@@ -205,10 +229,18 @@ static enum status set_option(struct options *o, const struct option *opt, const
                               const char *value, char *err)
 {
     char *field = (char *)o + opt->offset;
-    if (opt->kind != TEXT && opt->kind != CHOICE) return set_number(opt, from, value, field, err);
-    if (opt->kind == CHOICE && !is_choice(opt->choices, value))
+    if (opt->kind == SHARE && strcmp(value, "auto") == 0) {
+        *(double *)field = OPT_AUTO;
+        return ST_OK;
+    }
+    if (opt->kind != TEXT && !opt->choices) return set_number(opt, from, value, field, err);
+    if (opt->choices && !is_choice(opt->choices, value))
         return err_set(err, ST_INVALID, "%s must be one of %s, not '%s'", from, opt->choices,
                        value);
+    if (opt->kind == SWITCH) {
+        *(bool *)field = strcmp(value, "on") == 0;
+        return ST_OK;
+    }
     if (strlen(value) >= opt->cap)
         return err_set(err, ST_INVALID, "%s is longer than %zu bytes", from, opt->cap - 1);
     memcpy(field, value, strlen(value) + 1);
@@ -246,6 +278,8 @@ static enum status read_file(struct options *o, const char *path, char *err)
             continue;
         }
         if (cJSON_IsString(item)) value = item->valuestring;
+        else if (cJSON_IsBool(item) && opt && opt->kind == SWITCH)
+            value = cJSON_IsTrue(item) ? "on" : "off";
         else if (cJSON_IsNumber(item)) snprintf(number, sizeof number, "%.17g", item->valuedouble);
         else value = NULL;
         if (!opt) st = err_set(err, ST_INVALID, "%s is not a setting; see dakd --help", from);
@@ -285,7 +319,8 @@ static const char *env_value(char *const *env, const char *name)
     return NULL;
 }
 
-/* Splits "--name=value" or "--name value"; *value points into argv. */
+/* Splits "--name=value" or "--name value"; *value points into argv.  A switch has no value behind a
+ * space. */
 static enum status next_flag(int argc, char *const *argv, int *i, const char **name, size_t *len,
                              const char **value, char *err)
 {
@@ -293,6 +328,8 @@ static enum status next_flag(int argc, char *const *argv, int *i, const char **n
     *name = arg;
     *len = equals ? (size_t)(equals - arg) : strlen(arg);
     *value = equals ? equals + 1 : NULL;
+    const struct option *opt = find(*name, *len);
+    if (!*value && opt && opt->kind == SWITCH) *value = "on";
     if (!*value) {
         if (*i + 1 >= argc) return err_set(err, ST_INVALID, "%s needs a value", argv[*i]);
         *value = argv[++*i];
@@ -347,6 +384,21 @@ static enum status read_flags(struct options *o, enum options_command command, i
     return ST_OK;
 }
 
+/* Where a service manager, or else the XDG base directories, keep what outlives a process. */
+static void find_state_dir(struct options *o, char *const *env)
+{
+    const char *service = env_value(env, "STATE_DIRECTORY"),
+               *xdg = env_value(env, "XDG_STATE_HOME"), *home = env_value(env, "HOME");
+    int n = 0;
+    if (service && *service == '/')
+        n = snprintf(o->state_dir, sizeof o->state_dir, "%.*s", (int)strcspn(service, ":"),
+                     service);
+    else if (xdg && *xdg == '/') n = snprintf(o->state_dir, sizeof o->state_dir, "%s/dakd", xdg);
+    else if (home && *home == '/')
+        n = snprintf(o->state_dir, sizeof o->state_dir, "%s/.local/state/dakd", home);
+    if (n >= (int)sizeof o->state_dir) o->state_dir[0] = '\0';
+}
+
 enum status options_read(struct options *o, enum options_command command, int argc,
                          char *const *argv, int first, char *const *env, char *err)
 {
@@ -364,6 +416,11 @@ enum status options_read(struct options *o, enum options_command command, int ar
         snprintf(o->notify_socket, sizeof o->notify_socket, "%s", text);
     if ((text = env_value(env, "WATCHDOG_USEC"))) o->watchdog_usec = strtoull(text, NULL, 10);
     o->journal = env_value(env, "JOURNAL_STREAM") != NULL;
+    find_state_dir(o, env);
+    if (command == OPTIONS_PROBE) {
+        if (!o->model_dir[0] || config) return ST_OK;
+        return err_set(err, ST_INVALID, "dakd probe takes no model folder: '%.200s'", o->model_dir);
+    }
     if (!o->model_dir[0])
         return err_set(err, ST_INVALID, "no model folder was given: dakd %s MODEL_DIR",
                        commands[command].name);
@@ -372,23 +429,27 @@ enum status options_read(struct options *o, enum options_command command, int ar
 
 void options_print_help(enum options_command command)
 {
-    printf("usage: dakd %s MODEL_DIR [flags]\n\n%s\nEvery flag may also stand in a JSON file\n"
+    const char *folder = command == OPTIONS_PROBE ? "" : " MODEL_DIR";
+    printf("usage: dakd %s%s [flags]\n\n%s\nEvery flag may also stand in a JSON file\n"
            "(--config FILE, same names) or in the environment (DAKD_MAX_NUM_SEQS=8); a flag wins "
            "over the\n"
            "environment, the environment over the file.\n\n",
-           commands[command].name, commands[command].about);
+           commands[command].name, folder, commands[command].about);
     for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
         const struct option *opt = &table[i];
         char left[96];
         if (!(opt->commands & 1u << command)) continue;
-        if (opt->kind == CHOICE) snprintf(left, sizeof left, "--%s %s", opt->name, opt->choices);
+        if (opt->kind == SWITCH) snprintf(left, sizeof left, "--%s", opt->name);
+        else if (opt->choices) snprintf(left, sizeof left, "--%s %s", opt->name, opt->choices);
         else
             snprintf(left, sizeof left, "--%s %s", opt->name,
                      opt->kind == TEXT    ? "TEXT"
                      : opt->kind == BYTES ? "SIZE"
+                     : opt->kind == SHARE ? "N|auto"
                                           : "N");
         printf("  %-46s %s", left, opt->help);
-        if (opt->initial[0] && strcmp(opt->initial, "0")) printf(" [%s]", opt->initial);
+        if (opt->initial[0] && strcmp(opt->initial, "0") && opt->kind != SWITCH)
+            printf(" [%s]", opt->initial);
         putchar('\n');
     }
     printf("  %-46s %s\n  %-46s %s\n  %-46s %s\n", "--config FILE", "settings as a JSON object",

@@ -17,7 +17,9 @@
 
 #define OPT_STRING_CAP 512
 
-enum options_command { OPTIONS_SERVE, OPTIONS_BENCH, OPTIONS_PLAN };
+enum options_command { OPTIONS_SERVE, OPTIONS_BENCH, OPTIONS_PLAN, OPTIONS_PROBE };
+
+#define OPT_AUTO (-1.0) /* a share that is left to dakd */
 
 struct options {
     /* What and how to serve. */
@@ -30,7 +32,7 @@ struct options {
     char chat_template[OPT_STRING_CAP];     /* a file, "" means the model's own */
     uint64_t seed;
     /* Limits. */
-    int64_t max_model_len; /* 0: what the model allows */
+    int64_t max_model_len; /* 0: what the model allows, and there is KV cache for */
     int64_t max_num_seqs;
     int64_t max_num_batched_tokens;
     double itl_target_ms; /* 0: none */
@@ -41,9 +43,11 @@ struct options {
     /* Machine. */
     char device[8];                /* auto, cpu, cuda */
     double gpu_memory_utilization; /* 0: not given */
+    uint64_t hbm_size;             /* 0: what there is */
     int64_t threads;
     char remote[OPT_STRING_CAP];
-    double offload;
+    double offload; /* OPT_AUTO, or 0..1 */
+    bool force_offload, reprobe;
     char placement[8];            /* auto, even */
     char congestion_control[128]; /* off, static, adaptive, or one of them by tier */
     char remote_window[OPT_STRING_CAP];
@@ -73,9 +77,12 @@ struct options {
     /* Plan; 0: what the machine has. */
     char machine[24];
     double hbm_gbps, link_gbps, tflops;
-    uint64_t hbm_size, link_size;
-    int64_t plan_batch, plan_context;
-    /* Not flags: what systemd passes. */
+    uint64_t link_size;
+    int64_t plan_batch, plan_context; /* 0: not given */
+    /* Probe. */
+    char svg[OPT_STRING_CAP];
+    /* Not flags: what systemd or the session passes. */
+    char state_dir[OPT_STRING_CAP]; /* "": there is none */
     char notify_socket[256];
     uint64_t watchdog_usec;
     bool journal;

@@ -58,6 +58,7 @@ static void test_defaults(void **state)
     assert_string_equal(o.device, "auto");
     assert_string_equal(o.congestion_control, "adaptive");
     assert_string_equal(o.remote_window, "");
+    assert_true(o.offload == OPT_AUTO && !o.force_offload && !o.reprobe);
     assert_string_equal(o.prefill_staging_bytes, "auto");
     assert_true(o.gpu_memory_utilization == 0.0); /* not given */
 }
@@ -185,16 +186,70 @@ static void test_commands(void **state)
     assert_int_equal(read_for(OPTIONS_BENCH, &o, none, no_env, err), ST_INVALID);
     assert_non_null(strstr(err, "dakd bench MODEL_DIR"));
     const char *const *plan =
-        ARGS("m", "--plan-batch", "8", "--hbm-size=80GiB", "--json", "f", "--machine", "gh200");
+        ARGS("m", "--machine", "gh200", "--plan-batch", "8", "--hbm-size=80GiB", "--json", "f");
     assert_int_equal(read_for(OPTIONS_PLAN, &o, plan, no_env, err), ST_OK);
     assert_int_equal(o.plan_batch, 8);
-    assert_int_equal(o.plan_context, 1024);
+    assert_int_equal(o.plan_context, 0);
     assert_true(o.hbm_size == 80ull << 30 && o.hbm_gbps == 0);
     assert_string_equal(o.machine, "gh200");
     assert_int_equal(read_for(OPTIONS_BENCH, &o, plan, no_env, err), ST_INVALID);
-    assert_string_equal(err, "--plan-batch is not a flag of dakd bench; see dakd bench --help");
+    assert_string_equal(err, "--machine is not a flag of dakd bench; see dakd bench --help");
     assert_int_equal(read_for(OPTIONS_PLAN, &o, ARGS("m", "--offload", "1"), no_env, err),
                      ST_INVALID);
+}
+
+/* A flag that needs no value, a number that may be auto, and a command without a model. */
+static void test_kinds(void **state)
+{
+    (void)state;
+    struct options o;
+    char err[ERR_CAP], config[80];
+    const char *const *args = ARGS("m", "--force-offload", "--offload", "0.25", "--reprobe=off");
+    assert_int_equal(read_options(&o, args, no_env, err), ST_OK);
+    assert_true(o.force_offload && o.offload == 0.25 && !o.reprobe);
+    assert_string_equal(o.model_dir, "m");
+    assert_int_equal(read_options(&o, ARGS("--force-offload", "m"), no_env, err), ST_OK);
+    assert_string_equal(o.model_dir, "m");
+    assert_int_equal(read_options(&o, ARGS("m", "--force-offload=yes"), no_env, err), ST_INVALID);
+    assert_string_equal(err, "--force-offload must be one of off|on, not 'yes'");
+    assert_int_equal(read_options(&o, ARGS("m", "--offload", "most"), no_env, err), ST_INVALID);
+    assert_string_equal(err, "--offload: 'most' is not a number or auto");
+    write_file("{\"force_offload\": true, \"offload\": 0.5, \"reprobe\": \"on\"}");
+    snprintf(config, sizeof config, "DAKD_CONFIG=%s", path);
+    const char *const env[] = {config, "DAKD_OFFLOAD=auto", "DAKD_REPROBE=off", NULL};
+    assert_int_equal(read_options(&o, ARGS("m"), env, err), ST_OK);
+    assert_true(o.force_offload && o.offload == OPT_AUTO && !o.reprobe);
+    unlink(path);
+    assert_int_equal(read_for(OPTIONS_PROBE, &o, ARGS("--svg", "f", "--reprobe"), no_env, err),
+                     ST_OK);
+    assert_true(o.reprobe && !o.model_dir[0]);
+    assert_string_equal(o.svg, "f");
+    assert_int_equal(read_for(OPTIONS_PROBE, &o, ARGS("m"), no_env, err), ST_INVALID);
+    assert_int_equal(read_for(OPTIONS_PROBE, &o, ARGS("--offload", "1"), no_env, err), ST_INVALID);
+    assert_string_equal(err, "--offload is not a flag of dakd probe; see dakd probe --help");
+}
+
+static void test_state_dir(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *env[4], *dir;
+    } cases[] = {{{"HOME=/home/a"}, "/home/a/.local/state/dakd"},
+                 {{"HOME=/home/a", "XDG_STATE_HOME=/s"}, "/s/dakd"},
+                 {{"HOME=/home/a", "XDG_STATE_HOME=s"}, "/home/a/.local/state/dakd"},
+                 {{"HOME=/h", "STATE_DIRECTORY=/var/lib/dakd:/var/lib/b"}, "/var/lib/dakd"},
+                 {{"HOME="}, ""},
+                 {{"A=b"}, ""}};
+    struct options o;
+    char err[ERR_CAP], home[OPT_STRING_CAP + 8] = "HOME=/";
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(read_options(&o, ARGS("m"), cases[i].env, err), ST_OK);
+        assert_string_equal(o.state_dir, cases[i].dir);
+    }
+    memset(home + 6, 'a', OPT_STRING_CAP);
+    const char *const env[] = {home, NULL};
+    assert_int_equal(read_options(&o, ARGS("m"), env, err), ST_OK);
+    assert_string_equal(o.state_dir, "");
 }
 
 int main(void)
@@ -202,7 +257,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),  cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_bad_flags), cmocka_unit_test(test_bad_files_and_environment),
-        cmocka_unit_test(test_commands),
+        cmocka_unit_test(test_commands),  cmocka_unit_test(test_kinds),
+        cmocka_unit_test(test_state_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

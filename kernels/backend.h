@@ -46,6 +46,11 @@ struct kn_backend {
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
     void (*traffic)(struct kn *kn, int tier, struct kn_traffic *out);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
+    /* NULL in a backend that has no link, and is known by its name. */
+    enum status (*measure_link)(struct kn *kn, const struct kn_link_args *a,
+                                struct kn_link_rates *out, char *err);
+    int32_t (*sm_count)(const struct kn *kn);
+    const char *(*identity)(const struct kn *kn);
     double (*matrix_run)(struct kn *kn); /* NULL in a backend without matrix units */
     /* NULL in a backend without a copy engine. */
     enum status (*copy_open)(struct kn *kn, enum kn_mem mem, int device, double bytes_per_s,

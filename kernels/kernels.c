@@ -223,6 +223,34 @@ void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes)
     if (bytes > 0) kn->backend->stream_read(kn, ptr, bytes);
 }
 
+enum status kn_measure_link(struct kn *kn, const struct kn_link_args *a, struct kn_link_rates *out,
+                            char *err)
+{
+    *out = (struct kn_link_rates){0};
+    if (!kn->backend->measure_link)
+        return err_set(err, ST_UNSUPPORTED,
+                       "%s reads every tier with the same loads: there is no link to measure",
+                       kn_name(kn));
+    CHECK(a->ns > 0 && a->ctas >= 0 && !(a->cluster > 1 && a->copy_to));
+    CHECK(a->cluster == 1 || a->cluster == 2 || a->cluster == 4 || a->cluster == 8);
+    CHECK(a->ctas == 0 || (a->blocks >= 1 && a->blocks <= KN_LINK_BLOCKS_MAX));
+    CHECK(a->cluster > 1 || a->ctas <= kn_sm_count(kn));
+    CHECK((uintptr_t)a->local % KN_ALIGN == 0 && (uintptr_t)a->remote % KN_ALIGN == 0);
+    CHECK(!a->local || a->local_bytes >= KN_BLOCK_BYTES);
+    CHECK((!a->ctas && !a->copy_to) || a->remote_bytes >= KN_BLOCK_BYTES);
+    return kn->backend->measure_link(kn, a, out, err);
+}
+
+int32_t kn_sm_count(const struct kn *kn)
+{
+    return kn->backend->sm_count ? kn->backend->sm_count(kn) : 0;
+}
+
+const char *kn_identity(const struct kn *kn)
+{
+    return kn->backend->identity ? kn->backend->identity(kn) : kn_name(kn);
+}
+
 double kn_matrix_run(struct kn *kn)
 {
     return kn->backend->matrix_run ? kn->backend->matrix_run(kn) : 0;

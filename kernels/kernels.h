@@ -196,6 +196,9 @@ MUST_USE enum status kn_check_model(const struct kn *kn, enum kn_dtype weights, 
                                     const struct kn_kv *kv, char *err);
 /* The bytes of KN_MEM_LOCAL there are, and those nobody uses. */
 MUST_USE enum status kn_memory(struct kn *kn, uint64_t *total, uint64_t *available, char *err);
+/* The same of the host, within the limit of our control group.  ST_IO: a system that does not say.
+ */
+MUST_USE enum status kn_host_memory(uint64_t *total, uint64_t *available, char *err);
 
 /* Memory a tier or an activation buffer is made of: KN_ALIGN-aligned, zeroed.  ST_NOMEM names the
  * bytes asked for. */
@@ -360,6 +363,36 @@ void kn_attention(struct kn *kn, const struct kn_batch *batch, const struct kn_a
  * measurement of bandwidth times.  ptr is KN_ALIGN-aligned and bytes a multiple of KN_ALIGN.  A sum
  * of what was read stays in kn, so that no compiler leaves the reading out. */
 void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
+
+/* Times reading a remote memory beside the local one; the machine must be idle.  For about `ns`,
+ *     every SM streams `local` (NULL: HBM rests), with as much in flight as HBM needs, and
+ *     `ctas` CTAs, one an SM, read `remote` with `blocks` blocks in flight each; or
+ *     with cluster > 1, `ctas` clusters of so many CTAs do, each block once for all of them; or
+ *     with copy_to not NULL, the copy engine copies `remote` there, again and again.
+ * At most one of the last two; nothing but the local memory where ctas is 0. */
+struct kn_link_args {
+    const void *local, *remote; /* of kn_alloc, KN_ALIGN-aligned */
+    void *copy_to;              /* local, remote_bytes of it */
+    size_t local_bytes, remote_bytes;
+    int32_t ctas, blocks, cluster; /* blocks 1..KN_LINK_BLOCKS_MAX; cluster 1, 2, 4 or 8 */
+    uint64_t ns;
+};
+#define KN_LINK_BLOCKS_MAX 6
+/* 0 where nothing was read.  Trips are of single blocks, and none are told of clusters and copies.
+ */
+struct kn_link_rates {
+    double local_bytes_per_s, remote_bytes_per_s; /* the latter as it crossed the link */
+    double trip_mean_s, trip_min_s, trip_max_s;
+};
+/* ST_UNSUPPORTED on the CPU backend, which reads every tier with the same loads over the same bus:
+ * there is no link.  ST_DEVICE. */
+MUST_USE enum status kn_measure_link(struct kn *kn, const struct kn_link_args *a,
+                                     struct kn_link_rates *out, char *err);
+/* SMs, of which each may read; 0 on the CPU. */
+int32_t kn_sm_count(const struct kn *kn);
+/* What a measurement is good for: the one device and its driver, e.g. "GPU-1b2c..., NVIDIA H200,
+ * driver 580.95.05"; of the CPU backend its name. */
+const char *kn_identity(const struct kn *kn);
 
 /* Multiplies random bf16 matrices that lie on the chip, with all its matrix units, for about a
  * millisecond: what a measurement of their peak times.  Returns the operations, 2 a multiply-add; 0

@@ -2,9 +2,9 @@
  * gpu_window_bench.cuh - what windows are for: the rate of HBM while a link is read, with the
  * window and without one, in one run.
  *
- * Beside a stream: every SM streams HBM (6 x 16 KB in flight, nothing else), and beside it the
- * decode GEMM reads a matrix that lies in the remote tier altogether, with one CTA an SM.  As the
- * link is all that this GEMM waits for, twice as much is in flight as its window says.
+ * Beside a stream: every SM streams HBM (kernels/cuda/probe.cu, as dakd probe does), and beside it
+ * the decode GEMM reads a matrix that lies in the remote tier altogether, with one CTA an SM.  As
+ * the link is all that this GEMM waits for, twice as much is in flight as its window says.
  *
  * Measured over PCIe, HBM in TB/s (4.62 alone) and the link in GB/s by KB in flight: 256: 4.60 and
  * 44; 512: 4.59 and 51.2; 1,024: 4.46; 2,048: 2.56; without a window, 12,672: 0.34 (in other runs
@@ -18,11 +18,11 @@
 #ifndef DAKD_TESTS_GPU_WINDOW_BENCH_CUH
 #define DAKD_TESTS_GPU_WINDOW_BENCH_CUH
 
+#include "kernels/cuda/probe.h"
 #include "tests/gpu_gemm_bench.cuh"
 
 #define WINDOW_TILES 3900 /* of the matrix in one kernel: 2 GB, its logits fit b->logits */
-#define WINDOW_STREAM_MAX (1 << 20) /* blocks of an SM: half a second */
-#define WINDOW_DEPTH 6              /* blocks in flight of each SM that streams */
+#define WINDOW_STREAM 0.9 /* of the time that the link takes, HBM is streamed */
 #define WINDOW_CLOCK_MHZ 1980
 
 struct window_case {
@@ -57,33 +57,6 @@ static void window_print_trips(struct bench *b)
     fflush(stdout);
 }
 
-/* Streams `bytes` of HBM again and again, 6 blocks in flight, until *over; counts blocks. */
-__global__ void __launch_bounds__(32)
-    stream_until(const uint8_t *from, size_t bytes, const uint32_t *over, uint64_t *blocks)
-{
-    extern __shared__ __align__(1024) uint8_t ring[];
-    __shared__ uint64_t full[WINDOW_DEPTH];
-    if (threadIdx.x) return;
-    for (int s = 0; s < WINDOW_DEPTH; s++) ptx_mbarrier_init(&full[s], 1);
-    ptx_fence_mbarrier_init();
-    const uint64_t once = ptx_policy_evict_first();
-    const uint32_t count = (uint32_t)(bytes / KN_BLOCK_BYTES);
-    uint32_t issued = 0, at = blockIdx.x;
-    while (issued < WINDOW_STREAM_MAX && (issued % 8 || ptx_load_relaxed(over) == 0)) {
-        const uint32_t s = issued % WINDOW_DEPTH, pass = issued / WINDOW_DEPTH;
-        if (pass) ptx_mbarrier_wait(&full[s], (pass - 1) & 1);
-        ptx_mbarrier_expect_tx(&full[s], KN_BLOCK_BYTES);
-        ptx_bulk_load_hint(ring + s * KN_BLOCK_BYTES, from + (size_t)at * KN_BLOCK_BYTES,
-                           KN_BLOCK_BYTES, &full[s], once);
-        issued++;
-        at = (at + gridDim.x) % count;
-    }
-    for (uint32_t n = issued; n < issued + WINDOW_DEPTH; n++)
-        if (n >= WINDOW_DEPTH)
-            ptx_mbarrier_wait(&full[n % WINDOW_DEPTH], (n / WINDOW_DEPTH - 1) & 1);
-    ptx_atomic_add_relaxed_u64(blocks, issued);
-}
-
 /* Of the GEMM that the link alone is waited for. */
 static double window_in_flight_kb(const struct bench *b, const struct window_case *w)
 {
@@ -101,42 +74,47 @@ static void window_beside(struct bench *b, const struct window_case *w, bool pee
                                  b->weights};
     struct kn_cu_gemm_plan plan;
     cudaStream_t other;
-    cudaEvent_t at[4]; /* of the stream, begin and end; of the GEMM */
-    float stream_ms, link_ms;
-    uint64_t *blocks, count; /* and behind it the flag */
-    char name[24] = "alone";
+    cudaEvent_t at[2]; /* of the GEMM */
+    float link_ms;
+    struct kn_cu_probe_out *rates = (struct kn_cu_probe_out *)calloc(b->sm_count, sizeof *rates),
+                           *o;
+    char name[24] = "alone", err[ERR_CAP];
+    double hbm = 0;
+    const struct kn_cu_probe_read stream = {
+        .local = b->weights,
+        .remote = NULL,
+        .local_bytes = b->bytes / KN_BLOCK_BYTES * KN_BLOCK_BYTES,
+        .remote_bytes = 0,
+        .ctas = b->sm_count,
+        .readers = 0,
+        .slots = 0,
+        .ns = (uint64_t)(WINDOW_STREAM * (double)op_bytes(&far) / b->link_gbps)};
     kn_cu_gemm_plan(far.rows, far.cols, 1, b->sm_count, false, &plan);
     plan.ctas_per_sm = 1;
     kn_cu_gemm_plan_derive(far.rows, b->sm_count, &plan);
-    for (int i = 0; i < 4; i++) CUDA(cudaEventCreate(&at[i]));
+    for (int i = 0; i < 2; i++) CUDA(cudaEventCreate(&at[i]));
     CUDA(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
-    CUDA(cudaMalloc(&blocks, 2 * sizeof *blocks));
-    CUDA(cudaMemset(blocks, 0, 2 * sizeof *blocks));
+    CUDA(cudaMalloc(&o, b->sm_count * sizeof *o));
     if (w) window_set(b, w);
     if (w) window_name(w, name);
     CUDA(cudaDeviceSynchronize());
-    CUDA(cudaEventRecord(at[0], other));
-    stream_until<<<b->sm_count, 32, WINDOW_DEPTH * KN_BLOCK_BYTES, other>>>(
-        b->weights, (size_t)4 << 30, (const uint32_t *)&blocks[1], blocks);
-    CUDA(cudaGetLastError());
-    CUDA(cudaEventRecord(at[1], other));
-    CUDA(cudaEventRecord(at[2], b->stream));
+    if (kn_cu_probe_read_launch(&stream, o, other, err)) fprintf(stderr, "%s\n", err);
+    CUDA(cudaEventRecord(at[0], b->stream));
     if (w) bench_launch(b, &far, 1, &plan, b->pinned, far.rows / KN_TILE_ROWS);
-    else stream_blocks<<<1, 32, KN_BLOCK_BYTES, b->stream>>>(b->weights, 8192, 1); /* a while */
-    CUDA(cudaEventRecord(at[3], b->stream));
-    CUDA(cudaMemsetAsync(&blocks[1], 1, sizeof(uint32_t), b->stream));
+    CUDA(cudaEventRecord(at[1], b->stream));
     CUDA(cudaDeviceSynchronize());
-    CUDA(cudaMemcpy(&count, blocks, sizeof count, cudaMemcpyDeviceToHost));
-    CUDA(cudaEventElapsedTime(&stream_ms, at[0], at[1]));
-    CUDA(cudaEventElapsedTime(&link_ms, at[2], at[3]));
-    printf("%-8s %8.0f %10.3f %8.1f ", name, w ? window_in_flight_kb(b, w) : 0,
-           (double)count * KN_BLOCK_BYTES / stream_ms / 1e9,
+    CUDA(cudaMemcpy(rates, o, b->sm_count * sizeof *o, cudaMemcpyDeviceToHost));
+    CUDA(cudaEventElapsedTime(&link_ms, at[0], at[1]));
+    for (int i = 0; i < b->sm_count; i++)
+        hbm += (double)rates[i].local_blocks * KN_BLOCK_BYTES / (double)rates[i].local_ns / 1e3;
+    printf("%-8s %8.0f %10.3f %8.1f ", name, w ? window_in_flight_kb(b, w) : 0, hbm,
            w ? (double)op_bytes(&far) / link_ms / 1e6 : 0);
     if (w) window_print_trips(b);
     else printf("\n");
-    for (int i = 0; i < 4; i++) CUDA(cudaEventDestroy(at[i]));
+    for (int i = 0; i < 2; i++) CUDA(cudaEventDestroy(at[i]));
     CUDA(cudaStreamDestroy(other));
-    CUDA(cudaFree(blocks));
+    CUDA(cudaFree(o));
+    free(rates);
 }
 
 static void window_in_kernel(struct bench *b, double share, const struct window_case *w,
@@ -186,13 +164,6 @@ static void bench_windows(struct bench *b, bool peer)
     const struct kn_window fits = kn_window_default(peer ? KN_MEM_PEER : KN_MEM_HOST);
     const struct window_case in_kernel[] = {{fits.ctas, fits.blocks}, {N, N}};
     bench_remote_open(b, peer, (size_t)3 << 30);
-    CUDA(cudaFuncSetAttribute(stream_until, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              WINDOW_DEPTH * KN_BLOCK_BYTES));
-    /* As the GEMM's, or an SM would have to drain between them. */
-    CUDA(cudaFuncSetAttribute(stream_until, cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared));
-    CUDA(cudaFuncSetAttribute(stream_blocks, cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared));
     printf("Every SM streams HBM, and beside it a GEMM reads the link:\n"
            "window   KB far   HBM TB/s link GB/s  trip us: mean, largest\n");
     window_beside(b, NULL, peer);

@@ -135,19 +135,7 @@ static enum status cpu_check_model(const struct kn *kn, enum kn_dtype weights, i
 static enum status cpu_memory(struct kn *kn, uint64_t *total, uint64_t *available, char *err)
 {
     (void)kn;
-    char line[128];
-    uint64_t total_kib = 0, available_kib = 0;
-    FILE *f = fopen("/proc/meminfo", "re");
-    if (!f) return err_set(err, ST_IO, "/proc/meminfo cannot be read");
-    while (fgets(line, sizeof line, f))
-        if (sscanf(line, "MemTotal: %" SCNu64 " kB", &total_kib) != 1 &&
-            sscanf(line, "MemAvailable: %" SCNu64 " kB", &available_kib) == 1)
-            break;
-    fclose(f);
-    *total = total_kib * 1024;
-    *available = available_kib * 1024;
-    if (total_kib && available_kib) return ST_OK;
-    return err_set(err, ST_IO, "/proc/meminfo does not say how much memory there is");
+    return kn_host_memory(total, available, err);
 }
 
 static const char *cpu_name(const struct kn *kn)

@@ -54,6 +54,16 @@ static const char *cuda_name(const struct kn *kn)
     return ((const struct kn_cu *)kn)->name;
 }
 
+static const char *cuda_identity(const struct kn *kn)
+{
+    return ((const struct kn_cu *)kn)->identity;
+}
+
+static int32_t cuda_sm_count(const struct kn *kn)
+{
+    return ((const struct kn_cu *)kn)->sm_count;
+}
+
 static enum status cuda_check_model(const struct kn *kn, enum kn_dtype weights, int32_t q_heads,
                                     const struct kn_kv *kv, char *err)
 {
@@ -121,6 +131,9 @@ static const struct kn_backend backend = {
     .set_window = kn_cu_set_window,
     .traffic = kn_cu_traffic,
     .stream_read = kn_cu_stream_read,
+    .measure_link = kn_cu_measure_link,
+    .sm_count = cuda_sm_count,
+    .identity = cuda_identity,
     .matrix_run = kn_cu_matrix_run,
     .copy_open = kn_cu_copy_open,
     .copy_bytes = kn_cu_copy_bytes,
@@ -164,6 +177,27 @@ static enum status find_gpu(int device, struct cudaDeviceProp *prop, char *err)
     return ST_OK;
 }
 
+/* The driver's own version, of which there are many for one version of CUDA. */
+static void driver_version(int cuda, char *out, size_t cap)
+{
+    char line[48];
+    snprintf(out, cap, "for CUDA %d.%d", cuda / 1000, cuda % 1000 / 10);
+    FILE *f = fopen("/sys/module/nvidia/version", "re");
+    if (f && fgets(line, sizeof line, f))
+        snprintf(out, cap, "%.*s", (int)strcspn(line, "\n"), line);
+    if (f) fclose(f);
+}
+
+static void write_identity(struct kn_cu *cu, const struct cudaDeviceProp *prop, int cuda)
+{
+    char uuid[2 * sizeof prop->uuid.bytes + 1], driver[48];
+    for (size_t i = 0; i < sizeof prop->uuid.bytes; i++)
+        snprintf(uuid + 2 * i, 3, "%02x", (unsigned char)prop->uuid.bytes[i]);
+    driver_version(cuda, driver, sizeof driver);
+    snprintf(cu->identity, sizeof cu->identity, "GPU-%s, %.60s, driver %s", uuid, prop->name,
+             driver);
+}
+
 static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop, char *err)
 {
     const size_t norm_bytes = (KN_CU_NORM_WORDS + KN_CU_NORM_TILES_MAX) * sizeof(uint32_t);
@@ -190,6 +224,7 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
                  cu->sm_count, (double)prop->totalGlobalMem / (1 << 30), driver / 1000,
                  driver % 1000 / 10);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
+    write_identity(cu, prop, driver);
     cu->pending.arrived = cu->pending.words + KN_CU_NORM_WORDS;
     if ((st = kn_cu_control_open(cu, err)) || (st = kn_cu_upload_open(cu, err)) ||
         (st = kn_cu_stage_open(cu, err)) || (st = kn_cu_steps_open(cu, err)) ||

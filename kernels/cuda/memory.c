@@ -151,21 +151,11 @@ static char *map_huge(size_t bytes)
     return p + head;
 }
 
-/* What touching may take before the kernel kills somebody: the limit of our control group where it
- * has one, else what could be had without swapping.  SIZE_MAX where nobody says. */
+/* What touching may take before the kernel kills somebody.  SIZE_MAX where nobody says. */
 static size_t host_memory(void)
 {
-    char line[128];
-    unsigned long long n, kib;
-    size_t limit = SIZE_MAX;
-    FILE *f = fopen("/sys/fs/cgroup/memory.max", "re");
-    if (f && fgets(line, sizeof line, f) && sscanf(line, "%llu", &n) == 1) limit = n;
-    if (f) fclose(f);
-    if (limit != SIZE_MAX || !(f = fopen("/proc/meminfo", "re"))) return limit;
-    while (fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) limit = kib * 1024;
-    fclose(f);
-    return limit;
+    uint64_t total, available;
+    return kn_host_memory(&total, &available, NULL) ? SIZE_MAX : available;
 }
 
 static enum status alloc_host(struct kn_cu *cu, size_t bytes, char **out, char *err)

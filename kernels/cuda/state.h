@@ -210,7 +210,7 @@ struct kn_cu_control {
 struct kn_cu {
     struct kn kn; /* first */
     int device, sm_count;
-    char name[192];
+    char name[192], identity[192];
     cudaStream_t stream;
     char failure[ERR_CAP];        /* "" while nothing failed */
     bool busy;                    /* something was issued since the last kn_sync */
@@ -329,6 +329,11 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);
 bool kn_cu_reading_ask(struct kn_cu *cu);
 void kn_cu_reading_take(struct kn_cu *cu);
 void kn_cu_traffic(struct kn *kn, int tier, struct kn_traffic *out);
+
+/* --- link.c --- */
+
+enum status kn_cu_measure_link(struct kn *kn, const struct kn_link_args *a,
+                               struct kn_link_rates *out, char *err);
 
 /* --- copy.c --- */
 

@@ -233,3 +233,9 @@ enum status off_place(struct off_weight *weights, int32_t count, double share,
     }
     return ST_OK;
 }
+
+void off_place_planned(struct off_weight *w, const struct off_plan_op *op, int32_t instance)
+{
+    CHECK(op->tile_count == w->tile_count && op->tile_bytes == w->tile_bytes);
+    for (int t = 0; t < KN_TIER_MAX; t++) w->tiles[t] = off_plan_instance_tiles(op, instance, t);
+}

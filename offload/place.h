@@ -15,6 +15,7 @@
 #ifndef DAKD_OFFLOAD_PLACE_H
 #define DAKD_OFFLOAD_PLACE_H
 
+#include "offload/plan.h"
 #include "offload/tiers.h"
 
 enum off_placement { OFF_PLACE_AUTO, OFF_PLACE_EVEN };
@@ -31,5 +32,8 @@ struct off_weight {
 MUST_USE enum status off_place(struct off_weight *weights, int32_t count, double share,
                                enum off_placement placement, const struct off_tiers *tiers,
                                char *err);
+/* The same of one weight, the given instance of an operation, as a plan has it (plan.h), which
+ * divides an operation evenly among its instances. */
+void off_place_planned(struct off_weight *w, const struct off_plan_op *op, int32_t instance);
 
 #endif

@@ -29,7 +29,7 @@
  *     c g / min B to the sum of its tier's times;
  *   - an instance gets less than one tile more in a tier than the mean (off_plan_instance_tiles
  *     takes differences of two roundings of sums), which adds at most c g / min B to its time;
- *   - moves only lower the time.
+ *   - moves only lower the time, and those that level shares do not raise it.
  *
  * So the step is at most sum_i (count_i + m) c_i g_i / min B above the linear program's, which no
  * placement is below.  And a tile finds no room only where every tier has less than g left while
@@ -373,6 +373,72 @@ static void improve_pairs(struct off_plan *p, uint64_t *room)
     }
 }
 
+/* --- equal shares ----------------------------------------------------------------------------- */
+
+static uint64_t common_divisor(uint64_t a, uint64_t b)
+{
+    while (b) {
+        uint64_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+static double share_in(const struct off_plan_op *op, int tier)
+{
+    return (double)op->tiles[tier] / ((double)op->count * op->tile_count);
+}
+
+/* Brings the shares of two operations in a tier nearer to each other, where that makes a step no
+ * longer: the one with more gives bytes back to tier 0, the other gives as many. */
+static bool level_pair(const struct off_plan *p, struct off_plan_op *more, struct off_plan_op *less,
+                       int tier)
+{
+    const uint64_t divisor = common_divisor(more->tile_bytes, less->tile_bytes);
+    const int64_t nm = (int64_t)(less->tile_bytes / divisor),
+                  nl = (int64_t)(more->tile_bytes / divisor);
+    const double step = (double)nm / ((double)more->count * more->tile_count) +
+                        (double)nl / ((double)less->count * less->tile_count);
+    double waits[KN_TIER_MAX + 1] = {0};
+    int64_t times = (int64_t)((share_in(more, tier) - share_in(less, tier)) / step);
+    times = times < more->tiles[tier] / nm ? times : more->tiles[tier] / nm;
+    times = times < less->tiles[0] / nl ? times : less->tiles[0] / nl;
+    const struct off_plan_op more_was = *more, less_was = *less;
+    const double was = op_seconds(p, more, waits) + op_seconds(p, less, waits);
+    for (; times > 0; times /= 2) {
+        more->tiles[tier] -= times * nm;
+        more->tiles[0] += times * nm;
+        less->tiles[0] -= times * nl;
+        less->tiles[tier] += times * nl;
+        if (op_seconds(p, more, waits) + op_seconds(p, less, waits) <= was * (1 + 1e-11))
+            return true;
+        *more = more_was;
+        *less = less_was;
+    }
+    return false;
+}
+
+/* Beyond the free fraction every byte of a link costs the same, whose ever it is, and the linear
+ * program takes all of one operation before it begins with the next.  In the model that is as good
+ * as any; on a machine, a kernel with nothing in HBM leaves HBM idle and one with little on the
+ * link leaves the link idle between kernels.  So operations of which a step reads everything get
+ * equal shares, as far as that costs nothing. */
+static void level(struct off_plan *p)
+{
+    bool moved = true;
+    for (int sweep = 0; moved && sweep < SWEEPS_MAX; sweep++) {
+        moved = false;
+        for (int i = 0; i < p->op_count; i++)
+            for (int k = 0; k < p->op_count; k++) {
+                struct off_plan_op *a = &p->op[i], *b = &p->op[k];
+                if (i == k || a->pinned || b->pinned || read_share(a) < 0.5 || read_share(b) < 0.5)
+                    continue;
+                for (int j = 1; j < p->tier_count; j++) moved |= level_pair(p, a, b, j);
+            }
+    }
+}
+
 /* --- all of it -------------------------------------------------------------------------------- */
 
 static int longest_wait(const double waits[KN_TIER_MAX + 1], int tier_count)
@@ -383,7 +449,7 @@ static int longest_wait(const double waits[KN_TIER_MAX + 1], int tier_count)
     return most - 1;
 }
 
-static void sum_up(struct off_plan *p)
+void off_plan_sum_up(struct off_plan *p)
 {
     double waits[KN_TIER_MAX + 1] = {0};
     p->seconds = 0;
@@ -443,6 +509,7 @@ enum status off_plan_solve(struct off_plan *p, char *err)
     for (int i = 0; i < p->op_count; i++)
         if (!p->op[i].pinned) improve(p, &p->op[i], room);
     improve_pairs(p, room);
-    sum_up(p);
+    level(p);
+    off_plan_sum_up(p);
     return ST_OK;
 }

@@ -21,6 +21,7 @@
 /* An operation that a step has `count` times alike, once a layer; figures are of one of them. */
 struct off_plan_op {
     const char *name; /* borrowed */
+    int tag;          /* the caller's */
     int32_t count, tile_count;
     uint64_t tile_bytes; /* stored; tiles are never divided */
     double read_bytes;   /* by a step, over all tiles alike */
@@ -50,6 +51,8 @@ struct off_plan {
 
 /* Fills in what is marked Out.  ST_LIMIT with a sentence where the model does not fit. */
 MUST_USE enum status off_plan_solve(struct off_plan *plan, char *err);
+/* The rest of what is marked Out (but relaxed_s) of tiles that somebody else chose. */
+void off_plan_sum_up(struct off_plan *plan);
 /* Of one instance (a layer), how many tiles lie in a tier: as even over instances as tiles allow.
  */
 int32_t off_plan_instance_tiles(const struct off_plan_op *op, int32_t instance, int tier);

@@ -22,7 +22,7 @@
 
 struct tier {
     struct off_tier_spec spec;
-    char name[16];
+    char name[OFF_TIER_NAME_CAP];
     void *base; /* owned */
     uint64_t used;
 };
@@ -135,13 +135,18 @@ enum status off_remote_parse(const char *text, struct off_remote *out, char *err
 
 /* --- the arenas ------------------------------------------------------------------------------- */
 
+void off_tier_spec_name(const struct off_tier_spec *spec, char out[OFF_TIER_NAME_CAP])
+{
+    if (spec->mem == KN_MEM_LOCAL) snprintf(out, OFF_TIER_NAME_CAP, "hbm");
+    else if (spec->mem == KN_MEM_HOST) snprintf(out, OFF_TIER_NAME_CAP, "host");
+    else snprintf(out, OFF_TIER_NAME_CAP, "peer%d", spec->device);
+}
+
 static void tier_init(struct tier *t, const struct off_tier_spec *spec)
 {
     *t = (struct tier){.spec = *spec};
     t->spec.bytes = spec->bytes / KN_ALIGN * KN_ALIGN;
-    if (spec->mem == KN_MEM_LOCAL) snprintf(t->name, sizeof t->name, "hbm");
-    else if (spec->mem == KN_MEM_HOST) snprintf(t->name, sizeof t->name, "host");
-    else snprintf(t->name, sizeof t->name, "peer%d", spec->device);
+    off_tier_spec_name(spec, t->name);
 }
 
 enum status off_tiers_open(struct kn *kn, uint64_t local_bytes, const struct off_remote *remote,

@@ -18,6 +18,10 @@ struct off_tier_spec {
     uint64_t bytes; /* capacity */
 };
 
+enum { OFF_TIER_NAME_CAP = 16 };
+/* "hbm", "host", "peer1" */
+void off_tier_spec_name(const struct off_tier_spec *spec, char out[OFF_TIER_NAME_CAP]);
+
 struct off_remote {
     struct off_tier_spec spec[KN_TIER_MAX - 1];
     int count;

@@ -288,6 +288,37 @@ static void test_order(void **state)
     assert_true(fabs(p.seconds - 0.5) < 1e-4);
 }
 
+/* Where every byte of the link costs the same, all operations have as much of it. */
+static void test_equal_shares(void **state)
+{
+    (void)state;
+    struct off_plan p = two_tiers(9e6, 1e6);
+    p.op_count = 4;
+    p.op[1] = p.op[2] = p.op[3] = p.op[0];
+    p.op[1].count = 7; /* layers */
+    p.op[1].tile_count = 448;
+    p.op[2].tile_count = 64;
+    p.op[2].tile_bytes = 350; /* 3.5 times the others */
+    p.op[2].read_bytes = 350 * 64;
+    p.op[1].read_bytes = 448 * 100;
+    p.op[3].read_bytes = 10; /* a table: it goes first, whole */
+    uint64_t all = all_bytes(&p), table = bytes_of(&p.op[3]);
+    for (int percent = 15; percent < 100; percent += 12) {
+        uint64_t out = table + (all - table) * (uint64_t)percent / 100;
+        p.tier[0].bytes = all - out;
+        p.tier[1].bytes = out + 400;
+        assert_int_equal(off_plan_solve(&p, NULL), ST_OK);
+        check_bytes(&p);
+        check_figures(&p);
+        assert_int_equal(p.op[3].tiles[1], p.op[3].tile_count);
+        for (int i = 0; i < 3; i++) {
+            double share = (double)p.op[i].tiles[1] / ((double)p.op[i].count * p.op[i].tile_count);
+            assert_true(fabs(share - percent / 100.) < 0.06);
+        }
+        assert_true(p.seconds <= p.relaxed_s * (1 + NEAR) + off_plan_tile_error_s(&p));
+    }
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -317,6 +348,7 @@ int main(void)
         cmocka_unit_test(test_more_room_is_never_slower),
         cmocka_unit_test(test_free_fraction),
         cmocka_unit_test(test_order),
+        cmocka_unit_test(test_equal_shares),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -30,6 +30,7 @@
 
 #include "config/check.h"
 #include "config/log.h"
+#include "engine/operations.h"
 #include "engine/safetensors.h"
 #include "kernels/convert.h"
 #include "offload/place.h"
@@ -390,29 +391,67 @@ static bool is_table(const struct plan *p, const struct job *j)
            (j->part[0] == ENG_PART_EMBED && (p->shape->has & ENG_HAS_HEAD));
 }
 
-static enum status place(struct plan *p, struct eng_weights *w, struct off_tiers *tiers,
-                         double share, enum off_placement placement, char *err)
+/* How the tiles of every weight lie, in the order of the jobs; the caller frees *out. */
+static enum status choose(const struct plan *p, const struct off_tiers *tiers,
+                          const struct eng_model_options *opt, struct off_weight **out, char *err)
 {
     int32_t count = 0;
-    struct off_weight *placed = calloc((size_t)p->job_count, sizeof *placed);
-    if (!placed) return err_set(err, ST_NOMEM, "no memory to place %d weights", p->job_count);
+    struct off_weight *chosen = *out = calloc((size_t)p->job_count, sizeof *chosen);
+    if (!chosen) return err_set(err, ST_NOMEM, "no memory to place %d weights", p->job_count);
     for (int32_t i = 0; i < p->job_count; i++) {
         const struct job *j = &p->jobs[i];
         if (!j->weight) continue;
-        placed[count++] = (struct off_weight){.tile_count = j->weight->tile_count,
-                                              .tile_bytes = kn_weight_tile_bytes(j->weight),
-                                              .table = is_table(p, j)};
+        struct off_weight *w = &chosen[count++];
+        *w = (struct off_weight){.tile_count = j->weight->tile_count,
+                                 .tile_bytes = kn_weight_tile_bytes(j->weight),
+                                 .table = is_table(p, j)};
+        if (!opt->plan) continue;
+        const struct off_plan_op *op = eng_operation_of(opt->plan, j->part[0]);
+        CHECK(op);
+        off_place_planned(w, op, j->part[0] > ENG_PART_LAYER ? j->layer : 0);
     }
-    enum status st = off_place(placed, count, share, placement, tiers, err);
+    if (opt->plan) return ST_OK;
+    return off_place(chosen, count, opt->offload, opt->placement, tiers, err);
+}
+
+static enum status place(struct plan *p, struct eng_weights *w, struct off_tiers *tiers,
+                         const struct eng_model_options *opt, char *err)
+{
+    struct off_weight *chosen;
+    enum status st = choose(p, tiers, opt, &chosen, err);
     w->tier_bytes[0] = vector_bytes(p);
-    for (int32_t i = 0; i < count && !st; i++)
+    for (int32_t i = 0, k = 0; i < p->job_count && !st; i++) {
+        if (!p->jobs[i].weight) continue;
         for (int t = 0; t < KN_TIER_MAX; t++)
-            w->tier_bytes[t] += (uint64_t)placed[i].tiles[t] * placed[i].tile_bytes;
-    if (!st) st = check_capacity(tiers, w, share, err);
+            w->tier_bytes[t] += (uint64_t)chosen[k].tiles[t] * chosen[k].tile_bytes;
+        k++;
+    }
+    if (!st) st = check_capacity(tiers, w, opt->offload, err);
     for (int32_t i = 0, k = 0; i < p->job_count && !st; i++)
         if (p->jobs[i].weight)
-            st = alloc_spans(&p->jobs[i], p->shape, placed[k++].tiles, tiers, err);
-    free(placed);
+            st = alloc_spans(&p->jobs[i], p->shape, chosen[k++].tiles, tiers, err);
+    free(chosen);
+    return st;
+}
+
+enum status eng_weights_preview(const struct eng_shape *shape, const struct off_tiers *tiers,
+                                const struct eng_model_options *opt, struct eng_weights *out,
+                                char *err)
+{
+    struct off_weight *chosen = NULL;
+    struct plan p;
+    enum status st = plan_init(&p, shape, out, err);
+    if (!st) st = choose(&p, tiers, opt, &chosen, err);
+    for (int32_t i = 0, k = 0; i < p.job_count && !st; i++) {
+        if (!p.jobs[i].weight) continue;
+        for (int t = 0, begin = 0; t < KN_TIER_MAX; begin += chosen[k].tiles[t++])
+            p.jobs[i].weight->span[t] = (struct kn_span){NULL, begin, chosen[k].tiles[t]};
+        k++;
+    }
+    if (!st && !(shape->has & ENG_HAS_HEAD)) out->head = out->embed;
+    free(chosen);
+    free(p.jobs);
+    if (st) eng_weights_deinit(out);
     return st;
 }
 
@@ -728,7 +767,7 @@ enum status eng_weights_load(struct kn *kn, struct off_tiers *tiers, const char 
     enum status st = plan_init(&p, shape, out, err);
     if (!st && !dummy) st = eng_st_open(dir, &set, err);
     if (!st && !dummy) st = bind(&p, set, dir, err);
-    if (!st) st = place(&p, out, tiers, opt->offload, opt->placement, err);
+    if (!st) st = place(&p, out, tiers, opt, err);
     if (!st) st = pack(&p, kn, opt, dummy, err);
     if (!st) st = load_vectors(&p, kn, tiers, dummy, opt->seed, err);
     if (!st && !(shape->has & ENG_HAS_HEAD)) out->head = out->embed;

@@ -16,9 +16,8 @@
 #define TOKENS_MAX (1 << 20)
 #define ROPE_CHUNK_ROWS 1024
 
-/* The shape, with dtype and weight_bytes resolved. */
-static enum status read_shape(const char *dir, const struct eng_model_options *opt,
-                              struct eng_shape *shape, char *err)
+enum status eng_model_read_shape(const char *dir, const struct eng_model_options *opt,
+                                 struct eng_shape *shape, char *err)
 {
     enum kn_dtype dtype;
     enum status st = eng_shape_read(dir, opt->dtype, shape, err);
@@ -34,7 +33,7 @@ enum status eng_model_read_info(const char *dir, const struct eng_model_options 
                                 struct eng_model_info *out, char *err)
 {
     struct eng_shape shape;
-    enum status st = read_shape(dir, opt, &shape, err);
+    enum status st = eng_model_read_shape(dir, opt, &shape, err);
     if (!st) *out = shape.info;
     return st;
 }
@@ -119,7 +118,7 @@ enum status eng_model_open(struct kn *kn, struct off_tiers *tiers, const char *d
     struct eng_model *m = calloc(1, sizeof *m);
     if (!m) return err_set(err, ST_NOMEM, "no memory for a model");
     m->kn = kn;
-    if ((st = read_shape(dir, opt, &m->shape, err))) goto fail;
+    if ((st = eng_model_read_shape(dir, opt, &m->shape, err))) goto fail;
     if ((st = check_options(opt, &m->shape, err))) goto fail;
     eng_model_kv(m, &kv);
     if ((st = kn_check_model(kn, m->shape.info.dtype, m->shape.info.q_heads, &kv, err))) goto fail;
@@ -149,6 +148,16 @@ void eng_model_close(struct eng_model *m)
 const struct eng_model_info *eng_model_info(const struct eng_model *m)
 {
     return &m->shape.info;
+}
+
+const struct eng_shape *eng_model_shape(const struct eng_model *m)
+{
+    return &m->shape;
+}
+
+const struct eng_weights *eng_model_weights(const struct eng_model *m)
+{
+    return &m->weights;
 }
 
 uint64_t eng_model_tier_bytes(const struct eng_model *m, int tier)

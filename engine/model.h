@@ -41,6 +41,9 @@ struct eng_model_options {
     uint64_t seed;  /* of dummy weights */
     double offload; /* share of the weights in the remote tiers, 0..1 */
     enum off_placement placement;
+    /* Where each weight lies, of eng_operations and solved, in place of the two above; or NULL.
+     * Borrowed until the model is open. */
+    const struct off_plan *plan;
     int32_t model_len_max; /* rows of the rope table; 0: context_max */
     int32_t tokens_max;    /* T of the largest step */
     int32_t rows_max;      /* R of the largest step */
@@ -54,6 +57,14 @@ struct eng_model;
 /* Only the shapes: reads config.json and generation_config.json. */
 MUST_USE enum status eng_model_read_info(const char *dir, const struct eng_model_options *opt,
                                          struct eng_model_info *out, char *err);
+struct eng_shape;
+struct eng_weights;
+/* The whole shape, type and bytes of the weights included. */
+MUST_USE enum status eng_model_read_shape(const char *dir, const struct eng_model_options *opt,
+                                          struct eng_shape *out, char *err);
+/* Of an opened model; borrowed. */
+const struct eng_shape *eng_model_shape(const struct eng_model *model);
+const struct eng_weights *eng_model_weights(const struct eng_model *model);
 /* Reads, places and packs everything.  The tiers and kn must outlive the model.  Any malformed file
  * is an error that names the file and the tensor; nothing is left allocated outside the tiers on
  * failure.  Weights, norms and biases (info.weight_bytes) lie in the tiers; activations and the

@@ -1,21 +1,25 @@
 #include "engine/operations.h"
 
+#include <string.h>
+
 #include "config/check.h"
 #include "engine/traffic.h"
 
-static struct off_plan_op *add(struct off_plan *plan, const char *name, int32_t count)
+#define NO_PART (-1) /* the tag of what is no weight of its own */
+
+static struct off_plan_op *add(struct off_plan *plan, const char *name, int tag, int32_t count)
 {
     CHECK(plan->op_count < OFF_PLAN_OPS_MAX);
     struct off_plan_op *op = &plan->op[plan->op_count++];
-    *op = (struct off_plan_op){.name = name, .count = count};
+    *op = (struct off_plan_op){.name = name, .tag = tag, .count = count};
     return op;
 }
 
 /* A product reads all of its weight, once for all sequences. */
-static void add_product(struct off_plan *plan, const char *name, int32_t count,
+static void add_product(struct off_plan *plan, const char *name, enum eng_part part, int32_t count,
                         const struct kn_weight *w, const struct eng_step *step)
 {
-    struct off_plan_op *op = add(plan, name, count);
+    struct off_plan_op *op = add(plan, name, part, count);
     double elements = (double)w->rows * w->cols;
     op->tile_count = w->tile_count;
     op->tile_bytes = kn_weight_tile_bytes(w);
@@ -24,10 +28,10 @@ static void add_product(struct off_plan *plan, const char *name, int32_t count,
 }
 
 /* Of a table, a row a sequence. */
-static void add_table(struct off_plan *plan, const char *name, const struct kn_weight *w,
-                      const struct eng_step *step)
+static void add_table(struct off_plan *plan, const char *name, enum eng_part part,
+                      const struct kn_weight *w, const struct eng_step *step)
 {
-    struct off_plan_op *op = add(plan, name, 1);
+    struct off_plan_op *op = add(plan, name, part, 1);
     op->tile_count = w->tile_count;
     op->tile_bytes = kn_weight_tile_bytes(w);
     op->read_bytes = (double)step->seq_count * w->cols * (double)kn_dtype_bytes(w->dtype);
@@ -39,7 +43,7 @@ static void add_vectors(struct off_plan *plan, uint64_t all_bytes)
         all_bytes -=
             (uint64_t)plan->op[i].count * (uint64_t)plan->op[i].tile_count * plan->op[i].tile_bytes;
     if (!all_bytes) return;
-    struct off_plan_op *op = add(plan, "norms, biases", 1);
+    struct off_plan_op *op = add(plan, "norms, biases", NO_PART, 1);
     op->tile_count = 1;
     op->tile_bytes = all_bytes;
     op->read_bytes = (double)all_bytes;
@@ -60,7 +64,7 @@ static void add_attention(struct off_plan *plan, const struct eng_shape *shape,
                    info->layer_count;
     double tokens = bytes / (double)traffic.kv_token_bytes;
     int32_t pages = (int32_t)div_up((size_t)step->context, KN_PAGE_TOKENS) + 1;
-    struct off_plan_op *op = add(plan, ENG_OPERATION_KV, info->layer_count);
+    struct off_plan_op *op = add(plan, ENG_OPERATION_KV, NO_PART, info->layer_count);
     op->tile_count = step->seq_count * pages;
     op->tile_bytes = kn_kv_layer_bytes(&kv);
     op->read_bytes = bytes;
@@ -78,17 +82,53 @@ enum status eng_operations(const struct eng_shape *shape, const struct eng_step 
     if (st || (st = eng_weights_shapes(shape, &w, err))) return st;
     const struct eng_layer *layer = &w.layers[0];
     plan->op_count = 0;
-    if (shape->has & ENG_HAS_HEAD) add_table(plan, "embedding", &w.embed, step);
-    if (shape->has & ENG_HAS_POSITIONS) add_table(plan, "positions", &w.positions, step);
-    add_product(plan, "qkv", L, &layer->qkv, step);
-    add_product(plan, "o", L, &layer->o, step);
-    add_product(plan, shape->has & ENG_HAS_GATE ? "gate-up" : "up", L, &layer->up, step);
-    add_product(plan, "down", L, &layer->down, step);
+    if (shape->has & ENG_HAS_HEAD) add_table(plan, "embedding", ENG_PART_EMBED, &w.embed, step);
+    if (shape->has & ENG_HAS_POSITIONS)
+        add_table(plan, "positions", ENG_PART_POSITIONS, &w.positions, step);
+    add_product(plan, "qkv", ENG_PART_Q, L, &layer->qkv, step);
+    add_product(plan, "o", ENG_PART_O, L, &layer->o, step);
+    if (shape->has & ENG_HAS_GATE) add_product(plan, "gate-up", ENG_PART_GATE, L, &layer->up, step);
+    else add_product(plan, "up", ENG_PART_UP, L, &layer->up, step);
+    add_product(plan, "down", ENG_PART_DOWN, L, &layer->down, step);
     /* An embedding that is the head as well is read whole. */
-    if (shape->has & ENG_HAS_HEAD) add_product(plan, "head", 1, &w.head, step);
-    else add_product(plan, "embedding, head", 1, &w.embed, step);
+    if (shape->has & ENG_HAS_HEAD) add_product(plan, "head", ENG_PART_HEAD, 1, &w.head, step);
+    else add_product(plan, "embedding, head", ENG_PART_EMBED, 1, &w.embed, step);
     add_vectors(plan, all_bytes);
     add_attention(plan, shape, &w, step);
     eng_weights_deinit(&w);
     return ST_OK;
+}
+
+const struct off_plan_op *eng_operation_of(const struct off_plan *plan, enum eng_part part)
+{
+    for (int i = 0; i < plan->op_count; i++)
+        if (plan->op[i].tag == (int)part) return &plan->op[i];
+    return NULL;
+}
+
+static void count(struct off_plan *plan, enum eng_part part, const struct kn_weight *w)
+{
+    struct off_plan_op *op = (struct off_plan_op *)eng_operation_of(plan, part);
+    CHECK(op);
+    for (int t = 0; t < KN_TIER_MAX; t++) op->tiles[t] += w->span[t].tile_count;
+}
+
+void eng_operations_count(const struct eng_shape *shape, const struct eng_weights *w,
+                          struct off_plan *plan)
+{
+    for (int i = 0; i < plan->op_count; i++) {
+        struct off_plan_op *op = &plan->op[i];
+        memset(op->tiles, 0, sizeof op->tiles);
+        if (op->pinned) op->tiles[0] = (int64_t)op->count * op->tile_count;
+    }
+    count(plan, ENG_PART_EMBED, &w->embed);
+    if (shape->has & ENG_HAS_POSITIONS) count(plan, ENG_PART_POSITIONS, &w->positions);
+    for (int32_t i = 0; i < shape->info.layer_count; i++) {
+        const struct eng_layer *layer = &w->layers[i];
+        count(plan, ENG_PART_Q, &layer->qkv);
+        count(plan, ENG_PART_O, &layer->o);
+        count(plan, shape->has & ENG_HAS_GATE ? ENG_PART_GATE : ENG_PART_UP, &layer->up);
+        count(plan, ENG_PART_DOWN, &layer->down);
+    }
+    if (shape->has & ENG_HAS_HEAD) count(plan, ENG_PART_HEAD, &w->head);
 }

@@ -5,7 +5,7 @@
 #ifndef DAKD_ENGINE_OPERATIONS_H
 #define DAKD_ENGINE_OPERATIONS_H
 
-#include "engine/arch.h"
+#include "engine/weights.h"
 #include "offload/plan.h"
 
 /* The operation whose bytes are KV and no weights. */
@@ -22,5 +22,11 @@ struct eng_step {
  * pinned: dakd keeps them in HBM.  Names are literals. */
 MUST_USE enum status eng_operations(const struct eng_shape *shape, const struct eng_step *step,
                                     struct off_plan *plan, char *err);
+/* The operation whose weight begins with a part: one of EMBED, POSITIONS, Q, O, GATE or UP, DOWN,
+ * HEAD.  NULL where there is none. */
+const struct off_plan_op *eng_operation_of(const struct off_plan *plan, enum eng_part part);
+/* Puts into the operations' tiles how these weights lie, by their spans. */
+void eng_operations_count(const struct eng_shape *shape, const struct eng_weights *weights,
+                          struct off_plan *plan);
 
 #endif

@@ -33,6 +33,12 @@ MUST_USE enum status eng_weights_bytes(const struct eng_shape *shape, uint64_t *
 /* The weights' shapes alone: spans and vectors stay empty.  eng_weights_deinit frees the table. */
 MUST_USE enum status eng_weights_shapes(const struct eng_shape *shape, struct eng_weights *out,
                                         char *err);
+/* The same with the spans that eng_weights_load would give them, of NULL bases: nothing is read or
+ * allocated but the table. */
+MUST_USE enum status eng_weights_preview(const struct eng_shape *shape,
+                                         const struct off_tiers *tiers,
+                                         const struct eng_model_options *opt,
+                                         struct eng_weights *out, char *err);
 /* The type auto takes where config.json names none: that of the embedding table in the checkpoint.
  */
 MUST_USE enum status eng_weights_stored_dtype(const char *dir, const struct eng_shape *shape,

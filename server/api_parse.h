@@ -82,13 +82,13 @@ struct srv_ask {
 };
 
 /* Parses and checks body[0..len).  False fills *fault, and *out needs no deinit. */
-bool srv_ask_parse(struct srv_ask *out, enum srv_endpoint endpoint, const char *body,
-                       size_t len, const struct srv_parse_limits *limits, struct srv_fault *fault);
+bool srv_ask_parse(struct srv_ask *out, enum srv_endpoint endpoint, const char *body, size_t len,
+                   const struct srv_parse_limits *limits, struct srv_fault *fault);
 void srv_ask_deinit(struct srv_ask *r);
 /* Sets sampling.max_tokens for prompts of which the longest has prompt_tokens; false where they do
  * not fit. */
 bool srv_ask_fit(struct srv_ask *r, int32_t prompt_tokens, int32_t context_tokens,
-                     struct srv_fault *fault);
+                 struct srv_fault *fault);
 /* True for max_tokens 0: the prompt is scored, and the one token the engine must make is dropped.
  */
 bool srv_ask_score_only(const struct srv_ask *r);

@@ -138,6 +138,8 @@ static enum status decide(struct bench *b, char *err)
     o->max_num_seqs = b->batch_max;
     o->max_waiting = 0;
     if (!o->max_model_len) o->max_model_len = length;
+    if (!o->plan_batch) o->plan_batch = b->batch_max;
+    if (!o->plan_context) o->plan_context = length;
     if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */
     b->input_len = (int32_t)o->input_len;
     b->output_len = (int32_t)o->output_len;
@@ -456,12 +458,14 @@ static void on_progress(void *user, int percent)
 static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
 {
     const struct srv_startup_hooks hooks = {
-
         .wake = srv_bench_clock_wake, .wake_user = &b->clock, .progress = on_progress};
     enum status st;
     if ((st = decide(b, err)) || (st = alloc_runs(b, err)) ||
         (st = srv_startup(&b->options, &hooks, &b->machine, err)))
         return st;
+    /* As start-up has them, with what it measured, and of tiers that nobody named. */
+    if (!b->options.control_sweep[0])
+        memcpy(b->controls[0].control, b->machine.control, sizeof b->machine.control);
     srv_bench_clock_start(&b->clock, b->machine.engine);
     if ((st = check_pages(b, err))) return st;
     return measure_all(b, r, err);
@@ -472,7 +476,6 @@ int srv_bench(const struct options *o)
     static struct bench b; /* large, and one */
     static struct srv_bench_result results[BATCHES_MAX * SRV_BENCH_CONTROLS_MAX];
     char err[ERR_CAP] = "";
-    FILE *json = NULL;
     if (o->request_rate > 0 && (o->control_sweep[0] || o->background_copy[0])) {
         fputs("dakd: --control-sweep and --background-copy are not measured with --request-rate: "
               "leave them out, or it\n",
@@ -485,14 +488,13 @@ int srv_bench(const struct options *o)
         fprintf(stderr, "dakd: %s\n", err);
         return 2;
     }
-    enum status st = srv_bench_json_open(o->json, &json, err);
+    enum status st = srv_bench_json_check(o, err);
     if (!st) st = bench(&b, results, err);
     const int count = b.batch_count * b.control_count;
     for (int i = 0; i < count && !st && b.control_count == 1; i++)
         srv_bench_print(&b.options, &b.machine, &results[i]);
     if (!st && b.control_count > 1) srv_bench_print_controls(&b.machine, results, count);
-    if (st) (void)!srv_bench_json_finish(json, o, NULL, NULL, 0, NULL);
-    else st = srv_bench_json_finish(json, &b.options, &b.machine, results, count, err);
+    if (!st) st = srv_bench_json(&b.options, &b.machine, results, count, err);
     srv_shutdown(&b.machine);
     srv_bench_clock_close(&b.clock);
     free(b.requests);

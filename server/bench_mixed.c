@@ -395,7 +395,6 @@ int srv_bench_mixed(const struct options *o)
     static struct mixed x; /* large, and one */
     struct srv_bench_mixed_result results[SWEEP_MAX * SWEEP_MAX];
     char err[ERR_CAP] = "";
-    FILE *json = NULL;
     int count = 0;
     x.options = *o;
     if (read_flags(&x, err)) {
@@ -403,7 +402,7 @@ int srv_bench_mixed(const struct options *o)
         return 2;
     }
     const int64_t unix_s = clock_unix_s();
-    enum status st = srv_bench_json_open(o->json, &json, err);
+    enum status st = srv_bench_json_check(o, err);
     if (!st) st = bench(&x, results, &count, err);
     if (!st) {
         const struct srv_bench_mixed_run run_of = {.unix_s = unix_s,
@@ -413,9 +412,7 @@ int srv_bench_mixed(const struct options *o)
                                                    .options = &x.options,
                                                    .machine = &x.machine};
         srv_bench_mixed_print(&run_of, results, count);
-        st = srv_bench_mixed_json(json, &run_of, results, count, err);
-    } else {
-        (void)!srv_bench_json_close(json, o->json, NULL, NULL);
+        st = srv_bench_mixed_json(&run_of, results, count, err);
     }
     srv_bench_clock_stop(&x.clock);
     srv_shutdown(&x.machine);

@@ -68,7 +68,7 @@ static void put_result(struct buf *b, const struct srv_bench_mixed_run *run,
                (unsigned long long)r->held_back_steps, (unsigned long long)r->over_steps);
 }
 
-enum status srv_bench_mixed_json(FILE *f, const struct srv_bench_mixed_run *run,
+enum status srv_bench_mixed_json(const struct srv_bench_mixed_run *run,
                                  const struct srv_bench_mixed_result *results, int count, char *err)
 {
     struct buf b;
@@ -79,7 +79,7 @@ enum status srv_bench_mixed_json(FILE *f, const struct srv_bench_mixed_run *run,
         put_result(&b, run, &results[i]);
     }
     buf_puts(&b, "\n]\n");
-    enum status st = srv_bench_json_close(f, run->options->json, &b, err);
+    enum status st = srv_bench_json_write(run->options, &b, err);
     buf_deinit(&b);
     return st;
 }

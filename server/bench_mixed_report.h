@@ -35,8 +35,8 @@ struct srv_bench_mixed_result {
 
 void srv_bench_mixed_print(const struct srv_bench_mixed_run *run,
                            const struct srv_bench_mixed_result *results, int count);
-/* Closes f (srv_bench_json_open of --json); nothing happens where it is NULL.  ST_IO, ST_NOMEM. */
-MUST_USE enum status srv_bench_mixed_json(FILE *f, const struct srv_bench_mixed_run *run,
+/* Writes --json, where there is one.  ST_IO, ST_NOMEM. */
+MUST_USE enum status srv_bench_mixed_json(const struct srv_bench_mixed_run *run,
                                           const struct srv_bench_mixed_result *results, int count,
                                           char *err);
 

@@ -1,15 +1,14 @@
 #include "server/bench_report.h"
 
-#include <errno.h>
 #include <string.h>
 #include <time.h>
 
 #include "config/buf.h"
 #include "config/check.h"
+#include "config/file.h"
 #include "config/version.h"
 #include "offload/window.h"
 
-#define PATH_CAP (OPT_STRING_CAP + 8)
 #define JSON_BYTES_MAX 65536 /* of one result */
 #define MS 1e3
 #define TERA 1e12
@@ -187,6 +186,22 @@ static void print_reading(const struct srv_machine *m, const struct srv_bench_re
     }
 }
 
+/* Of the weights, as they lie; what was asked for to within half a tile. */
+static double remote_share(const struct srv_machine *m)
+{
+    double all = 0, remote = 0;
+    for (int t = 0; t < off_tiers_count(m->tiers); t++) {
+        all += (double)m->memory.share[t].placed;
+        if (t) remote += (double)m->memory.share[t].placed;
+    }
+    return remote / all;
+}
+
+static const char *placement_text(const struct options *o, const struct srv_machine *m)
+{
+    return m->memory.planned ? "planned" : o->placement;
+}
+
 /* What one step of the prompts has of the weights in a tier, and what was counted there. */
 static double prompt_weights(const struct srv_bench_prompt *p, int tier)
 {
@@ -217,10 +232,10 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
     char date[32];
     date_text(r->unix_s, date);
     printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn), date);
-    printf("%s (%s), weights %s, KV %s, offload %g%s%s, placement %s, "
-           "congestion control %s\n",
+    printf("%s (%s), weights %s, KV %s, offload %s%.4g%s%s, placement %s, congestion control %s\n",
            o->model_dir, info->architecture, kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
-           o->offload, o->remote[0] ? " to " : "", o->remote, o->placement, control_name(o, r));
+           o->offload == OPT_AUTO ? "auto: " : "", remote_share(m), o->remote[0] ? " to " : "",
+           o->remote, placement_text(o, m), control_name(o, r));
     printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
            (long long)r->batch, (long long)o->input_len, (long long)o->output_len,
            (long long)o->max_num_batched_tokens);
@@ -370,8 +385,8 @@ void srv_bench_json_head(struct buf *b, const struct options *o, const struct sr
     put_text(b, "weight_dtype", kn_dtype_name(info->dtype));
     put_text(b, "kv_cache_dtype", kn_dtype_name(m->kv.dtype));
     put_text(b, "remote", o->remote);
-    put_number(b, "offload_ratio", o->offload);
-    put_text(b, "placement", o->placement);
+    put_number(b, "offload_ratio", remote_share(m));
+    put_text(b, "placement", placement_text(o, m));
     put_text(b, "congestion_control", control);
     put_text(b, "remote_window", o->remote_window);
     put_text(b, "prefill_staging_bytes", o->prefill_staging_bytes);
@@ -397,42 +412,27 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     buf_puts(b, "\n}");
 }
 
-static void aside_path(const char *path, char out[PATH_CAP])
+enum status srv_bench_json_check(const struct options *o, char *err)
 {
-    CHECK(snprintf(out, PATH_CAP, "%s.new", path) < PATH_CAP);
+    char why[ERR_CAP];
+    enum status st = o->json[0] ? file_can_replace(o->json, why) : ST_OK;
+    return st ? err_set(err, st, "--json %.400s", why) : ST_OK;
 }
 
-enum status srv_bench_json_open(const char *path, FILE **out, char *err)
+enum status srv_bench_json_write(const struct options *o, const struct buf *text, char *err)
 {
-    char aside[PATH_CAP];
-    *out = NULL;
-    if (!path[0]) return ST_OK;
-    aside_path(path, aside);
-    *out = fopen(aside, "we");
-    if (*out) return ST_OK;
-    return err_set(err, ST_IO, "--json %s: %s", path, strerror(errno));
+    char why[ERR_CAP];
+    if (!o->json[0]) return ST_OK;
+    enum status st = buf_status(text);
+    if (st) err_set(why, st, "%s: %s", o->json, status_text(st));
+    else st = file_replace(o->json, text->data, text->len, why);
+    return st ? err_set(err, st, "--json %.400s", why) : ST_OK;
 }
 
-enum status srv_bench_json_close(FILE *f, const char *path, const struct buf *text, char *err)
-{
-    char aside[PATH_CAP];
-    if (!f) return ST_OK;
-    aside_path(path, aside);
-    enum status st = text ? buf_status(text) : ST_OK;
-    bool ok = text && !st && fwrite(text->data, text->len, 1, f) == 1;
-    if (fclose(f)) ok = false;
-    if (ok && rename(aside, path) == 0) return ST_OK;
-    if (text) st = err_set(err, st ? st : ST_IO, "--json %s: %s", path, strerror(errno));
-    if (remove(aside)) { /* what is left of it does no harm */
-    }
-    return st;
-}
-
-enum status srv_bench_json_finish(FILE *f, const struct options *o, const struct srv_machine *m,
-                                  const struct srv_bench_result *r, int count, char *err)
+enum status srv_bench_json(const struct options *o, const struct srv_machine *m,
+                           const struct srv_bench_result *r, int count, char *err)
 {
     struct buf b;
-    if (!count) return srv_bench_json_close(f, o->json, NULL, err);
     buf_init(&b, JSON_BYTES_MAX * (size_t)(count + 1));
     if (count > 1) buf_puts(&b, "[\n");
     for (int i = 0; i < count; i++) {
@@ -440,7 +440,7 @@ enum status srv_bench_json_finish(FILE *f, const struct options *o, const struct
         put_json(&b, o, m, &r[i]);
     }
     buf_puts(&b, count > 1 ? "\n]\n" : "\n");
-    enum status st = srv_bench_json_close(f, o->json, &b, err);
+    enum status st = srv_bench_json_write(o, &b, err);
     buf_deinit(&b);
     return st;
 }

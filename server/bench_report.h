@@ -62,21 +62,17 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
  * sequences. */
 void srv_bench_print_controls(const struct srv_machine *m, const struct srv_bench_result *r,
                               int count);
-/* Opens a file beside `path`, before anything is measured, so that a wrong path costs nothing; *out
- * is NULL where path is "".  ST_IO. */
-MUST_USE enum status srv_bench_json_open(const char *path, FILE **out, char *err);
-/* Closes f and gives it its name with the text as all it holds, so that a reader sees all of it or
- * none; text NULL drops it.  Nothing happens where f is NULL.  ST_IO, ST_NOMEM. */
-MUST_USE enum status srv_bench_json_close(FILE *f, const char *path, const struct buf *text,
+/* Whether --json, where there is one, can be written: before anything is measured, so that a wrong
+ * path costs nothing.  ST_IO. */
+MUST_USE enum status srv_bench_json_check(const struct options *o, char *err);
+/* Gives that file this text: a reader sees all of it or none.  ST_IO, ST_NOMEM, ST_LIMIT. */
+MUST_USE enum status srv_bench_json_write(const struct options *o, const struct buf *text,
                                           char *err);
 /* What every result begins with: "{", and what was run on what.  No comma at its end. */
 void srv_bench_json_head(struct buf *b, const struct options *o, const struct srv_machine *m,
                          const char *control, int64_t unix_s);
-/* Writes the results, closes, and gives the file its name: a reader sees all of it or none.  One
- * result is an object, several are an array of them; none drops the file.  Nothing happens where f
- * is NULL. */
-MUST_USE enum status srv_bench_json_finish(FILE *f, const struct options *o,
-                                           const struct srv_machine *m,
-                                           const struct srv_bench_result *r, int count, char *err);
+/* Writes the results there: one is an object, several are an array of them. */
+MUST_USE enum status srv_bench_json(const struct options *o, const struct srv_machine *m,
+                                    const struct srv_bench_result *r, int count, char *err);
 
 #endif

@@ -35,6 +35,7 @@
 #include "server/http.h"
 #include "server/notify.h"
 #include "server/plan.h"
+#include "server/probe.h"
 #include "server/startup.h"
 
 #define NAMES_MAX 16
@@ -276,19 +277,15 @@ static enum status open_http(struct daemon *d, char *err)
     return srv_http_open(&d->loop, &config, routes, route_count, d->api, &d->http, err);
 }
 
-/* Written aside and renamed, so that a reader sees all of it or none.  Port 0 only tries: a path
- * that cannot be written is found before the model is loaded. */
+/* Port 0 only tries: a path that cannot be written is found before the model is loaded. */
 static enum status write_port_file(const struct options *o, int port, char *err)
 {
-    char aside[OPT_STRING_CAP + 8];
+    char text[16], why[ERR_CAP];
     if (!o->port_file[0]) return ST_OK;
-    snprintf(aside, sizeof aside, "%s.new", o->port_file);
-    FILE *f = fopen(aside, "we");
-    bool ok = f && fprintf(f, "%d\n", port) > 0;
-    if (f && fclose(f)) ok = false;
-    if (!ok || (port ? rename(aside, o->port_file) : unlink(aside)))
-        return err_set(err, ST_IO, "--port-file %s: %s", o->port_file, strerror(errno));
-    return ST_OK;
+    int len = snprintf(text, sizeof text, "%d\n", port);
+    enum status st = port ? file_replace(o->port_file, text, (size_t)len, why)
+                          : file_can_replace(o->port_file, why);
+    return st ? err_set(err, st, "--port-file %.400s", why) : ST_OK;
 }
 
 /* While the model loads there is nothing to drain.  The default action would do, but the first
@@ -320,9 +317,13 @@ static int describe_tiers(struct daemon *d)
 {
     int count = off_tiers_count(d->machine.tiers);
     for (int t = 0; t < count; t++)
-        d->tiers[t] = (struct srv_tier){.name = off_tier_name(d->machine.tiers, t),
-                                        .weight_bytes = eng_model_tier_bytes(d->machine.model, t),
-                                        .capacity_bytes = off_tier_capacity(d->machine.tiers, t)};
+        d->tiers[t] =
+            (struct srv_tier){.name = off_tier_name(d->machine.tiers, t),
+                              .weight_bytes = d->machine.memory.share[t].placed,
+                              .requested_bytes = d->machine.memory.share[t].requested,
+                              .predicted_step_bytes = d->machine.memory.share[t].predicted_read,
+                              .step_bytes = d->machine.memory.share[t].placed_read,
+                              .capacity_bytes = off_tier_capacity(d->machine.tiers, t)};
     return count;
 }
 
@@ -435,6 +436,7 @@ static int run(enum options_command command, int argc, char **argv, char **env)
     if (o.version) return print_version();
     log_init((enum log_level)log_level_parse(o.log_level), o.journal);
     if (command == OPTIONS_PLAN) return srv_plan(&o);
+    if (command == OPTIONS_PROBE) return srv_probe(&o);
     return command == OPTIONS_BENCH ? srv_bench(&o) : serve(&o);
 }
 
@@ -443,6 +445,7 @@ static void print_usage(FILE *out)
     fputs("usage: dakd serve MODEL_DIR [flags]   serve a model (dakd serve --help)\n"
           "       dakd bench MODEL_DIR [flags]   measure one (dakd bench --help)\n"
           "       dakd plan MODEL_DIR [flags]    predict one's floor (dakd plan --help)\n"
+          "       dakd probe [flags]             measure HBM and links (dakd probe --help)\n"
           "       dakd --version | --help\n",
           out);
 }
@@ -454,6 +457,7 @@ int main(int argc, char **argv, char **env)
     if (strcmp(command, "serve") == 0) return run(OPTIONS_SERVE, argc, argv, env);
     if (strcmp(command, "bench") == 0) return run(OPTIONS_BENCH, argc, argv, env);
     if (strcmp(command, "plan") == 0) return run(OPTIONS_PLAN, argc, argv, env);
+    if (strcmp(command, "probe") == 0) return run(OPTIONS_PROBE, argc, argv, env);
     if (strcmp(command, "--version") == 0) return print_version();
     if (strcmp(command, "--help") == 0 || strcmp(command, "-h") == 0) {
         print_usage(stdout);

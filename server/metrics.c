@@ -272,14 +272,22 @@ static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
     const struct {
         const char *name, *help;
     } families[] = {{"tier_weight_bytes", "Bytes of weights that lie in a memory tier."},
+                    {"tier_weight_requested_bytes", "Bytes of weights that were to lie there."},
+                    {"tier_step_bytes",
+                     "Bytes that a decode step of the planned workload must read, as weights lie."},
+                    {"tier_step_predicted_bytes", "The same as the plan predicted."},
                     {"tier_capacity_bytes", "Capacity of a memory tier."},
                     {"tier_kv_pages", "KV pages a memory tier holds."},
                     {"tier_kv_pages_used", "KV pages of a memory tier that are in use."}};
     for (size_t f = 0; f < ARRAY_COUNT(families); f++) {
         put_family(out, families[f].name, "gauge", families[f].help);
         for (int t = 0; t < v->tier_count; t++) {
-            uint64_t values[] = {v->tiers[t].weight_bytes, v->tiers[t].capacity_bytes,
-                                 (uint64_t)s->pages_total[t], (uint64_t)s->pages_used[t]};
+            const struct srv_tier *tier = &v->tiers[t];
+            const uint64_t values[] = {
+                tier->weight_bytes,         tier->requested_bytes,
+                (uint64_t)tier->step_bytes, (uint64_t)tier->predicted_step_bytes,
+                tier->capacity_bytes,       (uint64_t)s->pages_total[t],
+                (uint64_t)s->pages_used[t]};
             buf_printf(out, "dakd_%s{tier=", families[f].name);
             put_label(out, v->tiers[t].name);
             buf_printf(out, "} %llu\n", (unsigned long long)values[f]);

@@ -57,6 +57,8 @@ void srv_histogram_observe(struct srv_histogram *h, double value);
 struct srv_tier {
     const char *name;
     uint64_t weight_bytes, capacity_bytes;
+    uint64_t requested_bytes;                /* of weights */
+    double predicted_step_bytes, step_bytes; /* that a decode step of the planned workload reads */
 };
 
 /* What one page of /metrics is made of. */

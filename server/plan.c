@@ -1,11 +1,11 @@
 #include "server/plan.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "config/buf.h"
 #include "config/check.h"
+#include "config/file.h"
 #include "config/log.h"
 #include "config/version.h"
 #include "engine/operations.h"
@@ -28,6 +28,7 @@ static const struct machine {
     {"gh200", "host", 3920, 435, 94, 440},
 };
 #define TFLOPS 989.0
+#define CONTEXT_DEFAULT 1024
 
 struct report {
     const struct options *o;
@@ -202,9 +203,10 @@ static void print_plan(const struct report *r)
            (double)o->plan_batch / p->seconds);
     printf("  %-44s %14.1f\n", "read by a step, over the floor (GB/s)",
            r->all_read / p->seconds / 1e9);
-    puts(
-        "\nA floor, not a time: what bandwidths and arithmetic alone allow, each operation waiting "
-        "for the one\nbefore.  dakd serve does not place by this plan yet.");
+    puts("\nA floor, not a time: what bandwidths and arithmetic alone allow, each operation "
+         "waiting for the one\nbefore.  dakd serve places by the same planner what does not fit in "
+         "HBM, with the bandwidths that\ndakd probe measured; a model that fits it leaves there "
+         "whole.");
     if (info->dtype != KN_BF16)
         printf("On a GPU dakd computes in bfloat16 alone, and these weights are %s.\n",
                kn_dtype_name(info->dtype));
@@ -288,31 +290,27 @@ static void put_json(struct buf *b, const struct report *r)
     buf_puts(b, "\n}\n");
 }
 
-/* Written aside and renamed: a reader sees all of it or none. */
 static enum status write_json(const struct report *r, char *err)
 {
-    char aside[OPT_STRING_CAP + 8];
+    char why[ERR_CAP];
     struct buf b;
     if (!r->o->json[0]) return ST_OK;
-    CHECK(snprintf(aside, sizeof aside, "%s.new", r->o->json) < (int)sizeof aside);
     buf_init(&b, JSON_BYTES_MAX);
     put_json(&b, r);
     enum status st = buf_status(&b);
-    FILE *f = st ? NULL : fopen(aside, "we");
-    bool ok = f && fwrite(b.data, b.len, 1, f) == 1;
-    if (f && fclose(f)) ok = false;
+    if (st) err_set(why, st, "%s: %s", r->o->json, status_text(st));
+    else st = file_replace(r->o->json, b.data, b.len, why);
     buf_deinit(&b);
-    if (ok && rename(aside, r->o->json) == 0) return ST_OK;
-    err_set(err, ST_IO, "--json %s: %s", r->o->json, st ? status_text(st) : strerror(errno));
-    if (f && remove(aside)) { /* what is left of it does no harm */
-    }
-    return ST_IO;
+    return st ? err_set(err, st, "--json %.400s", why) : ST_OK;
 }
 
-int srv_plan(const struct options *o)
+int srv_plan(const struct options *given)
 {
-    struct report r = {.o = o};
+    struct options o = *given;
+    struct report r = {.o = &o};
     char err[ERR_CAP] = "";
+    if (!o.plan_batch) o.plan_batch = 1;
+    if (!o.plan_context) o.plan_context = CONTEXT_DEFAULT;
     if (make_plan(&r, err) || write_json(&r, err)) {
         log_error("plan", "%s", err);
         return 1;

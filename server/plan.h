@@ -1,8 +1,7 @@
 /*
  * plan.h - `dakd plan`: where a model's weights would lie on a machine one may not have, and the
  * floor of a decode step there.  Reads config.json alone; needs no GPU.  A floor is what the model
- * of offload/plan.h says no placement beats: a prediction of no time, and serve does not place by
- * it yet.
+ * of offload/plan.h says no placement beats: a prediction of no time.
  */
 #ifndef DAKD_SERVER_PLAN_H
 #define DAKD_SERVER_PLAN_H
@@ -11,6 +10,6 @@
 
 /* Prints the plan on standard output and writes it to --json; the exit status: 0, or 1 with a
  * sentence on standard error. */
-int srv_plan(const struct options *o);
+int srv_plan(const struct options *given);
 
 #endif

@@ -2,7 +2,7 @@
  * startup.h - from settings to a running engine: everything that is sized and loaded before the
  * daemon listens.
  *
- *     settings -> backend -> shapes -> limits -> tiers -> weights -> KV pools -> engine
+ *     settings -> backend -> shapes -> who gets what (memory.c) -> tiers -> weights -> engine
  *
  * Start-up prints what it decided, one line a decision, and stops at the first thing that does not
  * fit with a sentence that says which flag to change.
@@ -12,6 +12,7 @@
 
 #include "config/options.h"
 #include "engine/engine.h"
+#include "server/memory.h"
 
 /* Of --gpu-memory-utilization 0. */
 #define SRV_GPU_UTILIZATION_DEFAULT 0.9
@@ -22,6 +23,7 @@ struct srv_machine {
     struct eng_model *model;
     struct eng_engine *engine;
     struct kn_kv kv;
+    struct srv_memory memory;
     struct off_control control[KN_TIER_MAX]; /* of the remote tiers, to begin with */
     uint64_t staging_bytes; /* GPU memory that prompts' remote weights are copied through; or 0 */
     int32_t model_len_max;

@@ -2,7 +2,7 @@
 """Many streams at once against the running daemon: every one complete and well-formed, nothing left behind.
 
     tests/gpu_streams.py build/gpu/dakd config/models/Llama-3.1-8B [--streams 256] [--prompt 128] [--output 128]
-                         [--json FILE] [-- flags of dakd serve, e.g. --device cuda --remote host:8GiB --offload 0.05]
+                         [--json FILE] [-- flags of dakd serve, e.g. --device cuda --gpu-memory-utilization 0.1]
 
 Starts `dakd serve MODEL --load-format dummy`, opens the streams, all of them sent in the same moment, and reads them from
 several processes, so that reading is not what is measured.  Prompts are random token ids of one length, answers are

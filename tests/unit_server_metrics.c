@@ -141,7 +141,9 @@ static void read_page(struct page *p, char *text)
 
 static struct srv_metrics metrics;
 static struct eng_stats stats;
-static const struct srv_tier tiers[] = {{"hbm", 100, 1000}, {"ho\"st\\\n", 50, 500}};
+static const struct srv_tier tiers[] = {
+    {.name = "hbm", .weight_bytes = 100, .capacity_bytes = 1000},
+    {.name = "ho\"st\\\n", .weight_bytes = 50, .capacity_bytes = 500}};
 static const struct srv_route routes[] = {{"GET", "/metrics", NULL},
                                           {"POST", "/v1/completions", NULL}};
 static const struct srv_http_route_stats route_stats[] = {{.responses = {0, 5, 0, 0, 0, 0}},
@@ -311,7 +313,7 @@ static void test_values(void **state)
 /* A tier with no bound says so, and a machine without remote tiers has no families of theirs. */
 static void test_windows(void **state)
 {
-    struct srv_tier unbounded[2] = {{"hbm", 1, 2}, {"host", 1, 2}};
+    struct srv_tier unbounded[2] = {{.name = "hbm"}, {.name = "host"}};
     struct srv_metrics_view view = {.own = &metrics,
                                     .engine = &stats,
                                     .tiers = unbounded,

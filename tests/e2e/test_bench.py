@@ -87,7 +87,7 @@ def test_demo_model(tmp_path):
 
 def test_dummy_model_over_two_tiers(tmp_path, tiny):
     result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
-                         "--offload", 0.5, "--remote", "host:64MiB", "--placement", "even", "--kv-cache-dtype", "float32",
+                         "--offload", 0.5, "--force-offload", "--remote", "host:64MiB", "--placement", "even", "--kv-cache-dtype", "float32",
                          "--threads", 1, "--congestion-control", "static", "--remote-window", "host:8x2")
     check(result, text, 2, 5, 12)
     local, remote = result["tiers"]
@@ -98,7 +98,7 @@ def test_dummy_model_over_two_tiers(tmp_path, tiny):
     assert local["step_weight_bytes"] + remote["step_weight_bytes"] == weights + 2 * 2 * 64
     assert remote["step_weight_bytes"] > 0.3 * weights and remote["step_kv_bytes"] == 0
     assert local["step_kv_bytes"] == 2 * 11 * (2 * 2 * 32 * 4 * 2) / 2
-    assert result["kv_cache_dtype"] == "float32" and result["offload_ratio"] == 0.5
+    assert result["kv_cache_dtype"] == "float32" and result["offload_ratio"] == pytest.approx(0.5, abs=0.05)
     assert result["placement"] == "even" and result["congestion_control"] == "static"
     assert (remote["window_ctas"], remote["window_blocks"]) == (8, 2) and "window_ctas" not in local
     for tier in result["tiers"]:
@@ -108,12 +108,28 @@ def test_dummy_model_over_two_tiers(tmp_path, tiny):
         assert tier["achieved_bytes_per_s"] == pytest.approx(tier["step_bytes"] / seconds, rel=1e-6)
 
 
+def test_what_does_not_fit_is_planned(tmp_path, tiny):
+    """The floor is of the bytes as they were placed; the share is what had to leave, and no flag names a tier."""
+    fits, _ = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12, "--threads", 1)
+    assert fits["offload_ratio"] == 0 and len(fits["tiers"]) == 1
+    weights = fits["tiers"][0]["capacity_bytes"]
+    result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
+                         "--threads", 1, "--hbm-size", f"{int(weights * 0.7)}B")
+    check(result, text, 2, 5, 12)
+    local, remote = result["tiers"]
+    assert result["placement"] == "planned" and "offload auto: 0." in text
+    assert 0.3 * weights <= remote["capacity_bytes"] < 0.3 * weights + 4 * 128 * 64 * 2 + 1024
+    assert local["capacity_bytes"] <= int(weights * 0.7)
+    for key in ("step_weight_bytes", "step_kv_bytes"):
+        assert local[key] + remote[key] == fits["tiers"][0][key]
+
+
 def test_prompts_over_two_tiers(tmp_path, tiny):
     """Each chunk reads the remote weights once, and the head only where it gives a token; no tile has padding."""
     (tiny / "config.json").write_text(json.dumps(TINY | {"hidden_size": 128, "vocab_size": 1024}))
     result, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 100, "--output-len", 30,
-                         "--offload", 0.5, "--remote", "host:64MiB", "--placement", "even", "--threads", 1,
-                         "--max-num-batched-tokens", 48)
+                         "--offload", 0.5, "--force-offload", "--remote", "host:64MiB", "--placement", "even",
+                         "--threads", 1, "--max-num-batched-tokens", 48)
     check(result, text, 2, 100, 30)
     # 48 + 48 + 4 of the first prompt with 44 of the second, then 47 beside a decode, then the rest.
     assert result["prompt_step_count"] == 5
@@ -141,7 +157,8 @@ def test_several_batches_of_one_loading(tmp_path, tiny):
 
 def test_several_controls_of_one_loading(tmp_path, tiny):
     results, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", "2,1", "--input-len", 5, "--output-len", 24,
-                          "--offload", 0.5, "--remote", "host:64MiB", "--threads", 1, "--control-sweep", "static,8x2,off,adaptive")
+                          "--offload", 0.5, "--force-offload", "--remote", "host:64MiB", "--threads", 1,
+                          "--control-sweep", "static,8x2,off,adaptive")
     names = ["static", "8x2", "off", "adaptive"]
     assert [(r["batch_sequences"], r["congestion_control"]) for r in results] == [(b, n) for b in (2, 1) for n in names]
     for result in results:
@@ -162,7 +179,8 @@ def test_several_controls_of_one_loading(tmp_path, tiny):
 def test_cheap_bytes_leave_first(tmp_path, tiny):
     """A table of which a step reads a row a token costs nothing elsewhere."""
     result, _ = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
-                      "--offload", 0.1, "--remote", "host:64MiB", "--threads", 1, "--congestion-control", "off")
+                      "--offload", 0.1, "--force-offload", "--remote", "host:64MiB", "--threads", 1,
+                      "--congestion-control", "off")
     local, remote = result["tiers"]
     assert 0 < remote["step_weight_bytes"] <= 2 * 2 * 64 and remote["step_counted_bytes"] <= 2 * 2 * 64
     assert result["placement"] == "auto" and "window_ctas" not in remote

@@ -122,8 +122,8 @@ def test_own_figures_and_compute(tmp_path):
 
 @pytest.mark.parametrize("flags,words", [
     (["--machine", "tpu"], "--machine must be one of"),
-    (["--plan-batch", 0], "--plan-batch must be between 1 and 4096"),
-    (["--plan-context", 0], "--plan-context must be between"),
+    (["--plan-batch", 4097], "--plan-batch must be between 0 and 4096"),
+    (["--plan-context", -1], "--plan-context must be between"),
     (["--hbm-gbps", -1], "--hbm-gbps must be between"),
     (["--offload", 0.5], "--offload is not a flag of dakd plan"),
     (["--batch", 1], "--batch is not a flag of dakd plan"),
@@ -164,5 +164,5 @@ def test_help():
     for machine, (hbm, link) in MACHINES.items():
         line = next(text for text in shown.stdout.split("\n") if text.startswith(f"  {machine} "))
         assert f"{hbm} of" in line and f"{link} of" in line
-    assert "--plan-batch" not in run("serve", "--help").stdout and "plan" in run("--help").stdout
+    assert "--machine" not in run("serve", "--help").stdout and "plan" in run("--help").stdout
     assert (ROOT / "README.md").read_text().count("dakd plan")

@@ -1,0 +1,480 @@
+#include "server/memory.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "config/log.h"
+#include "engine/traffic.h"
+#include "server/probe.h"
+#include "server/staging.h"
+#include "server/startup.h"
+
+#define GIB 1073741824.0
+#define MIB 1048576.0
+/* Of the planned workload, where nothing was said: what 64 people who chat need. */
+#define BATCH_DEFAULT 64
+#define CONTEXT_DEFAULT 1024
+/* Of the usable memory, what their KV cache may take: one part in so many. */
+#define KV_WANTED_PART 4
+/* KV memory of an unbounded CPU: one gibibyte, or one longest sequence where that is more. */
+#define KV_DEFAULT_BYTES (1ull << 30)
+/* Dense bfloat16 of a Hopper GPU, by its datasheet. */
+#define FLOPS 989e12
+/* On a CPU nothing is measured: the planner gets the figures of an H200. */
+#define NOMINAL_HBM_BYTES_PER_S 4720e9
+/* Of the host's memory, what is left for everybody else when none was named by --remote. */
+#define HOST_RESERVE 8 /* one part in so many */
+#define STAGING_ROUNDS 16
+
+/* How many pages of KV are wanted, and how many at most. */
+struct pages {
+    uint64_t bytes; /* of a page */
+    int64_t per_seq, wanted, most;
+};
+
+/* --- what there is ---------------------------------------------------------------------------- */
+
+static enum status measure_memory(const struct options *o, struct kn *kn,
+                                  const struct eng_model_options *mo,
+                                  const struct eng_model_info *info, struct srv_memory *m,
+                                  char *err)
+{
+    double share =
+        o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : SRV_GPU_UTILIZATION_DEFAULT;
+    enum status st = kn_memory(kn, &m->total, &m->available, err);
+    if (st && m->gpu) return st;
+    if (st) m->total = m->available = 0; /* a system without /proc: try, and see */
+    m->bounded = m->gpu || o->hbm_size;
+    m->usable = o->hbm_size ? o->hbm_size : m->available;
+    if (!m->gpu) return ST_OK;
+    uint64_t others = m->total - m->available, allowed = m->total;
+    if (o->hbm_size) allowed = size_min(allowed, o->hbm_size);
+    allowed = (uint64_t)(share * (double)allowed);
+    m->usable = allowed > others ? allowed - others : 0;
+    m->step = srv_startup_step_bytes(mo, info, m->model_len);
+    return ST_OK;
+}
+
+/* The step that is planned for. */
+static enum status choose_workload(const struct options *o, const struct kn_kv *kv,
+                                   struct srv_memory *m, char *err)
+{
+    int64_t batch = o->plan_batch, context = o->plan_context;
+    if (!batch) batch = o->max_num_seqs < BATCH_DEFAULT ? o->max_num_seqs : BATCH_DEFAULT;
+    if (!context) context = m->model_len < CONTEXT_DEFAULT ? m->model_len : CONTEXT_DEFAULT;
+    if (context > m->model_len)
+        return err_set(err, ST_INVALID,
+                       "--plan-context %lld is more than the %d tokens of a longest sequence",
+                       (long long)context, m->model_len);
+    m->workload = (struct eng_step){.seq_count = (int32_t)batch,
+                                    .context = (int32_t)context,
+                                    .kv_dtype = kv->dtype,
+                                    .flops_per_s = FLOPS};
+    return ST_OK;
+}
+
+static int64_t pages_of(int64_t tokens)
+{
+    return (int64_t)div_up((size_t)tokens, KN_PAGE_TOKENS);
+}
+
+static struct pages choose_pages(const struct options *o, const struct kn_kv *kv,
+                                 const struct srv_memory *m)
+{
+    struct pages p = {.bytes = kn_kv_page_bytes(kv), .per_seq = pages_of(m->model_len)};
+    p.most = (p.per_seq + 1) * o->max_num_seqs; /* one each in reserve: sched.c */
+    p.wanted = m->workload.seq_count * (pages_of(m->workload.context) + 1);
+    /* Heads that are not shared make a cache larger than the weights. */
+    int64_t part = (int64_t)size_max(m->usable / KV_WANTED_PART / p.bytes, 2);
+    if (m->bounded && !o->plan_batch && !o->plan_context && p.wanted > part) p.wanted = part;
+    if (o->max_model_len && p.wanted < p.per_seq) p.wanted = p.per_seq;
+    if (o->kv_cache_memory_bytes) p.wanted = (int64_t)(o->kv_cache_memory_bytes / p.bytes);
+    if (p.wanted > p.most) p.wanted = p.most;
+    if (o->kv_cache_memory_bytes) p.most = p.wanted;
+    return p;
+}
+
+/* A workload whose KV the cache holds, where it was told to be small. */
+static void shrink_workload(struct eng_step *w, int64_t pages)
+{
+    int64_t each = pages_of(w->context) + 1;
+    if (w->seq_count * each <= pages) return;
+    w->seq_count = (int32_t)(pages / each);
+    if (w->seq_count > 0) return;
+    w->seq_count = 1;
+    w->context = pages > 1 ? (int32_t)((pages - 1) * KN_PAGE_TOKENS) : 1;
+}
+
+/* --- where weights go ------------------------------------------------------------------------- */
+
+static bool is_kv(const struct off_plan_op *op)
+{
+    return strcmp(op->name, ENG_OPERATION_KV) == 0;
+}
+
+static uint64_t kv_bytes(const struct pages *p)
+{
+    return (uint64_t)p->wanted * p->bytes;
+}
+
+/* What must leave local memory, for all that is wanted to fit. */
+static uint64_t excess(const struct srv_memory *m, const struct eng_model_info *info,
+                       const struct pages *p)
+{
+    uint64_t need = info->weight_bytes + m->step + kv_bytes(p);
+    return m->bounded && need > m->usable ? need - m->usable : 0;
+}
+
+/* The host's memory, as much as is needed, where --remote names nothing. */
+static enum status offer_host(uint64_t needed, struct srv_memory *m, char *err)
+{
+    uint64_t total, available;
+    enum status st = kn_host_memory(&total, &available, err);
+    if (st) return st;
+    uint64_t reserve = total / HOST_RESERVE;
+    uint64_t offered = available > reserve ? available - reserve : 0;
+    if (!m->gpu) offered = offered > m->usable ? offered - m->usable : 0; /* one memory */
+    if (needed > offered)
+        return err_set(err, ST_LIMIT,
+                       "%.2f GiB of the model do not fit in local memory beside its KV cache, and "
+                       "of the host's memory %.2f GiB may be taken (%.2f GiB are available, an "
+                       "eighth of %.2f GiB is left to others): name more with --remote, or lower "
+                       "--plan-batch, --plan-context or --kv-cache-memory-bytes",
+                       (double)needed / GIB, (double)offered / GIB, (double)available / GIB,
+                       (double)total / GIB);
+    m->remote = (struct off_remote){.count = 1, .spec = {{KN_MEM_HOST, 0, offered}}};
+    return ST_OK;
+}
+
+/* Bandwidths and capacities.  No tier may take more than what must leave: by the model, a step is
+ * shortest with the free fraction of every weight on the link, but measured so far it is not, since
+ * products with remote tiles finish their sums in a slower way. */
+static enum status set_tiers(const struct options *o, struct kn *kn, uint64_t local_bytes,
+                             uint64_t leaving, struct srv_memory *m, char *err)
+{
+    struct off_plan *p = &m->plan;
+    uint64_t tile = 0;
+    enum status st = ST_OK;
+    if (m->gpu && (st = srv_probe_links(o, kn, &m->remote, &m->links, err))) return st;
+    for (int i = 0; i < p->op_count; i++)
+        if (!p->op[i].pinned) tile = size_max(tile, p->op[i].tile_bytes);
+    p->tier_count = 1 + m->remote.count;
+    p->tier[0] = (struct off_plan_tier){
+        "hbm", m->gpu ? m->links.hbm_bytes_per_s : NOMINAL_HBM_BYTES_PER_S, local_bytes};
+    for (int t = 1; t < p->tier_count; t++) {
+        const struct off_tier_spec *spec = &m->remote.spec[t - 1];
+        char name[OFF_TIER_NAME_CAP];
+        off_tier_spec_name(spec, name);
+        const struct off_link *link = off_links_find(&m->links, name);
+        p->tier[t] = (struct off_plan_tier){
+            .name = link ? link->name : "remote",
+            .bytes_per_s = link ? link->read_bytes_per_s
+                                : NOMINAL_HBM_BYTES_PER_S / kn_window_default(spec->mem).cost,
+            .bytes = size_min(spec->bytes / KN_ALIGN * KN_ALIGN, leaving + 2 * tile)};
+    }
+    return ST_OK;
+}
+
+static enum status make_plan(const struct options *o, struct kn *kn, const struct eng_shape *shape,
+                             const struct pages *pages, struct srv_memory *m, char *err)
+{
+    char why[ERR_CAP] = "";
+    uint64_t leaving = excess(m, &shape->info, pages), in_plan = 0;
+    enum status st = o->remote[0] ? ST_OK : offer_host(leaving, m, err);
+    if (st || (st = eng_operations(shape, &m->workload, &m->plan, err))) return st;
+    for (int i = 0; i < m->plan.op_count; i++) {
+        const struct off_plan_op *op = &m->plan.op[i];
+        if (is_kv(op)) in_plan = (uint64_t)op->count * (uint64_t)op->tile_count * op->tile_bytes;
+    }
+    /* The workload's KV is an operation; what is wanted beyond it is kept free.  A cache of one
+     * page is less than the workload of one token has. */
+    uint64_t wanted = size_max(kv_bytes(pages), in_plan), taken = m->step + wanted - in_plan;
+    leaving += wanted - kv_bytes(pages);
+    uint64_t local = m->usable > taken ? m->usable - taken : 0;
+    if ((st = set_tiers(o, kn, local, leaving, m, err))) return st;
+    if (!(st = off_plan_solve(&m->plan, why))) return ST_OK;
+    return err_set(err, st,
+                   "%.300s: raise --gpu-memory-utilization or --remote, or lower --plan-batch, "
+                   "--plan-context, --max-model-len or --kv-cache-memory-bytes",
+                   why);
+}
+
+/* How the weights lie by --offload and --placement, or all in one place: in the plan's tiles. */
+static enum status preview(const struct eng_shape *shape, const struct eng_model_options *mo,
+                           struct kn *kn, struct srv_memory *m, char *err)
+{
+    struct eng_weights w;
+    struct off_tiers *tiers;
+    enum status st = eng_operations(shape, &m->workload, &m->plan, err);
+    if (st || (st = off_tiers_open(kn, 0, &m->remote, &tiers, err))) return st;
+    if (!(st = eng_weights_preview(shape, tiers, mo, &w, err))) {
+        eng_operations_count(shape, &w, &m->plan);
+        eng_weights_deinit(&w);
+    }
+    off_tiers_close(tiers);
+    return st;
+}
+
+/* Of the weights, by tier. */
+static void sum_plan(const struct off_plan *p, uint64_t stored[KN_TIER_MAX],
+                     double read[KN_TIER_MAX])
+{
+    for (int t = 0; t < KN_TIER_MAX; t++) {
+        stored[t] = 0;
+        read[t] = 0;
+        for (int i = 0; i < p->op_count; i++) {
+            if (!is_kv(&p->op[i])) stored[t] += off_plan_stored_bytes(&p->op[i], t);
+            read[t] += off_plan_read_bytes(&p->op[i], t);
+        }
+    }
+}
+
+/* What each tier is to hold: the plan's bytes, or a share's, divided by capacity. */
+static void set_requests(const struct eng_model_options *mo, const struct eng_model_info *info,
+                         struct srv_memory *m)
+{
+    uint64_t stored[KN_TIER_MAX], tiles = info->weight_bytes;
+    double read[KN_TIER_MAX], capacity = 0;
+    sum_plan(&m->plan, stored, read);
+    for (int i = 0; i < m->plan.op_count; i++)
+        if (m->plan.op[i].pinned && !is_kv(&m->plan.op[i])) tiles -= m->plan.op[i].tile_bytes;
+    for (int i = 0; i < m->remote.count; i++) capacity += (double)m->remote.spec[i].bytes;
+    uint64_t out = 0;
+    for (int t = KN_TIER_MAX - 1; t >= 0; t--) {
+        struct srv_share *s = &m->share[t];
+        *s = (struct srv_share){.requested = stored[t], .predicted_read = read[t]};
+        if (m->planned || mo->offload == 0) continue;
+        if (t == 0) s->requested = info->weight_bytes - out;
+        else if (t <= m->remote.count)
+            s->requested = (uint64_t)(mo->offload * (double)tiles *
+                                      (double)m->remote.spec[t - 1].bytes / capacity);
+        out += s->requested;
+    }
+}
+
+/* Memory that prompts' remote weights are copied through is memory that weights must leave: what
+ * leaves and what it needs are found in turn, each round adding a layer's part of the one before.
+ */
+static enum status set_staging(const struct options *o, const struct eng_model_info *info,
+                               const struct pages *p, struct srv_memory *m, char *err)
+{
+    const uint64_t step = m->step;
+    const int rounds = m->planned ? STAGING_ROUNDS : 1;
+    double share = o->offload > 0 ? o->offload : 0;
+    for (int i = 0; i < rounds; i++) {
+        if (m->planned) share = fmin((double)excess(m, info, p) / (double)info->weight_bytes, 1);
+        enum status st = srv_staging_choose(o, info, share, m->gpu, &m->staging, err);
+        if (st) return st;
+        m->step = step + m->staging;
+    }
+    return ST_OK;
+}
+
+/* A share that was asked for, or none. */
+static enum status place_by_share(const struct options *o, uint64_t leaving,
+                                  const struct eng_shape *shape, struct kn *kn,
+                                  struct eng_model_options *mo, struct srv_memory *m, char *err)
+{
+    if (o->offload > 0 && m->remote.count == 0)
+        return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE",
+                       o->offload);
+    if (o->offload > 0 && leaving == 0 && !o->force_offload)
+        return err_set(err, ST_INVALID,
+                       "--offload %g would move weights out of local memory, where the model fits "
+                       "whole with its KV cache: leave it out, or add --force-offload",
+                       o->offload);
+    mo->offload = o->offload > 0 ? o->offload : 0;
+    enum status st = preview(shape, mo, kn, m, err);
+    /* Not for the places, which a share decides, but for windows. */
+    if (st || !m->gpu || mo->offload == 0) return st;
+    return srv_probe_links(o, kn, &m->remote, &m->links, err);
+}
+
+/* --- KV gets the rest ------------------------------------------------------------------------- */
+
+static enum status too_little_kv(const struct options *o, const struct pages *p, int64_t count,
+                                 const struct srv_memory *m, char *err)
+{
+    double need = (double)p->per_seq * (double)p->bytes / GIB;
+    if (o->kv_cache_memory_bytes)
+        return err_set(err, ST_LIMIT,
+                       "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and "
+                       "--kv-cache-memory-bytes allows %.2f GiB: raise the one or lower the other",
+                       m->model_len, need, (double)o->kv_cache_memory_bytes / GIB);
+    return err_set(err, ST_LIMIT,
+                   "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and %.2f GiB "
+                   "of local memory are left beside the weights: lower --max-model-len, raise "
+                   "--gpu-memory-utilization, or leave out --offload",
+                   m->model_len, need, (double)count * (double)p->bytes / GIB);
+}
+
+static enum status give_kv(const struct options *o, const struct pages *p, struct srv_memory *m,
+                           char *err)
+{
+    uint64_t stored[KN_TIER_MAX];
+    double read[KN_TIER_MAX];
+    int64_t count = p->most;
+    sum_plan(&m->plan, stored, read);
+    if (m->bounded) {
+        uint64_t fixed = stored[0] + m->step;
+        uint64_t left = m->usable > fixed ? m->usable - fixed : 0;
+        if (o->kv_cache_memory_bytes ? kv_bytes(p) > left : left < p->bytes)
+            return err_set(err, ST_LIMIT,
+                           "the model needs %.2f GiB of local memory for weights, %.2f GiB for KV "
+                           "and %.2f GiB to work in, and %.2f GiB may be used: raise "
+                           "--gpu-memory-utilization, lower --kv-cache-memory-bytes, or leave out "
+                           "--offload",
+                           (double)stored[0] / GIB,
+                           (double)size_max(p->bytes, o->kv_cache_memory_bytes ? kv_bytes(p) : 0) /
+                               GIB,
+                           (double)m->step / GIB, (double)m->usable / GIB);
+        if ((uint64_t)count > left / p->bytes) count = (int64_t)(left / p->bytes);
+    } else if (!o->kv_cache_memory_bytes) {
+        int64_t usual = (int64_t)size_max(KV_DEFAULT_BYTES / p->bytes, (size_t)p->per_seq);
+        if (count > usual) count = usual;
+    }
+    if (count < p->per_seq && (!m->bounded || o->max_model_len || o->kv_cache_memory_bytes))
+        return too_little_kv(o, p, count, m, err);
+    if (count < p->per_seq) {
+        m->model_len = (int32_t)(count * KN_PAGE_TOKENS);
+        log_info("startup",
+                 "sequences of up to %d tokens, for which there is KV: the model allows more, and "
+                 "--max-model-len would ask for it",
+                 m->model_len);
+    }
+    if (count > 0x0FFFFFFF)
+        return err_set(err, ST_LIMIT, "the KV cache would hold more than 2^28 pages");
+    m->page_count = (int32_t)count;
+    return ST_OK;
+}
+
+/* --- all of it -------------------------------------------------------------------------------- */
+
+uint64_t srv_memory_local_bytes(const struct srv_memory *m, const struct kn_kv *kv)
+{
+    uint64_t stored[KN_TIER_MAX];
+    double read[KN_TIER_MAX];
+    sum_plan(&m->plan, stored, read);
+    return stored[0] + (uint64_t)m->page_count * kn_kv_page_bytes(kv);
+}
+
+/* A tier that nobody sized is as large as what goes there. */
+static void trim_offered(const struct options *o, struct srv_memory *m)
+{
+    if (o->remote[0]) return;
+    for (int i = 0; i < m->remote.count; i++) m->remote.spec[i].bytes = m->share[i + 1].requested;
+}
+
+enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
+                              const struct eng_shape *shape, const struct kn_kv *kv,
+                              struct eng_model_options *mo, struct srv_memory *m, char *err)
+{
+    enum status st;
+    const struct eng_model_info *info = &shape->info;
+    *m = (struct srv_memory){.gpu = gpu, .model_len = info->context_max};
+    if (o->max_model_len) m->model_len = (int32_t)o->max_model_len;
+    if (o->force_offload && o->offload <= 0)
+        return err_set(err, ST_INVALID,
+                       "--force-offload is of a share: say which with --offload, such as 0.1");
+    if ((st = off_remote_parse(o->remote, &m->remote, err)) ||
+        (st = measure_memory(o, kn, mo, info, m, err)) || (st = choose_workload(o, kv, m, err)))
+        return st;
+    const struct pages pages = choose_pages(o, kv, m);
+    uint64_t leaving = excess(m, info, &pages);
+    shrink_workload(&m->workload, pages.wanted);
+    m->planned = o->offload == OPT_AUTO && leaving > 0;
+    if ((st = set_staging(o, info, &pages, m, err))) return st;
+    if (m->planned) st = make_plan(o, kn, shape, &pages, m, err);
+    else st = place_by_share(o, leaving, shape, kn, mo, m, err);
+    if (st || (st = give_kv(o, &pages, m, err))) return st;
+    if (m->planned) {
+        mo->plan = &m->plan;
+        leaving = excess(m, info, &pages);
+    }
+    set_requests(mo, info, m);
+    trim_offered(o, m);
+    if (!m->planned && o->offload == OPT_AUTO && m->remote.count)
+        log_info("startup", "the model fits with its KV cache: the tiers of --remote stay empty");
+    if (m->planned)
+        log_info("startup",
+                 "%.3f GiB of weights and KV cache do not fit in the %.3f GiB that may be used: "
+                 "planned for a step of %d sequences of %d tokens, at least %.2f ms%s",
+                 (double)leaving / GIB, (double)m->usable / GIB, m->workload.seq_count,
+                 m->workload.context, m->plan.seconds * 1e3, m->gpu ? "" : " on an H200");
+    return ST_OK;
+}
+
+/* --- afterwards ------------------------------------------------------------------------------- */
+
+enum status srv_share_check(const struct srv_share *s, const char *name, uint64_t tolerance,
+                            char *err)
+{
+    uint64_t off = s->placed > s->requested ? s->placed - s->requested : s->requested - s->placed;
+    double missed = fabs(s->placed_read - s->predicted_read);
+    if (off > tolerance)
+        return err_set(err, ST_DEVICE,
+                       "tier %s was to hold %llu bytes of weights and holds %llu: this is a fault "
+                       "of dakd, not of the settings",
+                       name, (unsigned long long)s->requested, (unsigned long long)s->placed);
+    if (missed > MIB + 1e-3 * s->predicted_read)
+        return err_set(err, ST_DEVICE,
+                       "a decode step was to read %.0f bytes from tier %s and reads %.0f: this is "
+                       "a fault of dakd, not of the settings",
+                       s->predicted_read, name, s->placed_read);
+    return ST_OK;
+}
+
+static enum status check_operations(const struct srv_memory *m, const struct off_tiers *tiers,
+                                    const struct eng_model *model, char *err)
+{
+    struct off_plan placed = m->plan;
+    eng_operations_count(eng_model_shape(model), eng_model_weights(model), &placed);
+    for (int i = 0; i < placed.op_count; i++)
+        for (int t = 0; t < off_tiers_count(tiers); t++)
+            if (placed.op[i].tiles[t] != m->plan.op[i].tiles[t])
+                return err_set(err, ST_DEVICE,
+                               "%s was to have %lld tiles in tier %s and has %lld: this is a fault "
+                               "of dakd, not of the settings",
+                               placed.op[i].name, (long long)m->plan.op[i].tiles[t],
+                               off_tier_name(tiers, t), (long long)placed.op[i].tiles[t]);
+    return ST_OK;
+}
+
+static void log_shares(const struct srv_memory *m, const struct off_tiers *tiers)
+{
+    log_info("startup", "%-8s %12s %12s %12s   %26s", "", "weights GiB", "", "capacity",
+             "a step reads MB");
+    log_info("startup", "%-8s %12s %12s %12s   %12s %13s", "tier", "requested", "placed", "GiB",
+             "predicted", "of the placed");
+    for (int t = 0; t < off_tiers_count(tiers); t++) {
+        const struct srv_share *s = &m->share[t];
+        log_info("startup", "%-8s %12.3f %12.3f %12.3f   %12.3f %13.3f", off_tier_name(tiers, t),
+                 (double)s->requested / GIB, (double)s->placed / GIB,
+                 (double)off_tier_capacity(tiers, t) / GIB, s->predicted_read / 1e6,
+                 s->placed_read / 1e6);
+    }
+}
+
+enum status srv_memory_check(struct srv_memory *m, const struct off_tiers *tiers,
+                             const struct eng_model *model, char *err)
+{
+    struct eng_traffic traffic;
+    uint64_t read[KN_TIER_MAX], tile = 0;
+    eng_model_traffic(model, m->workload.kv_dtype, &traffic);
+    eng_traffic_decode(&traffic, m->workload.seq_count, m->workload.context, read);
+    for (int i = 0; i < m->plan.op_count; i++)
+        if (!m->plan.op[i].pinned) tile = size_max(tile, m->plan.op[i].tile_bytes);
+    for (int t = 0; t < off_tiers_count(tiers); t++) {
+        m->share[t].placed = eng_model_tier_bytes(model, t);
+        m->share[t].placed_read = (double)read[t];
+    }
+    log_shares(m, tiers);
+    enum status st = check_operations(m, tiers, model, err);
+    /* A share is met to within half a tile in every tier, and so to within one in the first. */
+    for (int t = 0; t < off_tiers_count(tiers) && !st; t++)
+        st = srv_share_check(&m->share[t], off_tier_name(tiers, t),
+                             m->planned ? 0 : tile * (uint64_t)(m->remote.count + 1), err);
+    return st;
+}

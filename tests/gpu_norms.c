@@ -4,7 +4,8 @@
  *
  * Whole layers' worth of operations, on random data, against the CPU backend; and bit for bit
  * against the same operations with something in between, so that kernels of their own add up and
- * square; in other tiers and windows; with buffers full of NaN where nothing may be read, and with
+ * square; in other tiers and windows, many layers in a row, so that parts of a sum find each other
+ * in each of the three ways; with buffers full of NaN where nothing may be read, and with
  * words and counters zero afterwards.  Gains are spread over twelve powers of two.
  *
  * Bounds.  bf16 rounds each activation by up to 2^-9, independently, so a sum over K of them times
@@ -21,7 +22,7 @@
 static struct kn *cpu, *gpu;
 static void *some_memory; /* [KN_ALIGN] */
 
-enum { LAYERS = 3 };
+enum { LAYERS = 3, MANY_LAYERS = 12 };
 
 /* x[T,H] += in[T,K] . w^T + bias; y = norm(x); mlp = relu(y . up^T); x += mlp . down^T;
  * y = norm(x); out = y . head^T. */
@@ -32,6 +33,7 @@ struct layer {
 
 struct rig {
     int32_t H, K, I, V, T; /* hidden, inputs, intermediate, outputs, tokens */
+    int32_t layers;
     bool with_bias;
     struct layer l;
     float *in, *x; /* [T,K], [T,H] */
@@ -45,7 +47,8 @@ struct outcome {
 
 static void rig_open(struct rig *r, int32_t H, int32_t K, int32_t I, int32_t T, int32_t split)
 {
-    *r = (struct rig){.H = H, .K = K, .I = I, .V = 200, .T = T, .with_bias = test_random() % 2};
+    *r = (struct rig){.H = H, .K = K, .I = I, .V = 200, .T = T, .layers = LAYERS};
+    r->with_bias = test_random() % 2;
     struct layer *l = &r->l;
     l->w = test_weight_make(gpu, H, K, split, 0.3f);
     l->up = test_weight_make(gpu, I, H, split, 0.3f);
@@ -104,7 +107,7 @@ static struct outcome run(const struct rig *r, enum between what)
     void *mlp = test_poisoned(gpu, KN_MEM_LOCAL, mlp_bytes);
     float *out = test_poisoned(gpu, KN_MEM_LOCAL, out_bytes);
     const struct kn_norm_args norm = {KN_RMS_NORM, EPS, T, H, x, l->gpu_gain, NULL, y};
-    for (int i = 0; i < LAYERS; i++) {
+    for (int i = 0; i < r->layers; i++) {
         kn_gemm(gpu, &(struct kn_gemm_args){&l->w.gpu, bias, T, in, KN_EPI_ADD, x});
         between(what);
         kn_norm(gpu, &norm);
@@ -146,7 +149,7 @@ static void check_reference(const struct rig *r, const struct outcome *o)
     float *out = test_malloc((size_t)T * (size_t)r->V * sizeof *out);
     memcpy(x, r->x, n * sizeof *x);
     const struct kn_norm_args norm = {KN_RMS_NORM, EPS, T, H, x, l->gain, NULL, y};
-    for (int i = 0; i < LAYERS; i++) {
+    for (int i = 0; i < r->layers; i++) {
         kn_gemm(cpu, &(struct kn_gemm_args){&l->w.cpu, bias, T, r->in, KN_EPI_ADD, x});
         kn_norm(cpu, &norm);
         kn_gemm(cpu, &(struct kn_gemm_args){&l->up.cpu, NULL, T, y, KN_EPI_RELU, mlp});
@@ -216,6 +219,48 @@ static void test_layers(int32_t H, int32_t K, int32_t I, int32_t T)
         rig_close(&r);
     }
     outcome_free(&first);
+    const struct kn_window usual = kn_window_default(KN_MEM_HOST);
+    kn_set_window(gpu, 1, &usual);
+}
+
+/* Whether a product of H rows has more units than CTAs, in parts. */
+static bool has_more_units(int32_t H, int32_t K, int32_t T)
+{
+    struct kn_cu_gemm_plan plan;
+    kn_cu_gemm_plan(H, K, T, kn_cu_of(gpu)->sm_count, true, &plan);
+    return plan.part_shift > 0 && plan.group_count << plan.part_shift > plan.grid;
+}
+
+/* Many layers without a stop, with eight, four, seven and no eighths of the sums' tiles in HBM: in
+ * windows by roles, where parts wait in order, and in one of all CTAs, where they are counted.  The
+ * first is all local: its parts share tiles, or wait in order where units are more than CTAs.  Bits
+ * are those of kernels that add up and square by themselves. */
+static void test_places(int32_t H, int32_t K, int32_t I)
+{
+    static const int32_t tokens[] = {1, 8, 9, 32}, eighths[] = {8, 4, 7, 0};
+    static const struct kn_window windows[] = {
+        {16, 4, 2.5f}, {1, 1, 0.5f}, {5, 3, 40}, {40, 2, 12.5f}, {KN_WINDOW_NO_BOUND, 2, 12.5f}};
+    struct outcome want[ARRAY_COUNT(tokens)], o;
+    const uint64_t seed = test_random_state;
+    for (size_t e = 0; e < ARRAY_COUNT(eighths); e++) {
+        struct rig r;
+        test_random_state = seed;
+        rig_open(&r, H, K, I, 32, e ? (H + 63) / 64 * eighths[e] / 8 : 1 << 20);
+        r.layers = MANY_LAYERS;
+        for (size_t i = 0; i < (e ? ARRAY_COUNT(windows) : 1); i++) {
+            kn_set_window(gpu, 1, &windows[i]);
+            for (size_t t = 0; t < ARRAY_COUNT(tokens); t++) {
+                r.T = tokens[t];
+                if (e == 0) want[t] = run(&r, SYNC);
+                o = run(&r, NOTHING);
+                compare(&r, &o, &want[t], e ? "in order or counted" : "all local");
+                outcome_free(&o);
+                check_zeros();
+            }
+        }
+        rig_close(&r);
+    }
+    for (size_t t = 0; t < ARRAY_COUNT(tokens); t++) outcome_free(&want[t]);
     const struct kn_window usual = kn_window_default(KN_MEM_HOST);
     kn_set_window(gpu, 1, &usual);
 }
@@ -308,6 +353,15 @@ int main(int argc, char **argv)
         {320, 2048, 1024}, /* an odd number of tiles */
         {2048, 1040, 704}, {4096, 1024, 512}, {17408, 256, 192}, /* more units than CTAs */
     };
+    static const struct {
+        int32_t H, K, I;
+        bool more_units;
+    } places[] = {
+        {320, 2048, 1024, false},  /* a few units */
+        {4096, 2048, 1024, false}, /* as many as CTAs, or almost: launches take turns */
+        {4416, 2048, 1024, true},  /* some CTAs have two */
+        {12288, 1024, 256, true},  /* all have one or two */
+    };
     char err[ERR_CAP] = "";
     bool quick = argc > 1 && !strcmp(argv[1], "--quick");
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -321,6 +375,11 @@ int main(int argc, char **argv)
             if (j > 2 && i % 2) continue;
             test_layers(shapes[j].H, shapes[j].K, shapes[j].I, tokens[i]);
         }
+    for (size_t i = 0; i < ARRAY_COUNT(places) && (i == 0 || !quick); i++) {
+        EXPECT(!places[i].more_units || has_more_units(places[i].H, places[i].K, 1),
+               "H %d is too small for this GPU", places[i].H);
+        test_places(places[i].H, places[i].K, places[i].I);
+    }
     for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) test_memory(tokens[i]);
     kn_free(gpu, KN_MEM_LOCAL, some_memory, KN_ALIGN);
     kn_close(gpu);

@@ -12,7 +12,9 @@
  * that another kernel adds up. Rings go round more than once, two tiles are remote in a window of
  * one block, and the last tile, row and token are partial.
  *
- * norm-TB-pP: a product in P parts, an RMS norm and a product, which do the norm between them.
+ * norm-TB-pP-*: a product in P parts, an RMS norm and a product, which do the norm between them;
+ * the parts of a sum find each other in one of three ways (gemm_norm.cuh), and in order too where
+ * three CTAs have all the units.
  *
  * sample-*: one way of choosing a token, by a cluster of which two CTAs have any.
  *
@@ -29,6 +31,7 @@ struct family {
     char name[NAME_CAP];
     void (*run)(const struct family *f);
     int32_t bucket, tiles, part_shift;
+    int32_t local_tiles, window_ctas; /* of 5 tiles; CTAs of the remote ones' window */
     struct kn_sample_row row;
     float spread; /* of the logits chosen from */
 };
@@ -127,14 +130,13 @@ static void run_gemm(const struct family *f)
 }
 
 /* A product, the norm of what it adds to, and the product that reads that: the norm is done by the
- * two.  The first has all its parts in both tiers, and the second gets its scale from sums of
- * tiles of which the last is partial. */
+ * two.  The second gets its scale from sums of tiles of which the last is partial. */
 static void run_norm(const struct family *f)
 {
-    enum { N = 300, LOCAL_TILES = 3 };
+    enum { N = 300 };
     const int32_t T = f->bucket - 1, K = f->part_shift == 2 ? 15 * 128 + 60 : 3 * 128;
-    struct test_weight w = test_weight_make(gpu, N, K, LOCAL_TILES, 0.1f);
-    struct test_weight next = test_weight_make(gpu, N, N, LOCAL_TILES, 0.1f);
+    struct test_weight w = test_weight_make(gpu, N, K, f->local_tiles, 0.1f);
+    struct test_weight next = test_weight_make(gpu, N, N, f->local_tiles, 0.1f);
     float *in = rounded((size_t)T * (size_t)K), *x = test_floats((size_t)T * N);
     float *gain = test_floats(N), *y = test_malloc((size_t)T * N * sizeof *y);
     size_t n = (size_t)T * N, bytes = n * sizeof(float);
@@ -144,7 +146,7 @@ static void run_norm(const struct family *f)
     float *ggain = test_upload(gpu, KN_MEM_LOCAL, gain, N * sizeof *gain);
     void *gy = test_poisoned(gpu, KN_MEM_LOCAL, kn_act_bytes(gpu, T, N));
     test_sync(gpu);
-    kn_set_window(gpu, 1, &(struct kn_window){2, 1, 11});
+    kn_set_window(gpu, 1, &(struct kn_window){f->window_ctas, 1, 11});
     for (int i = 0; i < 2; i++) { /* the second finds the counters as the first left them */
         kn_gemm(cpu, &(struct kn_gemm_args){&w.cpu, NULL, T, in, KN_EPI_ADD, x});
         kn_norm(cpu, &(struct kn_norm_args){KN_RMS_NORM, 1e-5f, T, N, x, gain, NULL, y});
@@ -164,6 +166,68 @@ static void run_norm(const struct family *f)
     test_weight_free(gpu, &next);
     test_weight_free(gpu, &w);
     free(in), free(x), free(gain), free(y), free(want), free(got), free(sum);
+}
+
+/* The same, the norm's product by three CTAs. */
+static void run_norm_crowded(const struct family *f)
+{
+    enum { N = 300, K = 15 * 128 + 60 };
+    char err[ERR_CAP] = "";
+    const int32_t T = f->bucket - 1;
+    const size_t n = (size_t)T * N, bytes = n * sizeof(float);
+    const size_t word_count = ((size_t)5 << f->part_shift) * 64 * (size_t)f->bucket + 5;
+    struct test_weight w = test_weight_make(gpu, N, K, f->local_tiles, 0.1f);
+    struct kn_cu_gemm_plan plan = {.bucket = f->bucket,
+                                   .group_tiles = f->tiles,
+                                   .ctas_per_sm = 1,
+                                   .part_shift = f->part_shift};
+    kn_cu_gemm_plan_derive(N, 3, &plan);
+    float *in = rounded((size_t)T * K), *x = test_floats(n), *gain = test_floats(N);
+    float *want = test_malloc(bytes), *got = test_malloc(bytes);
+    uint32_t *zero = calloc(word_count, sizeof *zero);
+    CHECK(zero);
+    uint32_t *words = test_upload(gpu, KN_MEM_LOCAL, zero, word_count * sizeof *words);
+    void *gin = test_act_upload(gpu, T, K, in);
+    float *gx = test_upload(gpu, KN_MEM_LOCAL, x, bytes);
+    float *ggain = test_upload(gpu, KN_MEM_LOCAL, gain, N * sizeof *gain);
+    const size_t y_bytes = kn_act_bytes(gpu, T, N);
+    void *gy = test_poisoned(gpu, KN_MEM_LOCAL, y_bytes);
+    struct kn_cu_window *windows = one_block_window();
+    test_sync(gpu);
+    const struct kn_cu_gemm_args a = {
+        .w = &w.gpu,
+        .tokens = T,
+        .in = gin,
+        .epilogue = KN_EPI_ADD,
+        .out = gx,
+        .norm = {words, words + word_count - 5, ggain, gy},
+        .windows = windows,
+        .turn = -1,
+        .dependent = true,
+    };
+    for (int i = 0; i < 2; i++) {
+        kn_gemm(cpu, &(struct kn_gemm_args){&w.cpu, NULL, T, in, KN_EPI_ADD, x});
+        test_must(kn_cu_gemm_launch(&plan, &a, NULL, err), err);
+    }
+    const struct kn_norm_args norm = {KN_RMS_NORM, 1e-5f, T, N, x, gain, NULL, want};
+    kn_norm(cpu, &norm);
+    void *y = test_download(gpu, gy, y_bytes);
+    for (size_t i = 0; i < n; i++)
+        got[i] = test_norm_get(&norm, y, (int32_t)(i / N), (int32_t)(i % N));
+    compare_product(f, got, want, n, 0.02); /* y is rounded to bf16 */
+    float *sum = test_download(gpu, gx, bytes);
+    uint32_t *left = test_download(gpu, words, word_count * sizeof *words);
+    compare_product(f, sum, x, n, 6e-4);
+    EXPECT(!memcmp(left, zero, word_count * sizeof *words), "%s: words are left", f->name);
+    kn_free(gpu, KN_MEM_LOCAL, windows, KN_TIER_MAX * sizeof *windows);
+    kn_free(gpu, KN_MEM_LOCAL, gy, y_bytes);
+    kn_free(gpu, KN_MEM_LOCAL, ggain, N * sizeof *gain);
+    kn_free(gpu, KN_MEM_LOCAL, gx, bytes);
+    kn_free(gpu, KN_MEM_LOCAL, gin, kn_act_bytes(gpu, T, K));
+    kn_free(gpu, KN_MEM_LOCAL, words, word_count * sizeof *words);
+    test_weight_free(gpu, &w);
+    free(in), free(x), free(gain), free(want), free(got), free(y), free(zero), free(sum),
+        free(left);
 }
 
 /* --- choosing --- */
@@ -282,21 +346,35 @@ static int list_families(struct family *f)
         {.name = "small", .run = run_small},
         {.name = "stream", .run = run_stream},
     };
+    static const struct family norms[] = {
+        {.name = "ordered", .run = run_norm, .local_tiles = 3, .window_ctas = 2},
+        {.name = "shared", .run = run_norm, .local_tiles = 5, .window_ctas = 2},
+        {.name = "counted", .run = run_norm, .local_tiles = 3, .window_ctas = KN_WINDOW_NO_BOUND},
+        {.name = "crowded", .run = run_norm_crowded, .local_tiles = 3},
+        {.name = "crowded-local", .run = run_norm_crowded, .local_tiles = 5},
+    };
     int count = 0;
     for (int32_t bucket = 8; bucket <= KN_CU_DECODE_MAX; bucket *= 2)
         for (int32_t tiles = 1; tiles <= 4; tiles *= 2)
             for (int32_t shift = 0; shift <= KN_CU_PART_SHIFT_MAX; shift++) {
                 if (kn_cu_gemm_resident(bucket, tiles) == 0) continue; /* there is no such kernel */
                 CHECK(count < FAMILIES_MAX);
-                f[count] = (struct family){"", run_gemm, bucket, tiles, shift, {0}, 0};
+                f[count] = (struct family){
+                    .run = run_gemm, .bucket = bucket, .tiles = tiles, .part_shift = shift};
                 snprintf(f[count++].name, NAME_CAP, "gemm-%dx%d-p%d", bucket, tiles, 1 << shift);
             }
     for (int32_t bucket = 8; bucket <= KN_CU_SQUARES_TOKENS; bucket *= 2)
-        for (int32_t shift = 0; shift <= 2; shift += 2) {
-            CHECK(count < FAMILIES_MAX);
-            f[count] = (struct family){"", run_norm, bucket, 1, shift, {0}, 0};
-            snprintf(f[count++].name, NAME_CAP, "norm-%d-p%d", bucket, 1 << shift);
-        }
+        for (int32_t shift = 0; shift <= 2; shift += 2)
+            for (size_t i = 0; i < ARRAY_COUNT(norms); i++) {
+                if (shift == 0 && i > 0) continue;
+                CHECK(count < FAMILIES_MAX);
+                f[count] = norms[i];
+                f[count].bucket = bucket;
+                f[count].tiles = 1;
+                f[count].part_shift = shift;
+                snprintf(f[count++].name, NAME_CAP, "norm-%d-p%d-%.14s", bucket, 1 << shift,
+                         norms[i].name);
+            }
     for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
         CHECK(count < FAMILIES_MAX);
         f[count] = others[i];

@@ -99,8 +99,8 @@ struct kn_cu_parts {
     const float *bias; /* [N] or NULL */
 };
 
-/* What a product does that adds to the residual stream where a norm reads it next: whoever is last
- * with a tile adds up its parts, and writes the sum, its activations and their sums of squares.
+/* What a product does that adds to the residual stream where a norm reads it next: one of a tile's
+ * parts adds them all up, and writes the sum, its activations and their sums of squares.
  * No part of K may be empty. */
 struct kn_cu_gemm_norm {
     uint32_t *words;   /* [1 << part_shift][tiles][64][bucket]: zero before and after, as are: */

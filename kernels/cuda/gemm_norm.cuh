@@ -17,9 +17,12 @@
  * stream's and constants' coincide.  The code for an octet exists once: what is run once in a
  * kernel is fetched, and unrolled over 32 tokens it took longer to fetch than to run.
  *
- * Who finishes?  Where no CTA has two units, the parts take turns, from the last on: at up to 8
- * tokens it is the last, and all others end at once, so that the next product's rings fill in their
- * place.  Else who counts in last does all of the tile: the others' stores are then on their way.
+ * Who finishes?  Where no CTA has two units and all is local, the parts take turns, from the last
+ * on: at up to 8 tokens it is the last, and all others end at once, so that the next product's
+ * rings fill in their place.  Else the last part finishes all of the tile, where units are ordered
+ * (gemm_work.cuh): the others leave their words and go on.  Else, where a window is of all CTAs,
+ * who counts in last does: the others' stores are then on their way.  To count costs two barriers
+ * and a trip to memory before the words', about 2 us.
  *
  * The product after (cu_read_squares, cu_token_scales).  The division by the root mean square is
  * linear, so it waits for the sums of this product: they are multiplied by its inverse, which each
@@ -27,7 +30,8 @@
  * the quotient, for its error is relative.
  *
  * Prediction: 2 us more for the product before, 6.3 us of norm less; at 1 token of Llama-3.1-8B 64
- * x 4.3 us = 0.28 ms of 3.91.
+ * x 4.3 us = 0.28 ms of 3.91.  In order in place of counted: 2 us less for each product before that
+ * has remote tiles, 0.13 ms of such a step.
  *
  * Measured there, steps of 1, 8 and 32 tokens after 1,024: 4.05, 4.39 and 5.38 ms before, 3.97,
  * 4.25 and 5.31 with this.  The products before take 1.9 us longer, as predicted.  What they cost
@@ -40,8 +44,18 @@
  *     the same where no product comes right before the norm: same orders, same roundings.  (Hence
  *     the explicit ones: a product fused into an addition would not be rounded.)
  *  2. Words and counters are zero before and after each launch.
- *  3. A CTA waits for another only for stores that this one has already issued, or where all of the
- *     grid's CTAs fit the GPU at once and have one unit each.
+ *  3. Nobody waits in a circle.  A CTA waits for others of its launch alone, for words of its
+ *     unit's tile.  Counted: they have been issued.  Shared: each CTA's words come before its
+ *     waiting, and it has one unit.  Ordered: only for units of lower number of the same tier, and
+ *     every CTA has its units in one order, by tier and then number; so the first unit of that
+ *     order that is not finished is its CTA's next one, and waits for none.  Producers wait for
+ *     their own CTA's consumers, so theirs is no other order.
+ *     Nor does a turn on a link (cu_link_enter) close one: it is a wait for an older launch, which
+ *     never waits for a younger.
+ *     All this holds where all CTAs of a launch run: the grid is at most the SMs' times the CTAs
+ *     that fit one (kn_cu_gemm_plan_derive, launch bounds, shared memory), older launches end by
+ *     themselves, and a younger one begins when the last CTA of this has (griddepcontrol).  Not so
+ *     beside another process that waits in the same way on the same SMs at once (MPS).
  *  4. Activations beyond the columns are zero, up to the end of the block of 128.
  *
  * Tried and dropped: partial sums behind a fence and counted in by acquire and release, the last of
@@ -222,24 +236,27 @@ struct cu_octets {
     int32_t begin, step, end;
 };
 
-/* Where no CTA has two units the parts share them, from the last part on; else all are whose part
- * comes last.  What others finish is left where they find it. */
+/* Where no CTA has two units the parts share them, from the last part on; else all are the last
+ * part's, if units are ordered; else all are whose part comes last.  What others finish is left
+ * where they find it. */
 template <int TB>
-PTX_INLINE cu_octets cu_leave_parts(const cu_gemm &g, cu_norm_shared<TB> &shared, const cu_unit &u,
-                                    const float (&acc)[TB / 2], int thread)
+PTX_INLINE cu_octets cu_leave_parts(const cu_gemm &g, cu_norm_shared<TB> &shared, bool ordered,
+                                    const cu_unit &u, const float (&acc)[TB / 2], int thread)
 {
-    const int parts = 1 << g.part_shift;
-    const bool shares = g.norm_spread || parts == 1;
-    cu_octets mine = {shares ? parts - 1 - u.part : 0, shares ? parts : 1, (g.tokens + 7) / 8};
+    const int parts = 1 << g.part_shift, after = parts - 1 - u.part,
+              step = g.norm_spread ? parts : 1;
+    const bool counts = !(g.norm_spread || ordered || parts == 1);
+    /* Ordered: beyond all octets for all parts but the last. */
+    cu_octets mine = {counts ? 0 : after * (g.norm_spread ? 1 : TB / 8), step, (g.tokens + 7) / 8};
     uint32_t *out = cu_words_at<TB>(g, u.group, 0, thread) + u.part * cu_words_step<TB>();
 #pragma unroll
     for (int c = 0; c < TB / 8; c++)
-        if (c < mine.end && !(shares && (c & parts - 1) == mine.begin))
+        if (c < mine.end && (counts || (c & step - 1) != mine.begin))
             ptx_store_relaxed_v4(out + c * 512,
                                  make_uint4(cu_norm_word(acc[4 * c]), cu_norm_word(acc[4 * c + 1]),
                                             cu_norm_word(acc[4 * c + 2]),
                                             cu_norm_word(acc[4 * c + 3])));
-    if (!shares && !cu_count_part(g, shared, u.group, thread)) mine.end = 0;
+    if (counts && !cu_count_part(g, shared, u.group, thread)) mine.end = 0;
     return mine;
 }
 
@@ -356,12 +373,12 @@ PTX_INLINE void cu_finish_rows(const cu_gemm &g, int32_t tile, const cu_norm_row
 /* The end of a unit of a product with a norm after it; stage: [TB][64] floats of shared memory that
  * the unit's last multiplications may still read.  The next octet is read while one is finished. */
 template <int TB>
-PTX_INLINE void cu_finish(const cu_gemm &g, cu_norm_shared<TB> &shared, float *stage,
+PTX_INLINE void cu_finish(const cu_gemm &g, cu_norm_shared<TB> &shared, float *stage, bool ordered,
                           const cu_unit &u, const float (&acc)[TB / 2], const cu_norm_rows &rows,
                           int thread)
 {
     const int row = thread / 32 * 16 + (thread % 32 >> 2), t = (thread & 3) * 2;
-    const cu_octets mine = cu_leave_parts<TB>(g, shared, u, acc, thread);
+    const cu_octets mine = cu_leave_parts<TB>(g, shared, ordered, u, acc, thread);
     if (mine.begin >= mine.end) return;
     ptx_bar_sync(1, 128);
 #pragma unroll

@@ -36,6 +36,12 @@
  * window to know what to begin with: one local unit is its own.  It fills its ring with that before
  * anything is read from memory or divided (cu_gemm_begin).
  *
+ * Order.  With roles, a CTA has its remote units before its local ones, and of each tier in order:
+ * remote ones go up in steps, the sure unit comes before all that are dealt, and these are
+ * consecutive.  (A reader has no sure unit, and reads one tier.)  So there is one order of all
+ * units of a launch, by tier and then number, local ones last, in which every CTA has its own; the
+ * first of those that are not done is always some CTA's next.  gemm_norm.cuh builds on that.
+ *
  * Measured on an H200, steps of an 8B model at 1, 32 and 128 tokens.  Sure units: 0.4 % over PCIe,
  * the same placement, 4.03 to 3.96 ms at 1 token (3.93 without a remote tier).  Turns and more
  * readers, floor over time: PCIe 5 % 0.964, 0.949, 0.901 to 0.981, 0.975, 0.913; NVLink 30 % 0.936,
@@ -102,6 +108,8 @@ const cu_gemm_variant *cu_wide_variants(size_t *count);
 struct cu_work {
     int32_t tier, window; /* of the remote units; blocks in flight of this CTA */
     bool in_turn;         /* they wait for the launch before */
+    bool ordered; /* each CTA of the launch has remote units first, and of each tier those before
+                     come first: every tier with units is read by roles */
     int32_t remote_at, remote_begin, remote_step, remote_count; /* units of that tier */
     int32_t sure, sure_begin;                                   /* 0 or 1 */
     int32_t local_begin, local_count;                           /* units of tier 0, sure too */
@@ -279,6 +287,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     d.ctas = ctas;
     d.sure_from = cu_gemm_sure_from(g);
     d.plain = d.sure = 1.f;
+    w.ordered = true;
     if (g.windows) {
         /* Reading CTAs of the remote tiers, side by side, and what each tier's part costs one of
          * them.  Every tier still to come keeps a CTA: there are as many as units. */
@@ -295,6 +304,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
                 const bool roles = window.ctas < ctas;
                 const cu_link_share link = cu_link_share_of(window, units, local);
                 tiers_left--;
+                w.ordered &= roles;
                 readers = min(roles ? link.readers : ctas, ctas - d.first[j] - tiers_left);
                 const int32_t each = (units + readers - 1) / readers;
                 readers = (units + each - 1) / each;

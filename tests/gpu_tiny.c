@@ -25,7 +25,7 @@
 
 static struct kn *cpu, *gpu;
 
-#define NAME_CAP 32
+#define NAME_CAP 48
 
 struct family {
     char name[NAME_CAP];

@@ -45,10 +45,10 @@ static float *rounded(size_t n)
     return f;
 }
 
-static struct kn_cu_window *one_block_window(void)
+static struct kn_cu_window *one_block_window(int32_t ctas)
 {
     struct kn_cu_window w[KN_TIER_MAX] = {{0}};
-    for (int i = 1; i < KN_TIER_MAX; i++) w[i] = (struct kn_cu_window){2, 1, 11};
+    for (int i = 1; i < KN_TIER_MAX; i++) w[i] = (struct kn_cu_window){ctas, 1, 11};
     return test_upload(gpu, KN_MEM_LOCAL, w, sizeof w);
 }
 
@@ -92,7 +92,7 @@ static void run_gemm(const struct family *f)
     kn_gemm(cpu, &(struct kn_gemm_args){&w.cpu, bias, T, x, KN_EPI_F32, want});
     void *in = test_act_upload(gpu, T, K, x), *out = test_poisoned(gpu, KN_MEM_LOCAL, bytes);
     float *gpu_bias = test_upload(gpu, KN_MEM_LOCAL, bias, N * sizeof *bias);
-    struct kn_cu_window *windows = one_block_window();
+    struct kn_cu_window *windows = one_block_window(2);
     struct kn_cu_traffic zero[KN_TIER_MAX] = {{0}};
     void *traffic = test_upload(gpu, KN_MEM_LOCAL, zero, sizeof zero);
     test_sync(gpu);
@@ -192,7 +192,7 @@ static void run_norm_crowded(const struct family *f)
     float *ggain = test_upload(gpu, KN_MEM_LOCAL, gain, N * sizeof *gain);
     const size_t y_bytes = kn_act_bytes(gpu, T, N);
     void *gy = test_poisoned(gpu, KN_MEM_LOCAL, y_bytes);
-    struct kn_cu_window *windows = one_block_window();
+    struct kn_cu_window *windows = one_block_window(f->window_ctas);
     test_sync(gpu);
     const struct kn_cu_gemm_args a = {
         .w = &w.gpu,
@@ -349,9 +349,13 @@ static int list_families(struct family *f)
     static const struct family norms[] = {
         {.name = "ordered", .run = run_norm, .local_tiles = 3, .window_ctas = 2},
         {.name = "shared", .run = run_norm, .local_tiles = 5, .window_ctas = 2},
-        {.name = "counted", .run = run_norm, .local_tiles = 3, .window_ctas = KN_WINDOW_NO_BOUND},
-        {.name = "crowded", .run = run_norm_crowded, .local_tiles = 3},
-        {.name = "crowded-local", .run = run_norm_crowded, .local_tiles = 5},
+        {.name = "shared-remote", .run = run_norm, .local_tiles = 3, .window_ctas = 8},
+        {.name = "crowded", .run = run_norm_crowded, .local_tiles = 3, .window_ctas = 2},
+        {.name = "crowded-local", .run = run_norm_crowded, .local_tiles = 5, .window_ctas = 2},
+        {.name = "counted",
+         .run = run_norm_crowded,
+         .local_tiles = 3,
+         .window_ctas = KN_WINDOW_NO_BOUND},
     };
     int count = 0;
     for (int32_t bucket = 8; bucket <= KN_CU_DECODE_MAX; bucket *= 2)

@@ -240,7 +240,7 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
         if constexpr (NORM) {
             const int32_t held = (n - 1) % S::X_SLOTS;
             static_assert(S::X_BYTES >= S::TB * 64 * sizeof(float), "a tile's sums do not fit");
-            cu_finish(g, ring.norm, (float *)ring.x[held], w.ordered, u, acc, rows, thread);
+            cu_finish(g, w, ring.norm, (float *)ring.x[held], u, acc, rows, thread);
             ptx_fence_proxy_async(); /* the slot is written by a bulk copy next */
             __syncwarp();
             cu_release(&ring.x_empty[held], lane);

@@ -240,7 +240,6 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.epilogue = a->epilogue;
     g.windows = g.tier[0].group_count == plan->group_count ? NULL : a->windows;
     g.traffic = a->traffic;
-    g.norm_spread = !g.windows && plan->grid == w->tile_count << plan->part_shift;
     CHECK(!a->norm.y || ((g.part_blocks << g.part_shift) - g.part_blocks) < g.blocks_per_tile);
     g.turn = a->turn < 0 || !a->traffic ? -1 : a->turn % KN_CU_TURNS;
 

@@ -17,9 +17,9 @@
  * stream's and constants' coincide.  The code for an octet exists once: what is run once in a
  * kernel is fetched, and unrolled over 32 tokens it took longer to fetch than to run.
  *
- * Who finishes?  Where no CTA has two units and all is local, the parts take turns, from the last
- * on: at up to 8 tokens it is the last, and all others end at once, so that the next product's
- * rings fill in their place.  Else the last part finishes all of the tile, where units are ordered
+ * Who finishes?  Where no CTA has two units, the parts take turns, from the last on: at up to 8
+ * tokens it is the last, and all others end at once, so that the next product's rings fill in their
+ * place.  Else the last part finishes all of the tile, where units are ordered
  * (gemm_work.cuh): the others leave their words and go on.  Else, where a window is of all CTAs,
  * who counts in last does: the others' stores are then on their way.  To count costs two barriers
  * and a trip to memory before the words', about 2 us.
@@ -240,14 +240,13 @@ struct cu_octets {
  * part's, if units are ordered; else all are whose part comes last.  What others finish is left
  * where they find it. */
 template <int TB>
-PTX_INLINE cu_octets cu_leave_parts(const cu_gemm &g, cu_norm_shared<TB> &shared, bool ordered,
+PTX_INLINE cu_octets cu_leave_parts(const cu_gemm &g, const cu_work &w, cu_norm_shared<TB> &shared,
                                     const cu_unit &u, const float (&acc)[TB / 2], int thread)
 {
-    const int parts = 1 << g.part_shift, after = parts - 1 - u.part,
-              step = g.norm_spread ? parts : 1;
-    const bool counts = !(g.norm_spread || ordered || parts == 1);
+    const int parts = 1 << g.part_shift, after = parts - 1 - u.part, step = w.single ? parts : 1;
+    const bool counts = !(w.single || w.ordered || parts == 1);
     /* Ordered: beyond all octets for all parts but the last. */
-    cu_octets mine = {counts ? 0 : after * (g.norm_spread ? 1 : TB / 8), step, (g.tokens + 7) / 8};
+    cu_octets mine = {counts ? 0 : after * (w.single ? 1 : TB / 8), step, (g.tokens + 7) / 8};
     uint32_t *out = cu_words_at<TB>(g, u.group, 0, thread) + u.part * cu_words_step<TB>();
 #pragma unroll
     for (int c = 0; c < TB / 8; c++)
@@ -373,12 +372,12 @@ PTX_INLINE void cu_finish_rows(const cu_gemm &g, int32_t tile, const cu_norm_row
 /* The end of a unit of a product with a norm after it; stage: [TB][64] floats of shared memory that
  * the unit's last multiplications may still read.  The next octet is read while one is finished. */
 template <int TB>
-PTX_INLINE void cu_finish(const cu_gemm &g, cu_norm_shared<TB> &shared, float *stage, bool ordered,
-                          const cu_unit &u, const float (&acc)[TB / 2], const cu_norm_rows &rows,
-                          int thread)
+PTX_INLINE void cu_finish(const cu_gemm &g, const cu_work &w, cu_norm_shared<TB> &shared,
+                          float *stage, const cu_unit &u, const float (&acc)[TB / 2],
+                          const cu_norm_rows &rows, int thread)
 {
     const int row = thread / 32 * 16 + (thread % 32 >> 2), t = (thread & 3) * 2;
-    const cu_octets mine = cu_leave_parts<TB>(g, shared, ordered, u, acc, thread);
+    const cu_octets mine = cu_leave_parts<TB>(g, w, shared, u, acc, thread);
     if (mine.begin >= mine.end) return;
     ptx_bar_sync(1, 128);
 #pragma unroll

@@ -6,7 +6,8 @@
  *
  * Roles: a few CTAs, as many as the window has CTAs, read all of the tier's units, before any
  * local ones, so that the link is busy from the start.  As few CTAs as leave all of them
- * equally many units; they share the window of all that might have read.
+ * equally many units; they share the window of all that might have read.  Where a launch has a CTA
+ * for each unit, as many read as have a block of the window: nobody then has two units.
  *
  * Where the link needs longer for its units than HBM for the local ones, HBM would wait, and can
  * bear to be slower by as much: the window grows in that ratio, to at most twice (a link has no use
@@ -15,7 +16,7 @@
  * delivers between two products.
  *
  * In turn: the readers of a launch begin when those of the launch before have issued their last
- * copy, where the link takes a quarter longer than HBM or more.  CTAs of both share the machine
+ * copy, where the link takes three quarters of HBM's time or more.  CTAs of both share the machine
  * long before, once local work is done; readers that began at once would take the link from the
  * launch that is waited for, have their rings full when it ends, and leave the link idle until
  * their own launch may go on.  Only launches of more than half the CTAs the GPU holds take turns
@@ -46,13 +47,21 @@
  * the same placement, 4.03 to 3.96 ms at 1 token (3.93 without a remote tier).  Turns and more
  * readers, floor over time: PCIe 5 % 0.964, 0.949, 0.901 to 0.981, 0.975, 0.913; NVLink 30 % 0.936,
  * 0.925 to 0.976, 0.968 (128 tokens: 0.881); 10 % 0.860, 0.837, 0.689 without turns, 0.904, 0.887,
- * 0.695 with.  Turns for every launch: 1 % over PCIe, nearly balanced, 4.27 to 4.36 ms.  At 128
- * tokens a product has an SM to itself, and few of its CTAs run before attention has ended.
+ * 0.695 with.  At 128 tokens a product has an SM to itself, and few of its CTAs run before
+ * attention has ended.  Turns near balance too, not only a quarter beyond it: gate-up just beyond
+ * it over NVLink 3.67 to 3.53 ms at 1 token, 4.17 to 4.07 at 32; 1 % over PCIe with a tile of o
+ * 3.89 to 3.73.  A CTA for each unit, so that parts share the end of a tile (gemm_norm.cuh): 7 %
+ * over NVLink, the same placement, 4.03 to 3.86 ms at 32 tokens.
  *
  * Tried and dropped: one CTA an SM for products with remote tiles (0.94); windows passed with the
  * launch in place of a load at its start (no difference); windows of 8, 24 and 48 blocks over PCIe
  * in place of 32 (4.69, 4.29 and 4.28 ms against 4.27 at 1 % and 1 token); 32 x 2 over NVLink (3.77
- * against 3.73 ms at 7 %).
+ * against 3.73 ms at 7 %).  A kernel is not done, for those who wait for it (griddepcontrol), while
+ * the next one's remote copies are on their way, 4 to 8 us over PCIe: memory synchronization
+ * domains, one a launch, take that away for NVLink in single launches, and change nothing in a
+ * graph; remote copies that wait for the kernel before lose more (3.80 to 3.81, PCIe 4.10 to 4.42).
+ * Windows dealt to the block, so that some readers have one more: those end first and the link runs
+ * dry (10 % over NVLink 4.35 to 4.82).
  */
 #ifndef DAKD_KERNELS_CUDA_GEMM_WORK_CUH
 #define DAKD_KERNELS_CUDA_GEMM_WORK_CUH
@@ -61,8 +70,8 @@
 #include "kernels/cuda/ptx.cuh"
 
 /* From this ratio of the link's time to HBM's on, a launch's readers wait for those of the launch
- * before: nearer to balance the wait costs more than it saves. */
-#define IN_TURN_RATIO 1.25f
+ * before: what they would do without is its rings' worth of the link. */
+#define IN_TURN_RATIO 0.75f
 
 /* A tier's tiles, and the groups that are read as its own: those with at least one of its tiles,
  * for tier 0 those with no other. */
@@ -84,7 +93,6 @@ struct cu_gemm {
     float *partial; /* [parts][T][N] sums that another kernel adds up, in place of out; or NULL */
     kn_cu_scale scale;
     kn_cu_gemm_norm norm;
-    bool norm_spread;     /* no CTA has two units */
     int32_t rows, tokens; /* N, T */
     kn_epilogue epilogue;
     const kn_cu_window *windows;
@@ -108,8 +116,9 @@ const cu_gemm_variant *cu_wide_variants(size_t *count);
 struct cu_work {
     int32_t tier, window; /* of the remote units; blocks in flight of this CTA */
     bool in_turn;         /* they wait for the launch before */
-    bool ordered; /* each CTA of the launch has remote units first, and of each tier those before
-                     come first: every tier with units is read by roles */
+    /* Of the launch: each CTA has one unit; each has remote units first, and of each tier those
+     * before come first, for every tier with units is read by roles. */
+    bool single, ordered;
     int32_t remote_at, remote_begin, remote_step, remote_count; /* units of that tier */
     int32_t sure, sure_begin;                                   /* 0 or 1 */
     int32_t local_begin, local_count;                           /* units of tier 0, sure too */
@@ -266,11 +275,13 @@ struct cu_link_share {
     float ratio;
 };
 
-PTX_INLINE cu_link_share cu_link_share_of(const kn_cu_window &window, int32_t units, int32_t local)
+PTX_INLINE cu_link_share cu_link_share_of(const kn_cu_window &window, int32_t units, int32_t local,
+                                          bool all_fit)
 {
-    const int32_t ctas = gridDim.x, least = min(max(window.ctas, 1), ctas);
-    const int32_t blocks = least * min(max(window.blocks, 1), 1024); /* more than a ring has */
+    const int32_t ctas = gridDim.x, wanted = min(max(window.ctas, 1), ctas);
+    const int32_t blocks = wanted * min(max(window.blocks, 1), 1024); /* more than a ring has */
     const float ratio = window.cost * (float)units / (float)max(local, 1);
+    const int32_t least = all_fit ? max(wanted, min(units, blocks)) : wanted;
     if (ratio <= 1.f) return {least, blocks, ratio};
     /* HBM may be slower by what it would wait, and that many CTAs have nothing else to do. */
     const int32_t all = (int32_t)((float)blocks * fminf(ratio, 2.f));
@@ -288,13 +299,18 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
     d.sure_from = cu_gemm_sure_from(g);
     d.plain = d.sure = 1.f;
     w.ordered = true;
+    w.single = local == ctas;
     if (g.windows) {
         /* Reading CTAs of the remote tiers, side by side, and what each tier's part costs one of
          * them.  Every tier still to come keeps a CTA: there are as many as units. */
-        int32_t tiers_left = 0;
+        int32_t tiers_left = 0, remote = 0;
         float load[KN_TIER_MAX] = {};
 #pragma unroll
-        for (int j = 1; j < KN_TIER_MAX; j++) tiers_left += g.tier[j].group_count > 0;
+        for (int j = 1; j < KN_TIER_MAX; j++) {
+            tiers_left += g.tier[j].group_count > 0;
+            remote += g.tier[j].group_count << g.part_shift;
+        }
+        const bool all_fit = local + remote == ctas;
 #pragma unroll
         for (int j = 1; j < KN_TIER_MAX; j++) {
             const int32_t units = g.tier[j].group_count << g.part_shift;
@@ -302,7 +318,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
             if (units > 0) {
                 const kn_cu_window window = g.windows[j];
                 const bool roles = window.ctas < ctas;
-                const cu_link_share link = cu_link_share_of(window, units, local);
+                const cu_link_share link = cu_link_share_of(window, units, local, all_fit);
                 tiers_left--;
                 w.ordered &= roles;
                 readers = min(roles ? link.readers : ctas, ctas - d.first[j] - tiers_left);
@@ -326,6 +342,7 @@ template <class S> PTX_INLINE cu_work cu_gemm_work(const cu_gemm &g)
             d.first[j + 1] = d.first[j] + readers;
         }
         cu_deal_level(d, local, load);
+        w.single = all_fit && d.first[KN_TIER_MAX] == remote;
     }
     w.sure = cta >= d.sure_from;
     w.sure_begin = cta - d.sure_from;

@@ -404,7 +404,8 @@ static enum status choose(const struct plan *p, const struct off_tiers *tiers,
         struct off_weight *w = &chosen[count++];
         *w = (struct off_weight){.tile_count = j->weight->tile_count,
                                  .tile_bytes = kn_weight_tile_bytes(j->weight),
-                                 .table = is_table(p, j)};
+                                 .table = is_table(p, j),
+                                 .after_attention = j->part[0] == ENG_PART_O};
         if (!opt->plan) continue;
         const struct off_plan_op *op = eng_operation_of(opt->plan, j->part[0]);
         CHECK(op);

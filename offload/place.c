@@ -23,18 +23,32 @@
  *
  * Even.  The same load of the link in every kernel, as near as tiles allow: a chain of kernels is
  * as fast as it can be when none of them waits for the link longer than the others.  Load is the
- * link's time over HBM's, which is the share of the weight, but for what the link delivers between
- * two kernels, when HBM rests: the rings of the next one are filled in 3 to 5 us (LEAD_BYTES, what
- * HBM would deliver meanwhile).  So
+ * link's time over HBM's, which is the share of the weight, but for what the link delivers before
+ * the kernel begins or misses after.  So
  *
  *     level of a weight = (its tiles in the tier - those the link delivers ahead) / all its tiles
+ *
+ * Ahead.  A kernel's first CTAs find room while the one before still runs, and fill their rings;
+ * where that one leaves the link idle, because one tile of its weight would be more than it hides,
+ * they fill them over the link (AHEAD_BYTES): one of two tiles of qkv arrives over PCIe during
+ * the down projection before it.  A product right after attention is the opposite: its CTAs come
+ * late, and its link begins when HBM has filled the other rings (START_BYTES, what HBM delivers
+ * until then).  Of an 8B model's o, 6 of 64 tiles over NVLink took 5 to 7 us more than the 9 of
+ * none.
  *
  * Tiles decide how near.  A tile of down is 1.6 % of an 8B model's matrix, 36 us of PCIe in a
  * kernel of 25 us of HBM; one of gate-up is 0.22 %.  So each tile goes to the weight that it leaves
  * at the lowest level.  A small total then lies in the weights of many tiles alone, the others keep
- * none, and as long as one weight has room below any given level, that of the link's free fraction
- * say, no other goes above it.  Giving each weight its own share, rounded, made single kernels wait
- * for the link while it idled in the rest: 4 % of a step with 0.4 % over PCIe.
+ * none, and as long as one weight has room below the level of the link's free fraction, no other
+ * goes above it.  From there on each has one tile with which its link is the later one, by part of
+ * that tile's time; those come next, the least part first, and then all rise alike again.  Giving
+ * each weight its own share, rounded, made single kernels wait for the link while it idled in the
+ * rest: 4 % of a step with 0.4 % over PCIe.
+ *
+ * Measured on an H200, a step of an 8B model over that of all in HBM, at 1, 32 and 128 tokens, with
+ * o as loaded as the others and no tiles ahead, and with this: NVLink 7 % 1.00, 1.05, 1.04 and
+ * 0.97, 0.96, 1.03 (0.03 of 32 tokens' are the kernels'); PCIe 1 % 1.15, 1.13, 1.05
+ * and 1.05, 1.04, 1.08, where at 128 tokens the rings of qkv are not filled ahead.
  *
  * Totals.  A tile is taken only while more than half of it is still wanted, hence the total ends
  * within half a tile of what was asked: above by less than half the last tile, below by less than
@@ -49,7 +63,8 @@
 
 #define LINK_USE 0.93
 #define GAINLESS_COST 32
-#define LEAD_BYTES 16e6
+#define START_BYTES 16e6
+#define AHEAD_BYTES (32.0 * KN_BLOCK_BYTES)
 #define LEVEL_ROUNDS 50 /* of halving: far below one tile of the largest weight */
 
 /* The cost of each tier's link, its idle times included, in eighths: sums of bytes times it are
@@ -72,7 +87,9 @@ static double time_of(const struct off_weight *w, int tier, int32_t moved, const
 {
     double time = w->tiles[0] - moved;
     for (int t = 1; t < l->count; t++) {
-        double link = (w->tiles[t] + (t == tier ? moved : 0)) * l->cost[t];
+        int32_t tiles = w->tiles[t] + (t == tier ? moved : 0);
+        double link = tiles * l->cost[t];
+        if (tiles > 0 && w->after_attention) link += START_BYTES / (double)w->tile_bytes;
         if (link > time) time = link;
     }
     return time;
@@ -119,23 +136,40 @@ static double bytes_of(const struct off_weight *w)
     return (double)w->tile_bytes * w->tile_count;
 }
 
-/* Tiles that a tier's link delivers between two kernels. */
-static double lead_tiles(const struct off_weight *w, int tier, const struct links *l)
+/* Whether a tier's link is idle while the kernel of w runs, at any load that HBM hides. */
+static bool rests(const struct off_weight *w, int tier, const struct links *l)
 {
-    return w->table ? 0 : LEAD_BYTES / (l->cost[tier] * (double)w->tile_bytes);
+    return !w->table && l->cost[tier] * (double)w->tile_bytes > bytes_of(w);
 }
 
-/* Of w, how many tiles may lie in a tier at a level of load, beside those of other tiers. */
-static int32_t tiles_at(const struct off_weight *w, int tier, double level, const struct links *l)
+/* Tiles of weight i that a tier's link delivers before its kernel begins; less than none where it
+ * begins later. */
+static double lead_tiles(const struct off_weight *weights, int32_t i, int tier,
+                         const struct links *l)
 {
-    double tiles = floor(level * w->tile_count + lead_tiles(w, tier, l));
-    return (int32_t)fmin(fmax(tiles, 0), w->tiles[0] + w->tiles[tier]);
+    const struct off_weight *w = &weights[i];
+    double bytes = 0;
+    if (w->after_attention) bytes = -START_BYTES / l->cost[tier];
+    else if (i > 0 && rests(w - 1, tier, l) && bytes_of(w - 1) >= AHEAD_BYTES * l->cost[tier])
+        bytes = AHEAD_BYTES;
+    return w->table ? 0 : bytes / (double)w->tile_bytes;
 }
 
-/* The level that one more tile of w makes. */
-static double next_level(const struct off_weight *w, int tier, const struct links *l)
+/* Of weight i, how many tiles may lie in a tier at a level of load, beside those of other tiers. */
+static int32_t tiles_at(const struct off_weight *weights, int32_t i, int tier, double level,
+                        const struct links *l)
 {
-    return (w->tiles[tier] + 1 - lead_tiles(w, tier, l)) / w->tile_count;
+    const struct off_weight *w = &weights[i];
+    double tiles = floor(level * w->tile_count + lead_tiles(weights, i, tier, l));
+    return (int32_t)fmin(fmax(tiles, w->tiles[tier]), w->tiles[0] + w->tiles[tier]);
+}
+
+/* The level that one more tile of weight i makes. */
+static double next_level(const struct off_weight *weights, int32_t i, int tier,
+                         const struct links *l)
+{
+    const struct off_weight *w = &weights[i];
+    return (w->tiles[tier] + 1 - lead_tiles(weights, i, tier, l)) / w->tile_count;
 }
 
 /* The weight that one more tile leaves at the lowest level; of equals the smallest, whose link is
@@ -148,7 +182,7 @@ static struct off_weight *find_least_loaded(struct off_weight *weights, int32_t 
     for (int32_t i = 0; i < count; i++) {
         struct off_weight *w = &weights[i];
         if (w->tiles[0] == 0 || (double)w->tile_bytes >= 2 * bytes) continue;
-        double level = next_level(w, tier, l);
+        double level = next_level(weights, i, tier, l);
         if (best && (level > best_level || (level == best_level && bytes_of(w) >= bytes_of(best))))
             continue;
         best = w;
@@ -157,34 +191,67 @@ static struct off_weight *find_least_loaded(struct off_weight *weights, int32_t 
     return best;
 }
 
-/* Moves a tile at a time to a tier, always that which leaves the least load.  All but the last
- * tiles follow from the highest level that the bytes allow. */
-static void fill_evenly(struct off_weight *weights, int32_t count, int tier, double bytes,
-                        const struct links *l)
+/* The weight whose link would be the least behind HBM with one more tile, of those whose link is
+ * not behind yet, and not tables, which have no load.  NULL where there is none. */
+static struct off_weight *find_least_behind(struct off_weight *weights, int32_t count, int tier,
+                                            double bytes, const struct links *l)
 {
-    double low = -1, high = 1, spent = 0;
-    for (int32_t i = 0; i < count; i++) low = fmin(low, -1 - lead_tiles(&weights[i], tier, l));
+    struct off_weight *best = NULL;
+    double least = 0;
+    for (int32_t i = 0; i < count; i++) {
+        struct off_weight *w = &weights[i];
+        if (w->table || w->tiles[0] == 0 || (double)w->tile_bytes > bytes) continue;
+        double link = (w->tiles[tier] - lead_tiles(weights, i, tier, l)) * l->cost[tier];
+        if (link >= w->tiles[0]) continue;
+        double behind = (link + l->cost[tier] - w->tiles[0] + 1) * (double)w->tile_bytes;
+        if (best && behind >= least) continue;
+        best = w;
+        least = behind;
+    }
+    return best;
+}
+
+static void take_tiles(struct off_weight *w, int tier, int32_t tiles, double *bytes)
+{
+    w->tiles[0] -= tiles;
+    w->tiles[tier] += tiles;
+    *bytes -= (double)w->tile_bytes * tiles;
+}
+
+/* Raises all weights to the highest level that the bytes allow, at most to `most`, less than a tile
+ * below it.  Whether that was reached. */
+static bool raise_level(struct off_weight *weights, int32_t count, int tier, double most,
+                        double *bytes, const struct links *l)
+{
+    double low = -1, high = most, level = most;
+    for (int32_t i = 0; i < count; i++) low = fmin(low, -1 - lead_tiles(weights, i, tier, l));
     for (int round = 0; round < LEVEL_ROUNDS; round++) {
-        double level = (low + high) / 2, need = 0;
+        double need = 0;
         for (int32_t i = 0; i < count; i++)
             need += (double)weights[i].tile_bytes *
-                    (tiles_at(&weights[i], tier, level, l) - weights[i].tiles[tier]);
-        if (need <= bytes) low = level;
+                    (tiles_at(weights, i, tier, level, l) - weights[i].tiles[tier]);
+        if (need <= *bytes) low = level;
         else high = level;
+        if (low == most) break;
+        level = (low + high) / 2;
     }
     for (int32_t i = 0; i < count; i++) {
         struct off_weight *w = &weights[i];
-        int32_t more = tiles_at(w, tier, low, l) - w->tiles[tier];
-        w->tiles[0] -= more;
-        w->tiles[tier] += more;
-        spent += (double)w->tile_bytes * more;
+        take_tiles(w, tier, tiles_at(weights, i, tier, low, l) - w->tiles[tier], bytes);
     }
-    bytes -= spent;
-    for (struct off_weight *w; (w = find_least_loaded(weights, count, tier, bytes, l));) {
-        w->tiles[0]--;
-        w->tiles[tier]++;
-        bytes -= (double)w->tile_bytes;
+    return low == most;
+}
+
+static void fill_evenly(struct off_weight *weights, int32_t count, int tier, double bytes,
+                        const struct links *l)
+{
+    struct off_weight *w;
+    if (raise_level(weights, count, tier, 1 / (1 + l->cost[tier]), &bytes, l)) {
+        while ((w = find_least_behind(weights, count, tier, bytes, l)))
+            take_tiles(w, tier, 1, &bytes);
+        raise_level(weights, count, tier, 1, &bytes, l);
     }
+    while ((w = find_least_loaded(weights, count, tier, bytes, l))) take_tiles(w, tier, 1, &bytes);
 }
 
 static enum status check_share(double share, const struct off_tiers *tiers, double *capacity,

@@ -20,11 +20,13 @@
 
 enum off_placement { OFF_PLACE_AUTO, OFF_PLACE_EVEN };
 
+/* Weights come in the order in which a step reads them. */
 struct off_weight {
     int32_t tile_count;
     uint64_t tile_bytes;
     /* Of a table a step reads a row a token; of any other weight it reads everything. */
     bool table;
+    bool after_attention; /* its product comes right after attention, not after another product */
     int32_t tiles[KN_TIER_MAX]; /* out: by tier; sums to tile_count */
 };
 

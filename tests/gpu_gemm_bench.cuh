@@ -286,7 +286,8 @@ static void bench_place(struct bench *b, double share, enum off_placement placem
 {
     char err[ERR_CAP] = "";
     for (int i = 0; i < b->op_count; i++)
-        placed[i] = {b->ops[i].rows / KN_TILE_ROWS, (uint64_t)b->ops[i].cols * 128, false, {0}};
+        placed[i] = {
+            b->ops[i].rows / KN_TILE_ROWS, (uint64_t)b->ops[i].cols * 128, false, false, {}};
     STATUS(off_place(placed, b->op_count, share, placement, b->tiers, err), err);
 }
 

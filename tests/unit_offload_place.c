@@ -64,7 +64,8 @@ static void check_random(const char *remotes, double share, const double *fracti
         int32_t tiles = 1 + (int32_t)(next(seed) % (i % 10 ? 300 : 4));
         w[i] = (struct off_weight){.tile_count = tiles,
                                    .tile_bytes = 16384 * (1 + next(seed) % 224),
-                                   .table = next(seed) % 20 == 0};
+                                   .table = next(seed) % 20 == 0,
+                                   .after_attention = next(seed) % 4 == 0};
         total += (double)w[i].tile_bytes * tiles;
         tile_max = fmax(tile_max, (double)w[i].tile_bytes);
     }
@@ -172,13 +173,16 @@ enum { LAYERS = 32, QKV = 0, O, UP, DOWN, KINDS, WEIGHTS = LAYERS * KINDS + 2 };
 /* Embedding table, layers, head; 16.06 GB, of which the table 6.5 %. */
 static void shapes_8b(struct off_weight w[WEIGHTS])
 {
-    static const struct off_weight layer[KINDS] = {[QKV] = {96, 64 * 4096 * 2, false, {0}},
-                                                   [O] = {64, 64 * 4096 * 2, false, {0}},
-                                                   [UP] = {448, 64 * 4096 * 2, false, {0}},
-                                                   [DOWN] = {64, 64 * 14336 * 2, false, {0}}};
-    w[0] = (struct off_weight){2004, 64 * 4096 * 2, true, {0}};
+    const uint64_t tile = 64 * 4096 * 2;
+    const struct off_weight layer[KINDS] = {
+        [QKV] = {.tile_count = 96, .tile_bytes = tile},
+        [O] = {.tile_count = 64, .tile_bytes = tile, .after_attention = true},
+        [UP] = {.tile_count = 448, .tile_bytes = tile},
+        [DOWN] = {.tile_count = 64, .tile_bytes = 64 * 14336 * 2},
+    };
+    w[0] = (struct off_weight){.tile_count = 2004, .tile_bytes = tile, .table = true};
     for (int i = 0; i < LAYERS * KINDS; i++) w[1 + i] = layer[i % KINDS];
-    w[WEIGHTS - 1] = (struct off_weight){2004, 64 * 4096 * 2, false, {0}};
+    w[WEIGHTS - 1] = (struct off_weight){.tile_count = 2004, .tile_bytes = tile};
 }
 
 static void tables_go_first_over_pcie(void **state)
@@ -210,11 +214,13 @@ static void a_fast_link_is_filled_evenly(void **state)
     (void)state;
     rig_open(&r, "peer:1:64GiB");
     shapes_8b(w);
-    place_ok(w, WEIGHTS, 0.06, OFF_PLACE_AUTO, r.tiers);
+    place_ok(w, WEIGHTS, 0.055, OFF_PLACE_AUTO, r.tiers);
     assert_int_equal(w[0].tiles[1], 0); /* a byte out of a table is no byte less for HBM */
     for (int i = 1; i < WEIGHTS; i++) {
         double share = (double)w[i].tiles[1] / w[i].tile_count;
-        assert_true(share > 0.04 && share < 0.07);
+        /* The link begins with o when o does. */
+        if (w[i].after_attention) assert_true(share > 0.02 && share < 0.04);
+        else assert_true(share > 0.04 && share < 0.07);
     }
     rig_close(&r);
 }
@@ -224,22 +230,33 @@ static double share_out(const struct off_weight *w)
     return (double)(w->tile_count - w->tiles[0]) / w->tile_count;
 }
 
-/* The link's load of w, with `more` tiles more: see place.c. */
-static double level_of(const struct off_weight *w, int more, enum kn_mem mem)
+static double bytes_of(const struct off_weight *w)
 {
-    const double cost = round(kn_window_default(mem).cost / 0.93 * 8) / 8;
-    const double lead = w->table ? 0 : 16e6 / (cost * (double)w->tile_bytes);
-    return (w->tiles[1] + more - lead) / w->tile_count;
+    return (double)w->tile_bytes * w->tile_count;
 }
 
-/* No weight's last tile could have gone to another and left the higher level of the two lower:
- * whatever load a link hides, no weight is above it while another has room. */
+/* The link's load of weight i, with `more` tiles more: see place.c. */
+static double level_of(const struct off_weight *weights, int i, int more, enum kn_mem mem)
+{
+    const struct off_weight *w = &weights[i], *before = i > 0 ? w - 1 : NULL;
+    const double cost = round(kn_window_default(mem).cost / 0.93 * 8) / 8;
+    double lead = 0;
+    if (w->after_attention) lead = -16e6 / cost;
+    else if (before && !before->table && cost * (double)before->tile_bytes > bytes_of(before) &&
+             bytes_of(before) >= 32 * 16384 * cost)
+        lead = 32 * 16384;
+    if (w->table) lead = 0;
+    return (w->tiles[1] + more - lead / (double)w->tile_bytes) / w->tile_count;
+}
+
+/* But for one tile of each, with which its link becomes the later one, no weight is above a level
+ * at which another has room: whatever load a link hides, it is given that load everywhere. */
 static void check_even(const struct off_weight *w, int count, enum kn_mem mem)
 {
     double highest = -INFINITY, room = INFINITY;
     for (int i = 0; i < count; i++) {
-        if (w[i].tiles[1] > 0) highest = fmax(highest, level_of(&w[i], 0, mem));
-        if (w[i].tiles[0] > 0) room = fmin(room, level_of(&w[i], 1, mem));
+        if (w[i].tiles[1] > 1) highest = fmax(highest, level_of(w, i, -1, mem));
+        if (w[i].tiles[0] > 0) room = fmin(room, level_of(w, i, 1, mem));
     }
     assert_true(highest <= room + 1e-12);
 }
@@ -261,7 +278,7 @@ static void even_is_even(void **state)
             left += shares[k] * tile * w[i].tile_count - tile * w[i].tiles[1];
             /* A larger share takes nothing back. */
             if (k > 0) assert_true(w[i].tiles[1] >= before[i].tiles[1]);
-            if (shares[k] >= 0.05) assert_true(fabs(share_out(&w[i]) - shares[k]) < 1.0 / 64);
+            if (shares[k] >= 0.05) assert_true(fabs(share_out(&w[i]) - shares[k]) < 2.0 / 64);
         }
         assert_true(fabs(left) <= 64 * 4096); /* half the smallest tile */
         if (shares[k] < 1) check_even(w, WEIGHTS, KN_MEM_HOST);
@@ -284,15 +301,17 @@ static void even_at_random(void **state)
         for (int i = 0; i < MANY; i++)
             w[i] = (struct off_weight){.tile_count = 1 + (int32_t)(next(&seed) % 500),
                                        .tile_bytes = 1 << 19,
-                                       .table = next(&seed) % 20 == 0};
+                                       .table = next(&seed) % 20 == 0,
+                                       .after_attention = next(&seed) % 4 == 0};
         place_ok(w, MANY, share, OFF_PLACE_EVEN, r.tiers);
         check_even(w, MANY, KN_MEM_PEER);
     }
     rig_close(&r);
 }
 
-/* What PCIe's free fraction (1.1 %) has room for: gate-up, the head, a tile of qkv and of o, whose
- * link is done before HBM and the gap before it; not down, of which one tile is more. */
+/* What PCIe's free fraction (1.1 %) has room for: gate-up, the head, and qkv, whose rings are
+ * filled while down leaves the link idle; not o or down, of which one tile is more than they hide.
+ */
 static void small_shares_go_where_they_fit(void **state)
 {
     static const double shares[] = {0.004, 0.01};
@@ -305,10 +324,10 @@ static void small_shares_go_where_they_fit(void **state)
         shapes_8b(w);
         place_ok(w, WEIGHTS, shares[k], OFF_PLACE_EVEN, r.tiers);
         for (int i = 0; i < LAYERS * KINDS; i++) sum[i % KINDS] += w[1 + i].tiles[1];
-        assert_int_equal(sum[DOWN], 0);
+        assert_in_range(sum[DOWN], 0, k ? 4 : 0);
         assert_int_equal(sum[O], k ? LAYERS : 0);
-        assert_in_range(sum[QKV], 0, LAYERS);
-        assert_in_range(sum[UP], (k ? 5 : 2) * LAYERS, (k ? 6 : 3) * LAYERS);
+        assert_in_range(sum[QKV], LAYERS - 1, 2 * LAYERS);
+        assert_in_range(sum[UP], (k ? 5 : 2) * LAYERS, (k ? 5 : 3) * LAYERS);
         assert_in_range(w[WEIGHTS - 1].tiles[1], k ? 20 : 8, k ? 26 : 14);
     }
     rig_close(&r);
@@ -334,7 +353,7 @@ static void even_on_every_link(void **state)
 static void refused(void **state)
 {
     static const double shares[] = {-0.01, 1.01, 7, -INFINITY, INFINITY, NAN};
-    struct off_weight w = {4, 16384, false, {0}};
+    struct off_weight w = {.tile_count = 4, .tile_bytes = 16384};
     struct rig r;
     char err[ERR_CAP];
     (void)state;

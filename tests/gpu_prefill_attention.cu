@@ -29,14 +29,15 @@
 
 static tally g_tally;
 
-enum { LAYERS = 2, LAYER = 1, KEYS_MAX = 6144 };
+enum { LAYERS = 2, LAYER = 1, KEYS_MAX = 20000 };
 static const size_t LOCAL_BYTES = (size_t)1 << 30, HOST_BYTES = (size_t)1 << 28;
 
 struct pool {
     uint8_t *base[KN_TIER_MAX];
 };
 static pool g_pools;
-static uint32_t *g_ticket;
+static kn_cu_prefill_state *g_state;
+static kn_cu_window *g_windows;
 static kn_cu_traffic *g_traffic;
 
 /* Element d of what: query heads first, then key and value heads. */
@@ -170,8 +171,10 @@ enum placement { LOCAL, HOST, MIXED };
 struct way {
     placement where;
     uint32_t shuffle;
-    int chunk;     /* tokens of each sequence a launch; 0: all */
-    int token_min; /* of a sequence whose chunk is computed */
+    int chunk;        /* tokens of each sequence a launch; 0: all */
+    int token_min;    /* of a sequence whose chunk is computed */
+    bool whole;       /* never by section */
+    int ctas, blocks; /* window of host memory; 0: no bound */
 };
 
 /* A launch's batch: every sequence's tokens [first, first + count) of its chunk. */
@@ -227,9 +230,40 @@ static batch make_batch(const problem &p, const way &w, const kn_kv &kv, int fir
 
 struct outcome {
     std::vector<uint16_t> out; /* [T][Hq*D] of the problem */
-    bool clean;                /* zero tails, untouched rows, tickets zero */
-    uint64_t blocks[2];
+    bool clean;                /* zero tails, untouched rows, the state as it was */
+    uint64_t blocks[2], expected[2];
+    uint64_t trips, trip_clocks; /* of host memory */
+    double clocks;               /* at least that many passed, at most */
 };
+
+/* Blocks that tiles have to read of each tier: every page of every step that a row sees, once. */
+static void expect_blocks(const problem &p, const batch &b, const kn_cu_prefill_work &work,
+                          const kn_cu_prefill_tile *tiles, outcome *o)
+{
+    const int keys = p.h.dim > 128 ? 64 : 128, atoms = (p.h.dim + 63) / 64;
+    for (int i = 0; i < work.tile_count; i++) {
+        const kn_cu_prefill_tile &t = tiles[i];
+        if (t.section > 0) continue; /* its first section stands for all of them */
+        const int seen = p.window ? std::max(0, t.position - p.window + 1) : 0;
+        const int end = std::min((t.last_position / keys + 1) * keys, t.kv_count);
+        for (int page = seen / 64; page * 64 < end; page++)
+            o->expected[b.pages[t.table + page] >> 28] += (uint64_t)p.h.kv * atoms;
+    }
+}
+
+/* The state as launches must leave it: zero but for the sums, and what was asked for has landed. */
+static bool state_clean()
+{
+    static const kn_cu_prefill_state zero = {};
+    static kn_cu_prefill_state s;
+    CUDA(cudaMemcpy(&s, g_state, sizeof s, cudaMemcpyDeviceToHost));
+    bool landed = true;
+    for (auto &flight : s.flight) {
+        landed = landed && flight.asked == flight.landed;
+        flight = {0, 0};
+    }
+    return landed && !memcmp(&s, &zero, sizeof s);
+}
 
 static void run_batch(const problem &p, const way &w, const kn_kv &kv, const batch &b, outcome *o)
 {
@@ -257,10 +291,20 @@ static void run_batch(const problem &p, const way &w, const kn_kv &kv, const bat
     host.token_count = tokens;
     host.seq_count = (int)b.seqs.size();
     host.seqs = b.seqs.data();
-    std::vector<kn_cu_prefill_tile> tiles(kn_cu_prefill_tile_max(tokens, host.seq_count, group));
+    std::vector<kn_cu_prefill_tile> tiles(kn_cu_prefill_tile_max(&host, group));
     kn_cu_prefill_work work;
-    kn_cu_prefill_tiles(&host, w.token_min, group, tiles.data(), &work);
+    const kn_cu_prefill_shape shape = {h.q, h.kv, h.dim, w.token_min, w.whole};
+    kn_cu_prefill_tiles(&host, &shape, tiles.data(), &work);
     EXPECT(&g_tally, work.tile_count <= (int)tiles.size(), "%d tiles", work.tile_count);
+    bool long_one = false;
+    for (const kn_seq &s : b.seqs)
+        long_one |= s.token_count >= w.token_min && s.kv_count > KN_CU_PREFILL_SECTION;
+    EXPECT(&g_tally, work.by_section == (long_one && !w.whole), "by section: %d", work.by_section);
+    expect_blocks(p, b, work, tiles.data(), o);
+    const int bound = KN_WINDOW_NO_BOUND;
+    const kn_cu_window windows[KN_TIER_MAX] = {
+        {}, {w.ctas ? w.ctas : bound, w.blocks ? w.blocks : bound, 1}};
+    CUDA(cudaMemcpy(g_windows, windows, sizeof windows, cudaMemcpyHostToDevice));
     kn_cu_prefill_tile *list = to_device(tiles);
     work.tiles = list;
     const kn_cu_prefill_args args = {&work,
@@ -275,11 +319,24 @@ static void run_batch(const problem &p, const way &w, const kn_kv &kv, const bat
                                      p.window,
                                      tokens,
                                      out,
-                                     g_ticket,
+                                     g_state,
+                                     w.where == LOCAL ? NULL : g_windows,
                                      g_traffic};
+    cudaEvent_t before, after;
+    CUDA(cudaEventCreate(&before));
+    CUDA(cudaEventCreate(&after));
     CUDA(cudaDeviceSynchronize());
+    CUDA(cudaEventRecord(before));
     STATUS(kn_cu_prefill_attention_launch(&args, NULL, err), err);
+    CUDA(cudaEventRecord(after));
     CUDA(cudaDeviceSynchronize());
+    float ms;
+    CUDA(cudaEventElapsedTime(&ms, before, after));
+    int khz;
+    CUDA(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, 0));
+    o->clocks += (double)ms * khz;
+    CUDA(cudaEventDestroy(before));
+    CUDA(cudaEventDestroy(after));
 
     std::vector<uint16_t> image(out_bytes / 2);
     CUDA(cudaMemcpy(image.data(), out, out_bytes, cudaMemcpyDeviceToHost));
@@ -293,12 +350,12 @@ static void run_batch(const problem &p, const way &w, const kn_kv &kv, const bat
             else o->clean = o->clean && v == (there ? 0 : 0xFFFF);
         }
     }
-    uint32_t ticket[2];
-    CUDA(cudaMemcpy(ticket, g_ticket, sizeof ticket, cudaMemcpyDeviceToHost));
-    o->clean = o->clean && ticket[0] == 0 && ticket[1] == 0;
+    o->clean = o->clean && state_clean();
     kn_cu_traffic traffic[KN_TIER_MAX];
     CUDA(cudaMemcpy(traffic, g_traffic, sizeof traffic, cudaMemcpyDeviceToHost));
     for (int t = 0; t < 2; t++) o->blocks[t] += traffic[t].blocks;
+    o->trips += traffic[1].trips;
+    o->trip_clocks += traffic[1].trip_clocks;
     for (void *x : {(void *)fills, (void *)positions, (void *)seeds, (void *)pages, (void *)q,
                     (void *)out, (void *)list})
         CUDA(cudaFree(x));
@@ -363,20 +420,41 @@ static void check_reference(const problem &p, const outcome &o, const char *name
     for (void *x : {(void *)ref, (void *)bound, (void *)dp, (void *)ds}) CUDA(cudaFree(x));
 }
 
-static void check(const problem &p, bool all_ways)
+/* What was counted is what tiles have to read; and as many copies as the window lets be under way
+ * take no more time together than so often passed. */
+static void check_traffic(const outcome &o, const way &w, const char *name)
+{
+    for (int t = 0; t < 2; t++)
+        EXPECT(&g_tally, o.blocks[t] == o.expected[t],
+               "%s: placement %d: %llu blocks of tier %d, "
+               "not %llu",
+               name, w.where, (unsigned long long)o.blocks[t], t,
+               (unsigned long long)o.expected[t]);
+    EXPECT(&g_tally, (w.where == LOCAL) == (o.blocks[1] == 0), "%s: remote blocks", name);
+    EXPECT(&g_tally, (o.blocks[1] == 0) == (o.trips == 0) && o.trips <= 2 * o.blocks[1],
+           "%s: %llu trips", name, (unsigned long long)o.trips);
+    EXPECT(&g_tally, !w.ctas || (double)o.trip_clocks <= o.clocks * 2 * w.ctas * w.blocks,
+           "%s: window of %d: copies took %.0f clocks of %.0f", name, w.ctas * w.blocks,
+           (double)o.trip_clocks, o.clocks);
+}
+
+enum ways { NO_OTHER, ONE_OTHER, ALL };
+
+static void check(const problem &p, ways others)
 {
     char name[96];
     snprintf(name, sizeof name, "D %d heads %d/%d window %d, %zu sequences", p.h.dim, p.h.q, p.h.kv,
              p.window, p.seqs.size());
-    const outcome base = run(p, {LOCAL, 1, 0, 1});
+    const outcome base = run(p, {LOCAL, 1, 0, 1, true, 0, 0});
     check_reference(p, base, name);
-    EXPECT(&g_tally, base.clean, "%s: tails, absent rows or tickets", name);
-    EXPECT(&g_tally, base.blocks[0] > 0 && base.blocks[1] == 0, "%s: traffic", name);
-    if (!all_ways) return;
-    static const way ways[] = {{LOCAL, 1, 0, 1},   {LOCAL, 2, 0, 1},  {HOST, 3, 0, 1},
-                               {MIXED, 4, 0, 1},   {LOCAL, 5, 90, 1}, {LOCAL, 6, 128, 1},
-                               {MIXED, 7, 200, 1}, {LOCAL, 8, 0, 64}};
+    EXPECT(&g_tally, base.clean, "%s: tails, absent rows or state", name);
+    static const way ways[] = {{LOCAL, 1, 0, 1, true, 0, 0},    {LOCAL, 2, 0, 1, false, 0, 0},
+                               {HOST, 3, 0, 1, false, 16, 2},   {MIXED, 4, 0, 1, true, 1, 1},
+                               {LOCAL, 5, 90, 1, false, 0, 0},  {LOCAL, 6, 128, 1, true, 0, 0},
+                               {MIXED, 7, 200, 1, false, 0, 0}, {LOCAL, 8, 0, 64, false, 0, 0},
+                               {MIXED, 9, 50, 1, false, 3, 1},  {HOST, 10, 0, 1, false, 1, 1}};
     for (const way &w : ways) {
+        if (others == NO_OTHER || (others == ONE_OTHER && w.shuffle != 9)) continue;
         const outcome o = run(p, w);
         size_t at = 0, differ = 0;
         const size_t row = (size_t)p.h.q * p.h.dim;
@@ -385,8 +463,8 @@ static void check(const problem &p, bool all_ways)
                 differ += o.out[i] != (p.seqs[s].tokens >= w.token_min ? base.out[i] : 0xFFFF);
         EXPECT(&g_tally, differ == 0, "%s: placement %d shuffle %u chunks %d least %d: %zu differ",
                name, w.where, w.shuffle, w.chunk, w.token_min, differ);
-        EXPECT(&g_tally, o.clean, "%s: chunks %d: tails, absent rows or tickets", name, w.chunk);
-        EXPECT(&g_tally, w.where == LOCAL || o.blocks[1] > 0, "%s: no remote blocks", name);
+        EXPECT(&g_tally, o.clean, "%s: chunks %d: tails, absent rows or state", name, w.chunk);
+        check_traffic(o, w, name);
     }
 }
 
@@ -406,17 +484,33 @@ static void check_all(bool quick)
         else
             for (size_t i = 0; i < 10; i++)
                 p.seqs.push_back({offsets[(i + turn) % 6], lengths[(i * 3 + turn) % 10]});
-        check(p, !quick);
+        check(p, quick ? NO_OTHER : ALL);
         turn++;
     }
-    if (quick) check({{8, 2, 128}, 50, {{100, 65}, {0, 7}}}, true);
+    if (quick) check({{8, 2, 128}, 50, {{100, 65}, {0, 7}}}, ALL);
+}
+
+/* Contexts of several sections, chunks and windows across their boundaries. */
+static void check_sections(bool quick)
+{
+    static const heads shapes[] = {{8, 2, 128}, {8, 2, 64}, {4, 1, 96}, {8, 1, 256}, {14, 2, 128}};
+    static const int windows[] = {0, 8192, 100, 12000, 8300};
+    for (int i = 0; i < 5; i++) {
+        if (quick && i > 0) continue;
+        check({shapes[i], 0, {{8100, 130}, {16370, 40}, {17000, 20}, {0, 50}}},
+              quick ? ONE_OTHER : ALL);
+        if (quick) continue;
+        check({shapes[i], windows[i], {{8190, 70}, {16380, 16}, {19000, 150}}}, ALL);
+        check({shapes[i], 100, {{16383, 2}, {16450, 200}}}, ALL);
+    }
 }
 
 /* A few tiles of each kernel, for racecheck. */
 static void check_small()
 {
     for (const heads &h : {heads{4, 2, 64}, heads{4, 1, 96}, heads{4, 2, 128}, heads{2, 1, 256}})
-        check({h, 0, {{300, 40}, {0, 70}}}, false);
+        check({h, 0, {{300, 40}, {0, 70}}}, NO_OTHER);
+    check({{4, 2, 64}, 0, {{8180, 20}}}, ONE_OTHER);
 }
 
 #include "tests/gpu_prefill_attention_bench.cuh"
@@ -428,8 +522,9 @@ int main(int argc, char **argv)
     const bool small = argc > 1 && !strcmp(argv[1], "--small");
     setvbuf(stdout, NULL, _IOLBF, 0);
     STATUS(kn_cu_prefill_attention_init(err), err);
-    CUDA(cudaMalloc(&g_ticket, 8));
-    CUDA(cudaMemset(g_ticket, 0, 8));
+    CUDA(cudaMalloc(&g_state, kn_cu_prefill_state_bytes(256)));
+    CUDA(cudaMalloc(&g_windows, sizeof(kn_cu_window) * KN_TIER_MAX));
+    CUDA(cudaMemset(g_state, 0, kn_cu_prefill_state_bytes(256)));
     CUDA(cudaMalloc(&g_traffic, sizeof(kn_cu_traffic) * KN_TIER_MAX));
     if (argc > 1 && !strcmp(argv[1], "--bench")) {
         bench();
@@ -440,7 +535,10 @@ int main(int argc, char **argv)
     CUDA(cudaMalloc(&g_pools.base[0], LOCAL_BYTES));
     CUDA(cudaHostAlloc((void **)&g_pools.base[1], HOST_BYTES, 0));
     if (small) check_small();
-    else check_all(quick);
+    else {
+        check_all(quick);
+        check_sections(quick);
+    }
     printf("%d passed, %d failed\n", g_tally.passed, g_tally.failed);
     return g_tally.failed || !g_tally.passed;
 }

@@ -78,17 +78,22 @@ struct bench_step {
     std::vector<kn_seq> seqs; /* on the host */
     uint8_t *q, *out;
     size_t q_bytes;
+    bool remote;
 };
 
-static bench_step bench_step_open(heads h, int sequences, int tokens, int kv_count)
+/* remote: KV in host memory. */
+static bench_step bench_step_open(heads h, int sequences, int tokens, int kv_count,
+                                  bool remote = false)
 {
-    bench_step s = {h, sequences, tokens, kv_count, {KN_BF16, 1, h.kv, h.dim, {}}, {}, {}, 0, 0, 0};
+    bench_step s = {h, sequences, tokens, kv_count, {KN_BF16, 1, h.kv, h.dim, {}}, {}, {},
+                    0, 0,         0,      remote};
     const int each = (kv_count + 63) / 64, all = each * sequences;
     const size_t bytes = all * kn_kv_page_bytes(&s.kv);
-    CUDA(cudaMalloc(&s.kv.base[0], bytes));
-    bench_fill<<<1024, 256>>>((uint32_t *)s.kv.base[0], bytes / 4);
+    if (remote) CUDA(cudaHostAlloc(&s.kv.base[1], bytes, 0));
+    else CUDA(cudaMalloc(&s.kv.base[0], bytes));
+    bench_fill<<<1024, 256>>>((uint32_t *)s.kv.base[remote], bytes / 4);
     std::vector<kn_page> pages;
-    for (int i = 0; i < all; i++) pages.push_back(kn_page_make(0, (uint32_t)i));
+    for (int i = 0; i < all; i++) pages.push_back(kn_page_make(remote, (uint32_t)i));
     for (int i = all; i > 1; i--) std::swap(pages[i - 1], pages[random_bits(9, i, 2) % i]);
     std::vector<int32_t> positions, token_seq;
     for (int i = 0; i < sequences; i++) {
@@ -117,18 +122,19 @@ static void bench_step_close(bench_step &s)
          {(const void *)s.kv.base[0], (const void *)s.b.positions, (const void *)s.b.token_seq,
           (const void *)s.b.seqs, (const void *)s.b.pages, (const void *)s.q, (const void *)s.out})
         CUDA(cudaFree((void *)p));
+    if (s.kv.base[1]) CUDA(cudaFreeHost(s.kv.base[1]));
 }
 
-static double bench_prefill_ms(const bench_step &s, int calls)
+static double bench_prefill_ms(const bench_step &s, int calls, bool whole = false)
 {
     char err[ERR_CAP];
-    const int group = s.h.q / s.h.kv;
-    std::vector<kn_cu_prefill_tile> tiles(
-        kn_cu_prefill_tile_max(s.b.token_count, s.sequences, group));
     kn_batch host = s.b;
     host.seqs = s.seqs.data();
+    std::vector<kn_cu_prefill_tile> tiles(kn_cu_prefill_tile_max(&host, s.h.q / s.h.kv));
     kn_cu_prefill_work work;
-    kn_cu_prefill_tiles(&host, 1, group, tiles.data(), &work);
+    const kn_cu_prefill_shape shape = {s.h.q, s.h.kv, s.h.dim, 1, whole};
+    kn_cu_prefill_tiles(&host, &shape, tiles.data(), &work);
+    CUDA(cudaMemset(g_state, 0, kn_cu_prefill_state_bytes(s.h.dim)));
     kn_cu_prefill_tile *list = to_device(tiles);
     work.tiles = list;
     const kn_cu_prefill_args args = {&work,
@@ -143,8 +149,9 @@ static double bench_prefill_ms(const bench_step &s, int calls)
                                      0,
                                      s.b.token_count,
                                      s.out,
-                                     g_ticket,
-                                     NULL};
+                                     g_state,
+                                     s.remote ? g_windows : NULL,
+                                     s.remote ? g_traffic : NULL};
     const double ms =
         bench_time(calls, [&] { STATUS(kn_cu_prefill_attention_launch(&args, NULL, err), err); });
     CUDA(cudaFree(list));
@@ -174,16 +181,47 @@ static double bench_decode_ms(const bench_step &s)
     return ms;
 }
 
+/* KV in host memory: what the link gives, and what its round trips are, by window. */
+static void bench_remote()
+{
+    int khz;
+    CUDA(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, 0));
+    for (int tokens : {256, 64})
+        for (int ctas : {8, 16, 32, KN_WINDOW_NO_BOUND}) {
+            const int blocks = ctas == KN_WINDOW_NO_BOUND ? ctas : 2;
+            const kn_cu_window windows[KN_TIER_MAX] = {{}, {ctas, blocks, 1}};
+            CUDA(cudaMemcpy(g_windows, windows, sizeof windows, cudaMemcpyHostToDevice));
+            CUDA(cudaMemset(g_traffic, 0, sizeof(kn_cu_traffic) * KN_TIER_MAX));
+            bench_step s = bench_step_open({32, 8, 128}, 1, tokens, 16384, true);
+            const double ms = bench_prefill_ms(s, 2);
+            kn_cu_traffic t[KN_TIER_MAX];
+            CUDA(cudaMemcpy(t, g_traffic, sizeof t, cudaMemcpyDeviceToHost));
+            printf("host memory, %d tokens to 16384, window %d x %d: %.3f ms, %.1f GB/s, round "
+                   "trip %.1f us\n",
+                   tokens, ctas, blocks, ms, (double)t[1].blocks * KN_BLOCK_BYTES / 3 / ms / 1e6,
+                   (double)t[1].trip_clocks / (double)t[1].trips / khz * 1e3);
+            bench_step_close(s);
+        }
+}
+
 static void bench()
 {
     static const struct {
         heads h;
         int sequences, tokens, kv_count;
-    } cases[] = {{{32, 8, 128}, 1, 8192, 8192},  {{32, 8, 128}, 1, 32768, 32768},
-                 {{32, 8, 128}, 1, 2048, 32768}, {{32, 8, 128}, 4, 2048, 2048},
-                 {{32, 8, 128}, 1, 512, 4096},   {{32, 32, 128}, 1, 8192, 8192},
-                 {{32, 8, 64}, 1, 8192, 8192},   {{32, 8, 96}, 1, 8192, 8192},
-                 {{16, 2, 256}, 1, 8192, 8192}};
+    } cases[] = {{{32, 32, 128}, 1, 2048, 2048},  {{32, 8, 128}, 1, 2048, 2048},
+                 {{32, 4, 128}, 1, 2048, 2048},   {{32, 32, 128}, 1, 8192, 8192},
+                 {{32, 8, 128}, 1, 8192, 8192},   {{32, 4, 128}, 1, 8192, 8192},
+                 {{32, 8, 128}, 1, 32768, 32768}, {{32, 32, 64}, 1, 2048, 2048},
+                 {{32, 8, 64}, 1, 2048, 2048},    {{32, 32, 64}, 1, 8192, 8192},
+                 {{32, 8, 64}, 1, 8192, 8192},    {{32, 4, 64}, 1, 8192, 8192},
+                 {{32, 8, 64}, 1, 32768, 32768},  {{32, 8, 96}, 1, 2048, 2048},
+                 {{32, 32, 96}, 1, 8192, 8192},   {{32, 8, 96}, 1, 8192, 8192},
+                 {{16, 16, 256}, 1, 2048, 2048},  {{16, 2, 256}, 1, 8192, 8192},
+                 {{32, 8, 128}, 4, 2048, 2048},   {{32, 8, 128}, 1, 2048, 32768},
+                 {{32, 8, 128}, 1, 512, 32768},   {{32, 8, 128}, 1, 256, 32768},
+                 {{32, 8, 128}, 1, 64, 32768},    {{32, 8, 64}, 1, 256, 32768},
+                 {{32, 8, 128}, 1, 512, 4096},    {{32, 8, 128}, 1, 256, 131072}};
     uint32_t *random;
     CUDA(cudaMalloc(&random, 1 << 20));
     bench_fill<<<64, 256>>>(random, 1 << 18);
@@ -191,7 +229,7 @@ static void bench()
     printf("wgmma alone: %.0f TFLOPS\n", peak);
     for (const auto &c : cases) {
         bench_step s = bench_step_open(c.h, c.sequences, c.tokens, c.kv_count);
-        const double ms = bench_prefill_ms(s, c.tokens > 8192 ? 3 : 7);
+        const double ms = bench_prefill_ms(s, c.tokens > 8192 ? 3 : 9);
         const double seen =
             (double)c.tokens * (c.kv_count - c.tokens) + (double)c.tokens * (c.tokens + 1) / 2;
         const double tflops = 4.0 * c.h.dim * c.h.q * c.sequences * seen / ms / 1e9;
@@ -202,6 +240,7 @@ static void bench()
     }
     printf("wgmma alone: %.0f TFLOPS\n", bench_peak_tflops(random));
     CUDA(cudaFree(random));
+    bench_remote();
     for (int kv_count : {512, 4096, 32768})
         for (int tokens : {2, 4, 8, 16, 32, 64}) {
             bench_step s = bench_step_open({32, 8, 128}, 1, tokens, kv_count);

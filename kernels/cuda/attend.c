@@ -66,14 +66,14 @@ static bool open_for(struct kn_cu *cu, int32_t q_heads, const struct kn_kv *kv)
         !kn_cu_st(cu, kn_cu_attention_init(&t->a, &shape, t->memory, err), err))
         return false;
     size_t plan_bytes = kn_cu_attention_plan_bytes(&t->a);
-    size_t second_bytes = plan_bytes + 2 * sizeof *t->ticket;
+    size_t second_bytes = plan_bytes + kn_cu_prefill_state_bytes(kv->head_dim);
     if (!kn_cu_st(cu, kn_cu_prefill_attention_init(err), err) ||
         !kn_cu_ok(cu, cudaMalloc((void **)&t->second_plan, second_bytes),
                   "to allocate for attention") ||
         !kn_cu_ok(cu, cudaMemsetAsync(t->second_plan, 0, second_bytes, cu->stream),
                   "to clear attention's memory"))
         return false;
-    t->ticket = (uint32_t *)(t->second_plan + plan_bytes);
+    t->prefill = (struct kn_cu_prefill_state *)(t->second_plan + plan_bytes);
     t->plan[0] = t->a.plan;
     kn_cu_attention_plan_init(&t->a, &t->plan[1], t->second_plan);
     return true;
@@ -160,7 +160,7 @@ void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_
     struct kn_cu *cu = kn_cu_of(kn);
     const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
     if (!b || !open_for(cu, a->q_heads, a->kv)) return;
-    const struct kn_cu_chunks *c = kn_cu_stage_chunks(cu, batch, a->q_heads / a->kv->kv_heads);
+    const struct kn_cu_chunks *c = kn_cu_stage_chunks(cu, batch, a->q_heads, a->kv);
     if (!c) return;
     cu->attend.qkv = *a;
     struct kn_cu_parts parts = kn_cu_take_parts(cu, (const float *)a->qkv, b->token_count);
@@ -252,7 +252,7 @@ static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
 }
 
 static bool attend_prefill(struct kn_cu *cu, const struct kn_batch *b, const struct kn_cu_chunks *c,
-                           const struct kn_attention_args *a)
+                           const struct kn_attention_args *a, bool remote)
 {
     char err[ERR_CAP];
     struct kn_cu_prefill_args args = {.work = &c->work,
@@ -267,7 +267,8 @@ static bool attend_prefill(struct kn_cu *cu, const struct kn_batch *b, const str
                                       .window = a->window,
                                       .token_count = b->token_count,
                                       .out = a->out,
-                                      .ticket = cu->attend.ticket,
+                                      .state = cu->attend.prefill,
+                                      .windows = remote ? cu->control.device_window : NULL,
                                       .traffic = cu->control.device_traffic};
     return kn_cu_st(cu, kn_cu_prefill_attention_launch(&args, cu->stream, err), err);
 }
@@ -279,7 +280,7 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
     bool remote = false;
     const struct kn_batch *b = kn_cu_begin(cu) ? kn_cu_stage_batch(cu, batch) : NULL;
     if (!b) return;
-    const struct kn_cu_chunks *c = kn_cu_stage_chunks(cu, batch, a->q_heads / a->kv->kv_heads);
+    const struct kn_cu_chunks *c = kn_cu_stage_chunks(cu, batch, a->q_heads, a->kv);
     if (!c) return;
     /* Decode's queries come from kn_qkv's workspace, not from a->qkv. */
     CHECK(q->qkv == a->qkv && q->layer == a->layer && q->q_heads == a->q_heads && q->kv == a->kv);
@@ -290,7 +291,7 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
     }
     if (cu->record.now) note_window(cu->record.now, a->window);
     kn_cu_forget_undivided(cu, a->out, 1);
-    if (c->work.tile_count && !attend_prefill(cu, b, c, a)) return;
+    if (c->work.tile_count && !attend_prefill(cu, b, c, a, remote)) return;
     struct kn_batch decodes = decodes_of(b, c);
     const struct kn_cu_parts parts = {.sum = (const float *)a->qkv, .count = 1};
     const bool again = many_chunks(batch, c);

@@ -78,8 +78,8 @@ struct kn_cu_upload {
 
 /* How a batch is divided between prefill attention and decode attention. */
 struct kn_cu_chunks {
-    uint64_t serial;                       /* of the batch; 0: none */
-    int32_t group;                         /* query heads of a kv-head */
+    uint64_t serial; /* of the batch; 0: none */
+    int32_t q_heads, kv_heads, head_dim;
     struct kn_cu_prefill_work work;        /* tile_count 0: everything is decode's */
     const int32_t *chunk_seq, *decode_seq; /* [T] on the device: token_seq, or -1 for the other's */
 };
@@ -165,8 +165,8 @@ enum { KN_CU_ATTENTION_PLANS = 2 };
 /* Attention's workspace, for one shape of heads at a time, and the plans it holds. */
 struct kn_cu_attend {
     struct kn_cu_attention a;
-    char *memory, *second_plan; /* owned */
-    uint32_t *ticket;           /* in second_plan: of prefill attention */
+    char *memory, *second_plan;          /* owned */
+    struct kn_cu_prefill_state *prefill; /* in second_plan */
     struct kn_cu_attention_plan plan[KN_CU_ATTENTION_PLANS];
     struct kn_cu_planned_step {
         uint64_t serial; /* of the batch; 0: none */
@@ -280,7 +280,7 @@ const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch
 /* How the staged batch is divided, `b` being the host's; NULL after a failure.  While a step is
  * recorded nothing is prefill attention's. */
 const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_batch *b,
-                                              int32_t group);
+                                              int32_t q_heads, const struct kn_kv *kv);
 /* All of a buffer, as fast as its memory is read without harm to HBM. */
 void kn_cu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 double kn_cu_matrix_run(struct kn *kn);

@@ -93,8 +93,7 @@ static bool same_batch(const struct kn_batch *a, const struct kn_batch *b)
 static size_t chunks_room(const struct kn_batch *b)
 {
     return 3 * round_up((size_t)b->token_count * sizeof *b->token_seq, 16) +
-           (size_t)kn_cu_prefill_tile_max(b->token_count, b->seq_count, KN_CU_GROUP_MAX) *
-               sizeof(struct kn_cu_prefill_tile);
+           (size_t)kn_cu_prefill_tile_max(b, KN_CU_GROUP_MAX) * sizeof(struct kn_cu_prefill_tile);
 }
 
 /* Waits for what uses the present arrays, which makes them free, and enlarges them if need be. */
@@ -169,24 +168,28 @@ const struct kn_batch *kn_cu_stage_batch(struct kn_cu *cu, const struct kn_batch
 }
 
 const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_batch *b,
-                                              int32_t group)
+                                              int32_t q_heads, const struct kn_kv *kv)
 {
     static const struct kn_cu_chunks none = {0};
     struct kn_cu_stage *s = &cu->stage;
     struct kn_cu_chunks *c = &s->chunks;
     if (cu->record.now) return &none;
-    if (c->serial == s->serial && c->group == group) return c;
-    *c = (struct kn_cu_chunks){.serial = s->serial, .group = group};
+    if (c->serial == s->serial && c->q_heads == q_heads && c->kv_heads == kv->kv_heads &&
+        c->head_dim == kv->head_dim)
+        return c;
+    *c = (struct kn_cu_chunks){.serial = s->serial,
+                               .q_heads = q_heads,
+                               .kv_heads = kv->kv_heads,
+                               .head_dim = kv->head_dim};
     bool any = false;
     for (int32_t i = 0; i < b->seq_count; i++) any |= kn_cu_is_chunk(&b->seqs[i]);
     if (!any) return c;
 
     size_t seq_bytes = round_up((size_t)b->token_count * sizeof *b->token_seq, 16);
     size_t chunk_at = s->used, decode_at = chunk_at + seq_bytes, tiles_at = decode_at + seq_bytes;
+    int32_t group = q_heads / kv->kv_heads;
     CHECK(group <= KN_CU_GROUP_MAX);
-    CHECK(tiles_at + (size_t)kn_cu_prefill_tile_max(b->token_count, b->seq_count, group) *
-                         sizeof *c->work.tiles <=
-          s->bytes);
+    CHECK(tiles_at + (size_t)kn_cu_prefill_tile_max(b, group) * sizeof *c->work.tiles <= s->bytes);
     int32_t *chunk_seq = (int32_t *)(s->host + chunk_at);
     int32_t *decode_seq = (int32_t *)(s->host + decode_at);
     for (int32_t t = 0; t < b->token_count; t++) {
@@ -195,8 +198,9 @@ const struct kn_cu_chunks *kn_cu_stage_chunks(struct kn_cu *cu, const struct kn_
         chunk_seq[t] = chunk ? seq : -1;
         decode_seq[t] = chunk ? -1 : seq;
     }
-    kn_cu_prefill_tiles(b, KN_CU_CHUNK_MIN, group,
-                        (struct kn_cu_prefill_tile *)(s->host + tiles_at), &c->work);
+    struct kn_cu_prefill_shape shape = {q_heads, kv->kv_heads, kv->head_dim, KN_CU_CHUNK_MIN,
+                                        false};
+    kn_cu_prefill_tiles(b, &shape, (struct kn_cu_prefill_tile *)(s->host + tiles_at), &c->work);
     c->work.tiles = (const struct kn_cu_prefill_tile *)(s->device + tiles_at);
     c->chunk_seq = (const int32_t *)(s->device + chunk_at);
     c->decode_seq = (const int32_t *)(s->device + decode_at);

@@ -82,6 +82,11 @@
  * round trips of 9 us, where without a bound they are 230.  A launch's time varies by 4 % from run
  * to run: how warpgroups fall in step with each other is left to chance.
  *
+ * What is left: with a long context a step takes 7 to 10 % longer than before there were sections
+ * and windows, even where no section ends: the compiler no longer keeps the producer's state in
+ * uniform registers, for one lane's loops (cu_pre_admit) make it doubt that the warp is together,
+ * and each copy is issued later.
+ *
  * Tried and dropped.  Scores of two steps in registers, at 64 dimensions: 0.83 of the speed.  One
  * slot for queries and one more for keys and values, at 96 and 128 dimensions: 0.87 of the speed.
  * Sections of 4,096 keys: no better but where very few tiles meet a long context.  Warpgroups that

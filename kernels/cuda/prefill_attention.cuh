@@ -74,10 +74,12 @@
  *  7. Between launches the tickets and counts of folded sections are zero, and all that was asked
  *     for has landed.
  *
- * Measured on an H200 (causal, bf16, 32/8 heads; TFLOPS, and cuDNN's time over this one's): 128
- * dimensions 420, 1.21 at 2,048 tokens; 655 to 680, 1.09 to 1.13 at 8,192; 640 to 725, 0.95 to 1.06
- * at 32,768.  64 dimensions 245, 1.04; 430 to 445, 1.00 to 1.05; 472, 0.97.  96 at 8,192 tokens
- * 520, 1.18; 256 (16/2 heads) 700, 1.11.  256 tokens at the end of 32,768: 0.23 ms, of 0.40 without
+ * Measured on an H200 (causal, bf16, 32/8 heads; cuDNN's time over this one's in the same job, two
+ * runs): 128 dimensions 1.23 at 2,048 tokens, 1.11 at 8,192 (661 TFLOPS), 1.02 to 1.10 at 32,768;
+ * 64 dimensions 0.99 to 1.12, 0.96 to 1.01 (32/32 heads: 0.93) and 0.97; 96 at 8,192 tokens 1.18;
+ * 256 (16/2 heads) 1.11.
+ *
+ * 256 tokens at the end of 32,768: 0.23 ms, of 0.40 without
  * sections; 64 tokens 0.124, of 0.40.  KV in host memory with the window of 16 * 2 blocks: 51 GB/s,
  * round trips of 9 us, where without a bound they are 230.  A launch's time varies by 4 % from run
  * to run: how warpgroups fall in step with each other is left to chance.

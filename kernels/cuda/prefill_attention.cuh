@@ -60,44 +60,41 @@
  *     used.
  *
  *  4. A slot is filled again after all consumer warps have let go of it, each when its own products
- *     have read it, and where there are windows the poller.  All roles take slots in the same
- * order: K0, K1, V0, K2, V1, .. V(n-1) of each section.
+ *     have read it, and where there are windows the poller.  All roles take slots in one order:
+ *     K0, K1, V0, K2, V1, .. V(n-1) of each section.
  *
  *  5. A warp may wait for another CTA's in one place, cu_pre_join.  It waits for an entry that was
  *     taken before its own, by a CTA that therefore runs, and whose entries before that were taken
  *     earlier still: the earliest entry that is not done never waits.
  *
  *  6. Whoever stands in a tier's line has an empty slot for what it asks, and issues it at once
- * when let through; several tiers' lines are stood in in their order.  The poller waits for nothing
- *     but copies that were issued.  So what has been asked for lands, whatever else waits.
+ *     when let through; several tiers' lines are stood in in their order.  The poller waits for
+ *     nothing but copies that were issued.  So what has been asked for lands, whatever else waits.
  *
  *  7. Between launches the tickets and counts of folded sections are zero, and all that was asked
  *     for has landed.
  *
  * Measured on an H200 (causal, bf16, 32/8 heads; cuDNN's time over this one's in the same job, two
- * runs): 128 dimensions 1.23 at 2,048 tokens, 1.11 at 8,192 (661 TFLOPS), 1.02 to 1.10 at 32,768;
- * 64 dimensions 0.99 to 1.12, 0.96 to 1.01 (32/32 heads: 0.93) and 0.97; 96 at 8,192 tokens 1.18;
- * 256 (16/2 heads) 1.11.
+ * runs of this one): 128 dimensions 1.24 at 2,048 tokens, 1.12 to 1.13 at 8,192 (670 TFLOPS), 1.06
+ * to 1.09 at 32,768; 64 dimensions 1.00 to 1.10, 0.98 to 1.05 (32/32 heads: 0.94) and 1.01; 96 at
+ * 8,192 tokens 1.21 to 1.23; 256 (16/2 heads) 1.13.  256 tokens at the end of 32,768: 0.24 ms, of
+ * 0.42 without sections in that job; 64 tokens 0.13, of 0.42.  KV in host memory with the window of
+ * 16 * 2 blocks: 51 GB/s, round trips of 9 us, where without a bound they are 270.  A launch's time
+ * varies by 4 % from run to run: how warpgroups fall in step with each other is left to chance.
  *
- * 256 tokens at the end of 32,768: 0.23 ms, of 0.40 without
- * sections; 64 tokens 0.124, of 0.40.  KV in host memory with the window of 16 * 2 blocks: 51 GB/s,
- * round trips of 9 us, where without a bound they are 230.  A launch's time varies by 4 % from run
- * to run: how warpgroups fall in step with each other is left to chance.
- *
- * What is left: with a long context a step takes 7 to 10 % longer than before there were sections
- * and windows, even where no section ends: the compiler no longer keeps the producer's state in
- * uniform registers, for one lane's loops (cu_pre_admit) make it doubt that the warp is together,
- * and each copy is issued later.
+ * The producer's state stays in uniform registers only while the compiler sees that the warp is
+ * together: where one lane alone stood in line for a window, each copy was issued later and a step
+ * of a long context took 5 to 8 % longer (cu_pre_uniform).
  *
  * Tried and dropped.  Scores of two steps in registers, at 64 dimensions: 0.83 of the speed.  One
  * slot for queries and one more for keys and values, at 96 and 128 dimensions: 0.87 of the speed.
  * Sections of 4,096 keys: no better but where very few tiles meet a long context.  Warpgroups that
- * take turns at issuing products (ping-pong), which no result depends on: 0.94 to 0.98 of the speed
- * at 8k tokens, and 0.91 at 2k.  Weights added up as they are made: the same.  Half or a quarter of
- * the exponentials by a polynomial: 0.87 and 0.94 of the speed at 128 dimensions, for the units
- * that make them are not what is short there (8 cycles a warp, measured).  An empty group committed
- * where a tile's first step has no P.V: the compiler puts a product there and waits for one too
- * many.  One loop for all steps: 0.86 to 0.98.
+ * take turns at issuing products (ping-pong), which no result depends on: 0.98 of the speed at 8k
+ * tokens, 0.92 for 512 tokens at the end of 32k, 1.01 at 2k.  Weights added up as they are made:
+ * the same.  Half or a quarter of the exponentials by a polynomial: 0.87 and 0.94 of the speed at
+ * 128 dimensions, for the units that make them are not what is short there (8 cycles a warp,
+ * measured).  An empty group committed where a tile's first step has no P.V: the compiler puts a
+ * product there and waits for one too many.  One loop for all steps: 0.86 to 0.98.
  *
  * After FlashAttention-3 (products of two steps in flight) and FlashInfer (heads of a group packed
  * into rows).
@@ -483,7 +480,7 @@ PTX_INLINE void cu_pre_consume(const cu_pre_params &p, cu_pre_shared<S> &sh, int
 #pragma unroll 1
         for (int32_t begin = t.step_begin, end; begin < t.step_end; begin = end) {
             float o[S::DIM / 2];
-            end = cu_pre_section_end<S>(t, begin);
+            end = cu_pre_section_end<S>(t.step_end, begin);
             cu_pre_multiply<S>(p, sh, begin, end, o, r, at, rows, &sh.q_empty[slot], t.step_end - 1,
                                lane);
             cu_pre_join<S>(p, t, begin, end, o, r, warp, lane);

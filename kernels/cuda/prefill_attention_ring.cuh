@@ -233,6 +233,13 @@ PTX_INLINE const uint8_t *cu_pre_page(const cu_pre_params &p, kn_page page)
     return p.base[page >> 28] + (size_t)(page & 0x0FFFFFFFu) * p.page_bytes;
 }
 
+/* The same value, which the compiler then knows to be every lane's: a producer whose state is not
+ * in uniform registers takes so much longer to issue a copy that consumers wait for it. */
+PTX_INLINE int32_t cu_pre_uniform(int32_t value)
+{
+    return __shfl_sync(0xffffffffu, value, 0);
+}
+
 /* The atoms of 8 KB of a tier that may be in flight. */
 PTX_INLINE int32_t cu_pre_bound(const kn_cu_window &w)
 {
@@ -241,14 +248,19 @@ PTX_INLINE int32_t cu_pre_bound(const kn_cu_window &w)
     return ctas * blocks * (KN_BLOCK_BYTES / KN_ATOM_BYTES);
 }
 
-/* Of lane 0: waits until `atoms` more of a tier may be in flight: until their place in the line of
- * all that were ever asked for is within the bound from what has landed.  More than the bound go
- * when nothing else is in flight. */
-PTX_INLINE void cu_pre_admit(const cu_pre_params &p, int tier, int32_t atoms, int32_t bound)
+/* Waits until `atoms` more of a tier may be in flight: until their place in the line of all that
+ * were ever asked for is within the bound from what has landed.  More than the bound go when
+ * nothing else is in flight. */
+PTX_INLINE void cu_pre_admit(const cu_pre_params &p, int tier, int32_t atoms, int32_t bound,
+                             int lane)
 {
     kn_cu_prefill_state::kn_cu_prefill_flight *flight = &p.state->flight[tier];
-    const uint32_t end = ptx_atomic_add_relaxed(&flight->asked, atoms) + atoms;
-    PTX_SPIN_UNTIL((int32_t)(end - ptx_load_relaxed(&flight->landed)) <= max(bound, atoms));
+    uint32_t asked = 0;
+    if (lane == 0) asked = ptx_atomic_add_relaxed(&flight->asked, atoms);
+    const uint32_t end = (uint32_t)cu_pre_uniform((int32_t)asked) + atoms;
+    const int32_t most = max(bound, atoms);
+    PTX_SPIN_UNTIL((int32_t)(end - cu_pre_uniform((int32_t)ptx_load_relaxed(&flight->landed))) <=
+                   most);
 }
 
 /* Waits for the slot, and for its turn in the windows of the pages' tiers. */
@@ -262,12 +274,12 @@ PTX_INLINE void cu_pre_await(const cu_pre_params &p, cu_pre_shared<S> &sh, cu_pr
 #pragma unroll
     for (int j = 0; j < S::PAGES; j++)
         if (page[j] != KN_PAGE_NONE && page[j] >> 28) atoms += S::ATOMS << (page[j] >> 28) * 8;
-    if (lane == 0) {
 #pragma unroll 1
-        for (int tier = 1; tier < KN_TIER_MAX && atoms; tier++) {
-            const int32_t count = atoms >> tier * 8 & 255;
-            if (count) cu_pre_admit(p, tier, count, sh.bound[tier]);
-        }
+    for (int tier = 1; tier < KN_TIER_MAX && atoms; tier++) {
+        const int32_t count = atoms >> tier * 8 & 255;
+        if (count) cu_pre_admit(p, tier, count, cu_pre_uniform(sh.bound[tier]), lane);
+    }
+    if (lane == 0) {
         sh.trip[at.slot].atoms = atoms;
         sh.trip[at.slot].issued = ptx_clock();
     }
@@ -359,8 +371,8 @@ PTX_INLINE void cu_pre_produce_section(const cu_pre_params &p, cu_pre_shared<S> 
                                        cu_pre_place &at, const cu_pre_tile &t, int32_t begin,
                                        int32_t end, int lane)
 {
-    const int32_t first_page = begin * S::PAGES, kv_count = t.kv_count;
-    const size_t head = (size_t)t.kv_head * (2 * S::HEAD_BYTES);
+    const int32_t first_page = begin * S::PAGES, kv_count = cu_pre_uniform(t.kv_count);
+    const size_t head = (size_t)cu_pre_uniform(t.kv_head) * (2 * S::HEAD_BYTES);
     kn_page entry = KN_PAGE_NONE, next = cu_pre_entry(p, t, first_page, lane);
     kn_page page[S::PAGES], old[S::PAGES];
 #pragma unroll 1
@@ -384,9 +396,9 @@ PTX_INLINE void cu_pre_produce_section(const cu_pre_params &p, cu_pre_shared<S> 
 }
 
 /* The end of the section that a step is in, or of what the CTA has of its tile. */
-template <class S> PTX_INLINE int32_t cu_pre_section_end(const cu_pre_tile &t, int32_t step)
+template <class S> PTX_INLINE int32_t cu_pre_section_end(int32_t step_end, int32_t step)
 {
-    return min((step / S::SECTION + 1) * S::SECTION, t.step_end);
+    return min((step / S::SECTION + 1) * S::SECTION, step_end);
 }
 
 template <class S>
@@ -394,20 +406,20 @@ PTX_INLINE void cu_pre_produce(const cu_pre_params &p, cu_pre_shared<S> &sh, int
 {
     ptx_griddep_wait();
     ptx_fence_proxy_async_global(); /* what the kernel before appended to the pages */
-    if (lane == 0)
-#pragma unroll 1
-        for (int tier = 0; tier < KN_TIER_MAX; tier++) {
-            sh.bound[tier] = p.windows ? cu_pre_bound(p.windows[tier]) : 0;
-            sh.remote_pages[tier] = 0;
-        }
+    if (lane < KN_TIER_MAX) {
+        sh.bound[lane] = p.windows ? cu_pre_bound(p.windows[lane]) : 0;
+        sh.remote_pages[lane] = 0;
+    }
+    __syncwarp();
     cu_pre_place at;
     uint32_t pages = 0;
     for (uint32_t n = 0;; n++) {
         ptx_mbarrier_wait(&sh.tile_full[n % S::TILE_SLOTS], n / S::TILE_SLOTS & 1);
         const cu_pre_tile &t = sh.tile[n % S::TILE_SLOTS];
-        if (!t.row_count) break;
-        for (int32_t begin = t.step_begin, end; begin < t.step_end; begin = end) {
-            end = cu_pre_section_end<S>(t, begin);
+        const int32_t step_end = cu_pre_uniform(t.step_end);
+        if (!cu_pre_uniform(t.row_count)) break;
+        for (int32_t begin = cu_pre_uniform(t.step_begin), end; begin < step_end; begin = end) {
+            end = cu_pre_section_end<S>(step_end, begin);
             pages += min(end * S::PAGES, t.page_end) - max(begin * S::PAGES, t.page_begin);
             cu_pre_produce_section<S>(p, sh, at, t, begin, end, lane);
         }

@@ -471,8 +471,8 @@ MUST_USE enum status kn_record_end(struct kn *kn, char *err);
 /* Within a step, and once in it: plays the recording that serves batch, sampling a->row_count of
  * its rows; logits and vocab are the recorded ones.  False, and nothing was done, where none serves
  * it: none was made, its rows want another than its tokens, its rows must be gathered where the
- * recorded ones were not, a sequence has several tokens in it, or its page tables are too long.
- * Then the caller issues the step. */
+ * recorded ones were not, a sequence has many tokens in it, or its page tables are too long.  Then
+ * the caller issues the step. */
 bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample_args *a);
 
 #ifdef __cplusplus

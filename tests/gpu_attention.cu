@@ -88,8 +88,6 @@ struct problem {
     bool norm, rope;
     std::vector<kn_seq> seqs;    /* token_count and kv_count */
     std::vector<uint32_t> seeds; /* of each sequence */
-    int parts = 1;               /* that the QKV product is left in */
-    bool bias = false;
 };
 
 enum placement { LOCAL, HOST, MIXED };
@@ -99,7 +97,6 @@ struct way {
     int ctas = 16, blocks = 1;
     bool graph = false;
     int item_pages = 0; /* of the plan's items; 0: the rule */
-    bool fold = false;  /* attention does kn_cu_qkv_finish's work */
 };
 
 enum { LAYERS = 2, LAYER = 1, ROPE_POSITIONS = 8192 };
@@ -110,9 +107,9 @@ static kn_cu_traffic *g_traffic;
 
 struct outcome {
     std::vector<uint16_t> out;      /* [T][Hq*D] */
-    std::vector<float> q;           /* [T][Hq][D] as attention reads it; not where it makes it */
+    std::vector<float> q;           /* [T][Hq][D] as attention reads it */
     std::vector<float> key, value;  /* [T][Hkv][D] as appended */
-    std::vector<float> qkv;         /* the input: the sum of the parts and the bias */
+    std::vector<float> qkv;         /* the input */
     std::vector<int> seq, position; /* [T] */
     bool pad_clean;                 /* zero tails, untouched absent rows */
     uint64_t remote_blocks;
@@ -183,38 +180,6 @@ static void place(const problem &p, const way &w, const kn_kv &kv, std::vector<k
     }
 }
 
-/* Element i of part k of a head's inputs. */
-static float part_of(const problem &p, size_t s, int position, int k, int h, int d)
-{
-    return uniform(random_bits(p.seeds[s] + 7 + 1000 * k, position, h * 512 + d)) *
-           (h < p.q_heads ? 5.f : 1.f) / p.parts;
-}
-
-/* The product's parts [parts][T, heads * D] and bias; appends their sums to o->qkv. */
-static std::vector<float> make_parts(const problem &p, const std::vector<int32_t> &positions,
-                                     const std::vector<int32_t> &token_seq, outcome *o,
-                                     std::vector<float> *bias)
-{
-    const int heads = p.q_heads + 2 * p.kv_heads;
-    const size_t stride = positions.size() * heads * p.dim;
-    std::vector<float> parts(p.parts * stride);
-    for (int i = 0; p.bias && i < heads * p.dim; i++)
-        bias->push_back(uniform(random_bits(501, i, p.dim)));
-    for (size_t t = 0, at = 0; t < positions.size(); t++)
-        for (int h = 0; h < heads; h++)
-            for (int d = 0; d < p.dim; d++, at++) {
-                float sum = 0.f;
-                for (int k = 0; k < p.parts; k++) {
-                    const float part =
-                        token_seq[t] < 0 ? NAN : part_of(p, token_seq[t], positions[t], k, h, d);
-                    parts[k * stride + at] = part;
-                    sum += part;
-                }
-                o->qkv.push_back(p.bias ? sum + (*bias)[h * p.dim + d] : sum);
-            }
-    return parts;
-}
-
 static outcome run(const problem &p, const way &w)
 {
     char err[ERR_CAP];
@@ -231,6 +196,7 @@ static outcome run(const problem &p, const way &w)
 
     outcome o;
     std::vector<int32_t> positions, token_seq;
+    const int heads = p.q_heads + 2 * p.kv_heads;
     int pages_seen = 0;
     for (size_t s = 0; s < seqs.size(); s++) {
         seqs[s].token_begin = (int)positions.size();
@@ -239,14 +205,17 @@ static outcome run(const problem &p, const way &w)
             positions.push_back(position);
             token_seq.push_back((int)s);
             pages_seen += position / 64 + 1;
+            for (int h = 0; h < heads; h++)
+                for (int d = 0; d < p.dim; d++)
+                    o.qkv.push_back(uniform(random_bits(p.seeds[s] + 7, position, h * 512 + d)) *
+                                    (h < p.q_heads ? 5.f : 1.f));
         }
         if (s == 0) { /* an absent token among the others */
             positions.push_back(0);
             token_seq.push_back(-1);
+            for (int i = 0; i < heads * p.dim; i++) o.qkv.push_back(NAN);
         }
     }
-    std::vector<float> bias_values;
-    const std::vector<float> part_values = make_parts(p, positions, token_seq, &o, &bias_values);
     o.position.assign(positions.begin(), positions.end());
     o.seq.assign(token_seq.begin(), token_seq.end());
     const int tokens = (int)positions.size(), rows = (tokens + 7) / 8 * 8;
@@ -273,15 +242,14 @@ static outcome run(const problem &p, const way &w)
     std::vector<float> weights;
     for (int i = 0; i < 2; i++)
         for (int d = 0; d < p.dim; d++) weights.push_back(norm_weight(i, d));
-    float *norm = to_device(weights), *qkv = to_device(part_values);
-    float *bias = to_device(bias_values);
+    float *norm = to_device(weights), *qkv = to_device(o.qkv);
     std::vector<kn_cu_window> windows(KN_TIER_MAX, {w.ctas, w.blocks, 0.f});
     CUDA(cudaMemcpy(g_windows, windows.data(), sizeof(kn_cu_window) * KN_TIER_MAX,
                     cudaMemcpyHostToDevice));
     CUDA(cudaMemset(g_traffic, 0, sizeof(kn_cu_traffic) * KN_TIER_MAX));
 
     const kn_cu_plan_args plan = {&b, 0, p.window, g_windows, 0, w.item_pages, w.graph};
-    const kn_cu_qkv_args finish = {{qkv, p.parts, o.qkv.size(), p.bias ? bias : NULL},
+    const kn_cu_qkv_args finish = {{qkv, 1, 0, NULL},
                                    p.norm ? norm : NULL,
                                    p.norm ? norm + p.dim : NULL,
                                    1e-5f,
@@ -289,8 +257,8 @@ static outcome run(const problem &p, const way &w)
                                    &kv,
                                    LAYER,
                                    NULL};
-    const kn_cu_attention_args attend = {&kv, LAYER,     1.f / sqrtf((float)p.dim), rows,
-                                         out, g_traffic, w.fold ? &finish : NULL};
+    const kn_cu_attention_args attend = {&kv,  LAYER, 1.f / sqrtf((float)p.dim),
+                                         rows, out,   g_traffic};
     cudaStream_t stream;
     CUDA(cudaStreamCreate(&stream));
     CUDA(cudaDeviceSynchronize());
@@ -298,7 +266,7 @@ static outcome run(const problem &p, const way &w)
     cudaGraphExec_t exec;
     if (w.graph) CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     for (int i = 0; i < (w.graph ? 2 : 1); i++) { /* twice: counters are left as they were found */
-        if (!w.fold) STATUS(kn_cu_qkv_finish(&a, &b, &finish, stream, err), err);
+        STATUS(kn_cu_qkv_finish(&a, &b, &finish, stream, err), err);
         if (i == 0) STATUS(kn_cu_attention_plan(&a, &a.plan, &plan, stream, err), err);
         STATUS(kn_cu_decode_attention(&a, &a.plan, &b, &attend, stream, err), err);
     }
@@ -375,7 +343,7 @@ static outcome run(const problem &p, const way &w)
     for (const void *x :
          {(const void *)fill_list, (const void *)b.positions, (const void *)b.token_seq,
           (const void *)b.seqs, (const void *)b.pages, (const void *)memory, (const void *)out,
-          (const void *)norm, (const void *)qkv, (const void *)bias})
+          (const void *)norm, (const void *)qkv})
         CUDA(cudaFree((void *)x));
     return o;
 }
@@ -528,9 +496,6 @@ static void check_same(const char *what, const problem &p, const outcome &a, con
     EXPECT(&g_tally, a.out.size() == b.out.size() && different == 0,
            "%s D %d heads %d/%d window %d: %zu of %zu differ", what, p.dim, p.q_heads, p.kv_heads,
            p.window, different, a.out.size());
-    EXPECT(&g_tally, a.key == b.key && a.value == b.value,
-           "%s D %d heads %d/%d: the keys and values appended differ", what, p.dim, p.q_heads,
-           p.kv_heads);
 }
 
 /* Sequence s of the problem alone gives the bits it gave among the others. */
@@ -597,12 +562,9 @@ static void check_shapes(bool quick)
         }
 }
 
-#include "gpu_attention_fold.cuh"
-
 /* A few small problems, for compute-sanitizer. */
 static void check_small()
 {
-    check_folds(true, true);
     for (int dim : {64, 128, 256})
         for (int kv_heads : {1, 4}) {
             problem p = make(dim, 16, kv_heads, 0, {1, 65, 129, 2000});
@@ -744,7 +706,6 @@ int main(int argc, char **argv)
         return g_tally.failed != 0;
     }
     check_shapes(quick);
-    check_folds(false, quick);
     check_chunks(quick);
     check_batches(quick);
     check_plans(quick);

@@ -372,8 +372,9 @@ static void bench_decode(struct eng_model *model, const struct kn_kv *kv, float 
 }
 
 /* One layer's share of one kind of operation. */
-enum kind { NORM, QKV, ATTENTION, O, UP, DOWN, HEAD, KIND_COUNT };
-static const char *const kind_names[] = {"norms", "qkv", "attention", "o", "up", "down", "head"};
+enum kind { NORM, QKV, FINISH, ATTENTION, O, UP, DOWN, HEAD, KIND_COUNT };
+static const char *const kind_names[] = {"norms", "qkv", "finish qkv", "attention",
+                                         "o",     "up",  "down",       "head"};
 
 static void product(const struct kn_weight *w, enum kn_epilogue epilogue, int32_t T, void *in,
                     void *out)
@@ -410,7 +411,8 @@ static void bench_one(struct eng_model *m, const struct kn_batch *b, const struc
     switch (kind) {
     case NORM: kn_norm(gpu, &norm), kn_norm(gpu, &norm); break;
     case QKV: product(&l->qkv, KN_EPI_STORE, T, h, buffer[ENG_BUFFER_QKV]); break;
-    case ATTENTION: /* of which what comes between the two is a part */
+    case FINISH: kn_qkv(gpu, b, &finish); break;
+    case ATTENTION: /* its queries are those of the same layer's finish, which is timed alone too */
         kn_qkv(gpu, b, &finish);
         kn_attention(gpu, b, &attention);
         break;
@@ -430,6 +432,7 @@ static void bench_kinds(struct eng_model *m, const struct kn_kv *kv, float *logi
 {
     enum { REPEAT = 5 };
     struct kn_batch b;
+    double finish = 0;
     bench_batch(&b, S);
     printf("  each kind alone, %d x %d:", S, BENCH_CONTEXT);
     for (int kind = 0; kind < KIND_COUNT; kind++) {
@@ -441,6 +444,8 @@ static void bench_kinds(struct eng_model *m, const struct kn_kv *kv, float *logi
             test_sync(gpu);
         }
         double ms = 1e3 * (seconds() - start) / REPEAT;
+        if (kind == FINISH) finish = ms;
+        if (kind == ATTENTION) ms -= finish;
         printf(" %s %.3f%s", kind_names[kind], ms, kind == KIND_COUNT - 1 ? " ms\n" : ",");
     }
 }

@@ -10,9 +10,6 @@
  * are.  Within a chunk a plan lists the work of as many tokens as its units have room for: all of
  * them, unless contexts are very long.
  *
- * Where every sequence has one token in a step of one chunk and of many tokens, decode attention
- * does kn_qkv's work by the way: kn_qkv only notes what of.
- *
  * A plan depends on the batch and the window alone, so the layers of a step share it; models that
  * mix two windows have two.  What a token comes to does not depend on how tokens are cut into
  * chunks and plans (attention_plan.cuh).
@@ -25,11 +22,6 @@
 /* Pages seen by all tokens of a plan together beyond what short contexts need: room for eight
  * tokens of a context of 2^19. */
 #define PAGES_MAX 32768
-
-/* Tokens of a step from which on decode attention makes q, k and v itself.  Measured on an H200, an
- * 8B model: 128 sequences at 1,024 tokens 8.84 to 8.69 ms a step; at 512 tokens 1 and 8 sequences
- * lose 1 and 3 per cent, 32 gain or lose 1. */
-#define FOLD_MIN 33
 
 static struct kn_cu_attention_shape shape_of(int32_t q_heads, const struct kn_kv *kv)
 {
@@ -110,27 +102,20 @@ static size_t qkv_width(const struct kn_qkv_args *a)
     return (size_t)(a->q_heads + 2 * a->kv->kv_heads) * (size_t)a->kv->head_dim;
 }
 
-/* What is to be done with the sums of the last kn_qkv's product. */
-static struct kn_cu_qkv_args finish_args(const struct kn_cu *cu, struct kn_cu_parts parts,
-                                         void *q_rows)
-{
-    const struct kn_qkv_args *a = &cu->attend.qkv;
-    return (struct kn_cu_qkv_args){.qkv = parts,
-                                   .q_norm = a->q_norm,
-                                   .k_norm = a->k_norm,
-                                   .norm_eps = a->norm_eps,
-                                   .rope = a->rope,
-                                   .kv = a->kv,
-                                   .layer = a->layer,
-                                   .q_rows = q_rows};
-}
-
 /* Tokens whose token_seq is not negative; q to the workspace, or to rows in kn_qkv's buffer. */
 static bool finish(struct kn_cu *cu, const struct kn_batch *b, struct kn_cu_parts parts,
                    void *q_rows)
 {
     char err[ERR_CAP];
-    struct kn_cu_qkv_args args = finish_args(cu, parts, q_rows);
+    const struct kn_qkv_args *a = &cu->attend.qkv;
+    struct kn_cu_qkv_args args = {.qkv = parts,
+                                  .q_norm = a->q_norm,
+                                  .k_norm = a->k_norm,
+                                  .norm_eps = a->norm_eps,
+                                  .rope = a->rope,
+                                  .kv = a->kv,
+                                  .layer = a->layer,
+                                  .q_rows = q_rows};
     return kn_cu_st(cu, kn_cu_qkv_finish(&cu->attend.a, b, &args, cu->stream, err), err);
 }
 
@@ -170,27 +155,6 @@ static struct kn_batch decodes_of(const struct kn_batch *b, const struct kn_cu_c
     return decodes;
 }
 
-bool kn_cu_is_single(const struct kn_batch *b)
-{
-    for (int32_t i = 0; i < b->seq_count; i++)
-        if (b->seqs[i].token_count > 1) return false;
-    return true;
-}
-
-/* Whether kn_attention shall do all of the step's kn_qkv by the way; b: the host's.  While a step
- * is recorded its sequences are not known: it will be played where they allow it.  In steps of few
- * tokens a token's pages are many items', each of which would make q anew. */
-static bool folds(struct kn_cu *cu, const struct kn_batch *b, struct kn_cu_parts parts)
-{
-    struct kn_cu_qkv_args args = finish_args(cu, parts, NULL);
-    if (b->token_count < FOLD_MIN || b->token_count > KN_CU_TOKENS_MAX ||
-        !kn_cu_attention_folds(&cu->attend.a, &args))
-        return false;
-    if (!cu->record.now) return kn_cu_is_single(b);
-    cu->record.now->single = true;
-    return true;
-}
-
 void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
@@ -200,9 +164,6 @@ void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_
     if (!c) return;
     cu->attend.qkv = *a;
     struct kn_cu_parts parts = kn_cu_take_parts(cu, (const float *)a->qkv, b->token_count);
-    cu->attend.folds = folds(cu, batch, parts);
-    cu->attend.parts = parts;
-    if (cu->attend.folds) return;
     struct kn_batch decodes = decodes_of(b, c);
     /* Rows of q take the place of the floats they are made of: of prefill's tokens, which none of
      * what follows reads again. */
@@ -270,13 +231,11 @@ static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
     struct kn_cu_attend *t = &cu->attend;
     char err[ERR_CAP];
     int32_t count = chunk_count(b, at), cols = a->q_heads * a->kv->head_dim;
-    struct kn_cu_qkv_args qkv = finish_args(cu, t->parts, NULL);
     struct kn_cu_attention_args args = {.kv = a->kv,
                                         .layer = a->layer,
                                         .scale = a->scale,
                                         .token_rows = kn_cu_bucket(count),
                                         .traffic = cu->control.device_traffic,
-                                        .qkv = t->folds ? &qkv : NULL,
                                         .out = (char *)a->out +
                                                (size_t)(at / KN_CU_TOKENS_MAX) *
                                                    kn_cu_act_bytes(KN_CU_TOKENS_MAX, cols)};

@@ -7,7 +7,7 @@
  *   and page tables in device memory, so that a graph replays with new ones;
  *
  * - per layer kn_cu_qkv_finish: norm and rotation per head, k and v into the pages, q into the
- *   workspace; unless the next does that too;
+ *   workspace;
  *
  * - per layer kn_cu_decode_attention: every token of the batch against its sequence's pages.
  *
@@ -119,12 +119,7 @@ struct kn_cu_attention_args {
     int32_t token_rows; /* TB: rows of an atom in `out`, a multiple of 8 */
     void *out;
     struct kn_cu_traffic *traffic; /* [KN_TIER_MAX] device memory, or NULL */
-    /* Not NULL: what kn_cu_qkv_finish would do is done here, with the same bits, but that q goes
-     * nowhere.  No sequence may have several tokens in the batch; kn_cu_attention_folds. */
-    const struct kn_cu_qkv_args *qkv;
 };
-/* Whether attention can do the work of kn_cu_qkv_finish for this product. */
-bool kn_cu_attention_folds(const struct kn_cu_attention *a, const struct kn_cu_qkv_args *qkv);
 MUST_USE enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
                                             const struct kn_cu_attention_plan *plan,
                                             const struct kn_batch *batch,

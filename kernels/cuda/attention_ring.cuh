@@ -12,18 +12,6 @@
 enum {
     CU_ATT_STAGES_MAX = 6,
     CU_ATT_STAGE_BYTES = KN_BLOCK_BYTES,
-    CU_ATT_STAGE_ROW = 2 * KN_ATOM_ROW_BYTES,
-    CU_ATT_CONSTANTS = 3, /* rows before the sums: angles, weights of q's and k's norms */
-};
-
-/* What a launch needs to make q, k and v itself (attention_qkv.cuh). */
-struct cu_att_sums {
-    kn_cu_parts qkv;
-    const float *q_norm, *k_norm, *rope;
-    float norm_eps;
-    int32_t parts;       /* of the product, and its bias; 0: q comes from the workspace */
-    int32_t stage_parts; /* of them that a stage holds */
-    int32_t stages;      /* of an item */
 };
 
 /* What a launch needs; passed by value. */
@@ -34,7 +22,6 @@ struct cu_att_params {
     const uint8_t *base[KN_TIER_MAX]; /* of this layer's heads */
     size_t page_bytes;
     const uint8_t *q;
-    cu_att_sums sums;
     uint32_t *partial, *partial_ml, *group_partial, *group_ml;
     uint32_t *group_count, *root_count;
     uint8_t *out;
@@ -65,19 +52,16 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int QUADS = ROWS * ATOMS * 16 / (COMBINERS * 32); /* of a combiner thread */
 };
 
-/* Of a page: q comes with it, it begins a unit, ends a unit, ends an item, is of an item that is
- * all of its group; or the ring's end.  The item's number of units and the log2 of a unit's pages
- * are in the bits from CU_ATT_UNITS_AT and CU_ATT_SHIFT_AT on.  Or it is no page: sums that an
- * item's q is made of, and the token's own key and value where the item has the page for them. */
+/* Of a page: it begins an item, begins a unit, ends a unit, ends an item, is of an item that is all
+ * of its group; or the ring's end.  The item's number of units and the log2 of a unit's pages are
+ * in the bits from CU_ATT_UNITS_AT and CU_ATT_SHIFT_AT on. */
 enum {
-    CU_ATT_WITH_Q = 1,
+    CU_ATT_ITEM = 1,
     CU_ATT_FIRST = 2,
     CU_ATT_LAST = 4,
     CU_ATT_ITEM_LAST = 8,
     CU_ATT_WHOLE = 16,
     CU_ATT_END = 32,
-    CU_ATT_SUMS = 64,
-    CU_ATT_OWN = 128,
     CU_ATT_UNITS_AT = 8,
     CU_ATT_SHIFT_AT = 16,
 };
@@ -88,14 +72,6 @@ struct __align__(16) cu_att_page
     int32_t key_begin, key_end; /* keys the token sees, relative to the page */
     int32_t flags, head;
     int32_t token, slot, first_slot, unit_count; /* of an item's first and a unit's last page */
-};
-/* The same of a stage of sums. */
-struct __align__(16) cu_att_sums_page
-{
-    int32_t position, first_part;
-    int32_t flags, head;
-    int32_t token, padding;
-    uint8_t *own; /* the head's share of the page that the token's key and value belong to */
 };
 /* Every stage's tier and cycle of issue; kept where the CTA reads a remote tier. */
 struct cu_att_trip {
@@ -113,7 +89,6 @@ struct __align__(16) cu_att_finished
 template <int ATOMS, int ROWS> struct cu_att_shared {
     using shape = cu_att_shape<ATOMS, ROWS>;
     uint8_t q[shape::Q_SLOTS][shape::Q_BYTES];
-    uint8_t own[2][shape::PAGE_STAGES * CU_ATT_STAGE_ROW]; /* a row of each stage of a page */
     float2 ml[4][ROWS]; /* of the finished unit: [warp of a team][row] */
     cu_att_page page[CU_ATT_STAGES_MAX];
     cu_att_trip trip[CU_ATT_STAGES_MAX];
@@ -260,9 +235,7 @@ struct cu_att_issuer {
     cu_att_cursor at;
     uint32_t remote_history = 0; /* bit i: the stage issued i + 1 ago is remote */
     int32_t q_slot = 0;
-    int32_t sums_stages = 0; /* issued */
-    bool waited = false;     /* for the previous kernel */
-    bool holds_next;         /* the next one may begin when the first item is issued, not before */
+    bool waited = false; /* for the previous kernel */
 };
 
 /* Waits until fewer than `blocks` remote copies of this CTA are in flight. */
@@ -282,32 +255,8 @@ PTX_INLINE const uint8_t *cu_att_q(const cu_att_params &p, int token, int head)
     return p.q + ((size_t)token * p.kv_heads + head) * SHAPE::Q_BYTES;
 }
 
-/* Byte of head `head` (the group's, then k, then v) of part `part` of a stage of sums. */
-PTX_INLINE uint32_t cu_att_sum_offset(const cu_att_params &p, int part, int head)
-{
-    return (CU_ATT_CONSTANTS + part * (p.group + 2) + head) * p.head_dim * sizeof(float);
-}
-
-/* Begins to copy the sums of a stage: a lane for each run of heads of each part. */
-template <typename SHARED>
-PTX_INLINE void cu_att_fetch_sums(const cu_att_params &p, SHARED &sh, int s, int lane)
-{
-    const cu_att_sums_page &page = *(const cu_att_sums_page *)&sh.page[s];
-    const int i = lane & 7, part = page.first_part + i, run = lane >> 3; /* q, k, v */
-    const int runs = page.flags & CU_ATT_OWN ? 3 : 1, dim = p.head_dim;
-    if (i >= p.sums.stage_parts || part >= p.sums.parts || run >= runs) return;
-    const int head = run ? p.q_heads + (run - 1) * p.kv_heads + page.head : page.head * p.group;
-    const size_t row = (size_t)page.token * (p.q_heads + 2 * p.kv_heads);
-    const float *from = part < p.sums.qkv.count
-                            ? p.sums.qkv.sum + part * p.sums.qkv.stride + (row + head) * dim
-                            : p.sums.qkv.bias + head * dim;
-    ptx_bulk_load(cu_att_ring(sh, p.stages, s) +
-                      cu_att_sum_offset(p, i, run ? p.group + run - 1 : 0),
-                  from, (run ? 1 : p.group) * dim * sizeof(float), &sh.full[s]);
-}
-
-/* The previous kernel is complete: brings the sums or the query tiles of the items issued before.
- */
+/* The previous kernel is complete: brings the query tiles of the pages issued before, and lets the
+ * next kernel begin (decode_attention.cuh). */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
                                      cu_att_issuer &is, int lane)
@@ -315,56 +264,13 @@ PTX_INLINE void cu_att_wait_previous(const cu_att_params &p, cu_att_shared<ATOMS
     using shape = cu_att_shape<ATOMS, ROWS>;
     is.waited = true;
     ptx_griddep_wait();
+    ptx_griddep_launch();
     ptx_fence_proxy_async_global();
-    __syncwarp(); /* for what other lanes have written of pages */
-    for (int s = 0; p.sums.parts && s < is.at.used; s++)
-        if (sh.page[s].flags & CU_ATT_SUMS) cu_att_fetch_sums(p, sh, s, lane);
     const int s = lane * shape::PAGE_STAGES;
-    if (!p.sums.parts && s < is.at.used && (sh.page[s].flags & CU_ATT_WITH_Q))
+    if (s < is.at.used && (sh.page[s].flags & CU_ATT_ITEM))
         ptx_bulk_load(sh.q[lane], cu_att_q<shape>(p, sh.page[s].token, sh.page[s].head),
                       shape::Q_BYTES, &sh.full[s]);
     __syncwarp();
-    if (!is.holds_next) ptx_griddep_launch();
-}
-
-/* Issues the sums an item's q is made of, k's and v's too where it has the page for them; own: its
- * last page. */
-template <int ATOMS, int ROWS, bool REMOTE>
-PTX_INLINE void cu_att_issue_sums(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
-                                  cu_att_issuer &is, const cu_att_item &item, const uint8_t *own,
-                                  int lane)
-{
-    const int position = item.b.w - 1, row_bytes = p.head_dim * sizeof(float);
-    const bool has_own = item.b.y > position / KN_PAGE_TOKENS;
-    for (int part = 0; part < p.sums.parts; part += p.sums.stage_parts) {
-        const int s = is.at.stage, count = min(p.sums.stage_parts, p.sums.parts - part);
-        if (!is.waited && is.at.used == p.stages) cu_att_wait_previous(p, sh, is, lane);
-        if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
-        if (lane == 0) {
-            const float *constant[CU_ATT_CONSTANTS] = {
-                p.sums.rope ? p.sums.rope + (size_t)position * p.head_dim : NULL, p.sums.q_norm,
-                has_own ? p.sums.k_norm : NULL};
-            int rows = count * (p.group + (has_own ? 2 : 0));
-#pragma unroll
-            for (int i = 0; i < CU_ATT_CONSTANTS; i++) rows += part == 0 && constant[i];
-            *(cu_att_sums_page *)&sh.page[s] = {
-                position,      part,     CU_ATT_SUMS | (has_own ? CU_ATT_OWN : 0),
-                item.head,     item.a.x, 0,
-                (uint8_t *)own};
-            if (REMOTE) sh.trip[s] = {0, 0};
-            ptx_mbarrier_expect_tx(&sh.full[s], rows * row_bytes);
-#pragma unroll
-            for (int i = 0; i < CU_ATT_CONSTANTS; i++)
-                if (part == 0 && constant[i])
-                    ptx_bulk_load(cu_att_ring(sh, p.stages, s) + i * row_bytes, constant[i],
-                                  row_bytes, &sh.full[s]);
-        }
-        __syncwarp();
-        if (is.waited) cu_att_fetch_sums(p, sh, s, lane);
-        if (REMOTE) is.remote_history <<= 1;
-        is.sums_stages++;
-        cu_att_next(&is.at, p.stages);
-    }
 }
 
 /* Issues an item's pages, lane i the i-th: its address and description are computed at once for
@@ -379,33 +285,29 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
     using shape = cu_att_shape<ATOMS, ROWS>;
     const int begin = item.b.x, count = item.b.y - begin,
               first_key = (begin + lane) * KN_PAGE_TOKENS;
-    const int tier = cu_page_tier(entry), old_count = p.sums.parts ? count : item.c.y - begin;
+    const int tier = cu_page_tier(entry), old_count = item.c.y - begin;
     const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
                           (size_t)item.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
     const int shift = item.c.z, unit_last = (1 << shift) - 1;
-    const int flags =
-        (lane == 0 && !p.sums.parts ? CU_ATT_WITH_Q : 0) | (lane & unit_last ? 0 : CU_ATT_FIRST) |
-        (lane == count - 1 ? CU_ATT_LAST | CU_ATT_ITEM_LAST : 0) |
-        ((lane & unit_last) == unit_last ? CU_ATT_LAST : 0) | (item.c.w ? CU_ATT_WHOLE : 0) |
-        ((count - 1 >> shift) + 1) << CU_ATT_UNITS_AT | shift << CU_ATT_SHIFT_AT;
+    const int flags = (lane == 0 ? CU_ATT_ITEM : 0) | (lane & unit_last ? 0 : CU_ATT_FIRST) |
+                      (lane == count - 1 ? CU_ATT_LAST | CU_ATT_ITEM_LAST : 0) |
+                      ((lane & unit_last) == unit_last ? CU_ATT_LAST : 0) |
+                      (item.c.w ? CU_ATT_WHOLE : 0) |
+                      ((count - 1 >> shift) + 1) << CU_ATT_UNITS_AT | shift << CU_ATT_SHIFT_AT;
     const int4 unit = make_int4(item.a.x, item.a.y + (lane >> shift), item.a.z, item.a.w);
     const int4 page = make_int4(item.b.z - first_key, item.b.w - first_key, flags, item.head);
     const uint8_t *q = cu_att_q<shape>(p, item.a.x, item.head);
     /* What the step has yet to write of a page goes to L2, where the rest of it may wait. */
     if (!is.waited && lane >= old_count && lane < count)
         ptx_bulk_prefetch(from, shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
-    if (p.sums.parts) {
-        const uint64_t own = __shfl_sync(0xffffffffu, (uint64_t)from, count - 1);
-        cu_att_issue_sums<ATOMS, ROWS, REMOTE>(p, sh, is, item, (const uint8_t *)own, lane);
-    }
     for (int i = 0; i < count; i++) {
         if (i == (count > 1)) *next_entry = cu_att_load_entry(p, next, lane);
-        if (!is.waited && i >= old_count) cu_att_wait_previous(p, sh, is, lane);
+        if (!is.waited && (i >= old_count || is.at.used + shape::PAGE_STAGES > p.stages))
+            cu_att_wait_previous(p, sh, is, lane);
         const int page_tier = REMOTE ? __shfl_sync(0xffffffffu, tier, i) : 0;
 #pragma unroll
         for (int j = 0; j < shape::PAGE_STAGES; j++) {
             const int s = is.at.stage;
-            if (!is.waited && is.at.used == p.stages) cu_att_wait_previous(p, sh, is, lane);
             if (is.at.used >= p.stages) ptx_mbarrier_wait(&sh.empty[s], is.at.parity ^ 1);
             if (REMOTE && page_tier)
                 cu_att_window_wait(sh, is, max(1, __ldcg(&p.head->window[page_tier].blocks)),
@@ -413,10 +315,10 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
             if (lane == i) {
                 if (j == 0) {
                     *(int4 *)&sh.page[s].key_begin = page;
-                    if (flags & (CU_ATT_WITH_Q | CU_ATT_LAST)) *(int4 *)&sh.page[s].token = unit;
+                    if (flags & (CU_ATT_ITEM | CU_ATT_LAST)) *(int4 *)&sh.page[s].token = unit;
                 }
                 if (REMOTE) sh.trip[s] = {tier, ptx_clock()};
-                const bool with_q = j == 0 && (flags & CU_ATT_WITH_Q);
+                const bool with_q = j == 0 && (flags & CU_ATT_ITEM);
                 ptx_mbarrier_expect_tx(&sh.full[s],
                                        CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
                 ptx_bulk_load_hint(cu_att_ring(sh, p.stages, s), from + j * CU_ATT_STAGE_BYTES,
@@ -449,7 +351,6 @@ PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     const uint64_t policy = ptx_policy_evict_first();
     cu_att_source source = {role, role.tier, role.rank, role.peers, 0};
     cu_att_issuer is;
-    is.holds_next = p.sums.parts > 0 && !role.spread_pages;
     uint64_t remote_blocks = 0;
     if (REMOTE) cu_att_wait_previous(p, sh, is, lane);
 
@@ -463,7 +364,6 @@ PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
                              __popc(__ballot_sync(0xffffffffu, cu_page_tier(entry) != 0));
         cu_att_issue<ATOMS, ROWS, REMOTE>(p, sh, is, item, entry, next, &next_entry, lane, policy);
         if (!is.waited) cu_att_wait_previous(p, sh, is, lane);
-        if (is.holds_next) ptx_griddep_launch();
         item = next;
         entry = next_entry;
         next = cu_att_load_item(p, &source, third, lane);
@@ -475,7 +375,7 @@ PTX_INLINE void cu_att_produce(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     sh.page[s].flags = CU_ATT_END;
     sh.trip[s].tier = -1;
     ptx_mbarrier_arrive(&sh.full[s]);
-    cu_att_leave(p, role, is.at.used - is.sums_stages - remote_blocks);
+    cu_att_leave(p, role, is.at.used - remote_blocks);
 }
 
 /* --- poller --- */

@@ -106,13 +106,12 @@ extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape 
 enum {
     SHARED_MAX = 227 * 1024,
     SHARED_HALF = 113 * 1024, /* leaves an SM room for the next kernel's CTA */
-    RING_MIN = 5,
 };
 
 /* Ring stages: six keep HBM busy; five do where that lets the next kernel in. */
 template <int ATOMS, int ROWS> static int ring_stages(int group)
 {
-    for (int stages = CU_ATT_STAGES_MAX; stages >= RING_MIN; stages--)
+    for (int stages = CU_ATT_STAGES_MAX; stages >= 5; stages--)
         if (cu_att_shared_bytes<ATOMS, ROWS>(stages, group) <= SHARED_HALF) return stages;
     return CU_ATT_STAGES_MAX;
 }
@@ -162,38 +161,6 @@ static cudaError_t launch(const struct kn_cu_attention *a, cu_att_params &p, voi
     return cudaLaunchKernelEx(&l.config, sm90_bf16_decode_attention<ATOMS, ROWS>, p);
 }
 
-/* How sums lie in the ring; `parts` is 0 where they do not fit it. */
-static cu_att_sums sums_of(const struct kn_cu_attention *a, const struct kn_cu_qkv_args *qkv)
-{
-    const int32_t dim = a->shape.head_dim, heads = a->shape.q_heads / a->shape.kv_heads + 2;
-    const int32_t row = dim * (int32_t)sizeof(float), parts = qkv->qkv.count + !!qkv->qkv.bias;
-    cu_att_sums sums;
-    sums.qkv = qkv->qkv;
-    sums.q_norm = qkv->q_norm;
-    sums.k_norm = qkv->k_norm;
-    sums.rope = qkv->rope;
-    sums.norm_eps = qkv->norm_eps;
-    sums.stage_parts = (CU_ATT_STAGE_BYTES - CU_ATT_CONSTANTS * row) / (heads * row);
-    if (sums.stage_parts > parts) sums.stage_parts = parts;
-    sums.parts = sums.stage_parts > 0 ? parts : 0;
-    sums.stages = sums.parts ? (parts + sums.stage_parts - 1) / sums.stage_parts : 0;
-    return sums;
-}
-
-static bool copies_in_bulk(const void *p)
-{
-    return (uintptr_t)p % 16 == 0;
-}
-
-extern "C" bool kn_cu_attention_folds(const struct kn_cu_attention *a,
-                                      const struct kn_cu_qkv_args *qkv)
-{
-    static_assert(KN_CU_PARTS_MAX + 1 <= RING_MIN); /* an item's sums fit the ring at once */
-    return !qkv->q_rows && sums_of(a, qkv).parts > 0 && copies_in_bulk(qkv->qkv.sum) &&
-           copies_in_bulk(qkv->qkv.bias) && copies_in_bulk(qkv->q_norm) &&
-           copies_in_bulk(qkv->k_norm) && copies_in_bulk(qkv->rope);
-}
-
 extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
                                               const struct kn_cu_attention_plan *plan,
                                               const struct kn_batch *batch,
@@ -215,12 +182,6 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
         p.base[t] = (const uint8_t *)kv->base[t] + args->layer * kn_kv_layer_bytes(kv);
     p.page_bytes = kn_kv_page_bytes(kv);
     p.q = a->q;
-    p.sums = {};
-    if (args->qkv) {
-        CHECK(args->qkv->kv == kv && args->qkv->layer == args->layer);
-        CHECK(kn_cu_attention_folds(a, args->qkv));
-        p.sums = sums_of(a, args->qkv);
-    }
     p.partial = a->partial;
     p.partial_ml = a->partial_ml;
     p.group_partial = a->group_partial;

@@ -13,17 +13,14 @@
  * Producer (attention_ring.cuh): takes items from the work list and keeps five or six 16 KB copies
  * in flight.  The next item's ticket, words and page table are read while this one's pages are
  * issued, so that no latency empties the ring.  Pages that this step does not write are fetched
- * before griddepcontrol.wait, and of those it does write the rest is brought to L2.  Where every
- * sequence has one token in the step, this kernel makes q, k and v itself (attention_qkv.cuh), and
- * all pages are as old as those.
+ * before griddepcontrol.wait, and of those it does write the rest is brought to L2.
  *
  * Consumers (here): warp w takes tokens 16w..16w+15 of every page, with a softmax and an
- * accumulator of its own, so they need no barrier among themselves but to make q.  All is
- * transposed: tokens are the rows of K.Q, dimensions those of V.P, and the group's query heads the
- * 8 or 16 columns, so that a group of up to eight fills the instruction.  P turns from accumulator
- * to operand by movmatrix.  At head dimension 256 two teams of four share a page: both compute all
- * scores, each half the output.  At a unit's end the warps leave their accumulators in shared
- * memory and go on.
+ * accumulator of its own, so they need no barrier among themselves.  All is transposed: tokens are
+ * the rows of K.Q, dimensions those of V.P, and the group's query heads the 8 or 16 columns, so
+ * that a group of up to eight fills the instruction.  P turns from accumulator to operand by
+ * movmatrix.  At head dimension 256 two teams of four share a page: both compute all scores, each
+ * half the output.  At a unit's end the warps leave their accumulators in shared memory and go on.
  *
  * Combiners (attention_combine.cuh): make a unit of the four warps' accumulators, fold it onto its
  * group or store it, and count in items that are not all there is of their token; who completes a
@@ -39,9 +36,8 @@
  *
  *  2. Folds run left to right over warps, units, groups, whoever performs them.
  *
- *  3. Counters and partials are zero before and after a launch.  The plan, constants and pages
- *     older than the step are the only memory read before griddepcontrol.wait; what is newer in
- *     such a page is not looked at.
+ *  3. Counters and partials are zero before and after a launch.  The plan and pages older than the
+ *     step are the only memory read before griddepcontrol.wait.
  *
  *  4. A stage is filled again after all consumer warps (and the poller) have arrived on its empty
  *     barrier; the accumulators' place after all combiner threads have.
@@ -56,10 +52,9 @@
  * exactly normalised: |error| <= 2^-8 * (sum p|v| / sum p + |out|), then the result's rounding.
  *
  * The next kernel's CTAs may come in when the previous kernel is complete, not before: its weights,
- * 13 MB at once, are what everybody's trips to memory would wait behind.  Where q is made here,
- * they may when each CTA has issued its first item, for until then it has more to wait for.  One of
- * its CTAs must fit beside one of these: 128 registers a thread just do (a quarter of an SM has
- * three of our warps and two of theirs), 136 do not.
+ * 13 MB at once, are what everybody's trips to memory would wait behind.  One of its CTAs must fit
+ * beside one of these: 128 registers a thread just do (a quarter of an SM has three of our warps
+ * and two of theirs), 136 do not.
  *
  * Measured on an H200, 32/8 heads of 128, as a share of a kernel that only streams (4.69 TB/s),
  * and cuDNN's time over this one's in the same run: 64 x 4,096 0.963, 1.005; 1 x 131,072 0.913,
@@ -85,7 +80,6 @@
 #define DAKD_KERNELS_CUDA_DECODE_ATTENTION_CUH
 
 #include "kernels/cuda/attention_combine.cuh"
-#include "kernels/cuda/attention_qkv.cuh"
 #include "kernels/cuda/attention_ring.cuh"
 #include "kernels/cuda/trace.h"
 
@@ -269,6 +263,15 @@ PTX_INLINE void cu_att_add_values(float (&out)[HALVES][TILES][4],
             ptx_mma_m16n8k16(out[h][(FIRST + d) % TILES], v[d], weight[h][0], weight[h][1]);
 }
 
+/* One warp lets go of a stage. */
+template <typename SHARED>
+PTX_INLINE void cu_att_release(SHARED &sh, cu_att_cursor *at, int stages, int lane)
+{
+    __syncwarp();
+    cu_release(&sh.empty[at->stage], lane);
+    cu_att_next(at, stages);
+}
+
 /* Leaves the warp's accumulators to the combiners, who merge the four warps of a team. */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
@@ -311,23 +314,13 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     const uint32_t ring = ptx_shared(cu_att_ring(sh, p.stages, 0));
     cu_att_state<ATOMS, ROWS> st;
     cu_att_cursor at;
-    int q_slot = 0, side = 0, finished = 0; /* side: of the next item */
-    bool rehearsal = p.sums.parts > 0;      /* while nothing has landed (attention_qkv.cuh) */
+    int q_slot = 0, finished = 0;
     for (;;) {
-        if (!rehearsal) ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+        ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
         const cu_att_page &page = sh.page[at.stage];
-        const int flags = rehearsal ? CU_ATT_SUMS : page.flags;
+        const int key_begin = page.key_begin, key_end = page.key_end, flags = page.flags;
         if (flags & CU_ATT_END) break;
-        if (flags & CU_ATT_SUMS) {
-            cu_att_make(p, sh, &at, side, warp, lane, rehearsal);
-            cu_att_read_q(st, sh.q[side], lane);
-            cu_att_begin(st);
-            rehearsal = false;
-            side ^= 1;
-            continue;
-        }
-        const int key_begin = page.key_begin, key_end = page.key_end;
-        if (flags & CU_ATT_WITH_Q) cu_att_read_q(st, sh.q[q_slot], lane);
+        if (flags & CU_ATT_ITEM) cu_att_read_q(st, sh.q[q_slot], lane);
         if (flags & CU_ATT_FIRST) cu_att_begin(st);
         if (++q_slot == shape::Q_SLOTS) q_slot = 0;
 
@@ -339,18 +332,14 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
                                page.unit_count, page.head, flags};
         }
 
-        /* The token's own row, which is not in the page yet. */
-        const int own = p.sums.parts && key_end <= KN_PAGE_TOKENS ? key_end - 1 : -1;
         float parts[shape::CHAINS][shape::HALVES][4] = {};
         uint32_t v[shape::PIECES][4];
         uint32_t stage = ring + at.stage * CU_ATT_STAGE_BYTES;
-        if (own >= 0) cu_att_patch_key(sh, stage, 0, side ^ 1, own, warp, lane);
         if (ATOMS == 4) {
             cu_att_score<ATOMS, ROWS, 0, 8>(st, parts, stage, k_row, k_half);
             cu_att_release(sh, &at, p.stages, lane);
             ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
             stage = ring + at.stage * CU_ATT_STAGE_BYTES;
-            if (own >= 0) cu_att_patch_key(sh, stage, 1, side ^ 1, own, warp, lane);
         }
         cu_att_score<ATOMS, ROWS, ATOMS == 4 ? shape::STEPS - 8 : 0, ATOMS == 1 ? 4 : 8>(
             st, parts, stage, k_row, k_half);
@@ -364,7 +353,6 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
                 ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
             }
             stage = ring + at.stage * CU_ATT_STAGE_BYTES;
-            if (own >> 4 == w) cu_att_patch(sh, stage, ATOMS / 2 + team, side ^ 1, own, lane);
         }
         cu_att_read_values<0>(v, stage, v_row, v_half);
         if (shape::PIECES == shape::TILES) cu_att_release(sh, &at, p.stages, lane);
@@ -419,7 +407,6 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
     if (role.spread_pages && role.rank >= role.local_items) return;
     if (threadIdx.x == 0) {
         for (int s = 0; s < p.stages; s++) {
-            sh.page[s].flags = 0;
             ptx_mbarrier_init(&sh.full[s], 1);
             ptx_mbarrier_init(&sh.empty[s], CU_ARRIVALS * shape::CONSUMERS + (role.tier != 0));
         }
@@ -427,7 +414,6 @@ __global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
         ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);
         ptx_fence_mbarrier_init();
     }
-    if (p.sums.parts) cu_att_clear_tiles(sh, threadIdx.x);
     __syncthreads();
     if (warp < shape::CONSUMERS) {
         cu_att_consume<ATOMS, ROWS>(p, sh, warp, lane);

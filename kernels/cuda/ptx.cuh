@@ -290,11 +290,6 @@ PTX_INLINE void ptx_store_relaxed_v2(void *p, uint2 v)
     asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
                  : "memory");
 }
-PTX_INLINE void ptx_store_shared_v2(uint32_t shared_address, uint2 v)
-{
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(shared_address), "r"(v.x), "r"(v.y)
-                 : "memory");
-}
 /* One word of shared memory passed between two warps of a CTA. */
 PTX_INLINE uint32_t ptx_load_acquire_shared(const uint32_t *p)
 {

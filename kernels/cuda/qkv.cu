@@ -1,7 +1,6 @@
 /*
  * qkv.cu - what happens between the QKV product and attention: RMSNorm per head, rotary embedding,
- * k and v appended to the pages in bf16, q laid out for the matrix instruction.  In decode steps of
- * many sequences attention does that by the way (attention_qkv.cuh).
+ * k and v appended to the pages in bf16, q laid out for the matrix instruction.
  *
  * Floor: nothing but latency; a decode step has T * (Hq + 2 Hkv) heads of D floats.  One warp per
  * head, a thread holding pairs (2i, 2i + 1) of the lower half and their partners of the upper half,
@@ -18,8 +17,8 @@
  */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/attention_plan.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/qkv.cuh"
 #include "kernels/cuda/trace.h"
 
 extern "C" {
@@ -54,20 +53,19 @@ PTX_INLINE void qkv_norm(qkv_head<PAIRS> &x, const float *weight, float eps, int
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++)
-        sum = __fadd_rn(sum, cu_qkv_squares(x.low[i].x, x.low[i].y, x.high[i].x, x.high[i].y));
+        sum += x.low[i].x * x.low[i].x + x.low[i].y * x.low[i].y + x.high[i].x * x.high[i].x +
+               x.high[i].y * x.high[i].y;
 #pragma unroll
-    for (int d = 16; d; d /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, d));
-    const float scale = cu_qkv_inverse_root(sum, dim, eps);
+    for (int d = 16; d; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+    const float scale = 1.f / sqrtf(sum / (float)dim + eps);
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
         const int d = 2 * lane + 64 * i;
         if (d >= half) break;
         const float2 low = *(const float2 *)(weight + d),
                      high = *(const float2 *)(weight + half + d);
-        x.low[i].x = cu_qkv_scaled(x.low[i].x, scale, low.x);
-        x.low[i].y = cu_qkv_scaled(x.low[i].y, scale, low.y);
-        x.high[i].x = cu_qkv_scaled(x.high[i].x, scale, high.x);
-        x.high[i].y = cu_qkv_scaled(x.high[i].y, scale, high.y);
+        x.low[i] = make_float2(x.low[i].x * scale * low.x, x.low[i].y * scale * low.y);
+        x.high[i] = make_float2(x.high[i].x * scale * high.x, x.high[i].y * scale * high.y);
     }
 }
 
@@ -91,8 +89,9 @@ template <int PAIRS> PTX_INLINE void qkv_rotate(qkv_head<PAIRS> &x, const qkv_an
 {
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
-        cu_qkv_rotate_pair(x.low[i].x, x.high[i].x, a.cos[i].x, a.sin[i].x);
-        cu_qkv_rotate_pair(x.low[i].y, x.high[i].y, a.cos[i].y, a.sin[i].y);
+        const float2 c = a.cos[i], s = a.sin[i], low = x.low[i], high = x.high[i];
+        x.low[i] = make_float2(low.x * c.x - high.x * s.x, low.y * c.y - high.y * s.y);
+        x.high[i] = make_float2(high.x * c.x + low.x * s.x, high.y * c.y + low.y * s.y);
     }
 }
 
@@ -100,6 +99,12 @@ PTX_INLINE uint32_t qkv_pack(float2 v)
 {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(v.x, v.y);
     return *(const uint32_t *)&pair;
+}
+
+/* Byte of dimension d in a page's row of K or V. */
+PTX_INLINE size_t qkv_row_offset(int row, int d)
+{
+    return (size_t)(d >> 6) * KN_ATOM_BYTES + cu_atom_offset(row, (d & 63) * 2);
 }
 
 template <int PAIRS>
@@ -114,11 +119,11 @@ PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head<PAIRS> &x, kn_pag
     for (int i = 0; i < PAIRS; i++) {
         const int d = 2 * lane + 64 * i;
         if (d >= half) break;
-        *(uint32_t *)(to + cu_qkv_row_offset(row, d)) = qkv_pack(x.low[i]);
-        *(uint32_t *)(to + cu_qkv_row_offset(row, half + d)) = qkv_pack(x.high[i]);
+        *(uint32_t *)(to + qkv_row_offset(row, d)) = qkv_pack(x.low[i]);
+        *(uint32_t *)(to + qkv_row_offset(row, half + d)) = qkv_pack(x.high[i]);
     }
     for (int d = dim + 2 * lane; d < atoms * 64; d += 64)
-        *(uint32_t *)(to + cu_qkv_row_offset(row, d)) = 0;
+        *(uint32_t *)(to + qkv_row_offset(row, d)) = 0;
 }
 
 /* A query head as a row of bf16. */
@@ -154,9 +159,9 @@ PTX_INLINE void qkv_read(qkv_head<PAIRS> &x, const kn_cu_parts &parts, size_t at
     }
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
-        x.low[i] = x.high[i] = none;
+        x.low[i] = low[0][i], x.high[i] = high[0][i];
 #pragma unroll
-        for (int k = 0; k <= KN_CU_PARTS_MAX; k++) {
+        for (int k = 1; k <= KN_CU_PARTS_MAX; k++) {
             x.low[i].x += low[k][i].x, x.low[i].y += low[k][i].y;
             x.high[i].x += high[k][i].x, x.high[i].y += high[k][i].y;
         }

@@ -14,9 +14,6 @@
  *     arguments, frozen       bucket, addresses, shapes, strides
  *     device memory           token ids, positions, sequences, page tables, rows, sampling, windows
  *
- * Recorded attention makes q, k and v itself where it can (attention_qkv.cuh), so a step with
- * several tokens of a sequence is not played but issued.
- *
  * Absent tokens are token 0 at position 0 of no sequence (token_seq -1), which the kernels around
  * attention skip; in the products and norms they are rows like others, finite and never mixed with
  * them.  The token a sequence was given in the step before comes from `chosen`, on the device.
@@ -238,7 +235,6 @@ static bool serves(const struct kn_cu *cu, const struct kn_cu_recording *r,
     if (b->row_count < 1 || b->row_count > r->bucket || kn_cu_bucket(b->row_count) != r->bucket)
         return false;
     if (!r->gathers && !kn_rows_in_order(b)) return false;
-    if (r->single && !kn_cu_is_single(b)) return false;
     CHECK(a->row_count <= b->row_count && a->logits == r->logits && a->vocab == r->vocab);
     for (int32_t i = 0; i < b->seq_count; i++) /* prefill attention's, which is not recorded */
         if (kn_cu_is_chunk(&b->seqs[i])) return false;

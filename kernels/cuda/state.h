@@ -112,7 +112,6 @@ struct kn_cu_recording {
     cudaGraphExec_t exec; /* owned */
     size_t dependent;     /* kernels that may start before the one before them ends */
     bool gathers;         /* its rows, which may then be any */
-    bool single;          /* no sequence may have two tokens */
     const float *logits;  /* that were sampled, as the host calls them */
     int32_t vocab;
     int32_t window[KN_CU_WINDOWS_MAX], window_count;
@@ -173,10 +172,8 @@ struct kn_cu_attend {
         uint64_t serial; /* of the batch; 0: none */
         int32_t window, chunk, begin, end;
     } planned[KN_CU_ATTENTION_PLANS];
-    unsigned next;            /* the plan to overwrite */
-    struct kn_qkv_args qkv;   /* of the last kn_qkv */
-    struct kn_cu_parts parts; /* of its product */
-    bool folds;               /* kn_attention does its work */
+    unsigned next;          /* the plan to overwrite */
+    struct kn_qkv_args qkv; /* of the last kn_qkv */
 };
 
 /* Remote weights on their way to the products of prompts; arrays are by tier. */
@@ -359,8 +356,6 @@ void kn_cu_download(struct kn *kn, void *staging, size_t bytes);
 void kn_cu_sample(struct kn *kn, const struct kn_sample_args *a);
 enum status kn_cu_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
 
-/* Whether no sequence has several tokens; b: the host's. */
-bool kn_cu_is_single(const struct kn_batch *b);
 /* The end of the run of tokens from `begin` on whose attention fits one plan. */
 int32_t kn_cu_plan_end(const struct kn_cu_attention *a, const int32_t *positions, int32_t window,
                        int32_t begin, int32_t count);

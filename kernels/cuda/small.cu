@@ -197,6 +197,24 @@ struct norm_out {
     float mean, scale;
 };
 
+static __device__ __forceinline__ int32_t norm_padded(int32_t n)
+{
+    return (n + 127) / 128 * 128;
+}
+
+/* Where a token's row of n goes: y is laid out in chunks of KN_CU_TOKENS_MAX tokens. */
+static __device__ __forceinline__ norm_out norm_place(const kn_norm_args &a, int32_t n,
+                                                      int32_t token)
+{
+    const int32_t chunk_begin = token / KN_CU_TOKENS_MAX * KN_CU_TOKENS_MAX;
+    const int32_t left = a.row_count - chunk_begin;
+    norm_out o;
+    o.y = (uint8_t *)a.y + (size_t)chunk_begin * norm_padded(n) * 2;
+    o.bucket = kn_cu_bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
+    o.token = token - chunk_begin;
+    return o;
+}
+
 /* Beyond the row weight and bias are zero, and so is y. */
 static __device__ void write_norm(const norm_out &o, int32_t c, float4 x, float4 w, float4 b)
 {
@@ -239,12 +257,8 @@ static __global__ void __maxnreg__(WHOLE ? 72 : 80)
             write_quad<WHOLE>(row, n, c, v[0]);
         }
     }
-    const int32_t chunk_begin = token / KN_CU_TOKENS_MAX * KN_CU_TOKENS_MAX;
-    const int32_t left = a.row_count - chunk_begin, padded = (n + 127) / 128 * 128;
-    norm_out o;
-    o.y = (uint8_t *)a.y + (size_t)chunk_begin * padded * 2;
-    o.bucket = kn_cu_bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
-    o.token = token - chunk_begin;
+    norm_out o = norm_place(a, n, token);
+    const int32_t padded = norm_padded(n);
     o.mean =
         a.kind == KN_LAYER_NORM ? block_sum(quad_sums<WHOLE>(row, n, x, 0.f, 1), scratch) / n : 0.f;
     o.scale = 1.f / sqrtf(block_sum(quad_sums<WHOLE>(row, n, x, o.mean, 2), scratch) / n + a.eps);
@@ -330,12 +344,8 @@ static __global__ void __launch_bounds__(NORM_THREADS / EACH, EACH == 4 ? 6 : 3)
 #pragma unroll
         for (int k = 0; k < QUADS; k++)
             x[e][k] = read_quad<true>(row, n, threadIdx.x + e * blockDim.x + k * all);
-    const int32_t chunk_begin = token / KN_CU_TOKENS_MAX * KN_CU_TOKENS_MAX;
-    const int32_t left = a.row_count - chunk_begin, padded = (n + 127) / 128 * 128;
-    norm_out o;
-    o.y = (uint8_t *)a.y + (size_t)chunk_begin * padded * 2;
-    o.bucket = kn_cu_bucket_of(left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX);
-    o.token = token - chunk_begin;
+    norm_out o = norm_place(a, n, token);
+    const int32_t padded = norm_padded(n);
     o.mean = a.kind == KN_LAYER_NORM ? rows_sums<EACH, QUADS>(x, n, 0.f, 1, scratch) / n : 0.f;
     o.scale = 1.f / sqrtf(rows_sums<EACH, QUADS>(x, n, o.mean, 2, scratch) / n + a.eps);
 #pragma unroll

@@ -11,8 +11,7 @@ const char *const eng_control_state_names[ENG_CONTROL_STATES] = {"off", "static"
 
 int eng_control_state(const struct eng_tier_control *c)
 {
-    const int adaptive = OFF_CONTROL_ADAPTIVE;
-    const int state = c->mode == OFF_CONTROL_ADAPTIVE ? adaptive + (int)c->phase : (int)c->mode;
+    const int state = (int)c->mode + (c->mode == OFF_CONTROL_ADAPTIVE ? (int)c->phase : 0);
     CHECK(state >= 0 && state < ENG_CONTROL_STATES);
     return state;
 }

@@ -44,6 +44,8 @@ struct kn_backend {
     /* NULL in a backend that reads remote weights where they lie, however many tokens. */
     enum status (*fetch_reserve)(struct kn *kn, size_t bytes, char *err);
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
+    /* NULL in a backend that reads remote weights in one way. */
+    enum status (*set_remote_access)(struct kn *kn, enum kn_remote_access access, char *err);
     void (*traffic)(struct kn *kn, int tier, struct kn_traffic *out);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
     /* NULL in a backend that has no link, and is known by its name. */

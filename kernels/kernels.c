@@ -211,6 +211,17 @@ void kn_set_window(struct kn *kn, int tier, const struct kn_window *w)
     kn->backend->set_window(kn, tier, w);
 }
 
+enum status kn_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err)
+{
+    CHECK(access == KN_REMOTE_BULK || access == KN_REMOTE_LOADS);
+    if (kn->backend->set_remote_access) return kn->backend->set_remote_access(kn, access, err);
+    if (access == KN_REMOTE_BULK) return ST_OK;
+    return err_set(err, ST_UNSUPPORTED,
+                   "%s has no kernels that read remote weights by plain loads beside its usual "
+                   "ones: that baseline is the GPU's alone",
+                   kn_name(kn));
+}
+
 void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out)
 {
     CHECK(tier >= 0 && tier < KN_TIER_MAX);

@@ -254,6 +254,17 @@ struct kn_window kn_window_default(enum kn_mem mem);
  * with the same loads, checks and ignores it. */
 void kn_set_window(struct kn *kn, int tier, const struct kn_window *window);
 
+/* How products read remote weights.  BULK: by bulk copies, inside the tier's window, and those of
+ * prompts as kn_fetch_reserve says.  LOADS, a baseline: by plain loads of 16 bytes of every CTA
+ * that has such weights, without a window, without sharing what was read, and with nothing fetched
+ * ahead: what a product does that takes the host's memory for its own.  KV pages and rows of tables
+ * are read the same way in both. */
+enum kn_remote_access { KN_REMOTE_BULK, KN_REMOTE_LOADS };
+/* Operations issued later obey it; drops all recordings.  BULK is what a backend begins with.
+ * Results are the same, bit for bit.  ST_UNSUPPORTED: LOADS on a backend that has no such kernels
+ * (CPU).  ST_DEVICE. */
+MUST_USE enum status kn_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err);
+
 /* What operations read from a tier, since the backend was opened.  On CUDA: blocks of weights and
  * of KV, as the copies that were issued, rows of tables, and the round trips of remote copies, from
  * issue to the last byte's landing.  On the CPU: bytes of the weights that products read, and rows

@@ -358,6 +358,9 @@ static void test_what_it_can_compute(void **state)
     assert_non_null(strstr(err, "513"));
     assert_int_equal(kn_memory(kn, &total, &available, err), ST_OK);
     assert_true(available > 0 && available <= total);
+    assert_int_equal(kn_set_remote_access(kn, KN_REMOTE_BULK, err), ST_OK);
+    assert_int_equal(kn_set_remote_access(kn, KN_REMOTE_LOADS, err), ST_UNSUPPORTED);
+    assert_non_null(strstr(err, "plain loads"));
     kn_close(kn);
 }
 

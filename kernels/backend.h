@@ -43,6 +43,9 @@ struct kn_backend {
     enum status (*sample_reserve)(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
     /* NULL in a backend that reads remote weights where they lie, however many tokens. */
     enum status (*fetch_reserve)(struct kn *kn, size_t bytes, char *err);
+    /* NULL in a backend without a copy engine. */
+    enum status (*stage)(struct kn *kn, const struct kn_stage_item *items, int32_t count,
+                         size_t bytes, char *err);
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
     /* NULL in a backend that reads remote weights in one way. */
     enum status (*set_remote_access)(struct kn *kn, enum kn_remote_access access, char *err);

@@ -10,6 +10,7 @@
 
 #include "config/check.h"
 #include "kernels/backend.h"
+#include "kernels/stage.h"
 
 #ifndef DAKD_CUDA
 enum status kn_open_cuda(int device, struct kn **out, char *err)
@@ -189,6 +190,32 @@ bool kn_play(struct kn *kn, const struct kn_batch *batch, const struct kn_sample
 enum status kn_fetch_reserve(struct kn *kn, size_t bytes, char *err)
 {
     return kn->backend->fetch_reserve ? kn->backend->fetch_reserve(kn, bytes, err) : ST_OK;
+}
+
+static void check_items(const struct kn_stage_item *items, int32_t count)
+{
+    for (int32_t i = 0, end; i < count; i = end) {
+        struct kn_stage_tiles all, each[KN_TIER_MAX];
+        for (end = i; end < count && items[end].w == items[i].w; end++) {
+            const struct kn_stage_item *a = &items[end];
+            CHECK(a->tier >= 1 && a->tier < KN_TIER_MAX && end - i < KN_TIER_MAX - 1);
+            CHECK(a->tiles >= 1 && a->tiles <= a->w->span[a->tier].tile_count);
+        }
+        CHECK(kn_stage_tiles_of(&items[i], end - i, &all, each));
+    }
+}
+
+enum status kn_stage(struct kn *kn, const struct kn_stage_item *items, int32_t count, size_t bytes,
+                     char *err)
+{
+    CHECK(count >= 0);
+    check_items(items, count);
+    if (kn->backend->stage) return kn->backend->stage(kn, items, count, bytes, err);
+    if (count == 0) return ST_OK;
+    return err_set(err, ST_UNSUPPORTED,
+                   "%s has no copy engine that could bring remote weights ahead of decode steps: "
+                   "give --offload-mode direct",
+                   kn_name(kn));
 }
 
 struct kn_window kn_window_default(enum kn_mem mem)

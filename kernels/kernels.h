@@ -271,7 +271,8 @@ MUST_USE enum status kn_set_remote_access(struct kn *kn, enum kn_remote_access a
  * of tables, by where they lie; no round trips. */
 struct kn_traffic {
     uint64_t bytes;
-    uint64_t fetched_bytes;            /* of these, copied ahead (kn_fetch_reserve): no window's */
+    uint64_t fetched_bytes;            /* of these, copied ahead (kn_fetch_reserve, kn_stage): no
+                                          window's */
     uint64_t trip_count, trip_ns_sum;  /* remote copies, and the sum of their round trips */
     uint64_t trip_ns_min, trip_ns_max; /* of the latest stretch between two kn_sync that had any; 0
                                           where none had */
@@ -290,6 +291,28 @@ void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out);
  * where they lie; results are the same.  What is fetched counts to its own tier, and what kernels
  * read of it to tier 0.  ST_NOMEM, ST_DEVICE. */
 MUST_USE enum status kn_fetch_reserve(struct kn *kn, size_t bytes, char *err);
+
+/* Remote weights of decode steps by the copy engine.  Steps of up to so many tokens: */
+#define KN_STAGE_TOKENS 128
+struct kn_stage_item {
+    const struct kn_weight *w; /* borrowed until the next kn_stage */
+    int32_t tier;              /* a remote one */
+    int32_t tiles; /* 1 and more of its tiles there travel by the copy engine, those next
+                      to the local ones; the others are read in place */
+};
+/* From now on products of up to KN_STAGE_TOKENS tokens find the items' tiles in local memory, where
+ * the copy engine brings them ahead of the products, through a ring of `bytes`; the rest of their
+ * remote tiles is read in place.
+ * Items are in the order in which a step issues their products; every step of up to that many
+ * tokens issues all of them, each once.  A weight with items in several tiers has them one after
+ * another, from the tier next to its local tiles outwards, all but the last with all of their
+ * tier's tiles.  A product is known by the address of its weight.
+ * count 0: none, and the ring is freed.  Waits for all that was issued, and drops all recordings.
+ * Results are the same, bit for bit.  ST_UNSUPPORTED on a backend without a copy engine (CPU; count
+ * 0 is ST_OK there), ST_LIMIT where what is staged of one weight is larger than the ring, ST_NOMEM,
+ * ST_DEVICE; nothing is staged then. */
+MUST_USE enum status kn_stage(struct kn *kn, const struct kn_stage_item *items, int32_t count,
+                              size_t bytes, char *err);
 
 /* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes
  * between operations, in the backend's own element type and order (CPU: fp32, row after row; CUDA:

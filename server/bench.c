@@ -32,6 +32,7 @@
 #include "server/bench_mixed.h"
 #include "server/bench_report.h"
 #include "server/bench_run.h"
+#include "server/output.h"
 #include "server/startup.h"
 
 struct bench {
@@ -184,7 +185,7 @@ int srv_bench(const struct options *o)
         fprintf(stderr, "dakd: %s\n", err);
         return 2;
     }
-    enum status st = srv_bench_json_check(o, err);
+    enum status st = srv_output_check("--json", o->json, err);
     if (!st) st = bench(&b, results, err);
     const int count = b.batch_count * b.control_count;
     for (int i = 0; i < count && !st && b.control_count == 1; i++)

@@ -30,6 +30,7 @@
 #include "server/bench_clock.h"
 #include "server/bench_mixed_report.h"
 #include "server/bench_report.h"
+#include "server/output.h"
 #include "server/startup.h"
 
 #define BESIDE_PROMPT 512
@@ -402,7 +403,7 @@ int srv_bench_mixed(const struct options *o)
         return 2;
     }
     const int64_t unix_s = clock_unix_s();
-    enum status st = srv_bench_json_check(o, err);
+    enum status st = srv_output_check("--json", o->json, err);
     if (!st) st = bench(&x, results, &count, err);
     if (!st) {
         const struct srv_bench_mixed_run run_of = {.unix_s = unix_s,

@@ -3,6 +3,7 @@
 #include "config/buf.h"
 #include "config/version.h"
 #include "server/bench_report.h"
+#include "server/output.h"
 
 #define JSON_BYTES_MAX ((size_t)1 << 20)
 #define MS 1e3
@@ -79,7 +80,7 @@ enum status srv_bench_mixed_json(const struct srv_bench_mixed_run *run,
         put_result(&b, run, &results[i]);
     }
     buf_puts(&b, "\n]\n");
-    enum status st = srv_bench_json_write(run->options, &b, err);
+    enum status st = srv_output_write("--json", run->options->json, &b, err);
     buf_deinit(&b);
     return st;
 }

@@ -5,9 +5,9 @@
 
 #include "config/buf.h"
 #include "config/check.h"
-#include "config/file.h"
 #include "config/version.h"
 #include "offload/window.h"
+#include "server/output.h"
 
 #define JSON_BYTES_MAX 65536 /* of one result */
 #define MS 1e3
@@ -412,23 +412,6 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     buf_puts(b, "\n}");
 }
 
-enum status srv_bench_json_check(const struct options *o, char *err)
-{
-    char why[ERR_CAP];
-    enum status st = o->json[0] ? file_can_replace(o->json, why) : ST_OK;
-    return st ? err_set(err, st, "--json %.400s", why) : ST_OK;
-}
-
-enum status srv_bench_json_write(const struct options *o, const struct buf *text, char *err)
-{
-    char why[ERR_CAP];
-    if (!o->json[0]) return ST_OK;
-    enum status st = buf_status(text);
-    if (st) err_set(why, st, "%s: %s", o->json, status_text(st));
-    else st = file_replace(o->json, text->data, text->len, why);
-    return st ? err_set(err, st, "--json %.400s", why) : ST_OK;
-}
-
 enum status srv_bench_json(const struct options *o, const struct srv_machine *m,
                            const struct srv_bench_result *r, int count, char *err)
 {
@@ -440,7 +423,7 @@ enum status srv_bench_json(const struct options *o, const struct srv_machine *m,
         put_json(&b, o, m, &r[i]);
     }
     buf_puts(&b, count > 1 ? "\n]\n" : "\n");
-    enum status st = srv_bench_json_write(o, &b, err);
+    enum status st = srv_output_write("--json", o->json, &b, err);
     buf_deinit(&b);
     return st;
 }

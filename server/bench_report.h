@@ -62,12 +62,6 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
  * sequences. */
 void srv_bench_print_controls(const struct srv_machine *m, const struct srv_bench_result *r,
                               int count);
-/* Whether --json, where there is one, can be written: before anything is measured, so that a wrong
- * path costs nothing.  ST_IO. */
-MUST_USE enum status srv_bench_json_check(const struct options *o, char *err);
-/* Gives that file this text: a reader sees all of it or none.  ST_IO, ST_NOMEM, ST_LIMIT. */
-MUST_USE enum status srv_bench_json_write(const struct options *o, const struct buf *text,
-                                          char *err);
 /* What every result begins with: "{", and what was run on what.  No comma at its end. */
 void srv_bench_json_head(struct buf *b, const struct options *o, const struct srv_machine *m,
                          const char *control, int64_t unix_s);

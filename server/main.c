@@ -34,6 +34,7 @@
 #include "server/bench.h"
 #include "server/http.h"
 #include "server/notify.h"
+#include "server/output.h"
 #include "server/plan.h"
 #include "server/probe.h"
 #include "server/startup.h"
@@ -280,12 +281,13 @@ static enum status open_http(struct daemon *d, char *err)
 /* Port 0 only tries: a path that cannot be written is found before the model is loaded. */
 static enum status write_port_file(const struct options *o, int port, char *err)
 {
-    char text[16], why[ERR_CAP];
-    if (!o->port_file[0]) return ST_OK;
-    int len = snprintf(text, sizeof text, "%d\n", port);
-    enum status st = port ? file_replace(o->port_file, text, (size_t)len, why)
-                          : file_can_replace(o->port_file, why);
-    return st ? err_set(err, st, "--port-file %.400s", why) : ST_OK;
+    struct buf text;
+    if (!port) return srv_output_check("--port-file", o->port_file, err);
+    buf_init(&text, 16);
+    buf_printf(&text, "%d\n", port);
+    enum status st = srv_output_write("--port-file", o->port_file, &text, err);
+    buf_deinit(&text);
+    return st;
 }
 
 /* While the model loads there is nothing to drain.  The default action would do, but the first

@@ -5,10 +5,10 @@
 
 #include "config/buf.h"
 #include "config/check.h"
-#include "config/file.h"
 #include "config/log.h"
 #include "config/version.h"
 #include "engine/operations.h"
+#include "server/output.h"
 #include "server/startup.h"
 
 #define GIB 1073741824.0
@@ -292,16 +292,12 @@ static void put_json(struct buf *b, const struct report *r)
 
 static enum status write_json(const struct report *r, char *err)
 {
-    char why[ERR_CAP];
     struct buf b;
-    if (!r->o->json[0]) return ST_OK;
     buf_init(&b, JSON_BYTES_MAX);
     put_json(&b, r);
-    enum status st = buf_status(&b);
-    if (st) err_set(why, st, "%s: %s", r->o->json, status_text(st));
-    else st = file_replace(r->o->json, b.data, b.len, why);
+    enum status st = srv_output_write("--json", r->o->json, &b, err);
     buf_deinit(&b);
-    return st ? err_set(err, st, "--json %.400s", why) : ST_OK;
+    return st;
 }
 
 int srv_plan(const struct options *given)

@@ -7,11 +7,11 @@
 
 #include "config/check.h"
 #include "config/clock.h"
-#include "config/file.h"
 #include "config/log.h"
 #include "config/version.h"
 #include "offload/probe.h"
 #include "offload/window.h"
+#include "server/output.h"
 
 #define PEERS_LOOKED_FOR 8
 #define PEER_TRIAL_BYTES ((size_t)2 << 20)
@@ -155,16 +155,12 @@ static enum status choose_tiers(const struct options *o, struct kn *kn, struct o
 static enum status write_file(const char *path, const char *flag, const struct off_links *links,
                               void (*put)(struct buf *, const struct off_links *), char *err)
 {
-    char why[ERR_CAP];
     struct buf b;
-    if (!path[0]) return ST_OK;
     buf_init(&b, FILE_BYTES_MAX);
     put(&b, links);
-    enum status st = buf_status(&b);
-    if (st) err_set(why, st, "%s: %s", path, status_text(st));
-    else st = file_replace(path, b.data, b.len, why);
+    enum status st = srv_output_write(flag, path, &b, err);
     buf_deinit(&b);
-    return st ? err_set(err, st, "%s %.400s", flag, why) : ST_OK;
+    return st;
 }
 
 /* On the CPU there is one memory, and nothing beside it. */

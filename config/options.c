@@ -10,6 +10,7 @@
 #include "config/check.h"
 #include "config/file.h"
 #include "config/json.h"
+#include "config/machine.h"
 #include "config/size.h"
 
 /* SHARE: a number, or auto.  SWITCH: on or off; a flag alone means on. */
@@ -52,13 +53,7 @@ static const struct {
         {"plan",
          "Says from config.json alone which weights would lie in which tier and the floor of "
          "a decode step:\nwhat no placement beats, and no measurement.  serve places by the "
-         "same planner\nwhat does not fit, with what dakd probe measured.\n"
-         "Machines (HBM, link; GB/s as dakd reads them):\n"
-         "  h200-pcie         4720 of 139GiB, 51.5 of 512GiB    measured\n"
-         "  h200-nvlink-peer  4630 of 139GiB, 377 of 125GiB     measured\n"
-         "  h100-pcie         3280 of 78GiB, 51.5 of 512GiB     HBM: 98 % of its datasheet\n"
-         "  gh200             3920 of 94GiB, 435 of 440GiB      both estimated\n"
-         "each with 989 TFLOPS, the datasheet's for dense bfloat16."},
+         "same planner\nwhat does not fit, with what dakd probe measured."},
     [OPTIONS_PROBE] = {"probe",
                        "Measures HBM and the links to remote tiers of this machine's GPU, "
                        "alone and side by side, and keeps the\nresult for serve and bench, "
@@ -170,8 +165,8 @@ static const struct option table[] = {
     {"sweep-itl-target-ms", TEXT, BENCH(sweep_itl_target_ms), 0, 0, "", NULL,
      "of --request-rate: and with each of these --itl-target-ms, e.g. 0,20"},
     {"json", TEXT, OFFLINE(json), 0, 0, "", NULL, "a file the results are written to as well"},
-    {"machine", CHOICE, PLAN(machine), 0, 0, "h200-pcie",
-     "h200-pcie|h100-pcie|gh200|h200-nvlink-peer", "whose figures are taken; each may be replaced"},
+    {"machine", CHOICE, PLAN(machine), 0, 0, "h200-pcie", &machine_names[1],
+     "whose figures are taken; each may be replaced"},
     {"hbm-gbps", REAL, PLAN(hbm_gbps), 0, 1e6, "0", NULL, "HBM, GB/s; 0: the machine's, as above"},
     {"link-gbps", REAL, PLAN(link_gbps), 0, 1e6, "0", NULL, "the remote tier's link, GB/s"},
     {"link-size", BYTES, PLAN(link_size), 0, 1e15, "0", NULL, "of the remote tier"},
@@ -430,11 +425,17 @@ enum status options_read(struct options *o, enum options_command command, int ar
 void options_print_help(enum options_command command)
 {
     const char *folder = command == OPTIONS_PROBE ? "" : " MODEL_DIR";
-    printf("usage: dakd %s%s [flags]\n\n%s\nEvery flag may also stand in a JSON file\n"
+    printf("usage: dakd %s%s [flags]\n\n%s\n", commands[command].name, folder,
+           commands[command].about);
+    if (command == OPTIONS_PLAN) {
+        printf("Machines, each with %g TFLOPS, the datasheet's for dense bfloat16:\n",
+               MACHINE_TFLOPS);
+        machine_print_table();
+    }
+    printf("Every flag may also stand in a JSON file\n"
            "(--config FILE, same names) or in the environment (DAKD_MAX_NUM_SEQS=8); a flag wins "
            "over the\n"
-           "environment, the environment over the file.\n\n",
-           commands[command].name, folder, commands[command].about);
+           "environment, the environment over the file.\n\n");
     for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
         const struct option *opt = &table[i];
         char left[96];

@@ -6,6 +6,7 @@
 #include "config/buf.h"
 #include "config/check.h"
 #include "config/log.h"
+#include "config/machine.h"
 #include "config/version.h"
 #include "engine/operations.h"
 #include "server/output.h"
@@ -17,17 +18,6 @@
 
 enum { HBM, LINK, TIERS };
 
-/* As `dakd plan --help` tells them (options.c). */
-static const struct machine {
-    const char *name, *link_name;
-    double hbm_gbps, link_gbps, hbm_gib, link_gib;
-} machines[] = {
-    {"h200-pcie", "host", 4720, 51.5, 139, 512},
-    {"h200-nvlink-peer", "peer", 4630, 377, 139, 125},
-    {"h100-pcie", "host", 3280, 51.5, 78, 512},
-    {"gh200", "host", 3920, 435, 94, 440},
-};
-#define TFLOPS 989.0
 #define CONTEXT_DEFAULT 1024
 
 struct report {
@@ -44,14 +34,6 @@ struct report {
 
 /* --- the problem ------------------------------------------------------------------------------ */
 
-static const struct machine *find_machine(const char *name)
-{
-    for (size_t i = 0; i < ARRAY_COUNT(machines); i++)
-        if (strcmp(machines[i].name, name) == 0) return &machines[i];
-    CHECK(!"options.c lets machines of the table through");
-    return NULL;
-}
-
 static double or_else(double given, double otherwise)
 {
     return given > 0 ? given : otherwise;
@@ -60,13 +42,14 @@ static double or_else(double given, double otherwise)
 static enum status set_tiers(struct report *r, char *err)
 {
     const struct options *o = r->o;
-    const struct machine *m = find_machine(o->machine);
+    const struct machine *m = machine_find(o->machine);
     struct options sized = *o;
+    CHECK(m); /* options.c lets no other name through */
     sized.max_num_seqs = o->plan_batch;
     if (sized.max_num_batched_tokens < o->plan_batch) sized.max_num_batched_tokens = o->plan_batch;
     const struct eng_model_options mo = srv_startup_model_options(&sized);
     r->utilization = or_else(o->gpu_memory_utilization, SRV_GPU_UTILIZATION_DEFAULT);
-    r->tflops = or_else(o->tflops, TFLOPS);
+    r->tflops = or_else(o->tflops, MACHINE_TFLOPS);
     r->hbm_bytes = o->hbm_size ? o->hbm_size : (uint64_t)(m->hbm_gib * GIB);
     r->work_bytes = srv_startup_step_bytes(&mo, &r->shape.info, (int32_t)o->plan_context);
     uint64_t usable = (uint64_t)(r->utilization * (double)r->hbm_bytes);

@@ -6,6 +6,7 @@
 #include "config/log.h"
 
 #define QUIET_LOGGED 32
+#define MOVING_READINGS 2 /* a move that was begun in one step may end in the next */
 
 const char *const eng_control_state_names[ENG_CONTROL_STATES] = {"off", "static", "search", "hold"};
 
@@ -91,11 +92,20 @@ static void step_tier(struct eng_control *c, int t, const struct off_congestion_
     log_decision(c, t);
 }
 
+/* Whether pages were moved from or to the tier while it was read. */
+static bool shares(struct eng_control *c, int tier, const struct kn_traffic *now)
+{
+    if (now->moved_bytes != c->moved_bytes[tier]) c->moving[tier] = MOVING_READINGS;
+    else if (c->moving[tier] > 0) c->moving[tier]--;
+    c->moved_bytes[tier] = now->moved_bytes;
+    return c->moving[tier] > 0;
+}
+
 void eng_control_step(struct eng_control *c, const struct kn_traffic traffic[KN_TIER_MAX],
                       uint32_t kind, uint64_t device_ns)
 {
     for (int t = 1; t < KN_TIER_MAX; t++) {
-        struct off_congestion_sample sample = {traffic[t], kind};
+        struct off_congestion_sample sample = {traffic[t], shares(c, t, &traffic[t]) ? 0 : kind};
         sample.traffic.bytes -= sample.traffic.fetched_bytes; /* the engine's own copies */
         if (c->tier[t].window.ctas == 0 || c->tier[t].mode == OFF_CONTROL_NONE) continue;
         if (waits(c, t)) off_congestion_pause(&c->congestion[t]);

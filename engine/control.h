@@ -4,6 +4,9 @@
  * (kn_set_window), and both to the log at level debug: every decision that is one, and of those
  * that keep everything as it is one in QUIET_LOGGED.
  *
+ * Steps beside which KV pages were moved (kn_move_pages) share the link with the copy engine: they
+ * are of no kind that the controller compares, like those that hold a part of a prompt.
+ *
  * One tier searches at a time: another that did so too would take the rates of both for its own
  * doing.  The others wait, their windows as they are.
  *
@@ -35,6 +38,8 @@ struct eng_control {
     struct eng_tier_control tier[KN_TIER_MAX];
     struct off_congestion congestion[KN_TIER_MAX];
     uint32_t quiet_count[KN_TIER_MAX]; /* decisions that kept everything as it was */
+    uint64_t moved_bytes[KN_TIER_MAX]; /* of the reading before */
+    int32_t moving[KN_TIER_MAX];       /* readings that moves may still fall into */
 };
 
 /* Begins anew with these settings and sets the windows; tiers whose window has no CTAs are not

@@ -46,6 +46,10 @@ struct kn_backend {
     /* NULL in a backend without a copy engine. */
     enum status (*stage)(struct kn *kn, const struct kn_stage_item *items, int32_t count,
                          size_t bytes, char *err);
+    void (*move_pages)(struct kn *kn, const struct kn_kv *kv, const struct kn_page_move *moves,
+                       int32_t count);
+    uint64_t (*moves_done)(struct kn *kn);
+    void (*moves_wait)(struct kn *kn);
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
     /* NULL in a backend that reads remote weights in one way. */
     enum status (*set_remote_access)(struct kn *kn, enum kn_remote_access access, char *err);
@@ -72,6 +76,13 @@ struct kn_backend {
 struct kn {
     const struct kn_backend *backend;
 };
+
+/* Where a page lies; it has a pool. */
+static inline char *kn_kv_page(const struct kn_kv *kv, kn_page page)
+{
+    return (char *)kv->base[kn_page_tier(page)] +
+           (size_t)kn_page_index(page) * kn_kv_page_bytes(kv);
+}
 
 struct kn_copy {
     struct kn *kn; /* borrowed */

@@ -218,6 +218,27 @@ enum status kn_stage(struct kn *kn, const struct kn_stage_item *items, int32_t c
                    kn_name(kn));
 }
 
+void kn_move_pages(struct kn *kn, const struct kn_kv *kv, const struct kn_page_move *moves,
+                   int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) {
+        const unsigned from = kn_page_tier(moves[i].from), to = kn_page_tier(moves[i].to);
+        CHECK(from < KN_TIER_MAX && to < KN_TIER_MAX && kv->base[from] && kv->base[to]);
+        CHECK(moves[i].from != moves[i].to);
+    }
+    if (count > 0) kn->backend->move_pages(kn, kv, moves, count);
+}
+
+uint64_t kn_moves_done(struct kn *kn)
+{
+    return kn->backend->moves_done(kn);
+}
+
+void kn_moves_wait(struct kn *kn)
+{
+    kn->backend->moves_wait(kn);
+}
+
 struct kn_window kn_window_default(enum kn_mem mem)
 {
     switch (mem) {

@@ -138,6 +138,11 @@ size_t kn_kv_head_bytes(const struct kn_kv *kv);
 size_t kn_kv_layer_bytes(const struct kn_kv *kv); /* Hkv * head_bytes */
 size_t kn_kv_page_bytes(const struct kn_kv *kv);  /* L * layer_bytes */
 
+/* A page copied to another place; the tiers may be any. */
+struct kn_page_move {
+    kn_page from, to;
+};
+
 /* --- a step's batch --------------------------------------------------------------------------- */
 
 /* One sequence's share of a step: tokens [token_begin, token_begin + token_count) of the batch are
@@ -273,6 +278,7 @@ struct kn_traffic {
     uint64_t bytes;
     uint64_t fetched_bytes;            /* of these, copied ahead (kn_fetch_reserve, kn_stage): no
                                           window's */
+    uint64_t moved_bytes;              /* beside them, of pages moved from or to it */
     uint64_t trip_count, trip_ns_sum;  /* remote copies, and the sum of their round trips */
     uint64_t trip_ns_min, trip_ns_max; /* of the latest stretch between two kn_sync that had any; 0
                                           where none had */
@@ -313,6 +319,31 @@ struct kn_stage_item {
  * ST_DEVICE; nothing is staged then. */
 MUST_USE enum status kn_stage(struct kn *kn, const struct kn_stage_item *items, int32_t count,
                               size_t bytes, char *err);
+
+/* --- pages on the move --------------------------------------------------------------------------
+ *
+ * Copies of whole pages, all layers of each, beside the steps: a GPU has an engine for it.  Moves
+ * are made one after another, in the order in which they were begun, and a move begins when all
+ * that was issued before it is done: whoever still wrote the one page, or read what the other held
+ * before, has ended.  While a move is under way operations may read the page it is from; nobody may
+ * write that one, or touch the one it is to.  When it is over - kn_moves_done says so, or
+ * kn_moves_wait was called - what is issued next may use both: earlier readers of the page it was
+ * from came before it.  Moves share the link with what kernels read; they count to kn_traffic as
+ * moved_bytes of both tiers when they are begun.  What fails is told by kn_sync and kn_step_wait.
+ */
+
+/* Not while a step is recorded.  The host may wait here where KN_MOVES_MAX such calls are under
+ * way. */
+#define KN_MOVES_MAX 64
+void kn_move_pages(struct kn *kn, const struct kn_kv *kv, const struct kn_page_move *moves,
+                   int32_t count);
+/* How many pages' moves are over, of all that were begun since the backend was opened.  Does not
+ * wait. */
+uint64_t kn_moves_done(struct kn *kn);
+/* Operations issued from now on begin when all moves begun so far are over; the host goes on. */
+void kn_moves_wait(struct kn *kn);
+
+/* --- activations ------------------------------------------------------------------------------ */
 
 /* Activations: the residual stream x is fp32 on every backend; `kn_act` buffers hold what passes
  * between operations, in the backend's own element type and order (CPU: fp32, row after row; CUDA:

@@ -123,6 +123,29 @@ static void without_round_trips_nothing_moves(void **state)
     kn_close(r.kn);
 }
 
+/* Pages that are moved take link from the steps beside them; that is nobody's window's doing. */
+static void steps_beside_moved_pages_are_not_judged(void **state)
+{
+    struct rig r;
+    (void)state;
+    rig_open(&r, "adaptive", "host:1GiB");
+    const struct eng_tier_control *t = &r.control.tier[1];
+    for (int i = 0; i < 120; i++) rig_step(&r, 6000);
+    const int64_t found = blocks(&r, 1);
+    const uint64_t moves = t->up_count + t->down_count;
+    assert_true(t->found_step_count > 0);
+    for (int i = 0; i < 60; i++) { /* a fifth of the link is left */
+        r.traffic[1].moved_bytes += 1 << 20;
+        rig_step(&r, 1200);
+        assert_int_equal(blocks(&r, 1), found);
+    }
+    assert_int_equal(t->up_count + t->down_count, moves);
+    for (int i = 0; i < 60; i++) rig_step(&r, 6000);
+    assert_true(blocks(&r, 1) >= 56 && blocks(&r, 1) <= 80);
+    assert_string_equal(eng_control_state_names[eng_control_state(t)], "hold");
+    kn_close(r.kn);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -130,6 +153,7 @@ int main(void)
         cmocka_unit_test(one_tier_searches_at_a_time),
         cmocka_unit_test(each_tier_has_its_mode),
         cmocka_unit_test(without_round_trips_nothing_moves),
+        cmocka_unit_test(steps_beside_moved_pages_are_not_judged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

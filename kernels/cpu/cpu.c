@@ -113,7 +113,18 @@ static void cpu_set_window(struct kn *kn, int tier, const struct kn_window *wind
 
 static void cpu_traffic(struct kn *kn, int tier, struct kn_traffic *out)
 {
-    *out = (struct kn_traffic){.bytes = cpu_of(kn)->tier_bytes[tier]};
+    *out = (struct kn_traffic){.bytes = cpu_of(kn)->tier_bytes[tier],
+                               .moved_bytes = cpu_of(kn)->moved_bytes[tier]};
+}
+
+static uint64_t cpu_moves_done(struct kn *kn)
+{
+    return cpu_of(kn)->moved_count;
+}
+
+static void cpu_moves_wait(struct kn *kn)
+{
+    (void)kn; /* a move is over when it has begun */
 }
 
 static size_t cpu_act_bytes(const struct kn *kn, int32_t rows, int32_t cols)
@@ -186,6 +197,9 @@ static const struct kn_backend backend = {
     .gather = kn_cpu_gather,
     .sample = kn_cpu_sample,
     .sample_reserve = kn_cpu_sample_reserve,
+    .move_pages = kn_cpu_move_pages,
+    .moves_done = cpu_moves_done,
+    .moves_wait = cpu_moves_wait,
     .set_window = cpu_set_window,
     .traffic = cpu_traffic,
     .stream_read = kn_cpu_stream_read,

@@ -85,7 +85,8 @@ struct kn_cpu {
     union kn_cpu_scratch *scratch; /* owned: [thread_count] */
     struct kn_sampler *sampler;    /* owned; NULL before kn_sample_reserve */
     int32_t sampler_vocab;
-    uint64_t tier_bytes[KN_TIER_MAX]; /* of weights that were read */
+    uint64_t tier_bytes[KN_TIER_MAX];               /* of weights that were read */
+    uint64_t moved_count, moved_bytes[KN_TIER_MAX]; /* of pages */
     int32_t *chosen; /* owned, [chosen_max]: tokens of the last kn_sample */
     int32_t chosen_max;
     /* Serial numbers of the last step begun and the last waited for; when and how long the last two
@@ -120,6 +121,8 @@ void kn_cpu_gather(struct kn *kn, const struct kn_batch *batch, int32_t cols, co
                    float *out);
 void kn_cpu_sample(struct kn *kn, const struct kn_sample_args *a);
 enum status kn_cpu_sample_reserve(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
+void kn_cpu_move_pages(struct kn *kn, const struct kn_kv *kv, const struct kn_page_move *moves,
+                       int32_t count);
 void kn_cpu_stream_read(struct kn *kn, const void *ptr, size_t bytes);
 /* RMSNorm (mean not subtracted) of n elements: y = x * weight / sqrt(mean(x^2) + eps).  y may be x.
  */

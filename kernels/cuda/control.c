@@ -89,6 +89,7 @@ bool kn_cu_reading_ask(struct kn_cu *cu)
     if (!c->remote && ++c->steps_unread < READING_PERIOD) return false;
     c->steps_unread = 0;
     memcpy(c->fetched[c->asked % KN_CU_READINGS], cu->fetch.bytes, sizeof cu->fetch.bytes);
+    memcpy(c->moved[c->asked % KN_CU_READINGS], cu->moves.bytes, sizeof cu->moves.bytes);
     if (!kn_cu_st(cu,
                   kn_cu_traffic_launch(c->device_traffic, c->reading[c->asked % KN_CU_READINGS],
                                        cu->stream, err),
@@ -103,12 +104,14 @@ void kn_cu_reading_take(struct kn_cu *cu)
     struct kn_cu_control *c = &cu->control;
     CHECK(c->taken < c->asked);
     const uint64_t *fetched = c->fetched[c->taken % KN_CU_READINGS];
+    const uint64_t *moved = c->moved[c->taken % KN_CU_READINGS];
     const struct kn_cu_traffic *reading = c->reading[c->taken++ % KN_CU_READINGS];
     for (int t = 0; t < KN_TIER_MAX; t++) {
         const struct kn_cu_traffic *now = &reading[t];
         struct kn_traffic *to = &c->traffic[t];
         to->bytes = now->blocks * KN_BLOCK_BYTES + now->row_bytes + fetched[t];
         to->fetched_bytes = fetched[t];
+        to->moved_bytes = moved[t];
         to->trip_ns_sum = (uint64_t)((double)now->trip_clocks * c->ns_per_clock);
         to->trip_count = now->trips;
         if (now->trip_min > now->trip_max) continue; /* no trip since the reading before */

@@ -38,8 +38,9 @@ bool kn_cu_enter(struct kn_cu *cu)
 enum status kn_cu_sync(struct kn *kn, char *err)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    if (kn_cu_enter(cu) && kn_cu_settle(cu))
-        kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step");
+    if (kn_cu_enter(cu) && kn_cu_settle(cu) &&
+        kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step"))
+        kn_cu_moves_sync(cu);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
     while (cu->control.taken < cu->control.asked) kn_cu_reading_take(cu);
     if (cu->busy) (void)kn_cu_reading_ask(cu); /* a failure is kept for the next one */
@@ -93,6 +94,7 @@ static void cuda_close(struct kn *kn)
     kn_cu_upload_close(cu);
     kn_cu_control_close(cu);
     kn_cu_fetch_close(cu);
+    kn_cu_moves_close(cu);
     cu->pending.state = KN_CU_NOTHING;
     if (cu->pending.memory) (void)cudaFree(cu->pending.memory);
     if (cu->pending.words) (void)cudaFree(cu->pending.words);
@@ -128,6 +130,9 @@ static const struct kn_backend backend = {
     .sample = kn_cu_sample,
     .sample_reserve = kn_cu_sample_reserve,
     .fetch_reserve = kn_cu_fetch_reserve,
+    .move_pages = kn_cu_move_pages,
+    .moves_done = kn_cu_moves_done,
+    .moves_wait = kn_cu_moves_wait,
     .set_window = kn_cu_set_window,
     .traffic = kn_cu_traffic,
     .stream_read = kn_cu_stream_read,
@@ -228,7 +233,7 @@ static enum status open_gpu(struct kn_cu *cu, const struct cudaDeviceProp *prop,
     cu->pending.arrived = cu->pending.words + KN_CU_NORM_WORDS;
     if ((st = kn_cu_control_open(cu, err)) || (st = kn_cu_upload_open(cu, err)) ||
         (st = kn_cu_stage_open(cu, err)) || (st = kn_cu_steps_open(cu, err)) ||
-        (st = kn_cu_fetch_open(cu, err)))
+        (st = kn_cu_fetch_open(cu, err)) || (st = kn_cu_moves_open(cu, err)))
         return st;
     if ((st = kn_cu_gemm_init(err))) return st;
     return kn_cu_prefill_init(err);

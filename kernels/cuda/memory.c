@@ -266,6 +266,7 @@ void kn_cu_free(struct kn *kn, enum kn_mem mem, void *ptr, size_t bytes)
     if (kn_cu_enter(cu)) (void)kn_cu_issue_held(cu);
     (void)cudaSetDevice(cu->device);
     (void)cudaStreamSynchronize(cu->stream);
+    (void)kn_cu_moves_sync(cu);
     kn_cu_forget_undivided(cu, r->base, r->bytes);
     if (r->serial <= cu->record.region_serial) kn_cu_record_drop(cu);
     if (mem == KN_MEM_HOST) {

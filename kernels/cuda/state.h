@@ -9,14 +9,15 @@
  *     record.c   steps in flight, and steps recorded as graphs
  *     attend.c   the operations around attention
  *     fetch.c    remote weights of prompts, copied ahead of their products
+ *     move.c     pages of the KV cache, copied from tier to tier
  *     copy.c     copies that use a link beside the steps, for measuring
  *     control.c  the windows kernels read remote tiers by, and their counters
  *
- * Everything runs in one stream, but for the copies of fetch.c, which it waits for.  The first
- * failure is kept in `failure`; after it operations return at once and kn_sync reports it, each
- * time it is asked.  The current device belongs to a thread, and weights are uploaded by other
- * threads than the one that computes, so every function that calls CUDA chooses the device first
- * (kn_cu_enter).
+ * Everything runs in one stream, but for the copies of fetch.c, which it waits for, and those of
+ * move.c, which wait for it.  The first failure is kept in `failure`; after it operations return at
+ * once and kn_sync reports it, each time it is asked.  The current device belongs to a thread, and
+ * weights are uploaded by other threads than the one that computes, so every function that calls
+ * CUDA chooses the device first (kn_cu_enter).
  */
 #ifndef DAKD_KERNELS_CUDA_STATE_H
 #define DAKD_KERNELS_CUDA_STATE_H
@@ -189,6 +190,18 @@ struct kn_cu_fetch {
     uint64_t bytes[KN_TIER_MAX];      /* copied, of all that was issued */
 };
 
+/* Pages on their way from tier to tier: call number n of kn_move_pages has the event
+ * n % KN_MOVES_MAX. */
+struct kn_cu_moves {
+    cudaStream_t stream;
+    cudaEvent_t issued; /* all that a move waits for is done */
+    cudaEvent_t over[KN_MOVES_MAX];
+    uint64_t begun, ended; /* calls */
+    uint64_t pages_ended;
+    int32_t pages[KN_MOVES_MAX]; /* of a call */
+    uint64_t bytes[KN_TIER_MAX]; /* begun */
+};
+
 enum { KN_CU_READINGS = 4 }; /* two steps in flight, and kn_sync before them */
 
 /* What kernels are told, and what they tell. */
@@ -199,7 +212,8 @@ struct kn_cu_control {
     struct kn_cu_traffic *device_traffic; /* [KN_TIER_MAX], owned */
     /* Owned, pinned: copies of the counters, the one asked for last at (asked - 1) % READINGS. */
     struct kn_cu_traffic (*reading)[KN_TIER_MAX];
-    uint64_t fetched[KN_CU_READINGS][KN_TIER_MAX]; /* bytes copied as of each of them */
+    uint64_t fetched[KN_CU_READINGS][KN_TIER_MAX]; /* bytes copied as of each of them, */
+    uint64_t moved[KN_CU_READINGS][KN_TIER_MAX];   /* and of pages */
     uint64_t asked, taken;
     int32_t steps_unread;
     int32_t turn; /* of the last product that took one */
@@ -226,6 +240,7 @@ struct kn_cu {
     int32_t plan_count;
     struct kn_cu_control control;
     struct kn_cu_fetch fetch;
+    struct kn_cu_moves moves;
     void *prefill;                          /* owned, device: [kn_cu_prefill_workspace_bytes] */
     struct kn_cu_stream_state *stream_read; /* owned, device: of kn_stream_read */
     unsigned stream_read_turn;
@@ -314,6 +329,17 @@ bool kn_cu_fetch(struct kn_cu *cu, const struct kn_weight *w, struct kn_weight *
 bool kn_cu_fetch_used(struct kn_cu *cu);
 /* A copy into remote memory has been issued. */
 bool kn_cu_fetch_behind(struct kn_cu *cu);
+
+/* --- move.c --- */
+
+enum status kn_cu_moves_open(struct kn_cu *cu, char *err);
+void kn_cu_moves_close(struct kn_cu *cu);
+void kn_cu_move_pages(struct kn *kn, const struct kn_kv *kv, const struct kn_page_move *moves,
+                      int32_t count);
+uint64_t kn_cu_moves_done(struct kn *kn);
+void kn_cu_moves_wait(struct kn *kn);
+/* The host waits for all of them. */
+bool kn_cu_moves_sync(struct kn_cu *cu);
 
 /* --- control.c --- */
 

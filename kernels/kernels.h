@@ -434,7 +434,7 @@ void kn_stream_read(struct kn *kn, const void *ptr, size_t bytes);
  *     `ctas` CTAs, one an SM, read `remote` with `blocks` blocks in flight each; or
  *     with cluster > 1, `ctas` clusters of so many CTAs do, each block once for all of them; or
  *     with copy_to not NULL, the copy engine copies `remote` there, again and again.
- * At most one of the last two; nothing but the local memory where ctas is 0. */
+ * No copies beside clusters; nothing but the local memory where ctas is 0 and copy_to NULL. */
 struct kn_link_args {
     const void *local, *remote; /* of kn_alloc, KN_ALIGN-aligned */
     void *copy_to;              /* local, remote_bytes of it */
@@ -446,7 +446,9 @@ struct kn_link_args {
 /* 0 where nothing was read.  Trips are of single blocks, and none are told of clusters and copies.
  */
 struct kn_link_rates {
-    double local_bytes_per_s, remote_bytes_per_s; /* the latter as it crossed the link */
+    double local_bytes_per_s;
+    double remote_bytes_per_s; /* by kernels, as it crossed the link */
+    double copy_bytes_per_s;   /* by the copy engine, beside them */
     double trip_mean_s, trip_min_s, trip_max_s;
 };
 /* ST_UNSUPPORTED on the CPU backend, which reads every tier with the same loads over the same bus:

@@ -47,7 +47,10 @@ bool off_links_steady(const struct off_links *links)
 {
     for (int i = 0; i < links->link_count; i++) {
         const struct off_link *k = &links->link[i];
-        if (k->busy_copy_bytes_per_s > NOISE * k->copy_bytes_per_s) return false;
+        if (k->busy_copy_bytes_per_s > NOISE * k->copy_bytes_per_s ||
+            k->both_copy_bytes_per_s > NOISE * k->copy_bytes_per_s ||
+            k->both_read_bytes_per_s > NOISE * k->read_bytes_per_s)
+            return false;
         for (int n = 0; n < k->point_count; n++)
             if (k->point[n].hbm_bytes_per_s > NOISE * links->hbm_bytes_per_s ||
                 k->point[n].link_bytes_per_s > NOISE * k->read_bytes_per_s)
@@ -175,25 +178,33 @@ static enum status measure_alone(struct buffers *b, struct off_link *link, char 
     return st;
 }
 
-static enum status measure_copies(struct buffers *b, struct off_link *link, char *err)
+/* The copy engine alone, beside HBM, and beside HBM and a kernel that reads in window w. */
+static enum status measure_copies(struct buffers *b, const struct kn_window *w,
+                                  struct off_link *link, char *err)
 {
     struct kn_link_rates rates;
     enum status st = measure(b, false, 0, 0, 1, true, &rates, err);
-    link->copy_bytes_per_s = rates.remote_bytes_per_s;
+    link->copy_bytes_per_s = rates.copy_bytes_per_s;
     if (st || (st = measure(b, true, 0, 0, 1, true, &rates, err))) return st;
-    link->busy_copy_bytes_per_s = rates.remote_bytes_per_s;
+    link->busy_copy_bytes_per_s = rates.copy_bytes_per_s;
     link->busy_copy_hbm_bytes_per_s = rates.local_bytes_per_s;
+    if ((st = measure(b, true, w->ctas, w->blocks, 1, true, &rates, err))) return st;
+    link->both_copy_bytes_per_s = rates.copy_bytes_per_s;
+    link->both_read_bytes_per_s = rates.remote_bytes_per_s;
+    link->both_hbm_bytes_per_s = rates.local_bytes_per_s;
     return ST_OK;
 }
 
 static enum status measure_link(struct buffers *b, const struct off_tier_spec *spec,
-                                struct off_link *link, char *err)
+                                const struct off_links *links, struct off_link *link, char *err)
 {
+    struct kn_window w = kn_window_default(spec->mem);
     *link = (struct off_link){0};
     off_tier_spec_name(spec, link->name);
     enum status st = open_remote(b, spec, err);
     if (st || (st = measure_alone(b, link, err)) || (st = measure_points(b, link, err))) return st;
-    return measure_copies(b, link, err);
+    (void)!off_link_window(links, link, &w); /* else the usual one */
+    return measure_copies(b, &w, link, err);
 }
 
 /* At most half of what is free. */
@@ -225,7 +236,7 @@ enum status off_links_measure(struct kn *kn, const struct off_remote *remote, st
         goto done;
     out->hbm_bytes_per_s = rates.local_bytes_per_s;
     for (int i = 0; i < remote->count && !st; i++)
-        if (!(st = measure_link(&b, &remote->spec[i], &out->link[i], err))) out->link_count++;
+        if (!(st = measure_link(&b, &remote->spec[i], out, &out->link[i], err))) out->link_count++;
 done:
     buffers_close(&b);
     return st;

@@ -24,11 +24,14 @@ struct off_link_point {
 
 struct off_link {
     char name[OFF_TIER_NAME_CAP];
-    double read_bytes_per_s;             /* alone */
-    double trip_s;                       /* of one block, nothing else under way */
-    double copy_bytes_per_s;             /* the copy engine, alone */
-    double busy_copy_bytes_per_s;        /* the same while HBM is streamed, */
-    double busy_copy_hbm_bytes_per_s;    /* and HBM's rate then */
+    double read_bytes_per_s;          /* alone */
+    double trip_s;                    /* of one block, nothing else under way */
+    double copy_bytes_per_s;          /* the copy engine, alone */
+    double busy_copy_bytes_per_s;     /* the same while HBM is streamed, */
+    double busy_copy_hbm_bytes_per_s; /* and HBM's rate then */
+    /* The same with kernels reading the link in its window as well: theirs, the copy engine's,
+     * HBM's. */
+    double both_read_bytes_per_s, both_copy_bytes_per_s, both_hbm_bytes_per_s;
     double multicast[OFF_LINK_CLUSTERS]; /* what clusters get, over what crosses the link alone */
     struct off_link_point point[OFF_LINK_POINTS_MAX];
     int point_count;

@@ -16,7 +16,7 @@
 #include "config/json.h"
 #include "offload/link.h"
 
-#define FORMAT 1 /* of the file, and of what is measured: another one is measured anew */
+#define FORMAT 2 /* of the file, and of what is measured: another one is measured anew */
 #define FILE_BYTES_MAX ((size_t)1 << 20)
 #define RATE_MIN 1e6
 #define RATE_MAX 1e15
@@ -40,7 +40,8 @@ struct figure {
 static const struct figure link_figures[] = {
     RATE(off_link, read_bytes_per_s),          TRIP(off_link, "round_trip_s", trip_s),
     RATE(off_link, copy_bytes_per_s),          RATE(off_link, busy_copy_bytes_per_s),
-    RATE(off_link, busy_copy_hbm_bytes_per_s),
+    RATE(off_link, busy_copy_hbm_bytes_per_s), RATE(off_link, both_read_bytes_per_s),
+    RATE(off_link, both_copy_bytes_per_s),     RATE(off_link, both_hbm_bytes_per_s),
 };
 static const char *const multicast_keys[OFF_LINK_CLUSTERS] = {
     "multicast_2_ratio", "multicast_4_ratio", "multicast_8_ratio"};

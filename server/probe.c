@@ -116,6 +116,10 @@ static void print_points(const struct off_links *l, const struct off_link *k)
     }
     printf("%-15s %10s %10.2f %10.3f %8.3f\n", "copy engine", "", k->busy_copy_bytes_per_s / 1e9,
            k->busy_copy_hbm_bytes_per_s / 1e12, k->busy_copy_hbm_bytes_per_s / l->hbm_bytes_per_s);
+    printf("%-15s %10s %10.2f %10.3f %8.3f   %.2f in the window and %.2f copied\n", "both", "",
+           (k->both_read_bytes_per_s + k->both_copy_bytes_per_s) / 1e9,
+           k->both_hbm_bytes_per_s / 1e12, k->both_hbm_bytes_per_s / l->hbm_bytes_per_s,
+           k->both_read_bytes_per_s / 1e9, k->both_copy_bytes_per_s / 1e9);
     if (!chosen)
         printf("No window of %d SMs fills this link without harm to HBM: the usual one is taken.\n",
                OFF_LINK_WINDOW_CTAS);

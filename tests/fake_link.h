@@ -83,11 +83,13 @@ static enum status fake_measure(struct kn *kn, const struct kn_link_args *a,
     double flight = (double)a->ctas * a->blocks * KN_BLOCK_BYTES;
     double lost = fmax(flight - 3 * full, 0) / (100 * full);
     if (a->local) out->local_bytes_per_s = hbm * (1 - fmin(lost, 0.9));
-    if (a->copy_to) out->remote_bytes_per_s = rate * 1.1;
-    else if (a->ctas) out->remote_bytes_per_s = rate * fmin(flight / full, 1);
+    /* Both at once share what is a little more than kernels get alone. */
+    if (a->copy_to) out->copy_bytes_per_s = rate * (a->ctas ? 0.55 : 1.1);
+    if (a->ctas) out->remote_bytes_per_s = rate * fmin(flight / full, 1) * (a->copy_to ? 0.5 : 1);
     if (a->cluster > 1) out->remote_bytes_per_s = rate;
     if (f->calls == f->slow_call) out->local_bytes_per_s /= 2;
     if (f->calls == f->slow_call) out->remote_bytes_per_s /= 2;
+    if (f->calls == f->slow_call) out->copy_bytes_per_s /= 2;
     if (a->ctas) out->trip_mean_s = out->trip_max_s = fmax(flight / rate, 2e-6);
     return ST_OK;
 }

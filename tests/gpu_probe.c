@@ -92,7 +92,16 @@ static void test_single(void)
     for (int hbm = 0; hbm < 2; hbm++) {
         a.local = hbm ? local : NULL;
         r = measure(a);
-        EXPECT(r.remote_bytes_per_s > 0 && (r.local_bytes_per_s > 0) == hbm, "copies");
+        EXPECT(r.copy_bytes_per_s > 0 && r.remote_bytes_per_s == 0 &&
+                   (r.local_bytes_per_s > 0) == hbm,
+               "copies");
+        a.ctas = 16;
+        a.blocks = 2;
+        r = measure(a);
+        EXPECT(r.copy_bytes_per_s > 0 && r.remote_bytes_per_s > 0 &&
+                   (r.local_bytes_per_s > 0) == hbm,
+               "copies and reads");
+        a.ctas = 0;
     }
     /* One block, read by all at once. */
     a = (struct kn_link_args){
@@ -129,6 +138,14 @@ static void check_link(const struct off_links *l, const struct off_link *k)
     EXPECT(off_link_window(l, k, &w), "%s: no window", k->name);
     EXPECT(k->copy_bytes_per_s > 0.8 * k->read_bytes_per_s, "%s: copies %g", k->name,
            k->copy_bytes_per_s);
+    const double both = k->both_read_bytes_per_s + k->both_copy_bytes_per_s;
+    EXPECT(both > 0.9 * fmin(k->read_bytes_per_s, k->busy_copy_bytes_per_s) &&
+               both < 1.1 * fmax(k->read_bytes_per_s, k->copy_bytes_per_s),
+           "%s: both at once %g", k->name, both);
+    printf("%s: copies %.1f GB/s alone, %.1f beside HBM at %.3f TB/s; both %.1f + %.1f, %.3f\n",
+           k->name, k->copy_bytes_per_s / 1e9, k->busy_copy_bytes_per_s / 1e9,
+           k->busy_copy_hbm_bytes_per_s / 1e12, k->both_read_bytes_per_s / 1e9,
+           k->both_copy_bytes_per_s / 1e9, k->both_hbm_bytes_per_s / 1e12);
     printf("%s: %.1f GB/s alone, window %d x %d, cost %.1f\n", k->name, k->read_bytes_per_s / 1e9,
            w.ctas, w.blocks, (double)w.cost);
 }

@@ -88,6 +88,9 @@ static void test_measure(void **state)
     for (int i = 0; i < OFF_LINK_CLUSTERS; i++)
         assert_true(fabs(host->multicast[i] - (2 << i)) < 1e-6);
     assert_true(host->copy_bytes_per_s > host->read_bytes_per_s);
+    assert_true(fabs(host->both_read_bytes_per_s - 25e9) < 1);
+    assert_true(fabs(host->both_copy_bytes_per_s - 27.5e9) < 1);
+    assert_true(fabs(host->both_hbm_bytes_per_s - 4e12) < 1);
     assert_true(fabs(host->trip_s - 2e-6) < 1e-9);
     assert_true(off_link_window(&links, host, &w));
     assert_int_equal(w.ctas * w.blocks, 32);
@@ -110,6 +113,9 @@ static void test_steady(void **state)
     assert_false(off_links_steady(&links));
     measure(&links);
     links.link[0].copy_bytes_per_s /= 2;
+    assert_false(off_links_steady(&links));
+    measure(&links);
+    links.link[0].both_read_bytes_per_s = 1.2 * links.link[0].read_bytes_per_s;
     assert_false(off_links_steady(&links));
 }
 
@@ -201,8 +207,8 @@ static void test_damaged(void **state)
     (void)state;
     static struct off_links links;
     static const char *const changes[][2] = {
-        {"\"format\": 1", "\"format\": 2"},
-        {"\"format\": 1", "\"format\": \"1\""},
+        {"\"format\": 2", "\"format\": 1"},
+        {"\"format\": 2", "\"format\": \"2\""},
         {"\"format\"", "\"former\""},
         {"\"identity\": \"fake\"", "\"identity\": \"\""},
         {"\"identity\": \"fake\"", "\"identity\": 5"},
@@ -213,6 +219,8 @@ static void test_damaged(void **state)
         {"\"read_bytes_per_s\": 5e+10", "\"read_bytes_per_s\": null"},
         {"\"round_trip_s\"", "\"round_trip\""},
         {"\"copy_bytes_per_s\": 5.5e+10", "\"copy_bytes_per_s\": 1e99"},
+        {"\"both_read_bytes_per_s\"", "\"read\""},
+        {"\"both_hbm_bytes_per_s\": 4e+12", "\"both_hbm_bytes_per_s\": -1"},
         {"\"multicast_4_ratio\": 4", "\"multicast_4_ratio\": 400"},
         {"\"ctas\": 4", "\"ctas\": 0"},
         {"\"ctas\": 4", "\"ctas\": 4.5"},

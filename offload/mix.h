@@ -1,0 +1,91 @@
+/*
+ * mix.h - --offload-mode: how a decode step's remote bytes cross their links, in place or by the
+ * copy engine, and which share of them is best copied.  Pure.
+ *
+ *     direct     kernels read remote tiles where they lie, inside windows
+ *     prefetch   the copy engine brings all of them into local memory, some layers ahead
+ *     uva        kernels read them where they lie by plain loads, with no window
+ *     auto       up to the free fraction as direct; beyond it, the share that makes the step
+ *                shortest goes by the copy engine, the rest as direct
+ *
+ * The model, of one step and shares s_t of the bytes R_t of each remote tier t:
+ *
+ *     HBM    works for  h = (H + sum_t R_t (u_t(s_t) + s_t)) / B.  H are its own bytes, B its rate
+ *            alone; u_t is what a byte over the link takes from HBM, in HBM's bytes, as measured: a
+ *            copied one is written, and a bulk of writes costs more than their bytes.  A copied
+ *            byte is read once more (+ s_t).
+ *     link t takes b_t(s) seconds a byte while HBM is busy, and i_t(s) while it rests.
+ *     step   = max(h, max over t of R_t b_t                    where the link is done by then,
+ *                                   h + (R_t - h / b_t) i_t    else)
+ *
+ * b_t and i_t are lower hulls of what was measured at s = 0 (kernels alone), s = 1 (the copy engine
+ * alone) and with both at once: between two ways of crossing a link one may always take turns, and
+ * time then is linear in the share.  The rate of a mix is not the sum of its parts: over PCIe an
+ * H200 gets 51.5, 54 and 55 GB/s, over NVLink 375, 403 and 256 while HBM is busy, 397 at s = 1
+ * where it rests.  That is why the share hangs on how much of a step HBM is busy.
+ */
+#ifndef DAKD_OFFLOAD_MIX_H
+#define DAKD_OFFLOAD_MIX_H
+
+#include "offload/link.h"
+
+enum off_mode { OFF_MODE_AUTO, OFF_MODE_DIRECT, OFF_MODE_PREFETCH, OFF_MODE_UVA, OFF_MODE_COUNT };
+const char *off_mode_name(enum off_mode mode); /* "auto", "direct", "prefetch", "uva" */
+MUST_USE bool off_mode_parse(const char *name, enum off_mode *out);
+
+/* One way to read a link, HBM busy: what crosses it in place and by the copy engine, and what HBM
+ * gives meanwhile. */
+struct off_mix_point {
+    double read_bytes_per_s, copy_bytes_per_s, hbm_bytes_per_s;
+};
+
+struct off_mix_tier {
+    double read_bytes_per_s, copy_bytes_per_s; /* > 0: HBM resting */
+    struct off_mix_point read, both, copy;     /* HBM busy; > 0, but for read's copies and copy's
+                                                  reads, which are 0 */
+    double bytes;                              /* that a step reads of the tier */
+    double share_max; /* of them that may be copied: the head and tables never are */
+};
+
+struct off_mix {
+    double hbm_bytes_per_s;                /* alone */
+    double hbm_bytes;                      /* that a step reads of tier 0 */
+    struct off_mix_tier tier[KN_TIER_MAX]; /* 1..tier_count - 1; of no bytes: not read */
+    int tier_count;
+    /* Out. */
+    double share[KN_TIER_MAX]; /* of a tier's bytes, by the copy engine */
+    double seconds, direct_s;  /* of a step, so and with nothing copied */
+};
+
+/* The rates of a tier as measured; its bytes stay.  In place: at the link's window
+ * (off_link_window); where it has none, as if alone. */
+void off_mix_set_link(struct off_mix_tier *t, const struct off_links *links,
+                      const struct off_link *link);
+
+/* What the model says of these shares, each 0..1. */
+double off_mix_seconds(const struct off_mix *m, const double share[KN_TIER_MAX]);
+/* Fills in what is marked Out: of all shares up to share_max, in steps of 1 / OFF_MIX_STEPS, those
+ * of the shortest step, and of equals those that copy least. */
+#define OFF_MIX_STEPS 64
+void off_mix_solve(struct off_mix *m);
+
+/* --- which tiles ------------------------------------------------------------------------------ */
+
+/* A product of a step, by where the tiles of its weight lie. */
+struct off_mix_product {
+    uint64_t tile_bytes;
+    int32_t tiles[KN_TIER_MAX];
+    int32_t copied[KN_TIER_MAX]; /* out: of the tiles; 0 of tier 0 */
+};
+
+/* Of a step's products in order, how many tiles of each remote tier are copied: whole tiles, at
+ * most product_bytes_max of a product, and of every beginning of the list as near the tier's share
+ * as these allow, so that no part of a step has more for one of the two ways than the others.  What
+ * is copied of a product lies next to its local tiles: of a further tier nothing is, unless all
+ * nearer ones are copied whole.
+ * bytes: those that are copied of each tier, its share to within half a tile, where neither of the
+ * two bounds it. */
+void off_mix_deal(struct off_mix_product *products, int32_t count, const double share[KN_TIER_MAX],
+                  uint64_t product_bytes_max, uint64_t bytes[KN_TIER_MAX]);
+
+#endif

@@ -190,6 +190,7 @@ void srv_api_abort(struct srv_api *api)
     struct srv_fault fault;
     srv_fault_set(&fault, 503, "unavailable_error", "shutting_down", "",
                   "The server is shutting down; the answer is not complete.");
+    srv_intake_abort(api, &fault);
     srv_gen_abort(api, &fault);
 }
 
@@ -213,6 +214,7 @@ void srv_api_close(struct srv_api *api)
 {
     if (!api) return;
     CHECK(api->job_count == 0 && api->open_handles == 0);
+    for (int i = 0; i < SRV_LANES; i++) CHECK(!api->lanes[i].reading && !api->lanes[i].first);
     free(api);
 }
 
@@ -270,19 +272,6 @@ bool srv_api_ready(struct srv_api *api, struct srv_exchange *x)
                   api->draining ? "The server is shutting down." : "The model is being loaded.");
     srv_api_fault(x, &fault);
     return false;
-}
-
-bool srv_api_parse(struct srv_api *api, struct srv_exchange *x, enum srv_endpoint endpoint,
-                   struct srv_ask *out)
-{
-    struct srv_fault fault;
-    size_t len;
-    if (!srv_api_ready(api, x)) return false;
-    const char *body = srv_x_body(x, &len);
-    bool ok = srv_ask_parse(out, endpoint, body, len, &api->limits, &fault);
-    srv_x_body_release(x);
-    if (!ok) srv_api_fault(x, &fault);
-    return ok;
 }
 
 bool srv_api_promise(struct srv_api *api, uint64_t *held, uint64_t bytes, const char *param,

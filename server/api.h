@@ -2,11 +2,12 @@
  * api.h - the OpenAI API between the transport and the engine: one context, its routes, and its
  * life.
  *
- *     conn -> route -> handler (api_completions.c, api_chat.c: parse) -> generate.c (tokenise,
- * submit) engine events -> srv_api_poll -> generate.c (collect) -> gen_write.c (text, chunks) ->
- * conn
+ *     conn -> route (api_completions.c, api_chat.c) -> intake.c (parse, render)
+ *          -> generate.c (tokenise, submit) -> engine
+ *     engine events -> generate.c (collect) -> gen_write.c (text, chunks) -> conn
  *
- * Everything runs on the loop thread but srv_api_wake, which the engine thread calls.
+ * Everything runs on the loop thread but srv_api_wake, which the engine thread calls, and what
+ * takes long: large bodies (intake.h) and long prompts (encode.h) go through libuv's pool.
  *
  * Order of calls
  *     srv_api_open -> srv_http_open (srv_api_routes, user = api, admit = srv_api_admit) -> eng_open

@@ -5,11 +5,12 @@
 
 #define PROMPT_BYTES_MAX (64u << 20)
 
-bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
+bool srv_api_render(const struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
                     struct srv_fault *fault)
 {
     struct buf out;
     char err[ERR_CAP] = "";
+    if (!r->messages) return true;
     if (!api->chat)
         return srv_fault_unsupported(fault, "messages",
                                      "'messages' are not supported: the model has no chat template "
@@ -33,16 +34,6 @@ bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, s
 
 void srv_api_chat(struct srv_exchange *x, void *user)
 {
-    struct srv_api *api = user;
-    struct srv_ask request;
-    struct srv_fault fault;
-    char *text;
-    size_t len;
-    if (!srv_api_parse(api, x, SRV_CHAT, &request)) return;
-    if (srv_api_render(api, &request, &text, &len, &fault)) {
-        srv_job_start(api, x, &request, text, len);
-        return;
-    }
-    srv_ask_deinit(&request);
-    srv_api_fault(x, &fault);
+    static const struct srv_intake_route route = {SRV_CHAT, srv_api_render, srv_job_start};
+    srv_intake_start(user, x, &route);
 }

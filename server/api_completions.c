@@ -3,7 +3,6 @@
 
 void srv_api_completions(struct srv_exchange *x, void *user)
 {
-    struct srv_api *api = user;
-    struct srv_ask request;
-    if (srv_api_parse(api, x, SRV_COMPLETIONS, &request)) srv_job_start(api, x, &request, NULL, 0);
+    static const struct srv_intake_route route = {SRV_COMPLETIONS, NULL, srv_job_start};
+    srv_intake_start(user, x, &route);
 }

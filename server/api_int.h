@@ -5,6 +5,7 @@
 #include "server/api.h"
 #include "server/api_format.h"
 #include "server/api_parse.h"
+#include "server/intake.h"
 
 struct srv_job;
 
@@ -27,8 +28,9 @@ struct srv_api {
     int open_handles;
     bool draining, stopping;
     struct srv_metrics metrics;
-    struct srv_job *jobs;  /* all of them, linked by next and prev */
-    struct srv_job *dirty; /* those with news since the last pump */
+    struct srv_lane lanes[SRV_LANES]; /* of large bodies: intake.c */
+    struct srv_job *jobs;             /* all of them, linked by next and prev */
+    struct srv_job *dirty;            /* those with news since the last pump */
     int job_count;
     int live_sequences;    /* submitted and their FINISHED not yet polled */
     uint64_t memory_bytes; /* promised to requests, against config.memory_bytes_max */
@@ -38,15 +40,12 @@ struct srv_api {
 void srv_api_fault(struct srv_exchange *x, const struct srv_fault *fault);
 /* Refuses where the server is starting, draining or broken; true: go on. */
 bool srv_api_ready(struct srv_api *api, struct srv_exchange *x);
-/* Parses the body of x, answering faults itself; the body is released. */
-bool srv_api_parse(struct srv_api *api, struct srv_exchange *x, enum srv_endpoint endpoint,
-                   struct srv_ask *out);
 /* Promises a request `bytes` of memory in place of the *held it had.  False where there is not as
  * much at the moment (503), or never could be (400: `param` is to blame, `advice` what to do). */
 bool srv_api_promise(struct srv_api *api, uint64_t *held, uint64_t bytes, const char *param,
                      const char *advice, struct srv_fault *fault);
-/* Renders messages to a prompt (owned by the caller, free()). */
-bool srv_api_render(struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
+/* Renders messages, where there are any, to a prompt (owned by the caller, free()).  Any thread. */
+bool srv_api_render(const struct srv_api *api, const struct srv_ask *r, char **text, size_t *len,
                     struct srv_fault *fault);
 /* Closes the handles once nothing can come any more (srv_api_stop). */
 void srv_api_settle(struct srv_api *api);

@@ -73,43 +73,44 @@ struct tokenize {
     struct srv_prompt prompt; /* the rendered messages; text owned here */
     char *text;
     struct srv_encode encode;
+    struct buf reply;
     uint64_t bytes; /* promised in api->memory_bytes */
 };
+
+static struct tokenize *tokenize_of(struct srv_encode *e)
+{
+    return (struct tokenize *)((char *)e - offsetof(struct tokenize, encode));
+}
 
 static void tokenize_left(struct srv_exchange *x, void *context)
 {
     struct tokenize *t = context;
     CHECK(t->x == x);
     t->x = NULL; /* freed by tokenize_done */
+    srv_encode_cancel(&t->encode);
 }
 
-static void tokenize_reply(struct tokenize *t)
+/* Where the tokens were made: they may be millions. */
+static void tokenize_made(struct srv_encode *e)
 {
-    const struct srv_prompt *p = &t->encode.prompts[0];
-    struct srv_fault fault;
-    struct buf body;
-    if (t->encode.status) {
-        srv_encode_fault(&t->encode, t->request.messages ? "messages" : "prompt", &fault);
-        srv_api_fault(t->x, &fault);
-        return;
-    }
-    buf_init(&body, SRV_REPLY_BYTES_MAX);
-    buf_printf(&body, "{\"count\":%d,\"max_model_len\":%d,\"tokens\":", (int)p->token_count,
+    struct tokenize *t = tokenize_of(e);
+    const struct srv_prompt *p = &e->prompts[0];
+    struct buf *body = &t->reply;
+    buf_printf(body, "{\"count\":%d,\"max_model_len\":%d,\"tokens\":", (int)p->token_count,
                (int)t->api->limits.context_tokens);
-    srv_fmt_ids(&body, p->tokens, p->token_count);
-    buf_puts(&body, ",\"token_strs\":");
+    srv_fmt_ids(body, p->tokens, p->token_count);
+    buf_puts(body, ",\"token_strs\":");
     if (t->request.return_token_strings) {
         for (int32_t i = 0; i < p->token_count; i++) {
             const char *text = eng_tok_text(t->api->tok, p->tokens[i]);
-            buf_putc(&body, i ? ',' : '[');
-            buf_put_json_string(&body, text ? text : "", text ? strlen(text) : 0);
+            buf_putc(body, i ? ',' : '[');
+            buf_put_json_string(body, text ? text : "", text ? strlen(text) : 0);
         }
-        buf_puts(&body, p->token_count ? "]" : "[]");
+        buf_puts(body, p->token_count ? "]" : "[]");
     } else {
-        buf_puts(&body, "null");
+        buf_puts(body, "null");
     }
-    buf_putc(&body, '}');
-    reply_json(t->x, 200, &body);
+    buf_putc(body, '}');
 }
 
 static void tokenize_free(struct tokenize *t)
@@ -117,49 +118,54 @@ static void tokenize_free(struct tokenize *t)
     t->api->memory_bytes -= t->bytes;
     free(t->prompt.tokens);
     free(t->text);
+    buf_deinit(&t->reply);
     srv_ask_deinit(&t->request);
     free(t);
 }
 
+static const char *tokenize_param(const struct tokenize *t)
+{
+    return t->text ? "messages" : "prompt";
+}
+
 static void tokenize_done(struct srv_encode *e)
 {
-    struct tokenize *t = (struct tokenize *)((char *)e - offsetof(struct tokenize, encode));
-    if (t->x) tokenize_reply(t);
+    struct tokenize *t = tokenize_of(e);
+    struct srv_fault fault;
+    if (t->x && e->status) {
+        srv_encode_fault(e, tokenize_param(t), &fault);
+        srv_api_fault(t->x, &fault);
+    } else if (t->x) {
+        reply_json(t->x, 200, &t->reply);
+    }
     tokenize_free(t);
 }
 
-void srv_api_tokenize(struct srv_exchange *x, void *user)
+static void tokenize_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *request,
+                           char *text, size_t len)
 {
-    struct srv_api *api = user;
-    struct srv_ask request;
     struct srv_fault fault;
-    char *text = NULL;
-    size_t len = 0;
-    if (!srv_api_parse(api, x, SRV_TOKENIZE, &request)) return;
-    if (request.messages && !srv_api_render(api, &request, &text, &len, &fault)) {
-        srv_ask_deinit(&request);
-        srv_api_fault(x, &fault);
-        return;
-    }
     struct tokenize *t = calloc(1, sizeof *t);
     if (!t) {
-        srv_ask_deinit(&request);
+        srv_ask_deinit(request);
         free(text);
         srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The server has no memory left.");
         return;
     }
     t->api = api;
     t->x = x;
-    t->request = request;
+    t->request = *request;
     t->text = text;
     t->prompt = (struct srv_prompt){.text = text, .len = len};
+    buf_init(&t->reply, SRV_REPLY_BYTES_MAX);
     t->encode = (struct srv_encode){.tok = api->tok,
                                     .prompts = text ? &t->prompt : t->request.prompts,
                                     .prompt_count = 1,
                                     .flags = ENG_TOK_PARSE_SPECIAL |
-                                             (request.add_special ? ENG_TOK_ADD_SPECIAL : 0),
+                                             (request->add_special ? ENG_TOK_ADD_SPECIAL : 0),
+                                    .made = tokenize_made,
                                     .done = tokenize_done};
-    if (!srv_api_promise(api, &t->bytes, srv_encode_bytes(&t->encode), text ? "messages" : "prompt",
+    if (!srv_api_promise(api, &t->bytes, srv_encode_bytes(&t->encode), tokenize_param(t),
                          "send less text", &fault)) {
         srv_api_fault(x, &fault);
         tokenize_free(t);
@@ -169,31 +175,53 @@ void srv_api_tokenize(struct srv_exchange *x, void *user)
     srv_encode_start(&t->encode, api->loop);
 }
 
-void srv_api_detokenize(struct srv_exchange *x, void *user)
+void srv_api_tokenize(struct srv_exchange *x, void *user)
 {
-    struct srv_api *api = user;
-    struct srv_ask r;
+    static const struct srv_intake_route route = {SRV_TOKENIZE, srv_api_render, tokenize_start};
+    srv_intake_start(user, x, &route);
+}
+
+/* The reply, of the tokens' text. */
+static bool detokenize_make(const struct srv_api *api, const struct srv_ask *r, char **reply,
+                            size_t *len, struct srv_fault *fault)
+{
     struct buf text, body;
     char err[ERR_CAP] = "";
-    if (!srv_api_parse(api, x, SRV_DETOKENIZE, &r)) return;
+    const struct srv_prompt *p = &r->prompts[0];
+    if (!api->tok)
+        return srv_fault_unsupported(fault, "tokens",
+                                     "'tokens' have no text here: the model has no tokenizer.");
     buf_init(&text, SRV_REPLY_BYTES_MAX);
     buf_init(&body, SRV_REPLY_BYTES_MAX);
-    const struct srv_prompt *p = &r.prompts[0];
-    if (!api->tok) {
-        srv_x_error(x, 400, "invalid_request_error", "tokens", "not_supported",
-                    "'tokens' have no text here: the model has no tokenizer.");
-    } else if (eng_tok_decode(api->tok, p->tokens, (size_t)p->token_count, false, &text, err)) {
-        srv_x_error(x, 503, "unavailable_error", NULL, NULL, "The text could not be made: %s.",
-                    err);
-    } else {
-        buf_puts(&body, "{\"prompt\":");
-        buf_put_json_string(&body, text.data ? text.data : "", text.len);
-        buf_putc(&body, '}');
-        reply_json(x, 200, &body);
-    }
-    buf_deinit(&body);
+    enum status st = eng_tok_decode(api->tok, p->tokens, (size_t)p->token_count, false, &text, err);
+    buf_puts(&body, "{\"prompt\":");
+    buf_put_json_string(&body, text.data ? text.data : "", text.len);
+    buf_putc(&body, '}');
     buf_deinit(&text);
-    srv_ask_deinit(&r);
+    if (!st && (st = buf_status(&body))) err_set(err, st, "%s", status_text(st));
+    *reply = body.data;
+    *len = body.len;
+    if (!st) return true;
+    buf_deinit(&body);
+    *reply = NULL;
+    return srv_fault_set(fault, 503, "unavailable_error", NULL, "",
+                         "The text could not be made: %s.", err);
+}
+
+static void detokenize_reply(struct srv_api *api, struct srv_exchange *x, struct srv_ask *r,
+                             char *reply, size_t len)
+{
+    (void)api;
+    srv_x_reply(x, 200, "application/json", reply, len);
+    free(reply);
+    srv_ask_deinit(r);
+}
+
+void srv_api_detokenize(struct srv_exchange *x, void *user)
+{
+    static const struct srv_intake_route route = {SRV_DETOKENIZE, detokenize_make,
+                                                  detokenize_reply};
+    srv_intake_start(user, x, &route);
 }
 
 /* --- for operators ----------------------------------------------------------------------- */

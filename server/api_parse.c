@@ -719,6 +719,17 @@ void srv_ask_deinit(struct srv_ask *r)
     *r = (struct srv_ask){0};
 }
 
+void srv_ask_keep_prompts(struct srv_ask *r)
+{
+    /* Either all prompts are texts or none is. */
+    bool texts = r->prompt_count > 0 && r->prompts[0].text;
+    cJSON *kept = texts ? cJSON_DetachItemFromObjectCaseSensitive(r->tree, "prompt") : NULL;
+    CHECK(!texts || kept);
+    cJSON_Delete(r->tree);
+    r->tree = kept;
+    r->messages = r->tools = r->template_kwargs = NULL;
+}
+
 bool srv_ask_score_only(const struct srv_ask *r)
 {
     return r->max_tokens == 0;

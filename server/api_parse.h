@@ -85,6 +85,9 @@ struct srv_ask {
 bool srv_ask_parse(struct srv_ask *out, enum srv_endpoint endpoint, const char *body, size_t len,
                    const struct srv_parse_limits *limits, struct srv_fault *fault);
 void srv_ask_deinit(struct srv_ask *r);
+/* Frees the tree but for the texts of prompts; messages, tools and template_kwargs are NULL then.
+ */
+void srv_ask_keep_prompts(struct srv_ask *r);
 /* Sets sampling.max_tokens for prompts of which the longest has prompt_tokens; false where they do
  * not fit. */
 bool srv_ask_fit(struct srv_ask *r, int32_t prompt_tokens, int32_t context_tokens,

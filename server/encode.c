@@ -16,6 +16,7 @@ static void encode_all(struct srv_encode *e)
                                    e->err);
         p->token_count = (int32_t)count;
     }
+    if (e->made && !e->status) e->made(e);
 }
 
 static void work_on_pool(uv_work_t *work)
@@ -58,6 +59,11 @@ void srv_encode_start(struct srv_encode *e, uv_loop_t *loop)
         return;
     if (!e->status) encode_all(e);
     e->done(e);
+}
+
+void srv_encode_cancel(struct srv_encode *e)
+{
+    uv_cancel((uv_req_t *)&e->work); /* in vain where the pool is at it */
 }
 
 bool srv_encode_fault(const struct srv_encode *e, const char *param, struct srv_fault *fault)

@@ -20,6 +20,9 @@ struct srv_encode {
     struct srv_prompt *prompts; /* those without tokens get them (owned by the prompt) */
     int32_t prompt_count;
     unsigned flags; /* ENG_TOK_* */
+    /* NULL, or what to make of the tokens where they were made: on the pool, or in
+     * srv_encode_start.  Not after a failure. */
+    void (*made)(struct srv_encode *e);
     void (*done)(struct srv_encode *e);
     /* The result. */
     enum status status;
@@ -30,6 +33,9 @@ struct srv_encode {
 /* What texts and their tokens, at most one a byte, take while they wait for the pool. */
 uint64_t srv_encode_bytes(const struct srv_encode *e);
 void srv_encode_start(struct srv_encode *e, uv_loop_t *loop);
+/* Nobody waits for it any more: where the pool has not begun, it will not.  Before `done`, which
+ * runs all the same, later. */
+void srv_encode_cancel(struct srv_encode *e);
 /* Fills the fault of a failed encoding. */
 bool srv_encode_fault(const struct srv_encode *e, const char *param, struct srv_fault *fault);
 

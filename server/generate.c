@@ -69,6 +69,7 @@ static void free_if_over(struct srv_job *job)
 
 void srv_job_cancel(struct srv_job *job)
 {
+    if (job->encoding) srv_encode_cancel(&job->encode);
     for (int32_t i = 0; i < job->seq_count; i++)
         if (job->seqs[i].live) eng_cancel(job->api->engine, &job->seqs[i].req);
 }
@@ -247,19 +248,14 @@ static bool admit(struct srv_job *job, struct srv_fault *fault)
     return submit_all(job, fault);
 }
 
-/* What the request said in JSON is not needed once the prompts are text or tokens of their own. */
-static void drop_tree(struct srv_ask *r)
-{
-    cJSON_Delete(r->tree);
-    r->tree = r->messages = r->tools = r->template_kwargs = NULL;
-}
-
 /* The prompts were copied into the sequences. */
 static void drop_prompts(struct srv_job *job)
 {
     struct srv_ask *r = &job->request;
     for (int32_t i = 0; i < r->prompt_count; i++) free(r->prompts[i].tokens);
     free(r->prompts);
+    cJSON_Delete(r->tree);
+    r->tree = NULL;
     r->prompts = NULL;
     r->prompt_count = 0;
     free(job->rendered.tokens);
@@ -283,7 +279,6 @@ static void encoded(struct srv_encode *e)
         return;
     }
     drop_prompts(job);
-    drop_tree(&job->request);
     job->written_ns = clock_now_ns();
     /* The head goes out at once: the prompt may take its time. */
     if (job->request.stream) srv_sse_begin(job->x);
@@ -324,7 +319,6 @@ void srv_job_start(struct srv_api *api, struct srv_exchange *x, struct srv_ask *
     if (!api->tok) job->request.return_token_ids = true; /* there is no other answer */
     job->rendered = (struct srv_prompt){.text = text, .len = len};
     job->rendered_text = text;
-    if (text) drop_tree(&job->request);
     job->arrival_ns = srv_x_arrival_ns(x);
     job->next = api->jobs;
     if (job->next) job->next->prev = job;

@@ -145,6 +145,9 @@ const char *srv_x_request_header(const struct srv_exchange *x, const char *name)
 const char *srv_x_body(const struct srv_exchange *x, size_t *len);
 /* Frees the body before the response is complete. */
 void srv_x_body_release(struct srv_exchange *x);
+/* Gives the body, of at least one byte, to the caller (free()), who may keep it beyond x.  It
+ * counts for body_bytes_total_max no more: take few at a time. */
+char *srv_x_body_take(struct srv_exchange *x, size_t *len);
 /* The client's X-Request-Id where it is 1..128 of [A-Za-z0-9._-], else a generated one.  For logs,
  * never a key. */
 const char *srv_x_request_id(const struct srv_exchange *x);

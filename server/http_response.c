@@ -110,6 +110,17 @@ void srv_x_body_release(struct srv_exchange *x)
     srv_conn_body_release(x->conn);
 }
 
+char *srv_x_body_take(struct srv_exchange *x, size_t *len)
+{
+    struct buf *body = &x->conn->request.body;
+    char *data = body->data;
+    CHECK(body->len > 0);
+    *len = body->len;
+    buf_init(body, body->max);
+    srv_conn_body_release(x->conn);
+    return data;
+}
+
 const char *srv_x_request_id(const struct srv_exchange *x)
 {
     return x->request_id;

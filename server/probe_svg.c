@@ -5,140 +5,122 @@
  * the link's has long been full.  Every point of the grid is a dot; a line goes through the means
  * of those with the same bytes in flight.
  */
-#include <math.h>
-#include <string.h>
+#include <stdio.h>
 
 #include "config/check.h"
+#include "server/chart_svg.h"
 #include "server/probe.h"
 
-#define WIDTH 760
-#define PANEL 320 /* height of one */
-#define LEFT 60
-#define RIGHT 40
-#define TOP 50
-#define BOTTOM 60
 #define KIB_MIN 64
 #define KIB_MAX 16384
 
-static const char hbm_colour[] = "#2b6cb0", link_colour[] = "#c05621";
+/* One of a link's two rates: its points, and the means of those with as many bytes in flight. */
+struct curve {
+    const struct off_link *link;
+    double kib[OFF_LINK_POINTS_MAX], share[OFF_LINK_POINTS_MAX];
+    double mean_kib[OFF_LINK_POINTS_MAX], mean_share[OFF_LINK_POINTS_MAX];
+    int mean_count;
+    char name[64];
+};
 
 static double kib_of(const struct off_link_point *p)
 {
     return (double)p->ctas * p->blocks * KN_BLOCK_BYTES / 1024;
 }
 
-static double x_of(double kib)
+static void write_percent(double value, char out[SRV_CHART_TICK_CAP])
 {
-    double share = log2(kib / KIB_MIN) / log2((double)KIB_MAX / KIB_MIN);
-    return LEFT + fmin(fmax(share, 0), 1) * (WIDTH - LEFT - RIGHT);
+    snprintf(out, SRV_CHART_TICK_CAP, "%.0f %%", 100 * value);
 }
 
-static double y_of(double share, int top)
+static void write_kib(double value, char out[SRV_CHART_TICK_CAP])
 {
-    return top + TOP + (1 - fmin(fmax(share, 0), 1.05) / 1.05) * (PANEL - TOP - BOTTOM);
+    if (value < 1024) snprintf(out, SRV_CHART_TICK_CAP, "%g KB", value);
+    else snprintf(out, SRV_CHART_TICK_CAP, "%g MB", value / 1024);
 }
 
-static double share_of(const struct off_links *l, const struct off_link *k, int i, bool hbm)
+static void hint(void *user, int i, struct buf *text)
 {
-    return hbm ? k->point[i].hbm_bytes_per_s / l->hbm_bytes_per_s
-               : k->point[i].link_bytes_per_s / k->read_bytes_per_s;
-}
-
-static void put_axes(struct buf *b, int top)
-{
-    for (int i = 0; i <= 4; i++) {
-        double y = y_of(i / 4.0, top);
-        buf_printf(b, "<line x1='%d' x2='%d' y1='%.1f' y2='%.1f' stroke='#ddd'/>\n", LEFT,
-                   WIDTH - RIGHT, y, y);
-        buf_printf(b, "<text x='%d' y='%.1f' text-anchor='end'>%d %%</text>\n", LEFT - 8, y + 4,
-                   25 * i);
-    }
-    for (int kib = KIB_MIN; kib <= KIB_MAX; kib *= 2) {
-        double x = x_of(kib);
-        buf_printf(b, "<line x1='%.1f' x2='%.1f' y1='%.1f' y2='%.1f' stroke='#eee'/>\n", x, x,
-                   y_of(0, top), y_of(1.05, top));
-        buf_printf(b, "<text x='%.1f' y='%.1f' text-anchor='middle'>%d %s</text>\n", x,
-                   y_of(0, top) + 18, kib < 1024 ? kib : kib / 1024, kib < 1024 ? "KB" : "MB");
-    }
-    buf_printf(b, "<text x='%d' y='%.1f' text-anchor='middle'>remote bytes in flight</text>\n",
-               (LEFT + WIDTH - RIGHT) / 2, y_of(0, top) + 38);
-}
-
-/* The mean share of all points with so many bytes in flight. */
-static double mean_at(const struct off_links *l, const struct off_link *k, double kib, bool hbm)
-{
-    double sum = 0;
-    int count = 0;
-    for (int i = 0; i < k->point_count; i++) {
-        if (kib_of(&k->point[i]) != kib) continue;
-        sum += share_of(l, k, i, hbm);
-        count++;
-    }
-    return sum / count;
+    const struct curve *c = user;
+    const struct off_link_point *p = &c->link->point[i];
+    buf_printf(text, "%d SMs x %d blocks: HBM %.3f TB/s, link %.2f GB/s, trip %.2f us", p->ctas,
+               p->blocks, p->hbm_bytes_per_s / 1e12, p->link_bytes_per_s / 1e9,
+               p->trip_mean_s * 1e6);
 }
 
 /* The least number of bytes in flight above `kib`; 0: none. */
-static double next_kib(const struct off_link *k, double kib)
+static double next_kib(const struct curve *c, double kib)
 {
     double next = 0;
-    for (int i = 0; i < k->point_count; i++) {
-        double own = kib_of(&k->point[i]);
-        if (own > kib && (next == 0 || own < next)) next = own;
-    }
+    for (int i = 0; i < c->link->point_count; i++)
+        if (c->kib[i] > kib && (next == 0 || c->kib[i] < next)) next = c->kib[i];
     return next;
 }
 
-static void put_curve(struct buf *b, const struct off_links *l, const struct off_link *k, int top,
-                      bool hbm)
+static void fill(struct curve *c, const struct off_links *l, const struct off_link *k, bool hbm)
 {
-    const char *colour = hbm ? hbm_colour : link_colour;
-    buf_printf(b, "<polyline fill='none' stroke='%s' stroke-width='2' points='", colour);
-    for (double kib = next_kib(k, 0); kib > 0; kib = next_kib(k, kib))
-        buf_printf(b, "%.1f,%.1f ", x_of(kib), y_of(mean_at(l, k, kib, hbm), top));
-    buf_puts(b, "'/>\n");
-    for (int i = 0; i < k->point_count; i++)
-        buf_printf(b,
-                   "<circle cx='%.1f' cy='%.1f' r='3' fill='%s'><title>%d SMs x %d blocks: HBM "
-                   "%.3f TB/s, link %.2f GB/s, trip %.2f us</title></circle>\n",
-                   x_of(kib_of(&k->point[i])), y_of(share_of(l, k, i, hbm), top), colour,
-                   k->point[i].ctas, k->point[i].blocks, k->point[i].hbm_bytes_per_s / 1e12,
-                   k->point[i].link_bytes_per_s / 1e9, k->point[i].trip_mean_s * 1e6);
+    *c = (struct curve){.link = k};
+    if (hbm) snprintf(c->name, sizeof c->name, "HBM, of %.2f TB/s", l->hbm_bytes_per_s / 1e12);
+    else snprintf(c->name, sizeof c->name, "link, of %.1f GB/s", k->read_bytes_per_s / 1e9);
+    for (int i = 0; i < k->point_count; i++) {
+        c->kib[i] = kib_of(&k->point[i]);
+        c->share[i] = hbm ? k->point[i].hbm_bytes_per_s / l->hbm_bytes_per_s
+                          : k->point[i].link_bytes_per_s / k->read_bytes_per_s;
+    }
+    for (double kib = next_kib(c, 0); kib > 0; kib = next_kib(c, kib)) {
+        double sum = 0;
+        int count = 0;
+        for (int i = 0; i < k->point_count; i++) {
+            if (c->kib[i] != kib) continue;
+            sum += c->share[i];
+            count++;
+        }
+        c->mean_kib[c->mean_count] = kib;
+        c->mean_share[c->mean_count++] = sum / count;
+    }
 }
 
-static void put_window(struct buf *b, const struct off_links *l, const struct off_link *k, int top)
+static void put_link(struct buf *b, int panel, const struct off_links *l, const struct off_link *k)
 {
-    struct kn_window w;
-    if (!off_link_window(l, k, &w)) return;
-    double x = x_of((double)w.ctas * w.blocks * KN_BLOCK_BYTES / 1024);
-    buf_printf(b,
-               "<line x1='%.1f' x2='%.1f' y1='%.1f' y2='%.1f' stroke='#555' "
-               "stroke-dasharray='4 3'/>\n<text x='%.1f' y='%.1f'>window %d x %d</text>\n",
-               x, x, y_of(0, top), y_of(1.05, top), x + 4, y_of(0.04, top), w.ctas, w.blocks);
+    struct curve curve[2];
+    struct srv_chart_line line[4];
+    struct kn_window w = {0};
+    char title[64], mark[64];
+    const bool chosen = off_link_window(l, k, &w);
+    snprintf(title, sizeof title, "Reading %s while every SM streams HBM", k->name);
+    snprintf(mark, sizeof mark, "window %d x %d", w.ctas, w.blocks);
+    for (int i = 0; i < 2; i++) {
+        struct curve *c = &curve[i];
+        fill(c, l, k, i == 0);
+        line[2 * i] = (struct srv_chart_line){.name = c->name,
+                                              .colour = i,
+                                              .bare = true,
+                                              .x = c->mean_kib,
+                                              .y = c->mean_share,
+                                              .count = c->mean_count};
+        line[2 * i + 1] = (struct srv_chart_line){.colour = i,
+                                                  .loose = true,
+                                                  .x = c->kib,
+                                                  .y = c->share,
+                                                  .count = k->point_count,
+                                                  .hint = hint,
+                                                  .user = c};
+    }
+    const struct srv_chart chart = {
+        .title = title,
+        .x = {"remote bytes in flight", SRV_CHART_LOG2, KIB_MIN, KIB_MAX, write_kib},
+        .y = {"of what it gives alone", SRV_CHART_LINEAR, 0, 1.05, write_percent},
+        .line = line,
+        .line_count = 4,
+        .mark = chosen ? mark : NULL,
+        .mark_x = (double)w.ctas * w.blocks * KN_BLOCK_BYTES / 1024};
+    srv_chart_put(b, panel, &chart);
 }
 
 void srv_probe_put_svg(struct buf *b, const struct off_links *links)
 {
-    const int height = PANEL * (links->link_count > 0 ? links->link_count : 1);
-    buf_printf(b,
-               "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' "
-               "viewBox='0 0 %d %d' font-family='sans-serif' font-size='12'>\n"
-               "<rect width='100%%' height='100%%' fill='white'/>\n",
-               WIDTH, height, WIDTH, height);
-    if (!links->link_count)
-        buf_printf(b, "<text x='%d' y='%d'>No link was measured.</text>\n", LEFT, TOP);
-    for (int i = 0; i < links->link_count; i++) {
-        const struct off_link *k = &links->link[i];
-        const int top = PANEL * i;
-        put_axes(b, top);
-        buf_printf(b,
-                   "<text x='%d' y='%d' font-size='14'>Reading %s while every SM streams HBM: "
-                   "<tspan fill='%s'>HBM, of %.2f TB/s</tspan>, <tspan fill='%s'>link, of %.1f "
-                   "GB/s</tspan></text>\n",
-                   LEFT, top + 28, k->name, hbm_colour, links->hbm_bytes_per_s / 1e12, link_colour,
-                   k->read_bytes_per_s / 1e9);
-        put_curve(b, links, k, top, true);
-        put_curve(b, links, k, top, false);
-        put_window(b, links, k, top);
-    }
-    buf_puts(b, "</svg>\n");
+    srv_chart_begin(b, links->link_count > 0 ? links->link_count : 1);
+    if (!links->link_count) srv_chart_put_note(b, 0, "No link was measured.");
+    for (int i = 0; i < links->link_count; i++) put_link(b, i, links, &links->link[i]);
+    srv_chart_end(b);
 }

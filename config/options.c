@@ -39,6 +39,7 @@ struct option {
 #define BENCH(field) FIELD(field, 1u << OPTIONS_BENCH)
 #define PLAN(field) FIELD(field, 1u << OPTIONS_PLAN)
 #define PROBE(field) FIELD(field, 1u << OPTIONS_PROBE)
+#define DRAWN(field) FIELD(field, 1u << OPTIONS_BENCH | 1u << OPTIONS_PROBE)
 #define OFFLINE(field) FIELD(field, 1u << OPTIONS_BENCH | 1u << OPTIONS_PLAN | 1u << OPTIONS_PROBE)
 #define FIELD(field, commands)                                                                     \
     offsetof(struct options, field), sizeof(((struct options *)0)->field), commands
@@ -155,6 +156,18 @@ static const struct option table[] = {
      "as fast as it goes"},
     {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
     {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
+    {"compare", SWITCH, BENCH(compare), 0, 0, "off", "off|on",
+     "measure every mode at every share of the weights in the one tier of --remote and at every "
+     "--batch, with --output-len tokens at most, one loading a share"},
+    {"compare-modes", TEXT, BENCH(compare_modes), 0, 0, "", NULL,
+     "ways to bring remote weights, e.g. direct,prefetch,uva,auto (default: all the backend has)"},
+    {"compare-offload", TEXT, BENCH(compare_offload), 0, 0, "0,free,0.1,0.3,0.5,1", NULL,
+     "shares of the weights; free: what the tier's link delivers while HBM delivers the rest"},
+    {"compare-placement", TEXT, BENCH(compare_placement), 0, 0, "even", NULL,
+     "which weights a share moves, as --placement: even, auto or even,auto"},
+    {"compare-seconds", REAL, BENCH(compare_seconds), 0.01, 3600, "1", NULL,
+     "that a configuration's steps may take, where that is enough for a TPOT"},
+    {"csv", TEXT, BENCH(csv), 0, 0, "", NULL, "of --compare: a file with a line a configuration"},
     {"request-rate", REAL, BENCH(request_rate), 0, 1e6, "0", NULL,
      "prompts that arrive a second, evenly, while --batch sequences decode: what they cost each "
      "other"},
@@ -176,7 +189,9 @@ static const struct option table[] = {
      "quarter of the GPU's memory holds the KV of (plan: 1)"},
     {"plan-context", INT, ALL(plan_context), 0, 16777216, "0", NULL,
      "tokens of each of them, whose KV is kept in HBM; 0: 1024, or the longest sequence"},
-    {"svg", TEXT, PROBE(svg), 0, 0, "", NULL, "a file the rates are drawn in, against the window"},
+    {"svg", TEXT, DRAWN(svg), 0, 0, "", NULL,
+     "probe: a file the rates are drawn in, against the window; bench --compare: what the names of "
+     "the plots begin with"},
     {"reprobe", SWITCH, MEASURED(reprobe), 0, 0, "off", "off|on",
      "measure the machine's links again, whatever was kept of them"},
 };

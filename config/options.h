@@ -70,6 +70,12 @@ struct options {
     char batch[OPT_STRING_CAP];    /* numbers of sequences, comma-separated; "": not given */
     int64_t input_len, output_len; /* 0: not given */
     char control_sweep[OPT_STRING_CAP], background_copy[64];
+    bool compare;                         /* modes, at the shares and placements that follow */
+    char compare_modes[64];               /* "": all that the backend has */
+    char compare_offload[OPT_STRING_CAP]; /* shares, and the word free */
+    char compare_placement[16];
+    double compare_seconds; /* of a run */
+    char csv[OPT_STRING_CAP];
     double request_rate; /* prompts a second beside sequences that decode; 0: not given */
     int64_t num_prompts;
     char sweep_batched_tokens[OPT_STRING_CAP], sweep_itl_target_ms[OPT_STRING_CAP];
@@ -79,7 +85,7 @@ struct options {
     double hbm_gbps, link_gbps, tflops;
     uint64_t link_size;
     int64_t plan_batch, plan_context; /* 0: not given */
-    /* Probe. */
+    /* Probe: a file; bench: what the names of several begin with. */
     char svg[OPT_STRING_CAP];
     /* Not flags: what systemd or the session passes. */
     char state_dir[OPT_STRING_CAP]; /* "": there is none */

@@ -32,6 +32,7 @@
 #include "server/bench_mixed.h"
 #include "server/bench_report.h"
 #include "server/bench_run.h"
+#include "server/compare.h"
 #include "server/output.h"
 #include "server/startup.h"
 
@@ -102,6 +103,7 @@ static enum status decide(struct bench *b, char *err)
         .input_len = (int32_t)o->input_len,
         .output_len = (int32_t)o->output_len,
         .find_steps_max = SRV_BENCH_FIND_STEPS,
+        .steady_min = SRV_BENCH_STEADY_MIN,
     };
     o->max_num_seqs = b->workload.batch;
     o->max_waiting = 0;
@@ -173,6 +175,13 @@ int srv_bench(const struct options *o)
     static struct bench b; /* large, and one */
     static struct srv_bench_result results[SRV_BENCH_BATCHES_MAX * SRV_BENCH_CONTROLS_MAX];
     char err[ERR_CAP] = "";
+    if (o->compare) return srv_compare(o);
+    if (o->csv[0] || o->svg[0] || o->compare_modes[0]) {
+        fputs("dakd: --csv, --svg and --compare-modes are of --compare: add it, or leave them "
+              "out\n",
+              stderr);
+        return 2;
+    }
     if (o->request_rate > 0 && (o->control_sweep[0] || o->background_copy[0])) {
         fputs("dakd: --control-sweep and --background-copy are not measured with --request-rate: "
               "leave them out, or it\n",

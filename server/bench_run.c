@@ -19,7 +19,10 @@
 
 #define WARM_INPUT 64
 #define WARM_OUTPUT 4
-#define FIND_OUTPUT 32 /* of runs in which controllers find their windows */
+#define WARM_OUTPUT_BOUND 2 /* where time is bounded: the prompts' step, and one to measure it by  \
+                             */
+#define FIND_OUTPUT 32      /* of runs in which controllers find their windows */
+#define SPARE_STEPS 1       /* beside those a TPOT needs */
 
 /* --- the list of --batch ---------------------------------------------------------------------- */
 
@@ -252,15 +255,59 @@ static bool has_windows(const struct srv_bench_run *b)
     return true;
 }
 
+/* --- how long --------------------------------------------------------------------------------- */
+
+/* From the first step that gives a sequence its first token to the last such: decodes of those that
+ * have begun come before prompts. */
+static int32_t prompt_steps(const struct srv_bench_workload *w)
+{
+    const int64_t all = (int64_t)w->batch * w->input_len;
+    int32_t steps = 0;
+    for (int64_t done = 0; done < all; steps++) {
+        const int64_t room = w->step_tokens - done / w->input_len;
+        done += room > 1 ? room : 1;
+    }
+    return steps;
+}
+
+int32_t srv_bench_output_least(const struct srv_bench_workload *w)
+{
+    return 1 + prompt_steps(w) + w->steady_min + SPARE_STEPS;
+}
+
+/* As many answer tokens and steps as w->seconds has room for, after a run that ended with a decode.
+ */
+static void bound(struct srv_bench_run *b)
+{
+    struct srv_bench_workload *w = &b->now;
+    const struct srv_bench_mark *last = &b->clock.marks[b->step_last];
+    const double step_s = (double)(last->ns - (last - 1)->ns) / (double)NS_PER_S;
+    const int32_t steps = (int32_t)fmin(w->seconds / step_s, 1e6);
+    if (step_s >= SRV_BENCH_SLOW_S) w->steady_min = SRV_BENCH_STEADY_MIN_SLOW;
+    const int32_t least = srv_bench_output_least(w), most = steps > least ? steps : least;
+    if (w->output_len > most) w->output_len = most;
+    if (w->find_steps_max > steps) w->find_steps_max = steps;
+}
+
+/* All prompts of the short run fit in a step, where time matters. */
+static int32_t warm_input(const struct srv_bench_workload *w)
+{
+    const int32_t most = w->input_len < WARM_INPUT ? w->input_len : WARM_INPUT;
+    const int32_t each = w->seconds > 0 ? w->step_tokens / w->batch : most;
+    return each >= most ? most : each > 1 ? each : 1;
+}
+
 /* A short run, so that the measured one pays for no first touch; where windows are looked for,
  * several, until they are found. */
 static enum status warm_up(struct srv_bench_run *b, const struct srv_bench_control *c, char *err)
 {
-    const int32_t input = (int32_t)size_min((size_t)b->now.input_len, WARM_INPUT);
-    const int32_t output = (int32_t)size_min((size_t)b->now.output_len, FIND_OUTPUT);
+    const int32_t input = warm_input(&b->now);
     eng_set_control(b->machine->engine, c->control);
-    enum status st = run(b, input, WARM_OUTPUT, err);
+    enum status st = run(b, input, b->now.seconds > 0 ? WARM_OUTPUT_BOUND : WARM_OUTPUT, err);
+    if (!st && b->now.seconds > 0) bound(b);
     if (!srv_bench_control_adapts(c)) return st;
+    const int32_t most = (int32_t)size_min((size_t)b->now.output_len, FIND_OUTPUT);
+    const int32_t output = b->now.find_steps_max < most ? b->now.find_steps_max : most;
     const uint64_t begin = atomic_load(&b->clock.marked);
     while (!st && atomic_load(&b->clock.marked) - begin < (uint64_t)b->now.find_steps_max &&
            !has_windows(b))
@@ -318,18 +365,20 @@ static void find_prompt(const struct srv_bench_run *b, struct srv_bench_result *
 enum status srv_bench_measure(struct srv_bench_run *b, const struct srv_bench_workload *w,
                               struct srv_bench_result *r, char *err)
 {
-    const struct srv_bench_record record = {.batch = w->batch,
-                                            .input_len = w->input_len,
-                                            .output_len = w->output_len,
-                                            .submit_ns = b->submit_ns,
-                                            .tokens = b->record};
     b->now = *w;
     enum status st = warm_up(b, r->control, err);
     if (st) return st;
-    log_info("bench", "%d sequences of %d prompt and %d answer tokens%s%s", w->batch, w->input_len,
-             w->output_len, r->control->name[0] ? ", " : "", r->control->name);
+    const struct srv_bench_record record = {.batch = b->now.batch,
+                                            .input_len = b->now.input_len,
+                                            .output_len = b->now.output_len,
+                                            .steady_min = b->now.steady_min,
+                                            .submit_ns = b->submit_ns,
+                                            .tokens = b->record};
+    log_info("bench", "%d sequences of %d prompt and %d answer tokens%s%s", record.batch,
+             record.input_len, record.output_len, r->control->name[0] ? ", " : "",
+             r->control->name);
     const uint64_t copied = b->copy ? kn_copy_bytes(b->copy) : 0, begin = clock_now_ns();
-    if ((st = run(b, w->input_len, w->output_len, err)) || (st = check_whole(b, err)) ||
+    if ((st = run(b, record.input_len, record.output_len, err)) || (st = check_whole(b, err)) ||
         (st = srv_bench_stats(&record, &r->stats, err)))
         return st;
     if (b->copy)

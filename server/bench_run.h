@@ -20,6 +20,13 @@
 struct srv_bench_workload {
     int32_t batch, input_len, output_len; /* B, N, M */
     int32_t find_steps_max;
+    /* Above 0, a run whose steps take as long as those of the short one before it takes about so
+     * long: M, and the steps that look for windows, are no more than that has room for, but as many
+     * as a TPOT needs.  Steps then have up to `step_tokens` tokens. */
+    double seconds;
+    int32_t step_tokens;
+    int32_t steady_min; /* steps: SRV_BENCH_STEADY_MIN, or where they are slow and time is bounded,
+                         * SRV_BENCH_STEADY_MIN_SLOW */
 };
 
 struct srv_bench_run {
@@ -52,6 +59,9 @@ void srv_bench_run_close(struct srv_bench_run *b);
  * several.  ST_LIMIT says how many bytes are wanted. */
 MUST_USE enum status srv_bench_check_pages(const struct srv_machine *m,
                                            const struct srv_bench_workload *w, char *err);
+/* The least M with which enough steps are steady, in steps of up to w->step_tokens tokens, and some
+ * to spare. */
+int32_t srv_bench_output_least(const struct srv_bench_workload *w);
 /* Warms up, runs, and fills in what follows from the run: r->batch, control and bandwidth are the
  * caller's.  ST_LIMIT where too few steps were steady, or sequences were preempted; the engine's
  * failures. */

@@ -96,13 +96,13 @@ static enum status steady_stats(const struct srv_bench_record *r, double *values
         first_mean += (double)first / r->batch;
     }
     int64_t count = end > begin ? (int64_t)(end - begin) : 0;
-    if (count < SRV_BENCH_STEADY_MIN) {
-        int64_t more = (int64_t)(begin - end) + SRV_BENCH_STEADY_MIN;
+    if (count < r->steady_min) {
+        int64_t more = (int64_t)(begin - end) + r->steady_min;
         return err_set(err, ST_LIMIT,
                        "all %d sequences decoded together in %lld steps only, and a TPOT is not "
                        "reported from fewer than %d: raise --output-len to %lld, or give prompts "
                        "more room in a step by --max-num-batched-tokens",
-                       r->batch, (long long)count, SRV_BENCH_STEADY_MIN,
+                       r->batch, (long long)count, r->steady_min,
                        (long long)(r->output_len + more));
     }
     uint64_t window_begin = step_ns(r, begin), before = window_begin;

@@ -13,8 +13,11 @@
 
 #include "config/status.h"
 
-/* Fewer steady steps than this make no TPOT. */
+/* Fewer steady steps than this make no TPOT; of steps that take SRV_BENCH_SLOW_S and more, whose
+ * times differ by less, so many will do. */
 #define SRV_BENCH_STEADY_MIN 8
+#define SRV_BENCH_STEADY_MIN_SLOW 4
+#define SRV_BENCH_SLOW_S 0.05
 
 /* One token: which step gave it, and when it was over. */
 struct srv_bench_token {
@@ -23,6 +26,7 @@ struct srv_bench_token {
 
 struct srv_bench_record {
     int32_t batch, input_len, output_len; /* B, N, M */
+    int32_t steady_min;                   /* steps */
     const uint64_t *submit_ns;            /* [B] */
     const struct srv_bench_token *tokens; /* [B,M] */
 };

@@ -80,7 +80,7 @@ static enum status check_model_len(const struct options *o, const struct eng_mod
 
 /* auto takes the GPU where there is a supported one.  One that is there and fails is an error: the
  * CPU would serve, but a hundred times slower than whoever set up this machine expects. */
-static enum status open_backend(const struct options *o, bool *gpu, struct kn **kn, char *err)
+enum status srv_startup_backend(const struct options *o, bool *gpu, struct kn **kn, char *err)
 {
     char why[ERR_CAP] = "";
     enum status st = ST_UNSUPPORTED;
@@ -265,7 +265,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     *m = (struct srv_machine){0};
     mo.progress = on_load;
     mo.user = &loading;
-    if ((st = open_backend(o, &gpu, &m->kn, err))) return st;
+    if ((st = srv_startup_backend(o, &gpu, &m->kn, err))) return st;
     if ((st = eng_model_read_shape(o->model_dir, &mo, &shape, err)) ||
         (st = check_model_len(o, &shape.info, err)) ||
         (st = srv_startup_shape_kv(o, &shape.info, &m->kv, err)) ||

@@ -47,6 +47,9 @@ MUST_USE enum status srv_startup(const struct options *o, const struct srv_start
 MUST_USE enum status srv_startup_engine(const struct options *o,
                                         const struct srv_startup_hooks *hooks,
                                         struct srv_machine *m, char *err);
+/* The backend that computes, as --device and --threads have it, and whether it is a GPU's. */
+MUST_USE enum status srv_startup_backend(const struct options *o, bool *gpu, struct kn **kn,
+                                         char *err);
 /* What start-up decides before the machine is open, for `dakd plan` as well: options of the model;
  * what a step works on beside the tiers, in bytes; the shape of the KV cache (base[] NULL). */
 struct eng_model_options srv_startup_model_options(const struct options *o);

@@ -53,8 +53,12 @@ static void test_staggered(void **state)
         /* The second is polled a little later. */
         tokens[M + i] = (struct srv_bench_token){100 + i + 2, end[i + 2] + 1000};
     }
-    const struct srv_bench_record r = {
-        .batch = 2, .input_len = 50, .output_len = M, .submit_ns = submit, .tokens = tokens};
+    const struct srv_bench_record r = {.batch = 2,
+                                       .input_len = 50,
+                                       .output_len = M,
+                                       .steady_min = SRV_BENCH_STEADY_MIN,
+                                       .submit_ns = submit,
+                                       .tokens = tokens};
     struct srv_bench_stats s;
     char err[ERR_CAP];
     assert_int_equal(srv_bench_stats(&r, &s, err), ST_OK);
@@ -82,8 +86,12 @@ static void test_together(void **state)
     for (uint64_t s = 0; s < 3; s++)
         for (uint64_t i = 0; i < 9; i++)
             tokens[s * 9 + i] = (struct srv_bench_token){i, (i + 1) * MS};
-    struct srv_bench_record r = {
-        .batch = 3, .input_len = 1, .output_len = 9, .submit_ns = submit, .tokens = tokens};
+    struct srv_bench_record r = {.batch = 3,
+                                 .input_len = 1,
+                                 .output_len = 9,
+                                 .steady_min = SRV_BENCH_STEADY_MIN,
+                                 .submit_ns = submit,
+                                 .tokens = tokens};
     struct srv_bench_stats s;
     char err[ERR_CAP] = "";
     assert_int_equal(srv_bench_stats(&r, &s, err), ST_OK);

@@ -1,0 +1,436 @@
+/*
+ * compare.c - see compare.h.
+ *
+ * The rates are probed once, before anything is loaded, so that all rows are held against the same
+ * ones and the free fraction can be placed.  Then, for each placement and share, the machine is
+ * started as `dakd bench` starts it, for the most sequences that fit: where start-up says that the
+ * KV cache or the weights do not, the largest number of sequences gets its row with that sentence,
+ * and the next is tried.  The host's memory is looked at first, for a system that hands out more
+ * than it has does not say so in time.
+ */
+#include "server/compare.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "config/clock.h"
+#include "config/log.h"
+#include "server/bench_run.h"
+#include "server/compare_report.h"
+#include "server/probe.h"
+#include "server/startup.h"
+
+#define GIB 1073741824.0
+#define TIER_SLACK_BYTES (64ull << 20) /* what rounding to whole tiles may add */
+#define HOST_RESERVE 8 /* of the host's memory, one part in so many is left to others */
+
+static const char *const all_modes[] = {"direct"};
+static const char *const all_placements[] = {"even", "auto"};
+
+struct compare {
+    struct options options; /* of the configuration under way */
+    struct srv_comparison result;
+    struct srv_machine machine;
+    struct srv_bench_run run;
+    struct srv_bench_workload workload; /* the largest */
+    struct off_remote remote;
+    struct off_bandwidth bandwidth;
+    struct eng_shape shape;
+    bool gpu;
+    char mode[16]; /* of the engine there is; "": none yet */
+    int32_t mode_batch;
+};
+
+/* --- flags ------------------------------------------------------------------------------------ */
+
+static enum status check_alone(const struct options *o, char *err)
+{
+    const char *given = o->control_sweep[0]            ? "--control-sweep"
+                        : o->background_copy[0]        ? "--background-copy"
+                        : o->request_rate > 0          ? "--request-rate"
+                        : o->offload != OPT_AUTO       ? "--offload"
+                        : strcmp(o->placement, "auto") ? "--placement"
+                                                       : NULL;
+    if (given)
+        return err_set(err, ST_INVALID,
+                       "%s says what --compare varies or cannot measure: leave it out (shares are "
+                       "--compare-offload's, placements --compare-placement's)",
+                       given);
+    if (!o->batch[0] || !o->input_len || !o->output_len)
+        return err_set(err, ST_INVALID,
+                       "--compare wants numbers of sequences, the length of their prompts and the "
+                       "most answer tokens: --batch 8,64 --input-len 32 --output-len 64");
+    return ST_OK;
+}
+
+static int by_number(const void *a, const void *b)
+{
+    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static enum status read_lists(struct compare *x, char *err)
+{
+    const struct options *o = &x->options;
+    struct srv_comparison *c = &x->result;
+    enum status st;
+    if ((st = srv_bench_batches_read(o->batch, c->batches, &c->batch_count, err)) ||
+        (st = srv_compare_names_read("--compare-placement", o->compare_placement, all_placements,
+                                     ARRAY_COUNT(all_placements), c->placements,
+                                     &c->placement_count, err)) ||
+        (st = srv_compare_names_read(
+             "--compare-modes", o->compare_modes[0] ? o->compare_modes : all_modes[0], all_modes,
+             ARRAY_COUNT(all_modes), c->modes, &c->mode_count, err)) ||
+        (st = srv_compare_shares_read(c, o->compare_offload, err)) ||
+        (st = off_remote_parse(o->remote, &x->remote, err)))
+        return st;
+    qsort(c->batches, (size_t)c->batch_count, sizeof c->batches[0], by_number);
+    if (x->remote.count != 1)
+        return err_set(err, ST_INVALID,
+                       "--compare wants one tier, and --remote names %d: --remote host:64GiB",
+                       x->remote.count);
+    off_tier_spec_name(&x->remote.spec[0], c->tier);
+    return ST_OK;
+}
+
+/* Enough room for a TPOT of every batch. */
+static enum status check_lengths(struct compare *x, char *err)
+{
+    struct options *o = &x->options;
+    const int64_t length = o->input_len + o->output_len;
+    const int32_t most = x->result.batches[x->result.batch_count - 1];
+    x->workload = (struct srv_bench_workload){.batch = most,
+                                              .input_len = (int32_t)o->input_len,
+                                              .output_len = (int32_t)o->output_len,
+                                              .find_steps_max = SRV_BENCH_FIND_STEPS,
+                                              .seconds = o->compare_seconds,
+                                              .step_tokens = (int32_t)o->max_num_batched_tokens,
+                                              .steady_min = SRV_BENCH_STEADY_MIN};
+    if (most > o->max_num_batched_tokens)
+        return err_set(err, ST_INVALID,
+                       "--batch %d sequences cannot decode together in steps of "
+                       "--max-num-batched-tokens %" PRId64 ": raise the one or lower the other",
+                       most, o->max_num_batched_tokens);
+    const int32_t least = srv_bench_output_least(&x->workload);
+    if (o->output_len < least)
+        return err_set(err, ST_INVALID,
+                       "--output-len %" PRId64 " is too few: with --batch %d, prompts take so many "
+                       "steps that a TPOT wants %d",
+                       o->output_len, most, least);
+    if (o->max_model_len && length > o->max_model_len)
+        return err_set(err, ST_INVALID,
+                       "--input-len %" PRId64 " and --output-len %" PRId64
+                       " together are more than --max-model-len %" PRId64,
+                       o->input_len, o->output_len, o->max_model_len);
+    return ST_OK;
+}
+
+/* --- what there is ---------------------------------------------------------------------------- */
+
+/* The model's shape, and a machine's settings that no configuration changes. */
+static enum status decide(struct compare *x, char *err)
+{
+    struct options *o = &x->options;
+    struct srv_comparison *c = &x->result;
+    const struct eng_model_options mo = srv_startup_model_options(o);
+    const int64_t length = o->input_len + o->output_len;
+    enum status st = eng_model_read_shape(o->model_dir, &mo, &x->shape, err);
+    if (st) return st;
+    const struct eng_model_info *info = &x->shape.info;
+    if (length > info->context_max)
+        return err_set(err, ST_INVALID,
+                       "--input-len %" PRId64 " and --output-len %" PRId64
+                       " together are more than the %d positions this model was made for",
+                       o->input_len, o->output_len, info->context_max);
+    o->max_waiting = 0;
+    if (!o->max_model_len) o->max_model_len = length;
+    if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */
+    snprintf(c->architecture, sizeof c->architecture, "%s", info->architecture);
+    snprintf(c->dtype, sizeof c->dtype, "%s", kn_dtype_name(info->dtype));
+    return srv_bench_run_open(&x->run, &x->machine, &x->workload, c->batch_count, o->seed, err);
+}
+
+/* The rates of both memories, and on a GPU what else the probe knows of the link. */
+static enum status measure_rates(struct compare *x, struct kn *kn, char *err)
+{
+    struct srv_comparison *c = &x->result;
+    const struct off_probe_config probe = off_probe_config_default();
+    struct off_tiers *tiers;
+    enum status st = off_tiers_open(kn, x->shape.info.weight_bytes, &x->remote, &tiers, err);
+    if (st) return st;
+    st = off_probe_tiers(kn, tiers, &probe, &x->bandwidth, err);
+    off_tiers_close(tiers);
+    if (st) return st;
+    snprintf(c->backend, sizeof c->backend, "%s", kn_name(kn));
+    snprintf(c->device, sizeof c->device, "%s", kn_identity(kn));
+    for (int t = 0; t < SRV_COMPARE_TIERS; t++)
+        c->rate[t] = c->best[t] = x->bandwidth.read_bytes_per_s[t];
+    if (!x->gpu) return ST_OK;
+    if ((st = srv_probe_links(&x->options, kn, &x->remote, &c->links, err))) return st;
+    const struct off_link *link = off_links_find(&c->links, c->tier);
+    if (!link) return ST_OK;
+    c->copy_bytes_per_s = link->copy_bytes_per_s;
+    c->best[SRV_COMPARE_LINK] = fmax(c->rate[SRV_COMPARE_LINK], c->copy_bytes_per_s);
+    return ST_OK;
+}
+
+static enum status probe(struct compare *x, char *err)
+{
+    struct srv_comparison *c = &x->result;
+    struct kn *kn;
+    enum status st = srv_startup_backend(&x->options, &x->gpu, &kn, err);
+    if (st) return st;
+    st = measure_rates(x, kn, err);
+    kn_close(kn);
+    if (st || (st = srv_compare_shares_read(c, x->options.compare_offload, err))) return st;
+    c->row_max = c->placement_count * c->share_count * c->batch_count * c->mode_count;
+    c->rows = calloc((size_t)c->row_max, sizeof *c->rows);
+    return c->rows ? ST_OK : err_set(err, ST_NOMEM, "no memory for %d rows", c->row_max);
+}
+
+/* --- rows ------------------------------------------------------------------------------------- */
+
+static struct srv_compare_row *add_row(struct compare *x, const char *placement, int share,
+                                       int32_t batch, const char *mode)
+{
+    struct srv_comparison *c = &x->result;
+    CHECK(c->row_count < c->row_max);
+    struct srv_compare_row *r = &c->rows[c->row_count++];
+    *r = (struct srv_compare_row){.placement = placement,
+                                  .mode = mode,
+                                  .offload = c->shares[share],
+                                  .free = share == c->free_index,
+                                  .batch = batch};
+    return r;
+}
+
+/* Modes to measure at a share: where nothing is remote they are one. */
+static int mode_count(const struct compare *x, int share)
+{
+    return x->result.shares[share] > 0 ? x->result.mode_count : 1;
+}
+
+static const char *mode_name(const struct compare *x, int share, int mode)
+{
+    return x->result.shares[share] > 0 ? x->result.modes[mode] : SRV_COMPARE_NO_MODE;
+}
+
+static void add_missing(struct compare *x, const char *placement, int share, int32_t batch,
+                        const char *why)
+{
+    for (int m = 0; m < mode_count(x, share); m++) {
+        struct srv_compare_row *r = add_row(x, placement, share, batch, mode_name(x, share, m));
+        snprintf(r->missing, sizeof r->missing, "does not fit: %.480s", why);
+        srv_compare_print_row(&x->result, r);
+    }
+}
+
+/* The planner's floor of what was loaded, at the step that was measured. */
+static enum status find_model(const struct compare *x, struct srv_compare_row *r, char *err)
+{
+    const struct srv_machine *m = &x->machine;
+    const struct eng_step step = {.seq_count = r->batch,
+                                  .context = (int32_t)(r->context + 0.5),
+                                  .kv_dtype = m->kv.dtype,
+                                  .flops_per_s = m->memory.workload.flops_per_s};
+    struct off_plan plan = {.tier_count = SRV_COMPARE_TIERS};
+    enum status st = eng_operations(eng_model_shape(m->model), &step, &plan, err);
+    if (st) return st;
+    for (int t = 0; t < plan.tier_count; t++)
+        plan.tier[t] = (struct off_plan_tier){.name = off_tier_name(m->tiers, t),
+                                              .bytes_per_s = x->result.best[t]};
+    eng_operations_count(eng_model_shape(m->model), eng_model_weights(m->model), &plan);
+    off_plan_sum_up(&plan);
+    r->model_s = plan.seconds;
+    r->bound = plan.bound;
+    return ST_OK;
+}
+
+static enum status fill_row(const struct compare *x, const struct srv_bench_result *b,
+                            struct srv_compare_row *r, char *err)
+{
+    const struct srv_share *share = x->machine.memory.share;
+    const double local = (double)share[SRV_COMPARE_HBM].placed,
+                 remote = (double)share[SRV_COMPARE_LINK].placed;
+    r->placed = remote / (local + remote);
+    r->steps = b->stats.steady_step_count;
+    r->context = b->stats.steady_context_tokens;
+    r->tpot_s = b->stats.steady_tpot_s;
+    r->tokens_per_s = b->stats.decode_tokens_per_s;
+    r->host_share = b->host_s / (b->host_s + b->device_s);
+    for (int t = 0; t < SRV_COMPARE_TIERS; t++) {
+        r->bytes[t] = b->step_bytes[t];
+        r->counted[t] = b->counted_bytes[t];
+    }
+    return find_model(x, r, err);
+}
+
+/* --- a configuration -------------------------------------------------------------------------- */
+
+static const struct srv_startup_hooks *hooks_of(struct compare *x)
+{
+    static struct srv_startup_hooks hooks = {.wake = srv_bench_clock_wake};
+    hooks.wake_user = &x->run.clock;
+    return &hooks;
+}
+
+/* The engine anew, where the one there is has another mode.  What auto does follows from the batch.
+ */
+static enum status set_mode(struct compare *x, int32_t batch, const char *mode, char *err)
+{
+    struct options *o = &x->options;
+    if (strcmp(x->mode, mode) == 0 && (strcmp(mode, SRV_COMPARE_AUTO) || x->mode_batch == batch))
+        return ST_OK;
+    x->mode[0] = '\0';
+    o->plan_batch = batch;
+    o->plan_context = o->input_len + o->output_len;
+    srv_bench_clock_stop(&x->run.clock);
+    enum status st = srv_startup_engine(o, hooks_of(x), &x->machine, err);
+    if (st) return st;
+    srv_bench_clock_start(&x->run.clock, x->machine.engine);
+    snprintf(x->mode, sizeof x->mode, "%s", mode);
+    x->mode_batch = batch;
+    return ST_OK;
+}
+
+static enum status measure(struct compare *x, struct srv_compare_row *r, char *err)
+{
+    static struct srv_bench_control control; /* large; of the measurement under way */
+    struct srv_bench_workload w = x->workload;
+    struct srv_bench_result b = {.batch = r->batch, .control = &control, .bandwidth = x->bandwidth};
+    enum status st = set_mode(x, r->batch, r->mode, err);
+    if (st) return st;
+    memcpy(control.control, x->machine.control, sizeof control.control);
+    w.batch = r->batch;
+    if ((st = srv_bench_check_pages(&x->machine, &w, err)) ||
+        (st = srv_bench_measure(&x->run, &w, &b, err)))
+        return st;
+    return fill_row(x, &b, r, err);
+}
+
+/* What a configuration lacks makes a row that says so; what failed ends the comparison. */
+static bool is_lack(enum status st)
+{
+    return st == ST_LIMIT || st == ST_NOMEM || st == ST_FULL;
+}
+
+static enum status measure_all(struct compare *x, const char *placement, int share, int batches,
+                               char *err)
+{
+    enum status st = ST_OK;
+    for (int i = 0; i < mode_count(x, share) * batches && !st; i++) {
+        struct srv_compare_row *r = add_row(x, placement, share, x->result.batches[i % batches],
+                                            mode_name(x, share, i / batches));
+        st = measure(x, r, err);
+        if (st) snprintf(r->missing, sizeof r->missing, "not measured: %.480s", err);
+        if (is_lack(st)) st = ST_OK;
+        srv_compare_print_row(&x->result, r);
+    }
+    return st;
+}
+
+/* --- a loading -------------------------------------------------------------------------------- */
+
+/* Whether the share fits in its tier, before anything is taken of it. */
+static enum status check_tier(const struct compare *x, double share, char *err)
+{
+    const struct off_tier_spec *spec = &x->remote.spec[0];
+    const double need = share * (double)x->shape.info.weight_bytes;
+    uint64_t total, available;
+    if (need > (double)spec->bytes)
+        return err_set(err, ST_LIMIT, "%.2f GiB of weights, and --remote names %.2f GiB",
+                       need / GIB, (double)spec->bytes / GIB);
+    if (spec->mem != KN_MEM_HOST || kn_host_memory(&total, &available, NULL)) return ST_OK;
+    const uint64_t reserve = total / HOST_RESERVE;
+    const uint64_t room = available > reserve ? available - reserve : 0;
+    if (need <= (double)room) return ST_OK;
+    return err_set(err, ST_LIMIT,
+                   "%.2f GiB of weights, and of the host's memory %.2f GiB may be taken (%.2f GiB "
+                   "are available, an eighth of %.2f GiB is left to others)",
+                   need / GIB, (double)room / GIB, (double)available / GIB, (double)total / GIB);
+}
+
+/* No more of the tier than the share takes: it costs time to reserve the host's memory. */
+static void trim_tier(struct compare *x, double share)
+{
+    const struct off_tier_spec *spec = &x->remote.spec[0];
+    const uint64_t need = (uint64_t)(share * (double)x->shape.info.weight_bytes) + TIER_SLACK_BYTES;
+    const uint64_t bytes = need < spec->bytes ? need : spec->bytes;
+    char *out = x->options.remote;
+    if (spec->mem == KN_MEM_HOST) snprintf(out, OPT_STRING_CAP, "host:%" PRIu64 "B", bytes);
+    else snprintf(out, OPT_STRING_CAP, "peer:%d:%" PRIu64 "B", spec->device, bytes);
+}
+
+/* Starts up for as many sequences as fit; *batches: how many of the list. */
+static enum status load(struct compare *x, const char *placement, int share, int *batches,
+                        char *err)
+{
+    struct options *o = &x->options;
+    struct srv_comparison *c = &x->result;
+    snprintf(o->placement, sizeof o->placement, "%s", placement);
+    o->offload = c->shares[share];
+    o->force_offload = o->offload > 0;
+    trim_tier(x, o->offload);
+    enum status st = check_tier(x, o->offload, err);
+    for (*batches = c->batch_count; *batches > 0; --*batches) {
+        const int32_t most = c->batches[*batches - 1];
+        o->max_num_seqs = most;
+        o->plan_batch = most;
+        o->plan_context = o->input_len + o->output_len;
+        if (!st) st = srv_startup(o, hooks_of(x), &x->machine, err);
+        if (!is_lack(st)) return st;
+        add_missing(x, placement, share, most, err);
+        /* What holds for the weights holds for fewer sequences too. */
+        if (!check_tier(x, o->offload, NULL)) st = ST_OK;
+    }
+    return ST_OK;
+}
+
+static enum status compare(struct compare *x, char *err)
+{
+    struct srv_comparison *c = &x->result;
+    enum status st = ST_OK;
+    srv_compare_print_head(c);
+    for (int i = 0; i < c->placement_count * c->share_count && !st; i++) {
+        const int share = i % c->share_count, placement = i / c->share_count;
+        int batches = 0;
+        if (placement > 0 && c->shares[share] <= 0) continue; /* nothing to place */
+        st = load(x, c->placements[placement], share, &batches, err);
+        if (!st && batches > 0) st = measure_all(x, c->placements[placement], share, batches, err);
+        x->mode[0] = '\0';
+        srv_bench_clock_stop(&x->run.clock);
+        srv_shutdown(&x->machine);
+    }
+    return st;
+}
+
+int srv_compare(const struct options *o)
+{
+    static struct compare x; /* large, and one */
+    char err[ERR_CAP] = "", why[ERR_CAP] = "";
+    x.options = *o;
+    x.result.options = o;
+    if (check_alone(o, err) || read_lists(&x, err) || check_lengths(&x, err)) {
+        fprintf(stderr, "dakd: %s\n", err);
+        return 2;
+    }
+    x.result.unix_s = clock_unix_s();
+    enum status st = srv_compare_check_files(o, err);
+    if (!st) st = decide(&x, err);
+    if (!st) st = probe(&x, err);
+    if (!st) st = compare(&x, err);
+    if (x.result.row_count) {
+        srv_compare_print_summary(&x.result);
+        const enum status written = srv_compare_write_files(&x.result, st ? why : err);
+        if (st && written) log_error("bench", "%s", why);
+        if (!st) st = written;
+    }
+    if (st) log_error("bench", "%s", err);
+    srv_bench_run_close(&x.run);
+    free(x.result.rows);
+    return st ? 1 : 0;
+}

@@ -116,7 +116,7 @@ static const struct option table[] = {
     {"remote-window", TEXT, AT(remote_window), 0, 0, "", NULL,
      "of static, in place of what fills the link, and of adaptive, to begin with: CTAs that read a "
      "tier x 16 KiB blocks in flight each, e.g. host:16x2,peer:16x4"},
-    {"prefill-staging-bytes", TEXT, AT(prefill_staging_bytes), 0, 0, "auto", NULL,
+    {"prefill-staging-bytes", TEXT, ALL(prefill_staging_bytes), 0, 0, "auto", NULL,
      "GPU memory through which the copy engine brings remote weights to steps of more than 256 "
      "tokens, once for all of them; auto: what a layer and a half have there; 0: kernels read them "
      "where they lie, in steps of up to 2048"},

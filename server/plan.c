@@ -9,7 +9,9 @@
 #include "config/machine.h"
 #include "config/version.h"
 #include "engine/operations.h"
+#include "engine/weights.h"
 #include "server/output.h"
+#include "server/staging.h"
 #include "server/startup.h"
 
 #define GIB 1073741824.0
@@ -19,6 +21,7 @@
 enum { HBM, LINK, TIERS };
 
 #define CONTEXT_DEFAULT 1024
+#define STAGING_ROUNDS 64
 
 struct report {
     const struct options *o;
@@ -27,6 +30,7 @@ struct report {
     enum kn_dtype kv_dtype;
     double tflops, utilization;
     uint64_t hbm_bytes, work_bytes;
+    uint64_t staging_bytes; /* of HBM, that prompts' remote weights are copied through */
     double read[TIERS], kv_read[TIERS]; /* by a step */
     uint64_t stored[TIERS];
     double all_read;
@@ -83,9 +87,43 @@ static enum status read_model(struct report *r, char *err)
         return err_set(err, ST_INVALID,
                        "--plan-context %lld is more than the %d positions this model was made for",
                        (long long)o->plan_context, r->shape.info.context_max);
-    if ((st = srv_startup_shape_kv(o, &r->shape.info, &kv, err))) return st;
+    if ((st = eng_weights_bytes(&r->shape, &r->shape.info.weight_bytes, err)) ||
+        (st = srv_startup_shape_kv(o, &r->shape.info, &kv, err)))
+        return st;
     r->kv_dtype = kv.dtype;
     return ST_OK;
+}
+
+/* Of the weights, in the remote tier. */
+static double remote_share(const struct report *r)
+{
+    uint64_t bytes = 0;
+    for (int i = 0; i < r->plan.op_count; i++) bytes += off_plan_stored_bytes(&r->plan.op[i], LINK);
+    return (double)bytes / (double)r->shape.info.weight_bytes;
+}
+
+/* What prompts' remote weights are copied through is HBM that weights must leave, and the more of
+ * them leave, the more it is: found in turn, from nothing upwards, so that what is set aside is
+ * enough for what lies outside. */
+static enum status solve(struct report *r, char *err)
+{
+    char why[ERR_CAP] = "";
+    enum status st = ST_OK;
+    const uint64_t usable = r->plan.tier[HBM].bytes;
+    for (int i = 0; i < STAGING_ROUNDS; i++) {
+        uint64_t needed;
+        if (r->staging_bytes < usable) r->plan.tier[HBM].bytes = usable - r->staging_bytes;
+        else r->plan.tier[HBM].bytes = 0;
+        if ((st = off_plan_solve(&r->plan, why))) break;
+        st = srv_staging_choose(r->o, &r->shape.info, remote_share(r), true, &needed, why);
+        if (st || needed <= r->staging_bytes) break;
+        r->staging_bytes = needed;
+    }
+    if (st != ST_LIMIT) return st ? err_set(err, st, "%s", why) : ST_OK;
+    return err_set(err, st,
+                   "%.300s: lower --plan-batch or --plan-context, or give more with --hbm-size or "
+                   "--link-size",
+                   why);
 }
 
 static void sum_up(struct report *r)
@@ -105,18 +143,12 @@ static void sum_up(struct report *r)
 static enum status make_plan(struct report *r, char *err)
 {
     enum status st;
-    char why[ERR_CAP] = "";
     if ((st = read_model(r, err)) || (st = set_tiers(r, err))) return st;
     const struct eng_step step = {.seq_count = (int32_t)r->o->plan_batch,
                                   .context = (int32_t)r->o->plan_context,
                                   .kv_dtype = r->kv_dtype,
                                   .flops_per_s = r->tflops * 1e12};
-    if ((st = eng_operations(&r->shape, &step, &r->plan, err))) return st;
-    if ((st = off_plan_solve(&r->plan, why)))
-        return err_set(err, st,
-                       "%.300s: lower --plan-batch or --plan-context, or give more with --hbm-size "
-                       "or --link-size",
-                       why);
+    if ((st = eng_operations(&r->shape, &step, &r->plan, err)) || (st = solve(r, err))) return st;
     sum_up(r);
     return ST_OK;
 }
@@ -173,9 +205,13 @@ static void print_plan(const struct report *r)
     printf("%s (%s), %.2f B parameters, weights %s, KV %s\n", o->model_dir, info->architecture,
            (double)info->parameter_count / 1e9, kn_dtype_name(info->dtype),
            kn_dtype_name(r->kv_dtype));
-    printf("batch %lld, context %lld; HBM %.2f GiB x %g, less %.2f GiB to work in\n",
+    printf("batch %lld, context %lld; HBM %.2f GiB x %g, less %.2f GiB to work in",
            (long long)o->plan_batch, (long long)o->plan_context, (double)r->hbm_bytes / GIB,
            r->utilization, (double)r->work_bytes / GIB);
+    if (r->staging_bytes)
+        printf(" and %.2f GiB\nthat prompts' remote weights are copied through",
+               (double)r->staging_bytes / GIB);
+    putchar('\n');
     print_operations(r);
     print_tiers(r);
     puts("\ndecode, predicted");
@@ -262,6 +298,7 @@ static void put_json(struct buf *b, const struct report *r)
     put_number(b, "hbm_size_bytes", (double)r->hbm_bytes);
     put_number(b, "gpu_memory_utilization", r->utilization);
     put_number(b, "workspace_bytes", (double)r->work_bytes);
+    put_number(b, "prefill_staging_bytes", (double)r->staging_bytes);
     put_tiers(b, r);
     put_operations(b, r);
     put_number(b, "floor_per_step_ms", r->plan.seconds * MS);

@@ -62,7 +62,9 @@ def check(result, text):
     assert close(result["decode_tokens_per_s"], result["batch_sequences"] / floor * 1e3)
     assert close(result["step_read_bytes_per_s"], (local["step_bytes"] + remote["step_bytes"]) / floor * 1e3)
     usable = int(result["hbm_size_bytes"] * result["gpu_memory_utilization"])
-    assert abs(local["capacity_bytes"] - (usable - result["workspace_bytes"])) <= 1
+    staging = result["prefill_staging_bytes"]
+    assert abs(local["capacity_bytes"] - (usable - result["workspace_bytes"] - staging)) <= 1
+    assert ("copied through" in text) == (staging > 0)
     # People read the same figures, and that it is a floor.
     assert f"{floor:.4f}" in text and f"{result['decode_tokens_per_s']:.2f}" in text and "A floor, not a time" in text
     assert f"<- bound by {result['floor_bound']}" in text
@@ -133,6 +135,27 @@ def test_own_figures_and_compute(tmp_path):
     assert result["workspace_bytes"] > 512 * 2**20
 
 
+def test_what_prompts_are_copied_through(tmp_path):
+    """It is as much as serve sets aside: a layer and a half of what lies outside, and slack; where it was asked for."""
+    layers = json.loads((LLAMA_70B / "config.json").read_text())["num_hidden_layers"]
+    auto, text = plan(tmp_path, LLAMA_70B, "--plan-batch", 8)
+    check(auto, text)
+    remote = auto["tiers"][1]["stored_bytes"]
+    assert -1 <= auto["prefill_staging_bytes"] - (1.5 * remote / layers + 2**24) < 1e8
+    for flags, staging in ((["--prefill-staging-bytes", "3GiB"], 3 * 2**30), (["--prefill-staging-bytes", 0], 0),
+                           (["--max-num-batched-tokens", 256], 0)):
+        asked, text = plan(tmp_path, LLAMA_70B, "--plan-batch", 8, *flags)
+        check(asked, text)
+        assert asked["prefill_staging_bytes"] == staging
+        if "--max-num-batched-tokens" not in flags:  # what is set aside has made way in HBM
+            moved = asked["tiers"][1]["stored_bytes"] - remote
+            assert moved == pytest.approx(staging - auto["prefill_staging_bytes"], abs=2e7)
+    # All of a small model in HBM: nothing is copied.
+    result, text = plan(tmp_path, LLAMA_8B, "--link-gbps", 0.001)
+    check(result, text)
+    assert result["tiers"][1]["stored_bytes"] == 0 == result["prefill_staging_bytes"]
+
+
 @pytest.mark.parametrize("flags,words", [
     (["--machine", "tpu"], "--machine must be one of"),
     (["--plan-batch", 4097], "--plan-batch must be between 0 and 4096"),
@@ -152,6 +175,7 @@ def test_refused_flags(flags, words):
     (["--plan-batch", 64, "--plan-context", 65536], "what must lie in hbm (KV, norms, biases) needs"),
     (["--plan-batch", 64, "--plan-context", 65536], "lower --plan-batch or --plan-context"),
     (["--hbm-size", "256MiB"], "to work in, and 0.22 GiB of the GPU's memory may be used"),
+    (["--prefill-staging-bytes", "much"], "--prefill-staging-bytes: 'much' is neither auto nor a size"),
     (["--json", "/nonexistent/x"], "--json /nonexistent/x: No such file"),
 ])
 def test_refused_plans(flags, words):

@@ -249,12 +249,14 @@ static void *engine_main(void *arg)
     bool idle = false;
     enum status st = ST_OK;
     e->turn_ns = clock_now_ns();
+    e->rested = true;
     while (!st && !stopping(e)) {
         st = turn(e, &flying, &idle, err);
         if (st || !idle) continue;
         wake(e);
         if (!wait_for_work(e)) break;
         e->turn_ns = clock_now_ns(); /* idleness is nobody's */
+        e->rested = true;
     }
     if (!st) st = land(e, flying, err);
     if (st) {

@@ -125,8 +125,9 @@ struct eng_stats {
     /* Steps with decodes from which the target of latency kept tokens of prompts, and those that
      * took longer than it. */
     uint64_t held_back_step_count, itl_over_step_count;
-    /* While there was work, up to the last finished step: time the machine was busy by its own
-     * clock (kn_step_wait), and time it had nothing to do, waiting for the engine. */
+    /* While there was work, up to the end of the last finished step: time the machine was busy and
+     * time it had nothing to do, waiting for the engine, by its own clock (kn_step_wait,
+     * kn_step_idle_ns).  Neither ever goes back. */
     uint64_t device_ns_sum, host_ns_sum;
     /* What steps read from each tier, and how fast as of the last reading: bytes over device time
      * (kn_traffic). */

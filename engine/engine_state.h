@@ -42,6 +42,7 @@ struct eng_step {
     bool played;                /* it was a recorded one */
     uint64_t serial;            /* of kn_step_end */
     uint64_t start_ns, prompt_tokens, recomputed_tokens;
+    bool rested; /* it is the first after there was no work */
     struct eng_load load;
     bool held_back; /* of the plan */
 };
@@ -63,9 +64,10 @@ struct eng_engine {
     kn_page *page_tables; /* [queue_max][pages_per_seq] */
     int32_t pages_per_seq;
     int32_t live_count;
-    /* The thread's time while there is work, up to turn_ns (the last landing, or when work came),
-     * and how much of it the machine was busy. */
-    uint64_t turn_ns, wall_ns, device_ns;
+    uint64_t turn_ns; /* the last landing, or when work came */
+    bool rested;      /* there was no work, and nothing has been issued since it came */
+    /* While there is work: how long the machine was busy, and how long it had nothing to do. */
+    uint64_t device_ns, host_ns;
     struct eng_control control;
     uint64_t traffic_ns; /* of the device, since kn_traffic last told of more */
 

@@ -259,6 +259,8 @@ static void issue_group(struct eng_engine *e, struct eng_step *s, int32_t begin)
 void eng_step_issue(struct eng_engine *e, const struct eng_plan *plan, struct eng_step *s)
 {
     note_items(e, plan, s);
+    s->rested = e->rested;
+    e->rested = false;
     build_batch(e, plan, s);
     issue_group(e, s, 0);
     eng_sched_commit(e->sched, plan);
@@ -388,7 +390,6 @@ static void count_mixed(struct eng_engine *e, const struct eng_step *s, uint64_t
     t->itl_over_step_count += target_s > 0 && (double)step_ns > target_s * (double)NS_PER_S;
 }
 
-/* The machine was busy for the sum of all steps' own times; the rest of the time it waited. */
 static void count_step(struct eng_engine *e, const struct eng_step *s, uint64_t generated)
 {
     uint64_t now = clock_now_ns();
@@ -396,7 +397,6 @@ static void count_step(struct eng_engine *e, const struct eng_step *s, uint64_t 
     int32_t T = s->batch.token_count;
     int bucket = 0;
     while (bucket < ENG_STEP_BUCKETS - 1 && T > eng_step_bounds[bucket]) bucket++;
-    e->wall_ns += now - e->turn_ns;
     e->turn_ns = now;
     eng_sched_learn(e->sched, &s->load, (double)step_ns / (double)NS_PER_S);
     pthread_mutex_lock(&e->lock);
@@ -409,7 +409,7 @@ static void count_step(struct eng_engine *e, const struct eng_step *s, uint64_t 
     t->device_ns_sum = e->device_ns;
     eng_control_step(&e->control, t->traffic, step_kind(s), e->device_ns);
     memcpy(t->control, e->control.tier, sizeof t->control);
-    t->host_ns_sum = e->wall_ns > e->device_ns ? e->wall_ns - e->device_ns : 0;
+    t->host_ns_sum = e->host_ns;
     t->step_tokens_sum += (uint64_t)T;
     t->step_tokens_bucket[bucket]++;
     t->prompt_tokens += s->prompt_tokens;
@@ -429,6 +429,9 @@ enum status eng_step_land(struct eng_engine *e, struct eng_step *s, char *err)
         enum status st = kn_step_wait(e->kn, s->serial, &busy_ns, err);
         if (st) return st;
         e->device_ns += busy_ns;
+        /* Before a first step the machine waited for the engine only since there was work. */
+        e->host_ns += s->rested ? s->start_ns - e->turn_ns : kn_step_idle_ns(e->kn);
+        s->rested = false;
         st = use_rows(e, s, begin, group_rows(e, s, begin));
         if (st) return err_set(err, st, "the model's logits hold no finite number");
         begin += e->config.rows_max;

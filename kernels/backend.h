@@ -31,6 +31,7 @@ struct kn_backend {
     void (*step_begin)(struct kn *kn);
     uint64_t (*step_end)(struct kn *kn);
     enum status (*step_wait)(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
+    uint64_t (*step_idle_ns)(const struct kn *kn);
     void (*embed)(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);
     void (*norm)(struct kn *kn, const struct kn_norm_args *a);
     void (*gemm)(struct kn *kn, const struct kn_gemm_args *a);

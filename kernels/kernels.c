@@ -89,6 +89,11 @@ enum status kn_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *
     return kn->backend->step_wait(kn, step, busy_ns, err);
 }
 
+uint64_t kn_step_idle_ns(const struct kn *kn)
+{
+    return kn->backend->step_idle_ns(kn);
+}
+
 size_t kn_act_bytes(const struct kn *kn, int32_t rows, int32_t cols)
 {
     CHECK(rows > 0 && cols > 0);

@@ -232,6 +232,9 @@ uint64_t kn_step_end(struct kn *kn);
 /* kn_sync for one step: later ones go on.  *busy_ns: how long the machine had work of it, from its
  * first operation or the end of the step before, whichever came later, to its last operation. */
 MUST_USE enum status kn_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
+/* Of the step last waited for: how long the machine had nothing to do between the step before it
+ * and its own beginning; 0 where there was none before it. */
+uint64_t kn_step_idle_ns(const struct kn *kn);
 /* --- remote tiers -------------------------------------------------------------------------------
  */
 

@@ -185,10 +185,7 @@ static void find_times(const struct srv_bench_run *b, struct srv_bench_result *r
 {
     uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
     const struct srv_bench_mark *from = &b->clock.marks[begin], *to = from + count;
-    /* All less the device's, whose steps fly ahead: over few steps it may come out below nothing.
-     */
-    const uint64_t host_ns = to->host_ns > from->host_ns ? to->host_ns - from->host_ns : 0;
-    r->host_s = (double)host_ns / (double)count / 1e9;
+    r->host_s = (double)(to->host_ns - from->host_ns) / (double)count / 1e9;
     r->device_s = (double)(to->device_ns - from->device_ns) / (double)count / 1e9;
     r->played_count = to->played - from->played;
 }

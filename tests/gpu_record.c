@@ -279,6 +279,12 @@ static void test_played(const char *name, double offload, bool in_order, bool qu
     kn_step_begin(gpu);
     EXPECT(!kn_play(gpu, &a.batch, &s), "recordings are dropped with memory they may know");
     test_must(kn_step_wait(gpu, kn_step_end(gpu), &busy, err), err);
+    usleep(3000);
+    kn_step_begin(gpu);
+    test_must(kn_step_wait(gpu, kn_step_end(gpu), &busy, err), err);
+    uint64_t idle = kn_step_idle_ns(gpu);
+    EXPECT(idle >= 3000000 && idle < 1000000000, "nothing to do for 3 ms, and %g were told",
+           (double)idle / 1e6);
     rig_close(&r);
 }
 

@@ -543,21 +543,26 @@ static void test_submit_all(void **state)
     close_rig(&r);
 }
 
-/* Events name their step, and every moment of a busy engine is charged once. */
+/* Events name their step, and every moment of a busy engine is charged once, and stays so. */
 static void test_steps_and_times(void **state)
 {
     (void)state;
     struct rig r;
     struct eng_event event;
-    struct eng_stats stats;
+    struct eng_stats stats = {0};
     uint64_t begin = clock_now_ns();
     open_rig(&r, 8, 2, 16, 4, 64);
     struct eng_request *q = make_request(&r, 3, 40, 12); /* a prompt of three steps */
     submit(&r, q, 0);
     for (int32_t i = 0; i < 12; i++) {
+        struct eng_stats before = stats;
         next_event(&r, &event);
         assert_int_equal(event.kind, ENG_EVENT_TOKEN);
         assert_int_equal(event.step, i + 2);
+        eng_stats(r.engine, &stats);
+        assert_true(stats.device_ns_sum >= before.device_ns_sum);
+        assert_true(stats.host_ns_sum >= before.host_ns_sum);
+        assert_true(stats.device_ns_sum + stats.host_ns_sum <= clock_now_ns() - begin);
     }
     next_event(&r, &event);
     do {

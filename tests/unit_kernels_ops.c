@@ -4,6 +4,7 @@
  * exact.
  */
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "tests/kernels_common.h"
 
@@ -67,13 +68,15 @@ static void test_chosen_tokens_and_steps(void **state)
     assert_false(kn_play(kn, &batch, &sample));
     kn_sample(kn, &sample);
     uint64_t first = kn_step_end(kn), busy_ns = 0;
+    usleep(2000);
     kn_step_begin(kn);
     kn_embed(kn, &batch, &(struct kn_embed_args){.table = &table.w, .x = x});
     uint64_t second = kn_step_end(kn);
     assert_int_equal(kn_step_wait(kn, first, &busy_ns, err), ST_OK);
-    assert_true(busy_ns > 0);
+    assert_true(busy_ns > 0 && kn_step_idle_ns(kn) == 0);
     for (int32_t i = 0; i < R; i++) assert_int_equal(out[i].token, best[i]);
     assert_int_equal(kn_step_wait(kn, second, &busy_ns, err), ST_OK);
+    assert_true(kn_step_idle_ns(kn) >= 2000000);
     batch.tokens = ids;
     kn_embed(kn, &batch, &(struct kn_embed_args){.table = &table.w, .x = y});
     assert_memory_equal(x, y, 4 * H * sizeof *x);

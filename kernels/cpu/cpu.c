@@ -87,12 +87,15 @@ static void cpu_step_begin(struct kn *kn)
     CHECK(cpu->step_begun - cpu->step_waited < 2);
     cpu->step_begun++;
     cpu->step_begin_ns = clock_now_ns();
+    cpu->step_idle_ns[cpu->step_begun % 2] =
+        cpu->step_begun > 1 ? cpu->step_begin_ns - cpu->step_end_ns : 0;
 }
 
 static uint64_t cpu_step_end(struct kn *kn)
 {
     struct kn_cpu *cpu = cpu_of(kn);
-    cpu->step_busy_ns[cpu->step_begun % 2] = clock_now_ns() - cpu->step_begin_ns;
+    cpu->step_end_ns = clock_now_ns();
+    cpu->step_busy_ns[cpu->step_begun % 2] = cpu->step_end_ns - cpu->step_begin_ns;
     return cpu->step_begun;
 }
 
@@ -104,6 +107,12 @@ static enum status cpu_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns
     cpu->step_waited = step;
     *busy_ns = cpu->step_busy_ns[step % 2];
     return ST_OK;
+}
+
+static uint64_t cpu_step_idle_ns(const struct kn *kn)
+{
+    const struct kn_cpu *cpu = (const struct kn_cpu *)kn;
+    return cpu->step_idle_ns[cpu->step_waited % 2];
 }
 
 static void cpu_set_window(struct kn *kn, int tier, const struct kn_window *window)
@@ -189,6 +198,7 @@ static const struct kn_backend backend = {
     .step_begin = cpu_step_begin,
     .step_end = cpu_step_end,
     .step_wait = cpu_step_wait,
+    .step_idle_ns = cpu_step_idle_ns,
     .embed = kn_cpu_embed,
     .norm = kn_cpu_norm,
     .gemm = kn_cpu_gemm,

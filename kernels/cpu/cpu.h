@@ -91,7 +91,8 @@ struct kn_cpu {
     int32_t chosen_max;
     /* Serial numbers of the last step begun and the last waited for; when and how long the last two
      * were computed. */
-    uint64_t step_begun, step_waited, step_begin_ns, step_busy_ns[2];
+    uint64_t step_begun, step_waited, step_begin_ns, step_end_ns;
+    uint64_t step_busy_ns[2], step_idle_ns[2]; /* of step n at n % 2 */
     _Atomic uint64_t stream_sum; /* of the 64-bit words kn_stream_read has read, mod 2^64 */
     char name[64];
 };

@@ -121,6 +121,7 @@ static const struct kn_backend backend = {
     .step_begin = kn_cu_step_begin,
     .step_end = kn_cu_step_end,
     .step_wait = kn_cu_step_wait,
+    .step_idle_ns = kn_cu_step_idle_ns,
     .embed = kn_cu_embed,
     .norm = kn_cu_norm,
     .gemm = kn_cu_gemm,

@@ -48,7 +48,7 @@ static enum status failed(const struct kn_cu *cu, char *err)
 enum status kn_cu_steps_open(struct kn_cu *cu, char *err)
 {
     struct kn_cu_steps *s = &cu->steps;
-    for (int i = 0; i < KN_CU_STEPS; i++)
+    for (int i = 0; i < KN_CU_STEP_EVENTS; i++)
         if (!kn_cu_ok(cu, cudaEventCreate(&s->begin[i]), "to make an event") ||
             !kn_cu_ok(cu, cudaEventCreate(&s->end[i]), "to make an event"))
             break;
@@ -58,11 +58,12 @@ enum status kn_cu_steps_open(struct kn_cu *cu, char *err)
 void kn_cu_steps_close(struct kn_cu *cu)
 {
     kn_cu_record_drop(cu);
-    for (int i = 0; i < KN_CU_STEPS; i++) {
+    for (int i = 0; i < KN_CU_STEP_EVENTS; i++) {
         if (cu->steps.begin[i]) (void)cudaEventDestroy(cu->steps.begin[i]);
         if (cu->steps.end[i]) (void)cudaEventDestroy(cu->steps.end[i]);
-        if (cu->record.host[i]) (void)cudaFreeHost(cu->record.host[i]);
     }
+    for (int i = 0; i < KN_CU_STEPS; i++)
+        if (cu->record.host[i]) (void)cudaFreeHost(cu->record.host[i]);
     if (cu->record.device) (void)cudaFree(cu->record.device);
 }
 
@@ -76,7 +77,8 @@ void kn_cu_step_begin(struct kn *kn)
     cu->record.played = false;
     kn_cu_stage_forget(cu);
     if (kn_cu_begin(cu))
-        kn_cu_ok(cu, cudaEventRecord(s->begin[s->begun % KN_CU_STEPS], cu->stream), "in a step");
+        kn_cu_ok(cu, cudaEventRecord(s->begin[s->begun % KN_CU_STEP_EVENTS], cu->stream),
+                 "in a step");
 }
 
 uint64_t kn_cu_step_end(struct kn *kn)
@@ -88,22 +90,32 @@ uint64_t kn_cu_step_end(struct kn *kn)
     s->asked[s->begun % KN_CU_STEPS] = false;
     if (kn_cu_begin(cu) && kn_cu_settle(cu)) {
         s->asked[s->begun % KN_CU_STEPS] = kn_cu_reading_ask(cu);
-        kn_cu_ok(cu, cudaEventRecord(s->end[s->begun % KN_CU_STEPS], cu->stream), "in a step");
+        kn_cu_ok(cu, cudaEventRecord(s->end[s->begun % KN_CU_STEP_EVENTS], cu->stream),
+                 "in a step");
     }
     return s->begun;
+}
+
+/* Between two events that have come to pass. */
+static uint64_t elapsed_ns(struct kn_cu *cu, cudaEvent_t from, cudaEvent_t to)
+{
+    float ms = 0;
+    if (!kn_cu_ok(cu, cudaEventElapsedTime(&ms, from, to), "to say how long it took")) return 0;
+    return ms > 0 ? (uint64_t)((double)ms * 1e6) : 0;
 }
 
 enum status kn_cu_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err)
 {
     struct kn_cu *cu = kn_cu_of(kn);
     struct kn_cu_steps *s = &cu->steps;
-    unsigned i = step % KN_CU_STEPS;
-    float ms = 0;
-    *busy_ns = 0;
+    unsigned i = step % KN_CU_STEPS, at = step % KN_CU_STEP_EVENTS,
+             before = (step - 1) % KN_CU_STEP_EVENTS;
+    *busy_ns = s->idle_ns = 0;
     CHECK(!s->open && step == s->waited + 1 && step <= s->begun);
-    if (kn_cu_enter(cu) && kn_cu_ok(cu, cudaEventSynchronize(s->end[i]), "in a step") &&
-        kn_cu_ok(cu, cudaEventElapsedTime(&ms, s->begin[i], s->end[i]), "to say how long it took"))
-        *busy_ns = (uint64_t)((double)ms * 1e6);
+    if (kn_cu_enter(cu) && kn_cu_ok(cu, cudaEventSynchronize(s->end[at]), "in a step")) {
+        *busy_ns = elapsed_ns(cu, s->begin[at], s->end[at]);
+        if (step > 1) s->idle_ns = elapsed_ns(cu, s->end[before], s->begin[at]);
+    }
     if (cu->failure[0]) return failed(cu, err);
     if (s->asked[i]) kn_cu_reading_take(cu);
     s->asked[i] = false;
@@ -112,6 +124,11 @@ enum status kn_cu_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, cha
     cu->busy = false; /* nothing came after it */
     kn_cu_stage_reset(cu);
     return ST_OK;
+}
+
+uint64_t kn_cu_step_idle_ns(const struct kn *kn)
+{
+    return ((const struct kn_cu *)kn)->steps.idle_ns;
 }
 
 /* --- recording --- */

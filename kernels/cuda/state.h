@@ -36,7 +36,8 @@
 enum {
     KN_CU_UPLOAD_SLOTS = 4,
     KN_CU_PLANS_MAX = 512,
-    KN_CU_STEPS = 2,            /* begun and not waited for */
+    KN_CU_STEPS = 2, /* begun and not waited for */
+    KN_CU_STEP_EVENTS = KN_CU_STEPS + 1,
     KN_CU_RECORDINGS_MAX = 6,   /* one for each token bucket */
     KN_CU_WINDOWS_MAX = 4,      /* distinct attention windows of a model */
     KN_CU_NORM_TILES_MAX = 512, /* row tiles of a product with a norm after it */
@@ -128,12 +129,13 @@ struct kn_cu_record {
     bool played;                 /* in the present step */
 };
 
-/* The steps in flight: number n has the events n % KN_CU_STEPS. */
+/* The steps in flight, and the one before them: number n has the events n % KN_CU_STEP_EVENTS. */
 struct kn_cu_steps {
     uint64_t begun, waited; /* serial numbers */
+    uint64_t idle_ns;       /* before `waited` */
     bool open;
     bool asked[KN_CU_STEPS]; /* the counters are read at its end */
-    cudaEvent_t begin[KN_CU_STEPS], end[KN_CU_STEPS];
+    cudaEvent_t begin[KN_CU_STEP_EVENTS], end[KN_CU_STEP_EVENTS];
 };
 
 /* The plan of a product, by its token bucket the decode GEMM's or the prefill GEMM's. */
@@ -393,6 +395,7 @@ void kn_cu_steps_close(struct kn_cu *cu);
 void kn_cu_step_begin(struct kn *kn);
 uint64_t kn_cu_step_end(struct kn *kn);
 enum status kn_cu_step_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
+uint64_t kn_cu_step_idle_ns(const struct kn *kn);
 int32_t kn_cu_record_tokens(const struct kn *kn, int32_t tokens);
 enum status kn_cu_record_begin(struct kn *kn, int32_t tokens, char *err);
 enum status kn_cu_record_end(struct kn *kn, char *err);

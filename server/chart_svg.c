@@ -100,9 +100,12 @@ static int log_ticks(const struct srv_chart_axis *a, double out[TICKS_MAX])
     return count;
 }
 
+/* On a short logarithmic axis even steps tell more. */
 static int ticks(const struct srv_chart_axis *a, double out[TICKS_MAX])
 {
-    return a->scale == SRV_CHART_LINEAR ? linear_ticks(a, out) : log_ticks(a, out);
+    const int count = a->scale == SRV_CHART_LINEAR ? 0 : log_ticks(a, out);
+    const bool few = a->scale == SRV_CHART_LOG10 && count < 3;
+    return few || a->scale == SRV_CHART_LINEAR ? linear_ticks(a, out) : count;
 }
 
 static void write_tick(const struct srv_chart_axis *a, double value, char out[SRV_CHART_TICK_CAP])

@@ -143,6 +143,13 @@ static void test_scales_and_text(void **state)
     const double from = number(b.data, " cx='", 0), to = number(b.data, " cx='", 2);
     assert_float_equal(number(b.data, " cx='", 1), (from + to) / 2, 0.11);
     buf_deinit(&b);
+    /* Short: in even steps. */
+    c.y.low = 5.5;
+    c.y.high = 8.5;
+    draw(&c, &b);
+    assert_non_null(strstr(b.data, ">&lt;6&gt;</text>"));
+    assert_non_null(strstr(b.data, ">&lt;7.5&gt;</text>"));
+    buf_deinit(&b);
     /* However far an axis goes, its ticks can be read. */
     c.y.low = 1e-6;
     c.y.high = 1e12;

@@ -2,8 +2,8 @@
 # Runs the tests, sanitizers or benchmarks of the GPU and writes a report that says on what.
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
-#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows streams;
-#                                                    all without one
+#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows streams compare;
+#                                                    all but compare without one
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
 #     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
 #
@@ -11,12 +11,13 @@
 # build/trace/gpu); it may have been built elsewhere and brought here.  Nothing need be installed but
 # python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
 # that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
-# pcie5+copy peer10 peer30 peer10+copy).  Run from the repository's root: the tests read tests/fixtures,
+# pcie5+copy peer10 peer30 peer10+copy); COMPARE: which of the
+# cases of compare (8b-pcie 8b-peer 30b-pcie).  Run from the repository's root: the tests read tests/fixtures,
 # config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
 # sanitizer/.  All of bench is made to take less than fourteen minutes, pcie 130 s, mixed 100 s, peer 90 s and windows
-# 90 s of them.
+# 90 s of them; compare, which is apart, takes eight more.
 set -u
 
 usage() {
@@ -35,7 +36,7 @@ bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | streams) parts="$parts $1" ;;
+        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | streams | compare) parts="$parts $1" ;;
         *) break ;;
         esac
         shift
@@ -424,9 +425,44 @@ bench_windows() {
     done
 }
 
+# compare_one NAME MODEL TIER SHARES: every mode at every share and batch, one loading a share.
+compare_one() {
+    name=$1 shape=$2 tier=$3 shares=$4
+    start=$(date +%s)
+    echo "-- $name: $shape, $shares of the weights in $tier"
+    timeout -k 5 "$limit" "$dir/dakd" bench config/models/$shape --load-format dummy --dtype bfloat16 --device cuda \
+        --log-level warn --compare --compare-offload "$shares" --compare-seconds 0.3 --batch 8,64,512 --input-len 32 \
+        --output-len 64 --remote "$tier" --congestion-control static --csv "$results/$stamp-compare-$name.csv" \
+        --json "$results/$stamp-compare-$name.json" --svg "$results/$stamp-compare-$name" 2>&1
+    status=$?
+    [ $status -eq 0 ] || failed
+    echo "-- $name: exit $status after $(($(date +%s) - start)) s"
+}
+
+bench_compare() {
+    for case in ${COMPARE:-8b-pcie 8b-peer 30b-pcie}; do
+        case $case in
+        8b-pcie) compare_one $case Llama-3.1-8B host:64GiB 0,free,0.1,0.2,0.3,0.5,1 ;;
+        8b-peer)
+            if [ "$gpus" -lt 2 ]; then echo "one GPU: $case was not measured"; continue; fi
+            compare_one $case Llama-3.1-8B peer:1:64GiB 0,free,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1
+            ;;
+        30b-pcie) compare_one $case OPT-30B host:96GiB 0,free,0.1,0.3 ;;
+        *) echo "FAILED: COMPARE has no case $case"; failed ;;
+        esac
+    done
+}
+
 bench_kernels() {
+    # What there is of CUDA's own products, to be held against.
+    cublas=$(ls /usr/local/cuda*/targets/x86_64-linux/lib/libcublas.so.1[0-9] 2>/dev/null | tail -n 1)
     for program in "$dir"/gpu_*; do
-        if grep -q -- --bench "$program"; then run "$program" --bench; fi
+        grep -q -- --bench "$program" || continue
+        case ${cublas:+${program##*/}} in
+        gpu_gemm) run "$program" --bench --cublas "$cublas" ;;
+        gpu_prefill) run "$program" --bench --cublaslt "${cublas%/*}/libcublasLt.so.${cublas##*.so.}" ;;
+        *) run "$program" --bench ;;
+        esac
     done
     run "$dir/gpu_profile"
     if python3 -c 'import torch' 2>/dev/null; then

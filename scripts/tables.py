@@ -1,0 +1,208 @@
+"""The tables of README.md, in Markdown, from what scripts/reproduce.sh measured.
+
+    python3 scripts/tables.py FOLDER >FOLDER/tables.md
+
+FOLDER/results holds the JSON files of scripts/gpu.sh bench, FOLDER/PART.txt its reports.  Of several runs of the same
+measurement the last counts.  What is not there makes no table; what is there of a table that is not whole is shown
+with dashes.  Nothing but the standard library.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+DASH = "-"
+
+
+class Results:
+    """Of a folder, by name: "hbm", "pcie10", "compare-8b-pcie"."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.runs = {}
+        for path in sorted((folder / "results").glob("*.json"), key=lambda p: p.stat().st_mtime):
+            match = re.fullmatch(r"\d{4}-\d\d-\d\d-[^-]+-[0-9a-f]+\+?-(?:bench-8b-)?(.+)\.json", path.name)
+            if match:
+                self.runs[match[1]] = json.loads(path.read_text())
+
+    def batches(self, name):
+        """{sequences: result} of a run of `dakd bench`."""
+        runs = self.runs.get(name, [])
+        return {r["batch_sequences"]: r for r in (runs if isinstance(runs, list) else [runs])}
+
+    def names(self, pattern):
+        return [name for name in self.runs if re.fullmatch(pattern, name)]
+
+
+def table(title, head, rows):
+    """Markdown; nothing where no row has a figure."""
+    if not any(cell not in (DASH, "") for row in rows for cell in row[1:]):
+        return ""
+    lines = [title, "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n\n"
+
+
+def figure(value, digits=2):
+    return DASH if value is None else f"{value:,.{digits}f}"
+
+
+# --- what was measured on what ------------------------------------------------------------------------------------
+
+def head(results):
+    """Commit, device, driver and date as the reports have them; all parts must agree but for the date."""
+    found = {}
+    for path in sorted(results.folder.glob("*.txt")):
+        for key, value in re.findall(r"^(commit|date|device|machine): +(.*)$", path.read_text(errors="replace"), re.M):
+            found.setdefault(key, [])
+            if value not in found[key]:
+                found[key].append(value)
+    lines = ["# dakd, measured", ""]
+    for key in ("commit", "device", "machine"):
+        if key in found:
+            lines.append(f"- {key}: {'; '.join(found[key])}")
+    dates = sorted(found.get("date", []))
+    if dates:
+        lines.append(f"- date: {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else ""))
+    if len(found.get("commit", [])) > 1:
+        lines.append("- **parts of several commits: their figures are not of one program**")
+    return "\n".join(lines) + "\n\n"
+
+
+# --- whole steps ------------------------------------------------------------------------------------------------------
+
+def steps(results):
+    runs = {**results.batches("hbm"), **results.batches("hbm-batch128-context1024")}
+    row = ["floor / time"]
+    heads = [""]
+    for batch, r in sorted(runs.items()):
+        heads.append(f"batch {batch}, context {r['input_tokens_per_sequence']:.0f}")
+        row.append(f"{r['floor_over_tpot_ratio']:.3f} ({r['tpot_steady_median_ms']:.2f} ms)")
+    return table("## Whole decode steps, all in HBM", heads, [row])
+
+
+def products(results):
+    """Of the report of gpu_gemm --bench: a step's products in one graph."""
+    path = results.folder / "kernels.txt"
+    found = re.findall(r"^T +(\d+): [\d.]+ ms, floor/time ([\d.]+)(?:, cuBLAS .*cuBLAS/ours ([\d.]+))?",
+                       path.read_text(errors="replace") if path.exists() else "", re.M)
+    rows = [["floor / time"] + [share for _, share, _ in found], ["times cuBLAS's speed"] + [times or DASH for _, _, times in found]]
+    return table("## The products of a step, in one graph", ["tokens"] + [tokens for tokens, _, _ in found], rows)
+
+
+def share_of(name):
+    return float(re.search(r"([\d.]+)$", name)[1])
+
+
+def remote(results, link, title):
+    """floor / TPOT, and TPOT over that of all in HBM."""
+    names = sorted((n for n in results.names(link + r"[\d.]+") if share_of(n) > 0), key=share_of)
+    base = results.batches(link + "0")
+    rows = []
+    for batch in sorted({b for n in names for b in results.batches(n)}):
+        row = [f"batch {batch}"]
+        for name in names:
+            r = results.batches(name).get(batch)
+            cell = figure(r and r["floor_over_tpot_ratio"])
+            if r and batch in base:
+                cell += f" ({r['tpot_steady_median_ms'] / base[batch]['tpot_steady_median_ms']:.3f} ×)"
+            row.append(cell)
+        rows.append(row)
+    return table(f"## A share of the weights over {title}: floor / time (time over all in HBM)",
+                 [title] + [f"{share_of(n):g} %" for n in names], rows)
+
+
+def controls(results):
+    """Of each case and batch: adaptive and off over the best static window."""
+    rows = []
+    for name in sorted(results.names("windows-.*")):
+        runs = results.runs[name]
+        for batch in sorted({r["batch_sequences"] for r in runs}):
+            own = {r["congestion_control"]: r["tpot_steady_median_ms"] for r in runs if r["batch_sequences"] == batch}
+            static = [ms for control, ms in own.items() if control not in ("off", "adaptive")]
+            best = min(static, default=None)
+            over = lambda control: best and own.get(control) and own[control] / best
+            rows.append([name[len("windows-"):], str(batch), figure(best, 3), figure(over("adaptive"), 3),
+                         figure(over("off"), 3)])
+    return table("## Windows: time over that of the best static one",
+                 ["case", "batch", "best static, ms", "adaptive", "no bound"], rows)
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------
+
+def prompts(results):
+    rows = []
+    for name in sorted(results.names(r"prefill-\d+x\d+"), key=lambda n: [int(x) for x in re.findall(r"\d+", n)]):
+        for batch, r in results.batches(name).items():
+            rows.append([f"{batch} × {r['input_tokens_per_sequence']:,.0f}", figure(r["prefill_tokens_per_s"], 0),
+                         figure(r.get("prefill_mfu_ratio")), figure(r["ttft_median_ms"], 0)])
+    return table("## Prompts, all in HBM", ["prompts", "tokens/s", "of the probed peak (MFU)", "TTFT median, ms"], rows)
+
+
+def remote_prompts(results):
+    rows = []
+    for name in results.names(r"(pcie|peer)-prompt\d+-[\d.]+"):
+        link, tokens, share = re.fullmatch(r"(pcie|peer)-prompt(\d+)-([\d.]+)", name).groups()
+        base = results.batches(f"{link}-prompt{tokens}-0")
+        for batch, r in results.batches(name).items():
+            if batch not in base or "prompt_link_floor_ms" not in r:
+                continue
+            larger = max(r["prompt_link_floor_ms"], base[batch]["prompt_ms"])
+            crossed = r["tiers"][1]["prompt_step_counted_bytes"] / r["tiers"][1]["prompt_step_weight_bytes"]
+            rows.append([link, f"{share} %", tokens, figure(r["prompt_ms"] / larger, 3), figure(crossed, 4)])
+    return table("## Prompts of 8,192 tokens with remote weights",
+                 ["link", "share", "tokens a step", "time / larger of all-HBM and link", "weights crossed, times"], rows)
+
+
+# --- comparison -----------------------------------------------------------------------------------------------------------
+
+def comparison(results, name):
+    run = results.runs[name]
+    modes = []
+    for row in run["rows"]:
+        if row["mode"] not in modes and row["mode"] != "hbm":
+            modes.append(row["mode"])
+    found = {}
+    for row in run["rows"]:
+        found.setdefault((row["placement"], row["offload_ratio"], row["batch_sequences"]), {})[row["mode"]] = row
+    rows = []
+    for (placement, share, batch), own in found.items():
+        time = {mode: row.get("tpot_ms") for mode, row in own.items()}
+        others = [ms for mode, ms in time.items() if mode not in ("auto", "hbm") and ms]
+        first = next(iter(own.values()))
+        shown = own.get("auto", first)
+        star = "*" if first["is_free_fraction"] else ""
+        cells = [placement, f"{100 * share:.3g} %{star}", str(batch)]
+        if "hbm" in own:
+            cells += [figure(time["hbm"])] * len(modes) + [DASH]
+        else:
+            cells += [figure(time.get(mode)) for mode in modes]
+            cells.append(figure(time["auto"] / min(others), 3) if time.get("auto") and others else DASH)
+        cells += [figure(shown.get("link_over_copy_engine_ratio"), 3), figure(shown.get("effective_over_model_ratio"), 3)]
+        rows.append(cells)
+    tier, hbm, link = run["tier"], run["hbm_read_bytes_per_s"] / 1e9, run["link_read_bytes_per_s"] / 1e9
+    copy, free = run["copy_engine_bytes_per_s"] / 1e9, 100 * run["free_fraction_ratio"]
+    title = (f"## Modes: {Path(run['model']).name} over {tier}, TPOT in ms\n\nHBM {hbm:,.0f} GB/s, {tier} {link:.1f} (copy engine {copy:.1f}); * the "
+             f"free fraction, {free:.2f} %; prompts of {run['input_tokens_per_sequence']} tokens.  The last two columns are of auto.")
+    return table(title, ["placement", "remote", "batch", *modes, "auto / best other", "of the copy engine's rate", "of EB(x)"], rows)
+
+
+def plots(results):
+    found = sorted((results.folder / "results").glob("*.svg"))
+    return "## Plots\n\n" + "".join(f"- results/{path.name}\n" for path in found) if found else ""
+
+
+def main():
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("usage: python3 scripts/tables.py FOLDER   (of scripts/reproduce.sh)")
+    results = Results(Path(sys.argv[1]))
+    parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
+             controls(results), prompts(results), remote_prompts(results)]
+    parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
+    parts.append(plots(results))
+    print("".join(parts).rstrip())
+
+
+if __name__ == "__main__":
+    main()

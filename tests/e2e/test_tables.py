@@ -1,0 +1,80 @@
+"""scripts/tables.py makes the tables of what was measured, and leaves out what was not; scripts/reproduce.sh refuses a part
+that there is not, before it builds or measures anything."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+from daemon import ROOT
+
+RESULTS = ROOT / "tests" / "gpu" / "results"
+
+
+def tables(folder):
+    return subprocess.run([sys.executable, ROOT / "scripts" / "tables.py", folder], capture_output=True, text=True)
+
+
+def cells(text, title, first):
+    """The row that begins with `first` in the table under a title."""
+    part = text[text.index(title):]
+    row = re.search(rf"^\| {re.escape(first)} \|(.*)\|$", part, re.M)
+    assert row, part
+    return [cell.strip() for cell in row[1].split("|")]
+
+
+def row(mode, share, batch, tpot, **more):
+    return {"placement": "even", "mode": mode, "offload_ratio": share, "is_free_fraction": False, "batch_sequences": batch,
+            "tpot_ms": tpot} | more
+
+
+def test_of_results(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    for path in RESULTS.glob("*-6886f1d-bench-8b-*.json"):
+        shutil.copy(path, results)
+    for what in ("bench-hbm", "gemm-bench"):
+        (name,) = RESULTS.glob(f"*-6886f1d-{what}.txt")
+        shutil.copy(name, tmp_path / {"bench-hbm": "hbm.txt", "gemm-bench": "kernels.txt"}[what])
+    done = tables(tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "- commit: 6886f1d7df34" in text and "NVIDIA H200, 580.159.04" in text and "several commits" not in text
+    (path,) = RESULTS.glob("*-6886f1d-bench-8b-pcie10.json")
+    (base,) = RESULTS.glob("*-6886f1d-bench-8b-pcie0.json")
+    ten, none = json.loads(path.read_text()), json.loads(base.read_text())
+    shares = re.search(r"^\| PCIe \|(.*)\|$", text, re.M)[1].split("|")
+    at = [share.strip() for share in shares].index("10 %")
+    for r, b in zip(ten, none, strict=True):
+        cell = cells(text, "over PCIe", f"batch {r['batch_sequences']}")[at]
+        assert cell == (f"{r['floor_over_tpot_ratio']:.2f} "
+                        f"({r['tpot_steady_median_ms'] / b['tpot_steady_median_ms']:.3f} ×)")
+    assert len(cells(text, "## The products of a step", "floor / time")) == 7
+    assert "## Prompts" not in text and "## Modes" not in text and "## Plots" not in text
+
+
+def test_of_a_comparison(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    run = {"model": "config/models/OPT-30B", "tier": "host", "hbm_read_bytes_per_s": 4.6e12, "link_read_bytes_per_s": 51e9,
+           "copy_engine_bytes_per_s": 55e9, "free_fraction_ratio": 0.011, "input_tokens_per_sequence": 32,
+           "rows": [row("hbm", 0, 8, 4.0), row("direct", 0.1, 8, 30.0), row("prefetch", 0.1, 8, 33.0),
+                    row("auto", 0.1, 8, 28.5, link_over_copy_engine_ratio=0.97, effective_over_model_ratio=0.99),
+                    {k: v for k, v in row("direct", 0.1, 512, 0).items() if k != "tpot_ms"} | {"missing": "does not fit"}]}
+    (results / "2026-11-21-h200-0123abc-compare-30b-pcie.json").write_text(json.dumps(run))
+    (results / "2026-11-21-h200-0123abc-compare-30b-pcie-tpot.svg").write_text("<svg/>")
+    done = tables(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "## Modes: OPT-30B over host" in done.stdout and "- results/2026-11-21-h200-0123abc-compare-30b-pcie-tpot.svg" in done.stdout
+    assert "| even | 0 % | 8 | 4.00 | 4.00 | 4.00 | - | - | - |" in done.stdout
+    assert "| even | 10 % | 8 | 30.00 | 33.00 | 28.50 | 0.950 | 0.970 | 0.990 |" in done.stdout
+    assert "| even | 10 % | 512 | - | - | - | - | - | - |" in done.stdout
+
+
+def test_usage(tmp_path):
+    assert tables(tmp_path / "no").returncode != 0
+    done = subprocess.run(["sh", ROOT / "scripts" / "reproduce.sh", "--only", "hbm,weather"], capture_output=True, text=True)
+    assert done.returncode == 2 and "there is no part 'weather'" in done.stderr
+    done = subprocess.run(["sh", ROOT / "scripts" / "reproduce.sh", "--all"], capture_output=True, text=True)
+    assert done.returncode == 2 and "scripts/reproduce.sh [--only PART" in done.stderr and "set -u" not in done.stderr

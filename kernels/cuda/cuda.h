@@ -11,6 +11,7 @@
 #ifndef DAKD_KERNELS_CUDA_CUDA_H
 #define DAKD_KERNELS_CUDA_CUDA_H
 
+#include "kernels/cut.h"
 #include "kernels/kernels.h"
 
 #ifdef __cplusplus
@@ -87,7 +88,7 @@ struct kn_cu_scale {
     float eps;
 };
 
-#define KN_CU_PART_SHIFT_MAX 2
+#define KN_CU_PART_SHIFT_MAX KN_CUT_SHIFT_MAX
 #define KN_CU_PARTS_MAX 4
 
 /* A product as parts that are yet to be added up: sum[part * stride + i], in order of part, and

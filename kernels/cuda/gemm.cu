@@ -9,8 +9,6 @@
 #include "kernels/cuda/decode_gemm.cuh"
 #include "kernels/cuda/launch.cuh"
 
-enum { RING_BLOCKS = 6 }; /* that a CTA fetches ahead: cu_gemm_shape::W_SLOTS, 5 at 32 tokens */
-
 template <int TB> static constexpr cu_gemm_variant decode()
 {
     using S = cu_gemm_shape<TB>;
@@ -103,26 +101,6 @@ extern "C" void kn_cu_gemm_plan_derive(int32_t rows, int32_t sm_count, struct kn
     plan->grid = units < ctas ? units : ctas;
 }
 
-/* The cut of K with which the busiest SM has least to do once the inputs are there: a unit costs
- * about as much as two blocks beside its own, and what fits the rings of an SM's CTAs is fetched
- * while the kernel before still runs.  Measured at the shapes of an 8B model on an H200, alone, in
- * us for 1, 2, 4 and 8 parts at 1 token: o 11.7, 9.4, 8.2, 8.4 (floor 7.3), down 36.3, 29.6, 26.1,
- * 26.7 (25.6), qkv 15.7, 12.4, 12.0, 11.7 (11.0).  In a step the rings tell more: 4 parts of qkv in
- * place of 2 take 1.6 us a layer less at 1 token, 3.5 at 8 and 1.1 at 32. */
-static int32_t part_shift(int32_t groups, int32_t blocks, int32_t sms, int32_t ctas_per_sm)
-{
-    int32_t best = 0, least = INT32_MAX;
-    for (int32_t shift = 0; shift <= KN_CU_PART_SHIFT_MAX; shift++) {
-        int32_t part_blocks = (blocks + (1 << shift) - 1) >> shift;
-        int32_t units = ((groups << shift) + sms - 1) / sms; /* of the busiest SM */
-        int32_t rings = units < ctas_per_sm ? units : ctas_per_sm;
-        int32_t left = units * (part_blocks + 2) - rings * RING_BLOCKS;
-        if (shift > 0 && part_blocks < 4) break;
-        if (left < least) least = left, best = shift;
-    }
-    return best;
-}
-
 extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count,
                                 bool parts, struct kn_cu_gemm_plan *out)
 {
@@ -130,7 +108,7 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
     const int32_t bucket = kn_cu_bucket(tokens), blocks = (cols + 127) / 128;
     struct kn_cu_gemm_plan p = {bucket, bucket <= 32 ? 1 : 2, bucket <= 32 ? 2 : 1, 0, 0, 0};
     const int32_t groups = ((rows + 63) / 64 + p.group_tiles - 1) / p.group_tiles;
-    if (parts) p.part_shift = part_shift(groups, blocks, sm_count, p.ctas_per_sm);
+    if (parts) p.part_shift = kn_cut_shift(groups, blocks, sm_count, p.ctas_per_sm);
     kn_cu_gemm_plan_derive(rows, sm_count, &p);
     *out = p;
 }

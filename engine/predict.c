@@ -1,0 +1,280 @@
+/*
+ * predict.c - see predict.h.
+ *
+ * A step is a chain of kernels, each of which waits for the one before.
+ *
+ *     product     max(local, remote bytes / (B_link * LINK)) + edge, + far with remote tiles
+ *     attention   pages of the busiest SM / (B_hbm * ATTENTION_HBM / SMs) + a time of its own,
+ *                 + what finishes q, k and v before it
+ *     norm        a kernel of its own in steps of more than 32 tokens, and where it is no RMS norm
+ *     the rest    sampling, by logits, and once a step what surrounds it
+ *
+ * with a row of constants a token bucket (kernels/cuda/cuda.h).  Four things make it more than the
+ * planner's sum.
+ *
+ * Rounds.  A product's units (kernels/cut.h), 64 or 128 rows by a part of K, are dealt to CTAs, and
+ * every CTA takes whole ones: 400 units for 132 of them are 3 rounds and 4 units, 1.3 times the
+ * work. A round takes what HBM needs for its weights, or the SM for its own units' weights and
+ * activations, which come through the same L2: 50 to 70 GB/s.  So what a unit lacks of HBM's rate
+ * grows with the tokens of a step.
+ *
+ * Power.  At 128 tokens and more the chip's limit lowers its clock, and products have a share of
+ * the datasheet's arithmetic, whatever they read.
+ *
+ * Ahead.  A product of up to 32 tokens fills its rings while the kernel before still runs, over the
+ * link as well, where that one left it idle (AHEAD_BYTES; offload/place.c has more).  Not after
+ * attention, whose CTAs leave no room.
+ *
+ * Layers.  Products go one by one, each with the tiles it has: one tile over PCIe takes longer than
+ * the rest of a small product over HBM.
+ *
+ * What the copy engine brings is no product's to wait for: HBM writes and reads it, and the link
+ * has the whole step for it.  The step is then the chain, or what the link needs for all its bytes.
+ * Steps of more than KN_FETCH_TOKENS tokens bring all remote weights so.
+ *
+ * Attention's plan is that of kernels/cuda/attention_plan.cu for sequences of one length: items of
+ * whole pages, so that its time is the busiest SM's pages.
+ *
+ * The constants.  finish and norm are `gpu_profile` of 6886f1d, kernel by kernel, as are the step's
+ * own time and sampling; flops at 256 tokens is the same run's `gpu_gemm --bench`.  The others make
+ * this sum that of 133 steps of `dakd bench` on an H200, as near as they can: 8B, 7B, 32B and 70B
+ * shapes of four families, some with fewer layers; 1 to 256 sequences, contexts of 20 to 2,068
+ * tokens, all in HBM, and 0.4 to 50 % behind PCIe and NVLink.  The mean error is 1.5 %, the largest
+ * 7 %; a step of 128 tokens itself varies by as much from run to run, with the chip's temperature.
+ */
+#include "engine/predict.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "config/check.h"
+#include "kernels/cut.h"
+
+#define US 1e-6
+#define SMS 132            /* of a Hopper GPU */
+#define LINK 0.998         /* of a link's rate, what products read it with */
+#define ATTENTION_HBM 0.92 /* of HBM's rate, what attention reads pages with */
+#define AHEAD_BYTES 383e3
+#define SMALL_TOKENS 32 /* products of up to so many fill rings ahead, and do RMS norms' work */
+#define STEP_US 32.5    /* embedding, plan of attention, a norm, a sampled token, the host's part */
+#define LOGIT_US 2.0e-6 /* sampling */
+#define CHUNK_TOKENS 256 /* of a step; their attention is one kernel */
+
+/* Of steps of up to so many tokens; times are a kernel's. */
+struct bucket {
+    int32_t tokens;
+    double hbm;            /* of HBM's rate, what products read weights with */
+    double sm_bytes_per_s; /* that one SM takes in; 0: no rounds, the prefill kernel's tiles */
+    double flops;          /* of the datasheet's rate, what products compute with */
+    double edge_us;        /* from the end of the kernel before until a product is in its stride */
+    double far_us;         /* the same, more, of a product with remote tiles */
+    double finish_us;      /* of q, k and v */
+    double norm_us;        /* where it is a kernel of its own */
+    double attention_us;   /* beside the time its pages take */
+};
+static const struct bucket buckets[] = {
+    {8, 0.99, 56e9, 0.6, 0.7, 0, 2.6, 1.7, 2.0},    {16, 0.96, 60e9, 0.6, 0.7, 0, 2.7, 1.7, 3.7},
+    {32, 0.93, 68e9, 0.6, 1.6, 0.1, 2.7, 1.8, 4.3}, {64, 0.93, 52e9, 0.6, 0.7, 0.8, 3.0, 2.6, 3.3},
+    {128, 0.93, 68e9, 0.46, 1.9, 2.7, 3.5, 3, 8},   {256, 0.95, 0, 0.571, 1.9, 2, 6, 6, 8.3},
+    {512, 0.95, 0, 0.62, 3, 2, 9, 8, 8.3},
+};
+
+/* A step as it is walked through. */
+struct walk {
+    const struct off_plan *placed;
+    const struct bucket *bucket;
+    struct eng_staging staging;
+    double idle_s[KN_TIER_MAX]; /* of each link, while the product before ran */
+    double link_s[KN_TIER_MAX]; /* that each link takes for all its bytes */
+    struct eng_prediction *out;
+};
+
+static const struct bucket *find_bucket(int32_t tokens)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(buckets); i++)
+        if (tokens <= buckets[i].tokens) return &buckets[i];
+    return NULL;
+}
+
+/* --- products --------------------------------------------------------------------------------- */
+
+/* `tiles` of an operation's, read from HBM in rounds of units: the plan of kernels/cuda/gemm.cu.
+ * cut: where another kernel adds up the parts. */
+static double rounds_s(const struct walk *w, const struct off_plan_op *op, int32_t tiles, bool cut)
+{
+    const struct bucket *b = w->bucket;
+    const bool small = b->tokens <= SMALL_TOKENS;
+    const int32_t group = small ? 1 : 2, ctas_per_sm = small ? 2 : 1, ctas = SMS * ctas_per_sm;
+    const int32_t blocks = (int32_t)(op->tile_bytes / KN_BLOCK_BYTES);
+    const int32_t groups = (op->tile_count + group - 1) / group;
+    const int32_t shift = cut ? kn_cut_shift(groups, blocks, SMS, ctas_per_sm) : 0;
+    const int32_t units = (tiles + group - 1) / group << shift;
+    const double k_blocks = (double)blocks / (1 << shift);
+    const double weights = k_blocks * group * KN_BLOCK_BYTES; /* of a unit */
+    const double taken = weights + k_blocks * KN_BLOCK_BYTES * b->tokens / KN_TILE_ROWS;
+    const double hbm = w->placed->tier[0].bytes_per_s * b->hbm;
+    const int32_t last = units % ctas;
+    const double round_s = fmax(ctas * weights / hbm, ctas_per_sm * taken / b->sm_bytes_per_s);
+    const double last_s =
+        fmax(last * weights / hbm, (last > SMS ? 2 : last > 0) * taken / b->sm_bytes_per_s);
+    return units / ctas * round_s + last_s;
+}
+
+/* Of a product's bytes in a tier, those that it reads there itself. */
+static double take_staged(struct walk *w, int tier, double bytes, double *staged)
+{
+    const struct eng_staging *s = &w->staging;
+    const double rate = w->placed->tier[tier].bytes_per_s;
+    w->link_s[tier] += bytes / (s->share[tier] > 0 ? s->bytes_per_s[tier] : rate);
+    *staged += s->share[tier] * bytes;
+    return (1 - s->share[tier]) * bytes;
+}
+
+/* Time that each link takes for what a product reads in place; the longest. */
+static double wait_s(struct walk *w, const struct off_plan_op *op, int32_t instance, bool ahead,
+                     double link_s[KN_TIER_MAX], double *staged)
+{
+    double longest = 0;
+    for (int t = 1; t < w->placed->tier_count; t++) {
+        const double rate = w->placed->tier[t].bytes_per_s;
+        double bytes = op->read_bytes / op->tile_count * off_plan_instance_tiles(op, instance, t);
+        if (!(bytes > 0)) continue;
+        bytes = take_staged(w, t, bytes, staged);
+        if (ahead) bytes = fmax(bytes - fmin(AHEAD_BYTES, w->idle_s[t] * rate), 0);
+        link_s[t] = bytes / (rate * LINK);
+        longest = fmax(longest, link_s[t]);
+    }
+    return longest;
+}
+
+static void add_product(struct walk *w, const struct off_plan_op *op, int32_t instance, bool cut,
+                        bool after_attention)
+{
+    const struct bucket *b = w->bucket;
+    const double hbm = w->placed->tier[0].bytes_per_s;
+    const bool ahead = b->tokens <= SMALL_TOKENS && !after_attention;
+    const int32_t local = off_plan_instance_tiles(op, instance, 0);
+    double link_s[KN_TIER_MAX] = {0}, staged = 0;
+    const double longest_s = wait_s(w, op, instance, ahead, link_s, &staged);
+    const double staged_tiles = staged / op->read_bytes * op->tile_count;
+    const int32_t tiles = local + (int32_t)lround(staged_tiles);
+    const double share = (double)tiles / op->tile_count;
+    double here_s = share * op->read_bytes / (hbm * b->hbm);
+    if (b->sm_bytes_per_s > 0) here_s = rounds_s(w, op, tiles, cut);
+    here_s = fmax(here_s + staged / hbm, share * op->compute_s / b->flops);
+    const double edge_s = (b->edge_us + (local < op->tile_count ? b->far_us : 0)) * US;
+    w->out->products_s += here_s;
+    w->out->links_s += fmax(longest_s - here_s, 0);
+    w->out->between_s += edge_s;
+    for (int t = 1; t < w->placed->tier_count; t++)
+        w->idle_s[t] = fmax(longest_s, here_s) + edge_s - link_s[t];
+}
+
+/* --- attention -------------------------------------------------------------------------------- */
+
+/* Pages of one kv-head that the busiest SM reads, folds of items counted as pages: plan_choose of
+ * kernels/cuda/attention_plan.cu, for `seqs` sequences of `pages` each. */
+static int32_t busiest_pages(int32_t seqs, int32_t pages, int32_t kv_heads)
+{
+    enum { SIZES = 6, ITEM_MIN = 8, SPREAD_FOLD = 4, COUNT_FOLD = 5 };
+    const int32_t unit_shift = pages <= 8 ? 1 : pages <= 32 ? 2 : pages <= 256 ? 3 : 5;
+    const int32_t group_shift = unit_shift == 2 || unit_shift == 3 ? 5 - unit_shift : 4;
+    const int32_t units = ((pages - 1) >> unit_shift) + 1;
+    const int64_t all = (int64_t)seqs * pages * kv_heads;
+    const int32_t even = (int32_t)((all + SMS - 1) / SMS);
+    int32_t best = even + COUNT_FOLD + ITEM_MIN;
+    for (int k = SIZES - 1; k >= 0; k--) {
+        int32_t of_item = (1 << k) >> unit_shift;
+        if (of_item < 1) of_item = 1;
+        if (of_item > 1 << group_shift) of_item = 1 << group_shift;
+        const int32_t items = seqs * ((units - 1) / of_item + 1), count = items * kv_heads;
+        const int32_t size = 1 << k < pages ? 1 << k : pages;
+        const int32_t waves = (count + SMS - 1) / SMS;
+        const bool spread = count <= SMS;
+        int32_t time = waves * size < even + size ? waves * size : even + size;
+        if (items > seqs) time += spread ? SPREAD_FOLD : COUNT_FOLD;
+        if ((spread || k == SIZES - 1) && time < best) best = time;
+    }
+    return best;
+}
+
+static void add_attention(struct walk *w, const struct eng_shape *shape,
+                          const struct eng_step *step, int32_t window)
+{
+    const int32_t seen = window > 0 && window < step->context ? window : step->context;
+    const int32_t pages = (int32_t)div_up((size_t)seen, KN_PAGE_TOKENS);
+    const struct kn_kv kv = {.dtype = step->kv_dtype, .head_dim = shape->info.head_dim};
+    const double page_s =
+        (double)kn_kv_head_bytes(&kv) * SMS / (w->placed->tier[0].bytes_per_s * ATTENTION_HBM);
+    for (int32_t left = step->seq_count; left > 0; left -= CHUNK_TOKENS) {
+        const int32_t seqs = left < CHUNK_TOKENS ? left : CHUNK_TOKENS;
+        w->out->attention_s += busiest_pages(seqs, pages, shape->info.kv_heads) * page_s;
+        w->out->attention_s += w->bucket->attention_us * US;
+    }
+    w->out->attention_s += w->bucket->finish_us * US;
+}
+
+/* --- a step ----------------------------------------------------------------------------------- */
+
+static void add_layers(struct walk *w, const struct eng_shape *shape, const struct eng_step *step)
+{
+    const struct off_plan *p = w->placed;
+    const bool gate = shape->has & ENG_HAS_GATE, head = shape->has & ENG_HAS_HEAD;
+    const bool norms = w->bucket->tokens > SMALL_TOKENS || shape->norm != KN_RMS_NORM;
+    const struct off_plan_op *qkv = eng_operation_of(p, ENG_PART_Q);
+    const struct off_plan_op *o = eng_operation_of(p, ENG_PART_O);
+    const struct off_plan_op *up = eng_operation_of(p, gate ? ENG_PART_GATE : ENG_PART_UP);
+    const struct off_plan_op *down = eng_operation_of(p, ENG_PART_DOWN);
+    for (int32_t i = 0; i < shape->info.layer_count; i++) {
+        if (norms) w->out->between_s += 2 * w->bucket->norm_us * US;
+        add_product(w, qkv, i, true, false);
+        add_attention(w, shape, step, shape->window[i]);
+        add_product(w, o, i, true, true);
+        add_product(w, up, i, false, false);
+        add_product(w, down, i, true, false);
+    }
+    add_product(w, eng_operation_of(p, head ? ENG_PART_HEAD : ENG_PART_EMBED), 0, false, false);
+}
+
+/* Of every tier that holds anything. */
+static bool has_rates(const struct off_plan *p)
+{
+    for (int i = 0; i < p->op_count; i++)
+        for (int t = 0; t < KN_TIER_MAX; t++)
+            if (p->op[i].tiles[t] > 0 && !(t < p->tier_count && p->tier[t].bytes_per_s > 0))
+                return false;
+    return true;
+}
+
+static void set_staging(struct walk *w, const struct eng_step *step,
+                        const struct eng_staging *staging)
+{
+    if (staging) w->staging = *staging;
+    for (int t = 1; t < w->placed->tier_count; t++) {
+        if (step->seq_count <= KN_FETCH_TOKENS || w->staging.share[t] > 0) continue;
+        w->staging.share[t] = 1;
+        w->staging.bytes_per_s[t] = w->placed->tier[t].bytes_per_s;
+    }
+}
+
+bool eng_predict(const struct eng_shape *shape, const struct eng_step *step,
+                 const struct off_plan *placed, const struct eng_staging *staging,
+                 struct eng_prediction *out)
+{
+    struct walk w = {.placed = placed, .bucket = find_bucket(step->seq_count), .out = out};
+    *out = (struct eng_prediction){0};
+    if (!w.bucket || shape->info.dtype != KN_BF16 || step->kv_dtype != KN_BF16 ||
+        !has_rates(placed))
+        return false;
+    set_staging(&w, step, staging);
+    add_layers(&w, shape, step);
+    out->between_s += (STEP_US + LOGIT_US * step->seq_count * shape->info.vocab) * US;
+    out->seconds = out->products_s + out->links_s + out->attention_s + out->between_s;
+    for (int t = 1; t < placed->tier_count; t++) {
+        const double longer_s = w.link_s[t] - out->seconds;
+        if (longer_s <= 0) continue;
+        out->links_s += longer_s;
+        out->seconds += longer_s;
+    }
+    return true;
+}

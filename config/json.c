@@ -21,6 +21,10 @@ const struct json_limits json_limits_request = {
 const struct json_limits json_limits_file = {
     .bytes_max = 256u << 20, .nodes_max = 16u << 20, .depth_max = 64};
 
+/* Below it a double tells integers apart. */
+#define INTEGER_MAX 9007199254740992.0
+/* A bit of cJSON.type above those that cJSON uses. */
+#define REAL (1 << 16)
 /* cJSON copies a number into a buffer of 64 bytes. */
 #define NUMBER_LEN_MAX 63
 
@@ -42,6 +46,7 @@ struct checker {
     uint32_t object_count;
     uint32_t stack[JSON_DEPTH_MAX]; /* serial of an object, or 0 for an array */
     int depth;
+    bool spellings; /* a number whose spelling says more than its double */
 };
 
 static enum status fail_at(struct checker *c, size_t at, const char *fmt, ...)
@@ -261,7 +266,9 @@ static enum status check_number(struct checker *c)
         return fail_at(c, start, "a number has more than %d characters", NUMBER_LEN_MAX);
     memcpy(copy, c->text + start, n);
     copy[n] = '\0';
-    if (!isfinite(strtod(copy, NULL))) return fail_at(c, start, "a number is too large");
+    double v = strtod(copy, NULL);
+    if (!isfinite(v)) return fail_at(c, start, "a number is too large");
+    c->spellings |= v == floor(v) && (strpbrk(copy, ".eE") || fabs(v) >= INTEGER_MAX);
     return ST_OK;
 }
 
@@ -384,7 +391,8 @@ static enum status check_text(struct checker *c)
     return ST_OK;
 }
 
-enum status json_check(const char *text, size_t len, const struct json_limits *limits, char *err)
+static enum status check(const char *text, size_t len, const struct json_limits *limits,
+                         bool *spellings, char *err)
 {
     if (len > limits->bytes_max)
         return err_set(err, ST_LIMIT, "the JSON text has %zu bytes; at most %zu are accepted", len,
@@ -393,18 +401,74 @@ enum status json_check(const char *text, size_t len, const struct json_limits *l
     if (getrandom(&c.seed, sizeof c.seed, 0) != sizeof c.seed) c.seed = (uint64_t)(uintptr_t)&c;
     enum status st = check_text(&c);
     free(c.keys);
+    *spellings = c.spellings;
     return st;
+}
+
+enum status json_check(const char *text, size_t len, const struct json_limits *limits, char *err)
+{
+    bool spellings;
+    return check(text, len, limits, &spellings, err);
+}
+
+/* --- spellings of numbers --------------------------------------------------------------------- */
+
+/* The next number of checked text, from *at on, which moves behind it. */
+static const char *next_number(const char **at, size_t *len)
+{
+    const char *p = *at;
+    while (*p != '-' && (*p < '0' || *p > '9')) {
+        if (*p++ != '"') continue;
+        for (; *p != '"'; p++) p += *p == '\\';
+        p++;
+    }
+    *len = strspn(p, "+-.0123456789eE");
+    *at = p + *len;
+    return p;
+}
+
+/* Notes in a tree, which has the numbers of the text in the same order, what doubles do not tell.
+ */
+static bool note_spellings(cJSON *item, const char **at)
+{
+    for (cJSON *child = item->child; child; child = child->next)
+        if (!note_spellings(child, at)) return false;
+    if (!cJSON_IsNumber(item)) return true;
+    size_t len;
+    const char *number = next_number(at, &len);
+    if (memchr(number, '.', len) || memchr(number, 'e', len) || memchr(number, 'E', len)) {
+        item->type |= REAL;
+    } else if (fabs(item->valuedouble) >= INTEGER_MAX) {
+        item->valuestring = cJSON_malloc(len + 1);
+        if (!item->valuestring) return false;
+        memcpy(item->valuestring, number, len);
+        item->valuestring[len] = '\0';
+    }
+    return true;
+}
+
+bool json_is_real(const cJSON *number)
+{
+    return number->type & REAL || number->valuedouble != floor(number->valuedouble);
+}
+
+const char *json_integer_text(const cJSON *number)
+{
+    return cJSON_IsNumber(number) ? number->valuestring : NULL;
 }
 
 enum status json_parse(const char *text, size_t len, const struct json_limits *limits, cJSON **out,
                        char *err)
 {
     *out = NULL;
-    enum status st = json_check(text, len, limits, err);
+    bool spellings;
+    enum status st = check(text, len, limits, &spellings, err);
     if (st) return st;
     *out = cJSON_ParseWithLength(text, len);
-    if (!*out) return err_set(err, ST_NOMEM, "no memory for the JSON text of %zu bytes", len);
-    return ST_OK;
+    if (*out && (!spellings || note_spellings(*out, &text))) return ST_OK;
+    cJSON_Delete(*out);
+    *out = NULL;
+    return err_set(err, ST_NOMEM, "no memory for the JSON text of %zu bytes", len);
 }
 
 enum status json_parse_file(const char *path, const struct json_limits *limits, cJSON **out,
@@ -444,7 +508,7 @@ enum status json_get_int(const cJSON *object, const char *key, int64_t min, int6
     *out = fallback;
     if (!item) return ST_OK;
     double v = item->valuedouble;
-    if (!cJSON_IsNumber(item) || v != floor(v) || fabs(v) > 9007199254740992.0)
+    if (!cJSON_IsNumber(item) || v != floor(v) || fabs(v) > INTEGER_MAX)
         return err_set(err, ST_INVALID, "'%s' must be an integer", key);
     if (v < (double)min || v > (double)max)
         return err_set(err, ST_INVALID, "'%s' must be between %lld and %lld, not %.0f", key,

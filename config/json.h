@@ -34,6 +34,12 @@ extern const struct json_limits json_limits_file;
  * sentence that gives line and column, ST_LIMIT, ST_NOMEM.  *out is NULL unless ST_OK. */
 MUST_USE enum status json_parse(const char *text, size_t len, const struct json_limits *limits,
                                 cJSON **out, char *err);
+/* What cJSON, which keeps a double of each number, does not tell; of trees made by json_parse, and
+ * of their copies.  Whether it was written with a fraction or an exponent: 1.0 is, and 1 is not. */
+bool json_is_real(const cJSON *number);
+/* An integer from 2^53 on, which a double may have rounded, as it was written, else NULL.  Borrowed
+ * from the tree. */
+const char *json_integer_text(const cJSON *number);
 /* Only the check. */
 MUST_USE enum status json_check(const char *text, size_t len, const struct json_limits *limits,
                                 char *err);

@@ -49,9 +49,9 @@ void eng_jinja_free(struct eng_jinja *t);
 
 /* Appends the text to *out, which keeps its old contents alone on failure.
  *
- * vars: a JSON object, the template's variables.  cJSON keeps no difference between 1 and 1.0, so a
- * number without a fraction is an integer here.  now_unix_s: what strftime_now() shows, in the
- * process's local time zone.
+ * vars: a JSON object from json_parse (config/json.h), the template's variables: 1 is an integer
+ * and 1.0 a float, as in Python; an integer beyond 64 bits is a float too.  now_unix_s: what
+ * strftime_now() shows, in the process's local time zone.
  *
  * ST_INVALID: the template called raise_exception, and err is its message.  ST_CORRUPT: the
  * template failed on these variables (an undefined value used, a wrong type), "line N: why".

@@ -2,12 +2,14 @@
  * jinja_value.c - the machine's ground floor: failure, arena, steps and depth; strings, lists, and
  * what is true, long or undefined.
  */
+#include <errno.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "config/clock.h"
+#include "config/json.h"
 #include "config/utf8.h"
 #include "engine/jinja_int.h"
 
@@ -343,10 +345,15 @@ static struct jj_val from_json_string(struct jj *j, const char *text)
     return jj_text_borrow(j, text, len);
 }
 
-static struct jj_val from_json_number(double f)
+/* As Python reads it; but for integers beyond 64 bits, which are floats here. */
+static struct jj_val from_json_number(const cJSON *item)
 {
-    if (f == floor(f) && fabs(f) <= 9007199254740992.0) return jj_int((int64_t)f);
-    return jj_float(f);
+    const char *text = json_integer_text(item);
+    double f = item->valuedouble;
+    if (!text) return json_is_real(item) || fabs(f) >= 0x1p53 ? jj_float(f) : jj_int((int64_t)f);
+    errno = 0;
+    int64_t v = strtoll(text, NULL, 10);
+    return errno ? jj_float(f) : jj_int(v);
 }
 
 struct jj_val jj_from_json(struct jj *j, const cJSON *item)
@@ -356,7 +363,7 @@ struct jj_val jj_from_json(struct jj *j, const cJSON *item)
     if (cJSON_IsBool(item)) {
         v = jj_bool(cJSON_IsTrue(item));
     } else if (cJSON_IsNumber(item)) {
-        v = from_json_number(item->valuedouble);
+        v = from_json_number(item);
     } else if (cJSON_IsString(item)) {
         v = from_json_string(j, item->valuestring);
     } else if (cJSON_IsArray(item)) {

@@ -227,6 +227,53 @@ static void test_getters(void **state)
     cJSON_Delete(tree);
 }
 
+/* 1.0 is told from 1, and an integer too long for a double is kept, wherever they stand. */
+static void test_spellings(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *number, *text;
+        bool real;
+    } c[] = {{"1", NULL, false},
+             {"-7", NULL, false},
+             {"1.0", NULL, true},
+             {"-0.0", NULL, true},
+             {"0.5", NULL, true},
+             {"1e2", NULL, true},
+             {"3E+0", NULL, true},
+             {"9007199254740991", NULL, false},
+             {"9007199254740993", "9007199254740993", false},
+             {"9007199254740994", "9007199254740994", false},
+             {"-1234567890123456789", "-1234567890123456789", false},
+             {"1e300", NULL, true}};
+    enum { COUNT = sizeof c / sizeof *c };
+    char text[512], err[ERR_CAP];
+    for (int first = 0; first < COUNT; first++)
+        for (int second = 0; second < COUNT; second++) {
+            cJSON *tree, *copy;
+            snprintf(text, sizeof text,
+                     "{\"1.0\":\"2.5 \\\"-3\\\\\",\"a\":[%s,[],true],\"b 9e9\":{\"c\":%s}}",
+                     c[first].number, c[second].number);
+            assert_int_equal(json_parse(text, strlen(text), &small, &tree, err), ST_OK);
+            copy = cJSON_Duplicate(tree, true);
+            for (int k = 0; k < 2; k++) {
+                const cJSON *of = k ? copy : tree, *n[2];
+                n[0] = json_member(of, "a")->child;
+                n[1] = json_member(json_member(of, "b 9e9"), "c");
+                for (int i = 0; i < 2; i++) {
+                    int which = i ? second : first;
+                    assert_true(cJSON_IsNumber(n[i]));
+                    assert_int_equal(json_is_real(n[i]), c[which].real);
+                    const char *kept = json_integer_text(n[i]);
+                    assert_int_equal(kept != NULL, c[which].text != NULL);
+                    if (kept) assert_string_equal(kept, c[which].text);
+                }
+            }
+            cJSON_Delete(copy);
+            cJSON_Delete(tree);
+        }
+}
+
 static void test_files(void **state)
 {
     (void)state;
@@ -245,7 +292,7 @@ int main(void)
         cmocka_unit_test(test_embedded_nul), cmocka_unit_test(test_place),
         cmocka_unit_test(test_limits),       cmocka_unit_test(test_nesting_bomb),
         cmocka_unit_test(test_many_keys),    cmocka_unit_test(test_getters),
-        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_spellings),    cmocka_unit_test(test_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,8 +27,9 @@ static enum status run(const char *src, size_t len, const char *vars,
 {
     struct eng_jinja *t;
     char err[ERR_CAP] = "";
-    cJSON *v = cJSON_Parse(vars ? vars : "{}");
-    assert_non_null(v);
+    cJSON *v;
+    if (!vars) vars = "{}";
+    assert_int_equal(json_parse(vars, strlen(vars), &json_limits_file, &v, err), ST_OK);
     buf_clear(out);
     enum status st = eng_jinja_compile(src, len, &t, err);
     if (!st) {
@@ -404,7 +405,15 @@ static void test_variables(void **state)
     (void)state;
     const struct eng_jinja_limits *l = &eng_jinja_limits_default;
     expect("{{ a }} {{ b }} {{ c }} {{ d|tojson }}", "{\"a\":1.0,\"b\":1.5,\"c\":1e300,\"d\":-7}",
-           l, ST_OK, "1 1.5 1e+300 -7");
+           l, ST_OK, "1.0 1.5 1e+300 -7");
+    expect("{{ a }} {{ b }} {{ c|tojson }} {{ d }}",
+           "{\"a\":9223372036854775807,\"b\":[-0.0,-0,2e3],"
+           "\"c\":{\"x -1.5e\\\"2.0\":1,\"y\":{\"z\":-9007199254740993}},"
+           "\"d\":18446744073709551615}",
+           l, ST_OK,
+           "9223372036854775807 [-0.0, 0, 2000.0] "
+           "{\"x -1.5e\\\"2.0\": 1, \"y\": {\"z\": -9007199254740993}} "
+           "1.8446744073709552e+19");
     expect("{{ range }}", "{\"range\":\"mine\"}", l, ST_OK, "mine");
     expect("x", "[1]", l, ST_CORRUPT, "not a JSON object");
     expect("{{ strftime_now('%Y %%') }}{{ strftime_now('%z%Z%f') }}", NULL, l, ST_OK, "%000000");

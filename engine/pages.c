@@ -58,16 +58,21 @@ void eng_pages_close(struct eng_pages *p)
     free(p);
 }
 
-bool eng_pages_take(struct eng_pages *p, kn_page *out)
+bool eng_pages_take(struct eng_pages *p, int tier, kn_page *out)
 {
-    for (int t = 0; t < KN_TIER_MAX; t++) {
-        if (p->free_count[t] == 0) continue;
-        uint32_t index = p->free_index[p->first[t] + --p->free_count[t]];
-        p->free_total--;
-        p->taken[p->first[t] + (int32_t)index] = 1;
-        *out = kn_page_make((unsigned)t, index);
-        return true;
-    }
+    CHECK(tier >= 0 && tier < KN_TIER_MAX);
+    if (p->free_count[tier] == 0) return false;
+    uint32_t index = p->free_index[p->first[tier] + --p->free_count[tier]];
+    p->free_total--;
+    p->taken[p->first[tier] + (int32_t)index] = 1;
+    *out = kn_page_make((unsigned)tier, index);
+    return true;
+}
+
+bool eng_pages_take_far(struct eng_pages *p, kn_page *out)
+{
+    for (int t = 1; t < KN_TIER_MAX; t++)
+        if (eng_pages_take(p, t, out)) return true;
     return false;
 }
 

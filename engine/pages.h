@@ -2,9 +2,8 @@
  * pages.h - which KV pages are free, tier by tier.
  *
  * One stack of free indices per tier, sized at open; taking and giving back are O(1) and never
- * allocate.  A page comes from the lowest-numbered (fastest) tier that has one, and the page given
- * back last is taken first, while its lines may still be in a cache.  A page given back twice, or
- * never taken, stops at CHECK.
+ * allocate.  The page given back last is taken first, while its lines may still be in a cache.  A
+ * page given back twice, or never taken, stops at CHECK.
  *
  * Not thread-safe: the scheduler's, hence the engine thread's.
  */
@@ -26,8 +25,10 @@ struct eng_pages;
 MUST_USE enum status eng_pages_open(const int32_t count[KN_TIER_MAX], struct eng_pages **out);
 void eng_pages_close(struct eng_pages *p);
 
-/* False where every page of every tier is taken. */
-bool eng_pages_take(struct eng_pages *p, kn_page *out);
+/* False where every page of the tier is taken. */
+bool eng_pages_take(struct eng_pages *p, int tier, kn_page *out);
+/* One of the lowest-numbered remote tier that has one. */
+bool eng_pages_take_far(struct eng_pages *p, kn_page *out);
 void eng_pages_give(struct eng_pages *p, kn_page page);
 
 int32_t eng_pages_free(const struct eng_pages *p);  /* of all tiers */

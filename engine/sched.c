@@ -6,12 +6,17 @@
  * back.  A plan is three passes:
  *
  *   plan_decodes     running sequences from the oldest: each decode gets its token; the oldest,
- * should it be a prefill, a page for one token.  Where no page is free the tail is preempted, until
- * one is free or the tail is the sequence itself.  The tail was never served before its elders, so
- * a plan loses no item again. plan_prefills    running prefills from the oldest: as many tokens as
- * budget, chunk_max and free pages allow.  One that gets none preempts from the tail as long as
- * that is a prefill too (a decode there is already in the plan); failing that it waits, with what
- * it has. plan_admissions  waiting sequences from the head, unless something was just preempted.
+ *                    should it be a prefill, a page for one token.  Where no tier has a page the
+ *                    tail is preempted, until one has, or the tail is the sequence itself.  The
+ *                    tail was never served before its elders, so a plan loses no item again.
+ *   plan_prefills    running prefills from the oldest: as many tokens as budget, chunk_max and
+ *                    pages allow.  One for which no tier has a page preempts from the tail as long
+ *                    as that is a prefill too (a decode there is already in the plan); failing that
+ *                    it waits, with what it has.
+ *   plan_admissions  waiting sequences from the head, unless something was just preempted.
+ *
+ * Where pages lie is residency.c's: a page that is wanted here is a local one, for which others may
+ * have to leave local memory.
  *
  * Prompts beside decodes.  With a target of latency the passes for prompts ask the model of steps
  * (pace.h) how many tokens still fit, in the same order: the first prompt gets at least
@@ -24,12 +29,13 @@
  * prefill.
  *
  * The watermark.  Let need be the pages that running sequences lack for the tokens they have.  A
- * sequence is admitted while free pages >= need + its own pages for all its tokens + one page for
- * every running sequence, itself included, or while none runs.  In the 64 steps after that a
- * sequence gains at most 64 tokens, hence one page beyond need: nobody can be preempted (invariant
- * 7).  A sequence that runs alone needs no reserve, as there is nobody it must share with.
+ * sequence is admitted while free pages (of all tiers) >= need + its own pages for all its tokens +
+ * one page for every running sequence, itself included, or while none runs.  In the 64 steps after
+ * that a sequence gains at most 64 tokens, hence one page beyond need: nobody can be preempted
+ * (invariant 7).  A sequence that runs alone needs no reserve, as there is nobody it must share
+ * with.
  *
- * A plan costs O(running + admitted + pages taken or given back).
+ * A plan costs O(running + admitted + pages taken or given back), and O(running) a page moved.
  */
 #include "engine/sched.h"
 
@@ -37,38 +43,13 @@
 #include <string.h>
 
 #include "config/check.h"
-#include "engine/pages.h"
+#include "engine/sched_state.h"
 
 #define TILE_TOKENS 128 /* of the products' widest tiles but one */
-
-struct seq_list {
-    struct eng_sched_seq *head, *tail;
-    int32_t count;
-};
-
-struct eng_sched {
-    int32_t running_max; /* min(seqs_max, tokens_step_max) */
-    int32_t tokens_step_max;
-    int32_t chunk_max;
-    bool paced; /* a target of latency is set */
-    struct eng_pace pace;
-    struct seq_list running, waiting;
-    struct eng_pages *pages;     /* owned */
-    struct eng_plan_item *items; /* owned, [running_max] */
-    int32_t planned_count;       /* items of the plan not yet committed; 0: none */
-    uint64_t arrival_next;
-    uint64_t preempt_count;
-    uint8_t *mark; /* owned, [pages]: scratch of eng_sched_check */
-};
 
 static int32_t min_i32(int32_t a, int32_t b)
 {
     return a < b ? a : b;
-}
-
-static int32_t pages_for(int32_t tokens)
-{
-    return tokens / KN_PAGE_TOKENS + (tokens % KN_PAGE_TOKENS != 0);
 }
 
 static int32_t pending(const struct eng_sched_seq *seq)
@@ -79,7 +60,8 @@ static int32_t pending(const struct eng_sched_seq *seq)
 /* --- lists ------------------------------------------------------------------------------------ */
 
 /* after NULL: at the head. */
-static void list_insert(struct seq_list *l, struct eng_sched_seq *after, struct eng_sched_seq *seq)
+static void list_insert(struct eng_seq_list *l, struct eng_sched_seq *after,
+                        struct eng_sched_seq *seq)
 {
     seq->prev = after;
     seq->next = after ? after->next : l->head;
@@ -90,7 +72,7 @@ static void list_insert(struct seq_list *l, struct eng_sched_seq *after, struct 
     l->count++;
 }
 
-static void list_remove(struct seq_list *l, struct eng_sched_seq *seq)
+static void list_remove(struct eng_seq_list *l, struct eng_sched_seq *seq)
 {
     if (seq->prev) seq->prev->next = seq->next;
     else l->head = seq->next;
@@ -115,7 +97,8 @@ enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sch
     if (s->paced) eng_pace_init(&s->pace, config->itl_target_s);
     enum status st = eng_pages_open(config->page_count, &s->pages);
     if (st) goto fail_pages;
-    CHECK(eng_pages_total(s->pages) >= 1);
+    s->running_max = min_i32(s->running_max, eng_pages_tier_total(s->pages, 0));
+    if ((st = eng_residency_open(s, config))) goto fail_residency;
     st = ST_NOMEM;
     s->items = calloc((size_t)s->running_max, sizeof *s->items);
     if (!s->items) goto fail_items;
@@ -127,6 +110,8 @@ enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sch
 fail_mark:
     free(s->items);
 fail_items:
+    eng_residency_close(s);
+fail_residency:
     eng_pages_close(s->pages);
 fail_pages:
     free(s);
@@ -138,40 +123,20 @@ void eng_sched_close(struct eng_sched *s)
     if (!s) return;
     free(s->mark);
     free(s->items);
+    eng_residency_close(s);
     eng_pages_close(s->pages);
     free(s);
 }
 
-/* --- pages ------------------------------------------------------------------------------------ */
-
-static void give_pages(struct eng_sched *s, struct eng_sched_seq *seq)
-{
-    while (seq->page_count > 0) {
-        kn_page *page = &seq->pages[--seq->page_count];
-        eng_pages_give(s->pages, *page);
-        *page = KN_PAGE_NONE;
-    }
-    seq->kv_count = 0;
-}
-
-/* Takes pages so that seq's next `want` tokens have room; returns for how many of them there is
- * room now. */
-static int32_t take_pages(struct eng_sched *s, struct eng_sched_seq *seq, int32_t want)
-{
-    int32_t room = seq->page_count * KN_PAGE_TOKENS - seq->kv_count;
-    while (room < want && eng_pages_take(s->pages, &seq->pages[seq->page_count])) {
-        seq->page_count++;
-        room += KN_PAGE_TOKENS;
-    }
-    return min_i32(room, want);
-}
+/* --- preemption --------------------------------------------------------------------------------
+ */
 
 /* Puts the youngest running sequence back to the front of the queue. */
 static void preempt_youngest(struct eng_sched *s, struct eng_plan *plan)
 {
     struct eng_sched_seq *seq = s->running.tail;
-    CHECK(seq != s->running.head);
-    give_pages(s, seq);
+    CHECK(seq != s->running.head && eng_residency_room(s) == 0);
+    eng_residency_give(s, seq);
     list_remove(&s->running, seq);
     list_insert(&s->waiting, NULL, seq);
     seq->state = ENG_SEQ_WAITING;
@@ -202,7 +167,7 @@ void eng_sched_remove(struct eng_sched *s, struct eng_sched_seq *seq)
 {
     if (seq->state == ENG_SEQ_NEW) return;
     for (int32_t i = 0; i < s->planned_count; i++) CHECK(s->items[i].seq != seq);
-    give_pages(s, seq);
+    eng_residency_give(s, seq);
     list_remove(seq->state == ENG_SEQ_RUNNING ? &s->running : &s->waiting, seq);
     seq->state = ENG_SEQ_NEW;
 }
@@ -231,8 +196,10 @@ static void plan_decodes(struct eng_sched *s, struct eng_plan *plan)
         CHECK(pending(seq) >= 1 && seq->token_count <= eng_sched_seq_tokens_max(s));
         bool decode = pending(seq) == 1;
         if (!decode && seq != s->running.head) continue;
-        while (take_pages(s, seq, 1) == 0 && seq != s->running.tail) preempt_youngest(s, plan);
-        if (take_pages(s, seq, 1) == 0) { /* seq is the youngest itself, with elders before it */
+        while (eng_residency_take(s, plan, seq, 1) == 0 && seq != s->running.tail)
+            preempt_youngest(s, plan);
+        if (eng_residency_take(s, plan, seq, 1) ==
+            0) { /* seq is the youngest itself, with elders before it */
             preempt_youngest(s, plan);
             return;
         }
@@ -264,41 +231,46 @@ static int64_t plan_prefills(struct eng_sched *s, struct eng_plan *plan)
     for (struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
         if (pending(seq) == 1) continue;
         int32_t want = prompt_room(s, plan, seq);
-        int32_t got = take_pages(s, seq, want);
-        while (got == 0 && want > 0 && seq != s->running.tail && pending(s->running.tail) > 1) {
+        int32_t got = eng_residency_take(s, plan, seq, want);
+        while (got == 0 && want > 0 && eng_residency_room(s) == 0 && seq != s->running.tail &&
+               pending(s->running.tail) > 1) {
             preempt_youngest(s, plan);
-            got = take_pages(s, seq, want);
+            got = eng_residency_take(s, plan, seq, want);
         }
         if (got > 0) plan_put(s, plan, seq, got);
-        need += pages_for(seq->token_count) - seq->page_count;
+        need += eng_sched_pages_for(seq->token_count) - seq->page_count;
     }
     return need;
 }
 
-static void plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64_t need)
+/* Returns what the running sequences lack then. */
+static int64_t plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64_t need)
 {
     while (s->waiting.head && s->running.count < s->running_max) {
         struct eng_sched_seq *seq = s->waiting.head;
-        int32_t whole = pages_for(seq->token_count);
+        int32_t whole = eng_sched_pages_for(seq->token_count);
         int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
         int32_t tokens = prompt_room(s, plan, seq);
-        if (tokens == 0 || eng_pages_free(s->pages) < need + whole + reserve) break;
+        if (tokens == 0 || eng_residency_room(s) < need + whole + reserve) break;
+        tokens = eng_residency_take(s, plan, seq, tokens);
+        if (tokens == 0) break; /* this plan's prompts have all local pages */
         list_remove(&s->waiting, seq);
         list_insert(&s->running, s->running.tail, seq);
         seq->state = ENG_SEQ_RUNNING;
-        CHECK(take_pages(s, seq, tokens) == tokens);
         plan_put(s, plan, seq, tokens);
         need += whole - seq->page_count;
     }
+    return need;
 }
 
 void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan)
 {
     CHECK(s->planned_count == 0);
-    *plan = (struct eng_plan){.items = s->items};
+    *plan = (struct eng_plan){.items = s->items, .moves = s->planned_moves};
     plan_decodes(s, plan);
     int64_t need = plan_prefills(s, plan);
-    plan_admissions(s, plan, need);
+    need = plan_admissions(s, plan, need);
+    eng_residency_tend(s, plan, need);
     s->planned_count = plan->item_count;
     CHECK(plan->item_count > 0 || (s->running.count == 0 && s->waiting.count == 0));
 }
@@ -318,6 +290,7 @@ void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan)
 void eng_sched_learn(struct eng_sched *s, const struct eng_load *load, double seconds)
 {
     if (s->paced) eng_pace_learn(&s->pace, load, seconds);
+    eng_residency_learn(s, seconds);
 }
 
 /* --- looking in ------------------------------------------------------------------------------- */
@@ -328,6 +301,10 @@ void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out)
         .running = s->running.count,
         .waiting = s->waiting.count,
         .preempt_count = s->preempt_count,
+        .pages_out_count = s->moves.out,
+        .pages_back_count = s->moves.back,
+        .pages_moving = s->moves.count,
+        .move_wait_count = s->moves.waits,
     };
     for (int t = 0; t < KN_TIER_MAX; t++) {
         out->pages_total[t] = eng_pages_tier_total(s->pages, t);
@@ -335,7 +312,7 @@ void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out)
     }
 }
 
-static void check_list(const struct seq_list *l, enum eng_seq_state state)
+static void check_list(const struct eng_seq_list *l, enum eng_seq_state state)
 {
     int32_t count = 0;
     const struct eng_sched_seq *prev = NULL;
@@ -359,23 +336,17 @@ void eng_sched_check(const struct eng_sched *s)
 
     int32_t owned = 0;
     memset(s->mark, 0, (size_t)eng_pages_total(s->pages));
-    for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
-        owned += seq->page_count;
-        for (int32_t i = 0; i < seq->page_count; i++) {
-            CHECK(eng_pages_is_taken(s->pages, seq->pages[i]));
-            uint8_t *mark = &s->mark[eng_pages_slot(s->pages, seq->pages[i])];
-            CHECK(!*mark);
-            *mark = 1;
-        }
-        if (s->planned_count == 0) CHECK(seq->page_count == pages_for(seq->kv_count));
-    }
+    eng_residency_check(s, &owned);
+    for (const struct eng_sched_seq *seq = s->running.head; seq && !s->planned_count;
+         seq = seq->next)
+        CHECK(seq->page_count == eng_sched_pages_for(seq->kv_count));
     CHECK(owned == eng_pages_total(s->pages) - eng_pages_free(s->pages));
 
     int32_t tokens = 0;
     for (int32_t i = 0; i < s->planned_count; i++) {
         const struct eng_plan_item *item = &s->items[i];
         CHECK(item->token_count >= 1 && item->token_begin == item->seq->kv_count);
-        CHECK(item->seq->page_count == pages_for(item->token_begin + item->token_count));
+        CHECK(item->seq->page_count == eng_sched_pages_for(item->token_begin + item->token_count));
         tokens += item->token_count;
     }
     CHECK(tokens <= s->tokens_step_max);

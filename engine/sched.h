@@ -9,6 +9,10 @@
  * pages are freed and it goes back to the front of the queue, to be computed again from its tokens
  * (bitwise the same, kernels.h invariant 2).
  *
+ * Pages may lie in several tiers.  New tokens go to local pages, of tier 0; where these are short,
+ * full ones are moved to a remote tier, and read there by sequences that run on (residency.c).  So
+ * only when every page of every tier is taken is anybody preempted, and anything computed again.
+ *
  *          eng_sched_add         eng_sched_plan (admitted)        eng_sched_remove
  *   (new) ----------------> WAITING ---------------------> RUNNING ----------------> (gone)
  *                              ^------------------------------|
@@ -20,7 +24,8 @@
  * Pure: no clock, no I/O, no allocation after open.  Not thread-safe: the engine thread's.
  *
  * Invariants (eng_sched_check; 5 to 7 by tests/sim_engine_sched.c):
- *  1. every page is free or owned by exactly one running sequence; waiting sequences own none;
+ *  1. every page is free, or owned by exactly one running sequence or move; waiting sequences own
+ *     none;
  *  2. a sequence owns exactly ceil(kv_count / 64) pages after a commit; kv_count <= token_count;
  *  3. a plan's tokens <= tokens_step_max; running sequences <= min(seqs_max, tokens_step_max);
  *  4. first come, first served: running, then waiting sequences are in order of arrival, so that an
@@ -32,7 +37,9 @@
  *     preempted.  Hence a sequence is finished within as many steps as it and those
  *     before it have tokens in the end;
  *  7. nobody is preempted in an admission's own step or in the 64 steps after it, so that what is
- *     admitted stays to do some work (the watermark, sched.c).
+ *     admitted stays to do some work (the watermark, sched.c);
+ *  8. nobody is preempted while any tier has room; pages that are not full, and the page that a
+ *     plan's new token goes to, are local.
  */
 #ifndef DAKD_ENGINE_SCHED_H
 #define DAKD_ENGINE_SCHED_H
@@ -42,6 +49,7 @@
 
 #include "engine/pace.h"
 #include "kernels/kernels.h"
+#include "offload/residency.h"
 
 enum eng_seq_state { ENG_SEQ_NEW, ENG_SEQ_WAITING, ENG_SEQ_RUNNING };
 
@@ -53,6 +61,9 @@ struct eng_sched_seq {
     int32_t kv_count;    /* of these, whose KV is in the pages */
     kn_page *pages;      /* owned by the caller: room for ceil(model_len_max / 64) entries */
     int32_t page_count;
+    /* Its oldest pages behind a link, of these the last that are on their way back, and of the
+     * pages after them the first that are on their way out. */
+    int32_t far_count, returning_count, leaving_count;
     uint64_t arrival; /* serial number, set by eng_sched_add */
     int32_t preempt_count;
     struct eng_sched_seq *prev, *next; /* links of the waiting or running list */
@@ -68,7 +79,10 @@ struct eng_sched_config {
     int32_t seqs_max;        /* >= 1; running at once: --max-num-seqs */
     int32_t tokens_step_max; /* >= 1; token budget of a step: --max-num-batched-tokens */
     int32_t chunk_max;       /* longest prompt chunk of one sequence in a step; 0: the budget */
-    int32_t page_count[KN_TIER_MAX]; /* KV pages of each tier, >= 1 in all; tier 0 first */
+    /* KV pages of each tier: of tier 0, where new tokens go, >= 1, and at least as many as
+     * sequences that are to run at once. */
+    int32_t page_count[KN_TIER_MAX];
+    struct off_residency residency; /* where a remote tier has pages: what moving them costs */
     double itl_target_s; /* duration of steps with decodes: --itl-target-ms; 0: no target */
 };
 
@@ -87,6 +101,11 @@ struct eng_plan {
     int32_t preempt_count; /* sequences put back while this plan was made */
     struct eng_load load;
     bool held_back; /* the target of latency left prompts' tokens for later steps */
+    /* Pages to be moved, in this order, begun before the plan's step is issued; `wait`: the step
+     * begins when the first urgent_count of them are over, and all that were begun before. */
+    struct kn_page_move *moves; /* as items */
+    int32_t move_count, urgent_count;
+    bool wait;
 };
 
 struct eng_sched;
@@ -109,6 +128,8 @@ void eng_sched_remove(struct eng_sched *s, struct eng_sched_seq *seq);
  * sequence is there), and no commit is due; any other plan must be committed before the next one is
  * made. */
 void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan);
+/* Before a plan: so many of all moves begun so far are over (kn_moves_done). */
+void eng_sched_moved(struct eng_sched *s, uint64_t count);
 /* The plan's operations are issued: kv_count of its sequences advances.  Before this the engine has
  * not changed token_count; after it, the engine raises token_count by one for each sampled sequence
  * (or removes the sequence). */
@@ -121,6 +142,10 @@ struct eng_sched_stats {
     int32_t running, waiting;
     int32_t pages_used[KN_TIER_MAX], pages_total[KN_TIER_MAX];
     uint64_t preempt_count;
+    /* Pages that left local memory, and that came back, both counted when they set out; those under
+     * way; and the steps that had to wait for any. */
+    uint64_t pages_out_count, pages_back_count, move_wait_count;
+    int32_t pages_moving;
 };
 void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out);
 /* CHECKs the invariants; linear in sequences and pages. */

@@ -11,6 +11,9 @@
  * never preempted;
  *  - nobody is preempted in the 64 steps after an admission;
  *  - every sequence ends within the bound of sched.h's invariant 6;
+ *  - pages that are moved are copied some time after the plan that says so, one after another, and
+ *    told of later still, unless a plan waits for them; what sequences read is theirs all the same,
+ *    and new tokens go to local pages;
  *  - at the end every page is free;
  *  - with a target of latency a prompt is in every plan all the same, with ENG_CHUNK_MIN tokens or
  *    all it has.
@@ -64,6 +67,8 @@ struct cell {
     int32_t token;
 };
 
+#define MOVES_MAX 8192
+
 struct sim {
     struct eng_sched *sched;
     struct eng_sched_config config;
@@ -78,6 +83,11 @@ struct sim {
     uint64_t step, order_next;
     uint64_t admitted_at; /* step of the last admission */
     uint64_t total_tokens, finished, cancelled, preempted, held_back;
+    /* Moves begun and copied, since the scheduler was opened; the last MOVES_MAX of them. */
+    struct kn_page_move moves[MOVES_MAX];
+    uint64_t begun, copied;
+    int32_t copy_percent; /* how busy the copy engine is: one more in so many cases */
+    uint64_t out, back, waits;
 };
 
 static uint64_t next_random(struct sim *m)
@@ -253,6 +263,41 @@ static struct cell *cell_of(struct sim *m, const struct job *job, int32_t token)
     return &m->cells[row * PAGE_TOKENS + (size_t)(token % PAGE_TOKENS)];
 }
 
+/* --- the copy engine -------------------------------------------------------------------------- */
+
+static struct cell *page_cells(struct sim *m, kn_page page)
+{
+    return &m->cells[((size_t)kn_page_tier(page) * PAGES_MAX + kn_page_index(page)) * PAGE_TOKENS];
+}
+
+static void copy_until(struct sim *m, uint64_t count)
+{
+    for (; m->copied < count; m->copied++) {
+        const struct kn_page_move *move = &m->moves[m->copied % MOVES_MAX];
+        memcpy(page_cells(m, move->to), page_cells(m, move->from),
+               PAGE_TOKENS * sizeof(struct cell));
+    }
+}
+
+static void copy_some(struct sim *m)
+{
+    while (m->copied < m->begun && chance(m, m->copy_percent)) copy_until(m, m->copied + 1);
+}
+
+/* Moves of a plan begin; it may wait for them. */
+static void begin_moves(struct sim *m, const struct eng_plan *plan)
+{
+    CHECK(plan->urgent_count <= plan->move_count && (plan->wait || plan->urgent_count == 0));
+    CHECK(m->begun - m->copied + (uint64_t)plan->move_count <= MOVES_MAX);
+    const uint64_t urgent = m->begun + (uint64_t)plan->urgent_count;
+    for (int32_t i = 0; i < plan->move_count; i++) {
+        CHECK((kn_page_tier(plan->moves[i].from) == 0) != (kn_page_tier(plan->moves[i].to) == 0));
+        m->moves[m->begun++ % MOVES_MAX] = plan->moves[i];
+    }
+    if (plan->wait) copy_until(m, urgent);
+    copy_some(m);
+}
+
 /* Writes the item's tokens to its pages, and reads those before: a page that was handed to another
  * one meanwhile would show.  Reading every token of every step would be quadratic: one of each page
  * does. */
@@ -265,6 +310,7 @@ static void compute(struct sim *m, const struct eng_plan_item *item)
     }
     for (int32_t i = 0; i < item->token_count; i++) {
         int32_t t = item->token_begin + i;
+        CHECK(kn_page_tier(job->pages[t / PAGE_TOKENS]) == 0);
         *cell_of(m, job, t) = (struct cell){.order = job->order, .token = t};
     }
     job->computed += item->token_count;
@@ -277,6 +323,9 @@ static void step(struct sim *m)
     for (int i = 0; i < m->job_count; i++)
         decode[i] = m->jobs[i]->resident && m->jobs[i]->seq.token_count - m->jobs[i]->computed == 1;
     struct eng_plan plan;
+    eng_sched_moved(m->sched, m->copied);
+    eng_sched_check(m->sched);
+    copy_some(m);
     eng_sched_plan(m->sched, &plan);
     int32_t preempted = note_preemptions(m);
     CHECK(preempted == plan.preempt_count);
@@ -284,7 +333,9 @@ static void step(struct sim *m)
     m->held_back += plan.held_back;
     check_plan(m, &plan, decode);
     eng_sched_check(m->sched);
+    begin_moves(m, &plan);
     for (int32_t i = 0; i < plan.item_count; i++) compute(m, &plan.items[i]);
+    copy_some(m);
     if (plan.item_count > 0) eng_sched_commit(m->sched, &plan);
     eng_sched_learn(m->sched, &plan.load, 1e-6 * plan.token_count + 1e-6 * between(m, 0, 300));
     m->step++;
@@ -321,10 +372,18 @@ static void random_config(struct sim *m)
     int32_t pages_max = chance(m, 20) ? PAGES_MAX : 60;
     int32_t pages = chance(m, 15) ? between(m, 1, 6) : between(m, 4, pages_max);
     int tiers = between(m, 1, KN_TIER_MAX);
-    for (int t = 0; t < tiers; t++) {
+    c->page_count[0] = tiers == 1 ? pages : between(m, 1, pages);
+    pages -= c->page_count[0];
+    for (int t = 1; t < tiers; t++) {
         c->page_count[t] = t + 1 < tiers ? between(m, 0, pages) : pages;
         pages -= c->page_count[t];
     }
+    /* From links as fast as local memory to such as hardly move a page in a step. */
+    c->residency = (struct off_residency){.page_bytes = 1u << 20,
+                                          .local_bytes_per_s = 1e12,
+                                          .link_bytes_per_s = 1e12 / between(m, 1, 100),
+                                          .copy_bytes_per_s = 1e12 / between(m, 1, 1000)};
+    m->copy_percent = chance(m, 30) ? between(m, 1, 30) : between(m, 30, 99);
 }
 
 static void run_config(struct sim *m, uint64_t steps)
@@ -337,6 +396,7 @@ static void run_config(struct sim *m, uint64_t steps)
     if (m->tokens_max > longest) m->tokens_max = longest;
     m->long_percent = between(m, 0, chance(m, 50) ? 10 : 100);
     m->admitted_at = 0;
+    m->begun = m->copied = 0;
     m->step = 1000; /* "64 steps ago" is never negative */
     memset(m->cells, 0xFF, (size_t)KN_TIER_MAX * PAGES_MAX * PAGE_TOKENS * sizeof *m->cells);
     int32_t alive = chance(m, 30) ? between(m, 1, 4) : between(m, 4, ALIVE_MAX);
@@ -351,7 +411,15 @@ static void run_config(struct sim *m, uint64_t steps)
         step(m);
     }
     struct eng_sched_stats stats;
+    copy_until(m, m->begun);
+    eng_sched_moved(m->sched, m->copied);
+    eng_sched_check(m->sched);
     eng_sched_stats(m->sched, &stats);
+    assert_int_equal(stats.pages_moving, 0);
+    assert_int_equal(stats.pages_out_count + stats.pages_back_count, m->begun);
+    m->out += stats.pages_out_count;
+    m->back += stats.pages_back_count;
+    m->waits += stats.move_wait_count;
     assert_int_equal(stats.running, 0);
     assert_int_equal(stats.waiting, 0);
     for (int t = 0; t < KN_TIER_MAX; t++) {
@@ -365,7 +433,8 @@ static void random_load_keeps_every_promise(void **state)
 {
     (void)state;
     static struct job jobs[ALIVE_MAX];
-    struct sim m = {.rng = env_u64("DAKD_TEST_SEED", 20240607)};
+    static struct sim m;
+    m.rng = env_u64("DAKD_TEST_SEED", 20240607);
     uint64_t steps_max = env_u64("DAKD_TEST_STEPS", STEPS_DEFAULT), steps = 0, configs = 0;
     printf("seed %llu, %llu steps\n", (unsigned long long)m.rng, (unsigned long long)steps_max);
     for (int i = 0; i < ALIVE_MAX; i++) m.spare[m.spare_count++] = &jobs[i];
@@ -377,12 +446,14 @@ static void random_load_keeps_every_promise(void **state)
     }
     free(m.cells);
     printf("%llu configurations, %llu steps, %llu tokens, %llu finished, %llu cancelled, "
-           "%llu preempted\n",
+           "%llu preempted; %llu pages moved out, %llu back, %llu steps waited\n",
            (unsigned long long)configs, (unsigned long long)steps,
            (unsigned long long)m.total_tokens, (unsigned long long)m.finished,
-           (unsigned long long)m.cancelled, (unsigned long long)m.preempted);
+           (unsigned long long)m.cancelled, (unsigned long long)m.preempted,
+           (unsigned long long)m.out, (unsigned long long)m.back, (unsigned long long)m.waits);
     /* A run that met none of these has tested nothing. */
     assert_true(m.finished > 0 && m.cancelled > 0 && m.preempted > 0 && m.held_back > 0);
+    assert_true(m.out > 0 && m.back > 0 && m.waits > 0);
 }
 
 /* --- a target of latency ---------------------------------------------------------------------- */

@@ -25,35 +25,45 @@ static struct eng_pages *open_pages(int32_t a, int32_t b, int32_t c, int32_t d)
     return p;
 }
 
-static void takes_from_the_lowest_tier_first(void **state)
+/* Of tier 0, and when that has none of the remote ones. */
+static bool take_any(struct eng_pages *p, kn_page *out)
+{
+    return eng_pages_take(p, 0, out) || eng_pages_take_far(p, out);
+}
+
+static void takes_from_the_tier_asked_for(void **state)
 {
     (void)state;
-    struct eng_pages *p = open_pages(2, 0, 3, 0);
-    static const kn_page expected[] = {0, 1, 2u << 28 | 0, 2u << 28 | 1, 2u << 28 | 2};
+    struct eng_pages *p = open_pages(2, 0, 2, 1);
+    static const kn_page expected[] = {0, 1, 2u << 28 | 0, 2u << 28 | 1, 3u << 28 | 0};
     kn_page page = KN_PAGE_NONE;
     assert_int_equal(eng_pages_total(p), 5);
+    assert_false(eng_pages_take(p, 1, &page));
+    assert_int_equal(page, KN_PAGE_NONE);
     for (int i = 0; i < 5; i++) {
         assert_int_equal(eng_pages_free(p), 5 - i);
-        assert_true(eng_pages_take(p, &page));
+        assert_true(take_any(p, &page));
         assert_int_equal(page, expected[i]);
         assert_int_equal(eng_pages_slot(p, page), i);
         assert_true(eng_pages_is_taken(p, page));
         eng_pages_check(p);
     }
     page = 77;
-    assert_false(eng_pages_take(p, &page));
+    assert_false(take_any(p, &page));
+    for (int t = 0; t < KN_TIER_MAX; t++) assert_false(eng_pages_take(p, t, &page));
     assert_int_equal(page, 77);
     assert_int_equal(eng_pages_free(p), 0);
     eng_pages_give(p, expected[3]);
     eng_pages_give(p, expected[1]);
     assert_int_equal(eng_pages_tier_free(p, 0), 1);
     assert_int_equal(eng_pages_tier_free(p, 2), 1);
-    assert_int_equal(eng_pages_tier_total(p, 2), 3);
+    assert_int_equal(eng_pages_tier_total(p, 2), 2);
     assert_false(eng_pages_is_taken(p, expected[1]));
-    assert_true(eng_pages_take(p, &page));
-    assert_int_equal(page, expected[1]); /* the faster tier, though given back last */
-    assert_true(eng_pages_take(p, &page));
-    assert_int_equal(page, expected[3]);
+    assert_true(eng_pages_take_far(p, &page));
+    assert_int_equal(page, expected[3]); /* though the other was given back last */
+    assert_false(eng_pages_take_far(p, &page));
+    assert_true(eng_pages_take(p, 0, &page));
+    assert_int_equal(page, expected[1]);
     eng_pages_check(p);
     eng_pages_close(p);
 }
@@ -63,13 +73,13 @@ static void gives_out_the_last_returned_page_of_a_tier(void **state)
     (void)state;
     struct eng_pages *p = open_pages(8, 0, 0, 0);
     kn_page page[8], again;
-    for (int i = 0; i < 8; i++) assert_true(eng_pages_take(p, &page[i]));
+    for (int i = 0; i < 8; i++) assert_true(eng_pages_take(p, 0, &page[i]));
     eng_pages_give(p, page[2]);
     eng_pages_give(p, page[6]);
     eng_pages_give(p, page[4]);
-    assert_true(eng_pages_take(p, &again));
+    assert_true(eng_pages_take(p, 0, &again));
     assert_int_equal(again, page[4]);
-    assert_true(eng_pages_take(p, &again));
+    assert_true(eng_pages_take(p, 0, &again));
     assert_int_equal(again, page[6]);
     eng_pages_check(p);
     eng_pages_close(p);
@@ -80,7 +90,7 @@ static void no_pages_is_a_valid_pool(void **state)
     (void)state;
     struct eng_pages *p = open_pages(0, 0, 0, 0);
     kn_page page;
-    assert_false(eng_pages_take(p, &page));
+    assert_false(eng_pages_take(p, 0, &page));
     assert_int_equal(eng_pages_total(p), 0);
     eng_pages_check(p);
     eng_pages_close(p);
@@ -90,7 +100,7 @@ static void no_pages_is_a_valid_pool(void **state)
 static void give_twice(struct eng_pages *p)
 {
     kn_page page;
-    if (!eng_pages_take(p, &page)) return;
+    if (!eng_pages_take(p, 0, &page)) return;
     eng_pages_give(p, page);
     eng_pages_give(p, page);
 }
@@ -136,7 +146,7 @@ static void wrong_returns_stop_the_program(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(takes_from_the_lowest_tier_first),
+        cmocka_unit_test(takes_from_the_tier_asked_for),
         cmocka_unit_test(gives_out_the_last_returned_page_of_a_tier),
         cmocka_unit_test(no_pages_is_a_valid_pool),
         cmocka_unit_test(wrong_returns_stop_the_program),

@@ -22,16 +22,18 @@ struct bench {
     struct eng_sched_seq seq[SEQ_MAX];
     kn_page pages[SEQ_MAX][PAGES_MAX];
     struct eng_plan plan;
+    uint64_t begun; /* moves */
 };
+
+/* Pages of 8 MB, NVLink. */
+static const struct off_residency rates = {8u << 20, 4700e9, 375e9, 256e9};
 
 static struct bench *open_bench(int32_t seqs_max, int32_t tokens, int32_t chunk, int32_t pages)
 {
     struct bench *b = calloc(1, sizeof *b);
     assert_non_null(b);
-    struct eng_sched_config config = {.seqs_max = seqs_max,
-                                      .tokens_step_max = tokens,
-                                      .chunk_max = chunk,
-                                      .page_count = {pages / 2, pages - pages / 2}};
+    struct eng_sched_config config = {
+        .seqs_max = seqs_max, .tokens_step_max = tokens, .chunk_max = chunk, .page_count = {pages}};
     assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
     for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
     return b;
@@ -294,17 +296,151 @@ static void removal_in_every_state(void **state)
 static void tokens_max_counts_every_tier(void **state)
 {
     (void)state;
-    struct eng_sched_config config = {.seqs_max = 1, .tokens_step_max = 1};
+    struct eng_sched_config config = {
+        .seqs_max = 1, .tokens_step_max = 1, .page_count = {1}, .residency = rates};
     struct eng_sched *s;
-    config.page_count[3] = 1;
     assert_int_equal(eng_sched_open(&config, &s), ST_OK);
     assert_int_equal(eng_sched_seq_tokens_max(s), 64);
     eng_sched_close(s);
-    config.page_count[1] = 2;
+    config.page_count[3] = 2;
     assert_int_equal(eng_sched_open(&config, &s), ST_OK);
     assert_int_equal(eng_sched_seq_tokens_max(s), 192);
     eng_sched_close(s);
     eng_sched_close(NULL);
+}
+
+/* --- pages in several tiers ------------------------------------------------------------------- */
+
+static struct bench *open_tiers(int32_t seqs_max, int32_t tokens, int32_t near, int32_t far)
+{
+    struct bench *b = calloc(1, sizeof *b);
+    assert_non_null(b);
+    const struct eng_sched_config config = {.seqs_max = seqs_max,
+                                            .tokens_step_max = tokens,
+                                            .page_count = {near, 0, far},
+                                            .residency = rates};
+    assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
+    for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
+    return b;
+}
+
+/* A step whose moves are over before the next one, which takes 10 ms. */
+static void step_and_move(struct bench *b)
+{
+    eng_sched_moved(b->sched, b->begun);
+    step(b);
+    b->begun += (uint64_t)b->plan.move_count;
+    eng_sched_learn(b->sched, &b->plan.load, 10e-3);
+}
+
+static struct eng_sched_stats stats_of(const struct bench *b)
+{
+    struct eng_sched_stats stats;
+    eng_sched_stats(b->sched, &stats);
+    return stats;
+}
+
+/* With two local pages a sequence of seven has five behind the link in the end, the oldest ones,
+ * and nothing is computed twice. */
+static void a_sequence_may_be_longer_than_local_memory(void **state)
+{
+    (void)state;
+    struct bench *b = open_tiers(2, 100, 2, 6);
+    add(b, 0, 64 * 7 - 10);
+    int steps = 0;
+    for (; b->seq[0].token_count < 64 * 7; steps++) {
+        step_and_move(b);
+        assert_int_equal(b->plan.item_count, 1);
+    }
+    assert_int_equal(steps, 4 + 9 + 1); /* 100, 100, 100, 100, 38 and the answer */
+    assert_true(b->seq[0].far_count >= 5 && b->seq[0].page_count == 7);
+    assert_int_equal(stats_of(b).preempt_count, 0);
+    assert_true(stats_of(b).move_wait_count > 0); /* the prompt's chunks are as large as there is */
+    assert_int_equal(stats_of(b).pages_used[2], b->seq[0].far_count + stats_of(b).pages_moving);
+    close_bench(b);
+}
+
+/* Decodes fill pages one after another: what they need is free before they need it. */
+static void pages_leave_before_they_are_needed(void **state)
+{
+    (void)state;
+    struct bench *b = open_tiers(4, 256, 24, 64);
+    for (int i = 0; i < 4; i++) add(b, i, 30 + 16 * i);
+    for (int i = 0; i < 64 * 15; i++) {
+        step_and_move(b);
+        assert_int_equal(b->plan.item_count, 4);
+        assert_false(b->plan.wait);
+    }
+    const struct eng_sched_stats stats = stats_of(b);
+    assert_int_equal(stats.preempt_count, 0);
+    assert_true(stats.pages_out_count >= 4 * 15 - 24);
+    assert_true(stats.pages_used[0] >= 24 - 4 - stats.pages_moving); /* but hardly before */
+    for (int i = 1; i < 4; i++) /* they share the link evenly */
+        assert_in_range(b->seq[i].far_count, b->seq[0].far_count - 1, b->seq[0].far_count + 1);
+    close_bench(b);
+}
+
+static void pages_come_back_when_there_is_room(void **state)
+{
+    (void)state;
+    struct bench *b = open_tiers(4, 256, 24, 64);
+    for (int i = 0; i < 4; i++) add(b, i, 64 * 10 - 20);
+    for (int i = 0; i < 30; i++) step_and_move(b);
+    assert_int_equal(stats_of(b).waiting, 0);
+    assert_true(b->seq[0].far_count >= 4);
+    for (int i = 1; i < 4; i++) eng_sched_remove(b->sched, &b->seq[i]);
+    for (int i = 0; i < 10; i++) step_and_move(b);
+    assert_int_equal(b->seq[0].far_count, 0);
+    assert_true(stats_of(b).pages_back_count >= 4);
+    close_bench(b);
+}
+
+/* Of a sequence that goes while its pages are under way both places are free when they arrive. */
+static void who_goes_leaves_its_moves_to_end(void **state)
+{
+    (void)state;
+    struct bench *b = open_tiers(2, 256, 8, 16);
+    add(b, 0, 64 * 6);
+    add(b, 1, 64 * 2);
+    for (int i = 0; i < 200 && stats_of(b).pages_moving == 0; i++) {
+        eng_sched_moved(b->sched, b->begun);
+        step(b);
+        if (!b->plan.move_count) continue;
+        const int32_t moving = stats_of(b).pages_moving;
+        assert_true(moving > 0);
+        eng_sched_remove(b->sched, &b->seq[0]);
+        eng_sched_remove(b->sched, &b->seq[1]);
+        eng_sched_check(b->sched);
+        assert_int_equal(stats_of(b).pages_used[0], moving);
+        assert_int_equal(stats_of(b).pages_used[2], moving);
+        eng_sched_moved(b->sched, b->begun + (uint64_t)b->plan.move_count);
+        assert_int_equal(stats_of(b).pages_used[0] + stats_of(b).pages_used[2], 0);
+        close_bench(b);
+        return;
+    }
+    fail_msg("nothing moved");
+}
+
+/* Both tiers full: the youngest is preempted, and comes back when the other has gone. */
+static void only_when_every_tier_is_full_is_anybody_preempted(void **state)
+{
+    (void)state;
+    struct bench *b = open_tiers(2, 256, 4, 4);
+    add(b, 0, 100);
+    add(b, 1, 100);
+    while (stats_of(b).preempt_count == 0) {
+        assert_true(b->seq[0].token_count < 400);
+        step_and_move(b);
+    }
+    assert_int_equal(b->seq[0].token_count, 64 * 4 + 2); /* eight pages were taken */
+    assert_int_equal(b->seq[1].state, ENG_SEQ_WAITING);
+    assert_int_equal(b->seq[1].page_count + b->seq[1].far_count, 0);
+    while (b->seq[0].token_count < 64 * 8) step_and_move(b); /* alone it may have them all */
+    eng_sched_remove(b->sched, &b->seq[0]);
+    step_and_move(b);
+    step_and_move(b);
+    assert_int_equal(b->seq[1].state, ENG_SEQ_RUNNING);
+    close_bench(b);
 }
 
 /* A machine of 10 ms a step and 0.1 ms a token of a prompt; 52 ms are wanted. */
@@ -370,6 +506,11 @@ int main(void)
         cmocka_unit_test(one_sequence_may_have_every_page),
         cmocka_unit_test(removal_in_every_state),
         cmocka_unit_test(tokens_max_counts_every_tier),
+        cmocka_unit_test(a_sequence_may_be_longer_than_local_memory),
+        cmocka_unit_test(pages_leave_before_they_are_needed),
+        cmocka_unit_test(pages_come_back_when_there_is_room),
+        cmocka_unit_test(who_goes_leaves_its_moves_to_end),
+        cmocka_unit_test(only_when_every_tier_is_full_is_anybody_preempted),
         cmocka_unit_test(a_target_of_latency_cuts_prompts_beside_decodes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

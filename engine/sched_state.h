@@ -1,0 +1,84 @@
+/*
+ * sched_state.h - struct eng_sched, shared by sched.c (who is in a step) and residency.c (where
+ * their pages lie); private to them.
+ */
+#ifndef DAKD_ENGINE_SCHED_STATE_H
+#define DAKD_ENGINE_SCHED_STATE_H
+
+#include "engine/pages.h"
+#include "engine/sched.h"
+
+struct eng_seq_list {
+    struct eng_sched_seq *head, *tail;
+    int32_t count;
+};
+
+/* A page on its way: both places are taken until it is over. */
+struct eng_move {
+    struct kn_page_move page;
+    struct eng_sched_seq *seq; /* whose it is; NULL: of one that has gone */
+    int32_t index;             /* in seq->pages, which still names page.from */
+    bool out;                  /* of local memory; else back into it */
+};
+
+/* Moves begun and not over, oldest first: [first % cap, first + count). */
+struct eng_moves {
+    struct eng_move *at; /* owned, [cap] */
+    int32_t cap, first, count;
+    uint64_t over;        /* of all that were begun */
+    int32_t out_count;    /* of `count`, out of local memory */
+    int32_t orphan_count; /* of `count`, whose sequence has gone */
+    uint64_t out, back;   /* begun */
+    uint64_t waits;       /* plans whose step waits for moves */
+};
+
+struct eng_sched {
+    int32_t running_max; /* min(seqs_max, tokens_step_max, local pages) */
+    int32_t tokens_step_max;
+    int32_t chunk_max;
+    bool paced; /* a target of latency is set */
+    struct eng_pace pace;
+    struct eng_seq_list running, waiting;
+    struct eng_pages *pages;     /* owned */
+    struct eng_plan_item *items; /* owned, [running_max] */
+    int32_t planned_count;       /* items of the plan not yet committed; 0: none */
+    uint64_t arrival_next;
+    uint64_t preempt_count;
+    uint8_t *mark; /* owned, [pages]: scratch of eng_sched_check */
+
+    /* Pages in several tiers. */
+    bool tiered;
+    struct off_residency residency;
+    double step_s; /* of late; 0: not known */
+    struct eng_moves moves;
+    struct kn_page_move *planned_moves; /* owned, [planned_moves_max]: of the plan */
+    int32_t planned_moves_max;
+};
+
+static inline int32_t eng_sched_pages_for(int32_t tokens)
+{
+    return tokens / KN_PAGE_TOKENS + (tokens % KN_PAGE_TOKENS != 0);
+}
+
+/* --- residency.c --- */
+
+MUST_USE enum status eng_residency_open(struct eng_sched *s, const struct eng_sched_config *config);
+void eng_residency_close(struct eng_sched *s);
+/* Pages that are free, or will be when moves are over. */
+int64_t eng_residency_room(const struct eng_sched *s);
+/* Takes local pages so that seq's next `want` tokens have room; returns for how many of them there
+ * is room now.  Where local pages are short others leave, and the plan's step waits for them. */
+int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
+                           int32_t want);
+/* Gives back all pages of a sequence. */
+void eng_residency_give(struct eng_sched *s, struct eng_sched_seq *seq);
+/* The plan is made, for running sequences that still lack so many pages: pages leave ahead of need,
+ * or come back, beside its step. */
+void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack);
+/* A step took so long. */
+void eng_residency_learn(struct eng_sched *s, double seconds);
+/* CHECKs moves and the places of pages, and that s->mark, zero before, has every page of sequences
+ * and moves once; adds their number to *owned. */
+void eng_residency_check(const struct eng_sched *s, int32_t *owned);
+
+#endif

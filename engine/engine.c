@@ -228,6 +228,7 @@ static enum status turn(struct eng_engine *e, struct eng_step **flying, bool *id
     struct eng_step *before = *flying, *next = NULL;
     take_submissions(e);
     drop_cancelled(e);
+    if (e->tiered) eng_sched_moved(e->sched, kn_moves_done(e->kn) - e->moves_before);
     eng_sched_plan(e->sched, &plan);
     *idle = !before && plan.item_count == 0;
     if (plan.item_count > 0) {
@@ -346,6 +347,9 @@ enum status eng_open(struct kn *kn, struct eng_model *model, const struct kn_kv 
     eng_control_begin(&e->control, kn, config->control);
     memcpy(e->stats.control, e->control.tier, sizeof e->stats.control);
     if ((st = eng_warm_up(e, err))) goto fail;
+    for (int t = 1; t < KN_TIER_MAX; t++) e->tiered |= config->sched.page_count[t] > 0;
+    eng_model_traffic(model, kv->dtype, &e->traffic);
+    e->moves_before = kn_moves_done(kn);
     publish(e);
     if (pthread_create(&e->thread, NULL, engine_main, e)) {
         st = err_set(err, ST_NOMEM, "the engine thread cannot be started");

@@ -134,6 +134,9 @@ struct eng_stats {
     struct kn_traffic traffic[KN_TIER_MAX];
     double read_bytes_per_s[KN_TIER_MAX];
     struct eng_tier_control control[KN_TIER_MAX];
+    /* KV that steps read once for every sequence, by where its pages lay; counted where a remote
+     * tier has pages. */
+    uint64_t kv_read_bytes[KN_TIER_MAX];
     uint64_t step_tokens_sum;
     uint64_t step_tokens_bucket[ENG_STEP_BUCKETS]; /* not cumulative; bounds below */
     uint64_t queue_ns_sum, queue_count;            /* submission to first step */

@@ -8,6 +8,7 @@
 #include <pthread.h>
 
 #include "engine/engine.h"
+#include "engine/traffic.h"
 
 /* A sequence of a step.  Its request may end, and be freed, while the step is computed: it is
  * live[slot] as long as its arrival is this one. */
@@ -43,6 +44,7 @@ struct eng_step {
     uint64_t serial;            /* of kn_step_end */
     uint64_t start_ns, prompt_tokens, recomputed_tokens;
     bool rested; /* it is the first after there was no work */
+    uint64_t kv_bytes[KN_TIER_MAX]; /* read of each tier, where several have pages */
     struct eng_load load;
     bool held_back; /* of the plan */
 };
@@ -54,6 +56,9 @@ struct eng_engine {
     struct eng_config config;
     struct eng_limits limits;
     struct eng_sched *sched;
+    bool tiered;                /* KV pages lie in several tiers */
+    uint64_t moves_before;      /* kn_moves_done when it was opened */
+    struct eng_traffic traffic; /* of the model */
     struct eng_sampler *sampler;
     struct eng_step steps[2]; /* by turns */
     float *logits;            /* [rows_max, V] in KN_MEM_STAGING, of whichever step is computed */

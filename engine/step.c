@@ -151,11 +151,24 @@ static void put_item(struct eng_step *s, int32_t i, const struct eng_request *r,
            div_up((size_t)kv_count, KN_PAGE_TOKENS) * sizeof *s->pages);
 }
 
+/* Where what the step reads of a sequence's KV lies; its pages that are not local are its oldest.
+ */
+static void note_kv(const struct eng_engine *e, struct eng_step *s, const struct kn_seq *seq,
+                    const struct eng_sched_seq *from)
+{
+    const uint64_t all = eng_traffic_kv_bytes(&e->traffic, seq->kv_count);
+    const int32_t far_tokens = from->far_count * KN_PAGE_TOKENS;
+    const uint64_t far = eng_traffic_kv_far_bytes(&e->traffic, seq->kv_count, far_tokens);
+    s->kv_bytes[kn_page_tier(from->pages[0])] += far;
+    s->kv_bytes[0] += all - far;
+}
+
 static void build_batch(struct eng_engine *e, const struct eng_plan *plan, struct eng_step *s)
 {
     int32_t token = 0, page = 0;
     s->item_count = plan->item_count;
     s->preempt_count = plan->preempt_count;
+    memset(s->kv_bytes, 0, sizeof s->kv_bytes);
     for (int32_t i = 0; i < plan->item_count; i++) {
         const struct eng_plan_item *item = &plan->items[i];
         const struct eng_request *r = request_of(item->seq);
@@ -166,6 +179,7 @@ static void build_batch(struct eng_engine *e, const struct eng_plan *plan, struc
                                              .generated = r->seq.token_count - r->prompt_count,
                                              .sample = item->sample};
         put_item(s, i, r, token, page);
+        if (e->tiered) note_kv(e, s, &s->seqs[i], item->seq);
         token += item->token_count;
         page += (int32_t)div_up((size_t)s->seqs[i].kv_count, KN_PAGE_TOKENS);
     }
@@ -229,8 +243,21 @@ static void choose_rows(struct eng_engine *e, struct eng_step *s, int32_t begin,
     }
 }
 
-/* Rows are computed in groups of rows_max; with the first, the model's layers. */
-static void issue_group(struct eng_engine *e, struct eng_step *s, int32_t begin)
+/* Pages that leave local memory or come back, within the step that waits for some of them, so that
+ * the wait counts as the machine's time. */
+static void issue_moves(struct eng_engine *e, const struct eng_plan *plan)
+{
+    if (!e->tiered) return;
+    kn_move_pages(e->kn, &e->kv, plan->moves, plan->urgent_count);
+    if (plan->wait) kn_moves_wait(e->kn);
+    kn_move_pages(e->kn, &e->kv, plan->moves + plan->urgent_count,
+                  plan->move_count - plan->urgent_count);
+}
+
+/* Rows are computed in groups of rows_max; with the first, the model's layers.  plan: NULL with the
+ * others. */
+static void issue_group(struct eng_engine *e, const struct eng_plan *plan, struct eng_step *s,
+                        int32_t begin)
 {
     int32_t count = group_rows(e, s, begin);
     struct kn_batch batch = s->batch;
@@ -243,6 +270,7 @@ static void issue_group(struct eng_engine *e, struct eng_step *s, int32_t begin)
                                           .rows = s->choice,
                                           .out = s->chosen};
     kn_step_begin(e->kn);
+    if (plan) issue_moves(e, plan);
     s->played = count == s->row_count && kn_play(e->kn, &batch, &sample);
     if (!s->played) {
         if (begin == 0) eng_model_forward(e->model, &batch, &e->kv);
@@ -262,7 +290,7 @@ void eng_step_issue(struct eng_engine *e, const struct eng_plan *plan, struct en
     s->rested = e->rested;
     e->rested = false;
     build_batch(e, plan, s);
-    issue_group(e, s, 0);
+    issue_group(e, plan, s, 0);
     eng_sched_commit(e->sched, plan);
     for (int32_t i = 0; i < s->item_count; i++) {
         struct eng_request *r = e->live[s->items[i].slot];
@@ -410,6 +438,7 @@ static void count_step(struct eng_engine *e, const struct eng_step *s, uint64_t 
     eng_control_step(&e->control, t->traffic, step_kind(s), e->device_ns);
     memcpy(t->control, e->control.tier, sizeof t->control);
     t->host_ns_sum = e->host_ns;
+    for (int i = 0; i < KN_TIER_MAX; i++) t->kv_read_bytes[i] += s->kv_bytes[i];
     t->step_tokens_sum += (uint64_t)T;
     t->step_tokens_bucket[bucket]++;
     t->prompt_tokens += s->prompt_tokens;
@@ -436,7 +465,7 @@ enum status eng_step_land(struct eng_engine *e, struct eng_step *s, char *err)
         if (st) return err_set(err, st, "the model's logits hold no finite number");
         begin += e->config.rows_max;
         if (begin >= s->row_count) break;
-        issue_group(e, s, begin);
+        issue_group(e, NULL, s, begin);
     }
     for (int32_t i = 0; i < s->item_count; i++) {
         struct eng_request *r = s->items[i].sample ? request_in(e, &s->items[i]) : NULL;

@@ -97,6 +97,18 @@ uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context)
     return tokens * t->kv_token_bytes;
 }
 
+uint64_t eng_traffic_kv_far_bytes(const struct eng_traffic *t, int32_t context, int32_t far_tokens)
+{
+    uint64_t tokens = 0;
+    CHECK(far_tokens >= 0 && far_tokens <= context);
+    for (int32_t i = 0; i < t->layer_count; i++) {
+        const bool cut = t->window[i] > 0 && t->window[i] < context;
+        const int32_t first = cut ? context - t->window[i] : 0; /* that is seen */
+        if (far_tokens > first) tokens += (uint64_t)(far_tokens - first);
+    }
+    return tokens * t->kv_token_bytes;
+}
+
 void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t context,
                         uint64_t bytes[KN_TIER_MAX])
 {

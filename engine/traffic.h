@@ -31,6 +31,8 @@ void eng_model_traffic(const struct eng_model *model, enum kn_dtype kv_dtype,
 
 /* KV a step reads for one sequence whose context, the new token included, is `context` tokens. */
 uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context);
+/* What of this lies in the sequence's first far_tokens positions, whose pages are not local. */
+uint64_t eng_traffic_kv_far_bytes(const struct eng_traffic *t, int32_t context, int32_t far_tokens);
 /* bytes[tier] of a decode step of seq_count sequences of that context.  KV pages lie in tier 0. */
 void eng_traffic_decode(const struct eng_traffic *t, int32_t seq_count, int32_t context,
                         uint64_t bytes[KN_TIER_MAX]);

@@ -1,13 +1,19 @@
 /*
- * gpu_kv.c - KV pages on the move (kernels/cuda/move.c) on a GPU.
+ * gpu_kv.c - KV pages in any tier, and on the move (kernels/cuda/move.c), on a GPU.
  *
- * Pages are written, moved, moved on, and written anew, again and again, between pools of local,
- * host and, where there is one, another GPU's memory, in random order and without the host waiting
- * for anything; every page must then hold what was moved there.  What a move waits for is late, for
- * long reads stand before it in the stream, and what waits for a move follows at once: an order
- * that is not kept shows as another page's bytes.  --quick: less of it, for compute-sanitizer.
+ * Answers.  The engine serves the demo model with its pages all local, half of them in a remote
+ * tier or nearly all; local memory is always large enough for a step's chunks, so that steps are
+ * made of the same tokens, and the tokens given must be the same, with nothing computed again.
+ *
+ * Moves.  Pages are written, moved, moved on, and written anew, again and again, between pools of
+ * local, host and, where there is one, another GPU's memory, in random order and without the host
+ * waiting for anything; every page must then hold what was moved there.  What a move waits for is
+ * late, for long reads stand before it in the stream, and what waits for a move follows at once: an
+ * order that is not kept shows as another page's bytes.  --quick: less of it, for
+ * compute-sanitizer.
  */
 #include "tests/gpu_common.h"
+#include "tests/kv_rig.h"
 
 enum { PAGES = 24, TIERS = 3 };
 
@@ -139,6 +145,69 @@ static void random_moves(int32_t layers, size_t noise_bytes, int rounds, int tur
     pools_close(&p);
 }
 
+/* --- answers --- */
+
+enum { COUNT = 20, LEN = 1200 };
+
+static const struct kv_load load = {.model = "config/demo-model",
+                                    .dtype = ENG_DTYPE_BF16,
+                                    .count = COUNT,
+                                    .len_max = LEN,
+                                    .prompt_min = 300,
+                                    .prompt_max = 1000,
+                                    .answer_min = 80,
+                                    .answer_max = 190};
+
+static void serve(const int32_t *expected, const struct kv_way *w, double least, double most)
+{
+    static int32_t tokens[COUNT * LEN];
+    struct eng_stats s;
+    memset(tokens, 0, sizeof tokens);
+    kv_run(gpu, &load, w, tokens, &s);
+    const double share = kv_far_share(&s), ms = (double)s.device_ns_sum / 1e6;
+    printf("%s: %d near, %d far, steps of %d: %.2f of KV read was far, %llu pages out, %llu back, "
+           "%llu of %llu steps waited, %llu played, %.1f ms\n",
+           w->mem == KN_MEM_HOST ? "host" : "peer", w->near, w->far, w->budget, share,
+           (unsigned long long)s.sched.pages_out_count,
+           (unsigned long long)s.sched.pages_back_count,
+           (unsigned long long)s.sched.move_wait_count, (unsigned long long)s.step_count,
+           (unsigned long long)s.played_step_count, ms);
+    for (int32_t i = 0; i < COUNT; i++) {
+        const int32_t n = kv_prompt(&load, i) + kv_answer(&load, i);
+        int32_t same = 0;
+        while (same < n && tokens[i * LEN + same] == expected[i * LEN + same]) same++;
+        EXPECT(same == n, "sequence %d: token %d of %d differs", i, same, n);
+    }
+    EXPECT(!s.failed && s.recomputed_tokens == 0, "%s", s.failure);
+    EXPECT(share >= least && share <= most, "%.3f of KV read was far, not %.2f to %.2f", share,
+           least, most);
+    if (w->far && least > 0)
+        EXPECT(s.traffic[1].moved_bytes > 0 && s.traffic[1].bytes > 0, "nothing read or moved");
+}
+
+static void answers(bool quick)
+{
+    static int32_t expected[COUNT * LEN];
+    int gpus = 0;
+    const bool peer = cudaGetDeviceCount(&gpus) == cudaSuccess && gpus > 1;
+    for (int32_t budget = 512; budget >= 128; budget /= 4) {
+        const struct kv_way local = {600, 0, COUNT, budget, true, KN_MEM_HOST};
+        struct eng_stats s;
+        kv_run(gpu, &load, &local, expected, &s);
+        printf("all local: %.1f ms, %llu of %llu steps played\n", (double)s.device_ns_sum / 1e6,
+               (unsigned long long)s.played_step_count, (unsigned long long)s.step_count);
+        for (int tier = 0; tier < 1 + peer; tier++) {
+            const enum kn_mem mem = tier ? KN_MEM_PEER : KN_MEM_HOST;
+            serve(expected, &(struct kv_way){600, 600, COUNT, budget, true, mem}, 0, 0);
+            serve(expected, &(struct kv_way){130, 600, COUNT, budget, true, mem}, 0.2, 0.8);
+            if (quick) return;
+            serve(expected, &(struct kv_way){60, 600, COUNT, budget, true, mem}, 0.5, 1);
+            serve(expected, &(struct kv_way){60, 600, COUNT, budget, false, mem}, 0.5, 1);
+            serve(expected, &(struct kv_way){36, 600, COUNT, budget, true, mem}, 0.7, 1);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
@@ -151,6 +220,7 @@ int main(int argc, char **argv)
         random_moves(1, (size_t)64 << 20, 4, 150); /* 64 KB a page */
         random_moves(16, (size_t)1 << 30, 3, 150); /* 1 MB a page */
     }
+    answers(quick);
     kn_close(gpu);
     return test_report();
 }

@@ -167,12 +167,27 @@ static void test_opened_model(void **state)
     kn_close(kn);
 }
 
+/* Of a sequence of 100 tokens whose first 64 lie elsewhere. */
+static void test_far_kv(void **state)
+{
+    (void)state;
+    struct eng_traffic t = {.kv_token_bytes = 10, .layer_count = 4};
+    assert_int_equal(eng_traffic_kv_far_bytes(&t, 100, 64), 4 * 64 * 10);
+    assert_int_equal(eng_traffic_kv_far_bytes(&t, 100, 0), 0);
+    t.window[1] = 36; /* sees 64 to 99 */
+    t.window[2] = 40; /* sees 60 to 99 */
+    t.window[3] = 1000;
+    assert_int_equal(eng_traffic_kv_far_bytes(&t, 100, 64), (64 + 0 + 4 + 64) * 10);
+    assert_int_equal(eng_traffic_kv_bytes(&t, 100), (100 + 36 + 40 + 100) * 10);
+    assert_int_equal(eng_traffic_kv_far_bytes(&t, 100, 100), (100 + 36 + 40 + 100) * 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_llama_8b),        cmocka_unit_test(test_tiers),
         cmocka_unit_test(test_opt_and_padding), cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_opened_model),
+        cmocka_unit_test(test_opened_model),    cmocka_unit_test(test_far_kv),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

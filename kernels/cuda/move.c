@@ -102,7 +102,7 @@ uint64_t kn_cu_moves_done(struct kn *kn)
 {
     struct kn_cu *cu = kn_cu_of(kn);
     struct kn_cu_moves *m = &cu->moves;
-    if (!kn_cu_enter(cu)) return m->pages_ended;
+    if (m->ended == m->begun || !kn_cu_enter(cu)) return m->pages_ended;
     while (m->ended < m->begun) {
         const cudaError_t e = cudaEventQuery(m->over[(m->ended + 1) % KN_MOVES_MAX]);
         if (e == cudaErrorNotReady) {

@@ -90,6 +90,10 @@ static const struct option table[] = {
     {"kv-cache-memory-bytes", BYTES, AT(kv_cache_memory_bytes), 0, 1e15, "0", NULL,
      "of the KV cache; 0: what --max-num-seqs sequences of --max-model-len need, up to what "
      "--gpu-memory-utilization leaves, or on the CPU up to 1GiB or one sequence"},
+    {"kv-remote", TEXT, AT(kv_remote), 0, 0, "", NULL,
+     "a remote tier for KV pages that local memory has no room for, and its size, e.g. host:64GiB "
+     "or peer:1:20GiB: full pages move there and are read in place; beside what --remote has "
+     "there"},
     {"device", CHOICE, MEASURED(device), 0, 0, "auto", "auto|cpu|cuda",
      "what computes; auto: the GPU where there is a supported one"},
     {"gpu-memory-utilization", REAL, ALL(gpu_memory_utilization), 0, 1, "0", NULL,

@@ -37,6 +37,7 @@ struct options {
     int64_t max_num_batched_tokens;
     double itl_target_ms; /* 0: none */
     int64_t max_waiting;
+    char kv_remote[OPT_STRING_CAP]; /* tier and size; "": KV pages are local */
     uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need; at most
                                      * what gpu_memory_utilization leaves, or on the CPU 1 GiB or
                                      * one such sequence */

@@ -235,8 +235,11 @@ enum status off_links_measure(struct kn *kn, const struct off_remote *remote, st
     if (st || (st = open_local(&b, err)) || (st = measure(&b, true, 0, 0, 1, false, &rates, err)))
         goto done;
     out->hbm_bytes_per_s = rates.local_bytes_per_s;
-    for (int i = 0; i < remote->count && !st; i++)
-        if (!(st = measure_link(&b, &remote->spec[i], out, &out->link[i], err))) out->link_count++;
+    for (int i = 0; i < remote->count && !st; i++) {
+        struct off_tier_spec spec = remote->spec[i];
+        spec.bytes += remote->pool_bytes[i]; /* nothing of either is there yet */
+        if (!(st = measure_link(&b, &spec, out, &out->link[i], err))) out->link_count++;
+    }
 done:
     buffers_close(&b);
     return st;

@@ -122,7 +122,8 @@ enum status off_probe_read(struct kn *kn, const struct off_tiers *tiers, int tie
                            const struct off_probe_config *config, double *bytes_per_s, char *err)
 {
     const struct off_tier_spec *spec = off_tier_spec(tiers, tier);
-    uint64_t bytes = off_probe_bytes(spec->bytes, config->bytes_max);
+    uint64_t bytes =
+        off_probe_bytes(spec->bytes + off_tier_pool_bytes(tiers, tier), config->bytes_max);
     void *ptr;
     *bytes_per_s = 0;
     CHECK(config->round_count >= 1 && config->round_count <= OFF_PROBE_ROUNDS_MAX);

@@ -5,6 +5,8 @@
  * nothing uses costs nothing, and one that is used can neither grow nor fragment.  Memory comes
  * zeroed and is handed out once, so what off_tier_alloc returns is zeroed too.
  *
+ * A pool is memory of its own, for what is handed out and taken back by somebody else (KV pages).
+ *
  * Invariants: used <= capacity; used is a multiple of KN_ALIGN; base is NULL until the first
  * allocation.
  */
@@ -24,6 +26,8 @@ struct tier {
     struct off_tier_spec spec;
     char name[OFF_TIER_NAME_CAP];
     void *base; /* owned */
+    void *pool; /* owned */
+    uint64_t pool_bytes;
     uint64_t used;
 };
 
@@ -52,27 +56,29 @@ static bool parse_digits(const char **text, uint64_t max, uint64_t *out)
     return true;
 }
 
-static enum status parse_size(const char *text, const char *part, uint64_t *out, char *err)
+static enum status parse_size(const char *flag, const char *text, const char *part, uint64_t *out,
+                              char *err)
 {
     if (size_parse(text, out))
-        return err_set(err, ST_INVALID, "--remote: '%s' in '%s' is not a size such as 64GiB", text,
+        return err_set(err, ST_INVALID, "%s: '%s' in '%s' is not a size such as 64GiB", flag, text,
                        part);
     /* A bare number is more likely a forgotten unit than a count of bytes. */
     if (isdigit((unsigned char)text[strlen(text) - 1]))
-        return err_set(err, ST_INVALID, "--remote: the size '%s' in '%s' needs a unit, such as GiB",
+        return err_set(err, ST_INVALID, "%s: the size '%s' in '%s' needs a unit, such as GiB", flag,
                        text, part);
     if (*out == 0)
-        return err_set(err, ST_INVALID, "--remote: the size in '%s' must be more than zero", part);
+        return err_set(err, ST_INVALID, "%s: the size in '%s' must be more than zero", flag, part);
     return ST_OK;
 }
 
 /* "host:64GiB" or "peer:1:40GiB". */
-static enum status parse_part(const char *part, struct off_tier_spec *spec, char *err)
+static enum status parse_part(const char *flag, const char *part, struct off_tier_spec *spec,
+                              char *err)
 {
     *spec = (struct off_tier_spec){0};
     if (!strncmp(part, "host:", 5)) {
         spec->mem = KN_MEM_HOST;
-        return parse_size(part + 5, part, &spec->bytes, err);
+        return parse_size(flag, part + 5, part, &spec->bytes, err);
     }
     if (!strncmp(part, "peer:", 5)) {
         const char *p = part + 5;
@@ -80,13 +86,13 @@ static enum status parse_part(const char *part, struct off_tier_spec *spec, char
         if (!parse_digits(&p, PEER_DEVICE_MAX, &device) || *p != ':')
             return err_set(
                 err, ST_INVALID,
-                "--remote: '%s' does not name a device: write peer:DEVICE:SIZE with DEVICE 0..%d",
+                "%s: '%s' does not name a device: write peer:DEVICE:SIZE with DEVICE 0..%d", flag,
                 part, PEER_DEVICE_MAX);
         spec->mem = KN_MEM_PEER;
         spec->device = (int)device;
-        return parse_size(p + 1, part, &spec->bytes, err);
+        return parse_size(flag, p + 1, part, &spec->bytes, err);
     }
-    return err_set(err, ST_INVALID, "--remote: '%s' is neither host:SIZE nor peer:DEVICE:SIZE",
+    return err_set(err, ST_INVALID, "%s: '%s' is neither host:SIZE nor peer:DEVICE:SIZE", flag,
                    part);
 }
 
@@ -122,7 +128,7 @@ enum status off_remote_parse(const char *text, struct off_remote *out, char *err
         if (remote.count == KN_TIER_MAX - 1)
             return err_set(err, ST_INVALID, "--remote names more than %d tiers", KN_TIER_MAX - 1);
         struct off_tier_spec spec;
-        enum status st = parse_part(part, &spec, err);
+        enum status st = parse_part("--remote", part, &spec, err);
         if (st) return st;
         for (int i = 0; i < remote.count; i++)
             if (remote.spec[i].mem == spec.mem && remote.spec[i].device == spec.device)
@@ -130,6 +136,30 @@ enum status off_remote_parse(const char *text, struct off_remote *out, char *err
         remote.spec[remote.count++] = spec;
     }
     *out = remote;
+    return ST_OK;
+}
+
+enum status off_remote_add_pool(const char *text, const char *flag, struct off_remote *remote,
+                                int *tier, char *err)
+{
+    struct off_tier_spec spec;
+    if (strchr(text, ','))
+        return err_set(err, ST_INVALID, "%s: '%s' is more than one tier", flag, text);
+    enum status st = parse_part(flag, text, &spec, err);
+    if (st) return st;
+    int i = 0;
+    while (i < remote->count &&
+           (remote->spec[i].mem != spec.mem || remote->spec[i].device != spec.device))
+        i++;
+    if (i == KN_TIER_MAX - 1)
+        return err_set(err, ST_INVALID,
+                       "%s: '%s' is a tier beside the %d that --remote names, and there may be %d",
+                       flag, text, i, i);
+    if (i == remote->count)
+        remote->spec[remote->count++] =
+            (struct off_tier_spec){.mem = spec.mem, .device = spec.device};
+    remote->pool_bytes[i] = spec.bytes;
+    *tier = i + 1;
     return ST_OK;
 }
 
@@ -162,7 +192,10 @@ enum status off_tiers_open(struct kn *kn, uint64_t local_bytes, const struct off
     tiers->kn = kn;
     tiers->count = 1 + (remote ? remote->count : 0);
     tier_init(&tiers->tier[0], &(struct off_tier_spec){KN_MEM_LOCAL, 0, local_bytes});
-    for (int i = 1; i < tiers->count; i++) tier_init(&tiers->tier[i], &remote->spec[i - 1]);
+    for (int i = 1; i < tiers->count; i++) {
+        tier_init(&tiers->tier[i], &remote->spec[i - 1]);
+        tiers->tier[i].pool_bytes = remote->pool_bytes[i - 1];
+    }
     *out = tiers;
     return ST_OK;
 }
@@ -173,6 +206,7 @@ void off_tiers_close(struct off_tiers *tiers)
     for (int i = 0; i < tiers->count; i++) {
         struct tier *t = &tiers->tier[i];
         if (t->base) kn_free(tiers->kn, t->spec.mem, t->base, t->spec.bytes);
+        if (t->pool) kn_free(tiers->kn, t->spec.mem, t->pool, t->pool_bytes);
     }
     free(tiers);
 }
@@ -203,9 +237,25 @@ uint64_t off_tier_capacity(const struct off_tiers *tiers, int tier)
     return tier_at(tiers, tier)->spec.bytes;
 }
 
+uint64_t off_tier_pool_bytes(const struct off_tiers *tiers, int tier)
+{
+    return tier_at(tiers, tier)->pool_bytes;
+}
+
 uint64_t off_tier_used(const struct off_tiers *tiers, int tier)
 {
     return tier_at(tiers, tier)->used;
+}
+
+enum status off_tier_pool(struct off_tiers *tiers, int tier, void **out, char *err)
+{
+    tier_at(tiers, tier);
+    struct tier *t = &tiers->tier[tier];
+    *out = NULL;
+    CHECK(!t->pool && t->pool_bytes > 0);
+    enum status st = kn_alloc(tiers->kn, t->spec.mem, t->spec.device, t->pool_bytes, &t->pool, err);
+    *out = t->pool;
+    return st;
 }
 
 enum status off_tier_alloc(struct off_tiers *tiers, int tier, uint64_t bytes, const char *what,

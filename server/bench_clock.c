@@ -50,9 +50,12 @@ void srv_bench_clock_wake(void *clock)
         if (t.step_count > marked) { /* else woken amid a step, or idle */
             CHECK(marked < c->mark_max);
             struct srv_bench_mark *m = &c->marks[marked];
-            *m = (struct srv_bench_mark){
-                now, t.device_ns_sum, t.host_ns_sum, t.played_step_count, {{0}}};
+            *m = (struct srv_bench_mark){.ns = now,
+                                         .device_ns = t.device_ns_sum,
+                                         .host_ns = t.host_ns_sum,
+                                         .played = t.played_step_count};
             memcpy(m->traffic, t.traffic, sizeof t.traffic);
+            memcpy(m->kv_read_bytes, t.kv_read_bytes, sizeof t.kv_read_bytes);
             atomic_store(&c->marked, marked + 1);
         }
     }

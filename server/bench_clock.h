@@ -15,6 +15,7 @@
 struct srv_bench_mark {
     uint64_t ns, device_ns, host_ns, played;
     struct kn_traffic traffic[KN_TIER_MAX];
+    uint64_t kv_read_bytes[KN_TIER_MAX];
 };
 
 struct srv_bench_clock {

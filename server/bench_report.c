@@ -108,10 +108,20 @@ static void list_clients(const struct options *o, const struct srv_bench_result 
     add(l, "itl_p99_ms", "P99 (ms)", s->itl_s.p99 * MS, 3);
 }
 
+static void list_pages(const struct options *o, const struct srv_bench_result *r, struct list *l)
+{
+    if (!o->kv_remote[0]) return;
+    add(l, NULL, "KV pages in two tiers, since start", 0, 0);
+    add(l, "kv_pages_out_count", "pages moved out of local memory", (double)r->pages_out, 0);
+    add(l, "kv_pages_back_count", "and back into it", (double)r->pages_back, 0);
+    add(l, "kv_move_wait_step_count", "steps that waited for a page", (double)r->move_waits, 0);
+}
+
 static void list_all(const struct options *o, const struct srv_bench_result *r, struct list *l)
 {
     l->count = 0;
     list_decode(r, l);
+    list_pages(o, r, l);
     list_prompt(o, r, l);
     list_clients(o, r, l);
 }
@@ -385,6 +395,7 @@ void srv_bench_json_head(struct buf *b, const struct options *o, const struct sr
     put_text(b, "weight_dtype", kn_dtype_name(info->dtype));
     put_text(b, "kv_cache_dtype", kn_dtype_name(m->kv.dtype));
     put_text(b, "remote", o->remote);
+    put_text(b, "kv_remote", o->kv_remote);
     put_number(b, "offload_ratio", remote_share(m));
     put_text(b, "placement", placement_text(o, m));
     put_text(b, "congestion_control", control);

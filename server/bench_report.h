@@ -44,6 +44,9 @@ struct srv_bench_result {
      * twice. */
     double counted_bytes[KN_TIER_MAX];
     struct srv_bench_trips trips[KN_TIER_MAX];
+    /* Where a remote tier has KV pages: moved to it and back, and steps that waited for one, since
+     * the engine was opened. */
+    uint64_t pages_out, pages_back, move_waits;
     double floor_s;            /* of a step */
     int floor_tier;            /* the tier that decides it */
     double copy_bytes_per_s;   /* of --background-copy beside it; 0: there was none */

@@ -89,11 +89,18 @@ enum status srv_bench_check_pages(const struct srv_machine *m, const struct srv_
 {
     size_t each = div_up((size_t)(w->input_len + w->output_len), KN_PAGE_TOKENS);
     size_t need = (size_t)w->batch * (each + (w->batch > 1));
-    if ((size_t)m->page_count >= need) return ST_OK;
+    const size_t have = (size_t)m->page_count + (size_t)m->memory.far_page_count;
+    if (w->batch > m->page_count)
+        return err_set(err, ST_LIMIT,
+                       "%d sequences need a page of KV each in local memory and there are %d: "
+                       "raise --kv-cache-memory-bytes",
+                       w->batch, m->page_count);
+    if (have >= need) return ST_OK;
     return err_set(err, ST_LIMIT,
-                   "the sequences need %zu KV pages together and there are %d: raise "
-                   "--kv-cache-memory-bytes to %zu, or leave it out",
-                   need, m->page_count, need * kn_kv_page_bytes(&m->kv));
+                   "the sequences need %zu KV pages together and there are %zu: raise "
+                   "--kv-cache-memory-bytes to %zu, or leave it out, or name a tier for them with "
+                   "--kv-remote",
+                   need, have, need * kn_kv_page_bytes(&m->kv));
 }
 
 /* --- a run ------------------------------------------------------------------------------------ */
@@ -229,6 +236,22 @@ static void find_control(const struct srv_bench_run *b, struct srv_bench_result 
     memcpy(r->tier_control, t.control, sizeof r->tier_control);
 }
 
+/* Of KV that lies in several tiers, what steady steps read of each, and what was moved. */
+static void find_kv(const struct srv_bench_run *b, struct srv_bench_result *r)
+{
+    const uint64_t begin = r->stats.steady_begin_step, count = (uint64_t)r->stats.steady_step_count;
+    const struct srv_bench_mark *from = &b->clock.marks[begin], *to = from + count;
+    struct eng_stats t;
+    eng_stats(b->machine->engine, &t);
+    for (int i = 0; i < r->bandwidth.tier_count; i++) {
+        r->kv_bytes[i] = (to->kv_read_bytes[i] - from->kv_read_bytes[i]) / count;
+        r->step_bytes[i] = r->weight_bytes[i] + r->kv_bytes[i];
+    }
+    r->pages_out = t.sched.pages_out_count;
+    r->pages_back = t.sched.pages_back_count;
+    r->move_waits = t.sched.move_wait_count;
+}
+
 static void find_floor(const struct srv_bench_run *b, struct srv_bench_result *r)
 {
     struct eng_traffic t;
@@ -238,6 +261,7 @@ static void find_floor(const struct srv_bench_run *b, struct srv_bench_result *r
     r->kv_bytes[0] = (uint64_t)b->now.batch * eng_traffic_kv_bytes(&t, context);
     for (int i = 0; i < r->bandwidth.tier_count; i++)
         r->weight_bytes[i] = r->step_bytes[i] - r->kv_bytes[i];
+    if (b->machine->memory.far_page_count) find_kv(b, r);
     r->floor_s = off_floor_s(&r->bandwidth, r->step_bytes, &r->floor_tier);
 }
 

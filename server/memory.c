@@ -22,8 +22,6 @@
 #define KV_DEFAULT_BYTES (1ull << 30)
 /* Dense bfloat16 of a Hopper GPU, by its datasheet. */
 #define FLOPS 989e12
-/* On a CPU nothing is measured: the planner gets the figures of an H200. */
-#define NOMINAL_HBM_BYTES_PER_S 4720e9
 /* Of the host's memory, what is left for everybody else when none was named by --remote. */
 #define HOST_RESERVE 8 /* one part in so many */
 #define STAGING_ROUNDS 16
@@ -127,8 +125,16 @@ static uint64_t excess(const struct srv_memory *m, const struct eng_model_info *
     return m->bounded && need > m->usable ? need - m->usable : 0;
 }
 
+/* The tier of --kv-remote, in m->remote as it is now. */
+static enum status add_kv_tier(const struct options *o, struct srv_memory *m, char *err)
+{
+    if (!o->kv_remote[0]) return ST_OK;
+    return off_remote_add_pool(o->kv_remote, "--kv-remote", &m->remote, &m->kv_tier, err);
+}
+
 /* The host's memory, as much as is needed, where --remote names nothing. */
-static enum status offer_host(uint64_t needed, struct srv_memory *m, char *err)
+static enum status offer_host(const struct options *o, uint64_t needed, struct srv_memory *m,
+                              char *err)
 {
     uint64_t total, available;
     enum status st = kn_host_memory(&total, &available, err);
@@ -145,7 +151,7 @@ static enum status offer_host(uint64_t needed, struct srv_memory *m, char *err)
                        (double)needed / GIB, (double)offered / GIB, (double)available / GIB,
                        (double)total / GIB);
     m->remote = (struct off_remote){.count = 1, .spec = {{KN_MEM_HOST, 0, offered}}};
-    return ST_OK;
+    return add_kv_tier(o, m, err);
 }
 
 /* Bandwidths and capacities.  No tier may take more than what must leave: by the model, a step is
@@ -162,7 +168,7 @@ static enum status set_tiers(const struct options *o, struct kn *kn, uint64_t lo
         if (!p->op[i].pinned) tile = size_max(tile, p->op[i].tile_bytes);
     p->tier_count = 1 + m->remote.count;
     p->tier[0] = (struct off_plan_tier){
-        "hbm", m->gpu ? m->links.hbm_bytes_per_s : NOMINAL_HBM_BYTES_PER_S, local_bytes};
+        "hbm", m->gpu ? m->links.hbm_bytes_per_s : SRV_NOMINAL_HBM_BYTES_PER_S, local_bytes};
     for (int t = 1; t < p->tier_count; t++) {
         const struct off_tier_spec *spec = &m->remote.spec[t - 1];
         char name[OFF_TIER_NAME_CAP];
@@ -171,7 +177,7 @@ static enum status set_tiers(const struct options *o, struct kn *kn, uint64_t lo
         p->tier[t] = (struct off_plan_tier){
             .name = link ? link->name : "remote",
             .bytes_per_s = link ? link->read_bytes_per_s
-                                : NOMINAL_HBM_BYTES_PER_S / kn_window_default(spec->mem).cost,
+                                : SRV_NOMINAL_HBM_BYTES_PER_S / kn_window_default(spec->mem).cost,
             .bytes = size_min(spec->bytes / KN_ALIGN * KN_ALIGN, leaving + 2 * tile)};
     }
     return ST_OK;
@@ -182,7 +188,7 @@ static enum status make_plan(const struct options *o, struct kn *kn, const struc
 {
     char why[ERR_CAP] = "";
     uint64_t leaving = excess(m, &shape->info, pages), in_plan = 0;
-    enum status st = o->remote[0] ? ST_OK : offer_host(leaving, m, err);
+    enum status st = o->remote[0] ? ST_OK : offer_host(o, leaving, m, err);
     if (st || (st = eng_operations(shape, &m->workload, &m->plan, err))) return st;
     for (int i = 0; i < m->plan.op_count; i++) {
         const struct off_plan_op *op = &m->plan.op[i];
@@ -277,7 +283,7 @@ static enum status place_by_share(const struct options *o, uint64_t leaving,
                                   const struct eng_shape *shape, struct kn *kn,
                                   struct eng_model_options *mo, struct srv_memory *m, char *err)
 {
-    if (o->offload > 0 && m->remote.count == 0)
+    if (o->offload > 0 && !o->remote[0])
         return err_set(err, ST_INVALID, "--offload %g needs a remote tier: --remote host:SIZE",
                        o->offload);
     if (o->offload > 0 && leaving == 0 && !o->force_offload)
@@ -288,7 +294,7 @@ static enum status place_by_share(const struct options *o, uint64_t leaving,
     mo->offload = o->offload > 0 ? o->offload : 0;
     enum status st = preview(shape, mo, kn, m, err);
     /* Not for the places, which a share decides, but for windows. */
-    if (st || !m->gpu || mo->offload == 0) return st;
+    if (st || !m->gpu || (mo->offload == 0 && !m->kv_tier)) return st;
     return srv_probe_links(o, kn, &m->remote, &m->links, err);
 }
 
@@ -308,6 +314,31 @@ static enum status too_little_kv(const struct options *o, const struct pages *p,
                    "of local memory are left beside the weights: lower --max-model-len, raise "
                    "--gpu-memory-utilization, or leave out --offload",
                    m->model_len, need, (double)count * (double)p->bytes / GIB);
+}
+
+/* Pages of the remote tier, as many as sequences may fill beside the local ones; its pool is made
+ * as large as they are. */
+static enum status give_far_kv(const struct options *o, const struct pages *p, int64_t near,
+                               struct srv_memory *m, char *err)
+{
+    if (!m->kv_tier) return ST_OK;
+    uint64_t *pool = &m->remote.pool_bytes[m->kv_tier - 1];
+    const int64_t most = (p->per_seq + 1) * o->max_num_seqs - near;
+    int64_t count = (int64_t)(*pool / p->bytes);
+    if (count == 0)
+        return err_set(err, ST_INVALID, "--kv-remote %s has no room for one page of KV, %.2f MiB",
+                       o->kv_remote, (double)p->bytes / MIB);
+    if (count > most) count = most > 0 ? most : 0;
+    if (count > 0x0FFFFFFF)
+        return err_set(err, ST_LIMIT, "--kv-remote would hold more than 2^28 pages");
+    if (near < o->max_num_seqs)
+        log_warn("startup",
+                 "the KV cache has %lld pages in local memory, where each sequence needs one: at "
+                 "most so many of --max-num-seqs %lld run at once",
+                 (long long)near, (long long)o->max_num_seqs);
+    *pool = (uint64_t)count * p->bytes;
+    m->far_page_count = (int32_t)count;
+    return ST_OK;
 }
 
 static enum status give_kv(const struct options *o, const struct pages *p, struct srv_memory *m,
@@ -335,10 +366,14 @@ static enum status give_kv(const struct options *o, const struct pages *p, struc
         int64_t usual = (int64_t)size_max(KV_DEFAULT_BYTES / p->bytes, (size_t)p->per_seq);
         if (count > usual) count = usual;
     }
-    if (count < p->per_seq && (!m->bounded || o->max_model_len || o->kv_cache_memory_bytes))
-        return too_little_kv(o, p, count, m, err);
-    if (count < p->per_seq) {
-        m->model_len = (int32_t)(count * KN_PAGE_TOKENS);
+    enum status st = give_far_kv(o, p, count, m, err);
+    if (st) return st;
+    const int64_t all = count + m->far_page_count;
+    if (count < 1 ||
+        (all < p->per_seq && (!m->bounded || o->max_model_len || o->kv_cache_memory_bytes)))
+        return too_little_kv(o, p, all, m, err);
+    if (all < p->per_seq) {
+        m->model_len = (int32_t)(all * KN_PAGE_TOKENS);
         log_info("startup",
                  "sequences of up to %d tokens, for which there is KV: the model allows more, and "
                  "--max-model-len would ask for it",
@@ -378,7 +413,7 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
     if (o->force_offload && o->offload <= 0)
         return err_set(err, ST_INVALID,
                        "--force-offload is of a share: say which with --offload, such as 0.1");
-    if ((st = off_remote_parse(o->remote, &m->remote, err)) ||
+    if ((st = off_remote_parse(o->remote, &m->remote, err)) || (st = add_kv_tier(o, m, err)) ||
         (st = measure_memory(o, kn, mo, info, m, err)) || (st = choose_workload(o, kv, m, err)))
         return st;
     const struct pages pages = choose_pages(o, kv, m);
@@ -395,7 +430,7 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
     }
     set_requests(mo, info, m);
     trim_offered(o, m);
-    if (!m->planned && o->offload == OPT_AUTO && m->remote.count)
+    if (!m->planned && o->offload == OPT_AUTO && o->remote[0])
         log_info("startup", "the model fits with its KV cache: the tiers of --remote stay empty");
     if (m->planned)
         log_info("startup",

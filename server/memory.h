@@ -8,6 +8,7 @@
  *               given: at most a quarter of what is usable), and for one of --max-model-len where
  *               that was given; or --kv-cache-memory-bytes.  It gets what is left beside the
  *               weights, up to --max-num-seqs longest sequences
+ *               --kv-remote: more of it in a remote tier, in a pool beside the weights there
  *     weights   all local where they fit beside the KV wanted; else `--offload auto` moves out what
  *               does not, as the planner says (offload/plan.h), and no more
  *
@@ -19,6 +20,9 @@
 #include "config/options.h"
 #include "engine/operations.h"
 #include "offload/link.h"
+
+/* On a CPU nothing is measured: the planner gets the figures of an H200. */
+#define SRV_NOMINAL_HBM_BYTES_PER_S 4720e9
 
 /* Bytes of one tier: what of the weights was asked to lie there and does, and what a decode step of
  * the planned workload reads there, predicted and of what was loaded. */
@@ -33,7 +37,10 @@ struct srv_memory {
     uint64_t total, available; /* of local memory; 0 where the system does not say */
     uint64_t usable, step;     /* of it */
     uint64_t staging;          /* of step, for the remote weights of prompts */
-    int32_t model_len, page_count;
+    int32_t model_len;
+    int32_t page_count;     /* of KV, in local memory */
+    int kv_tier;            /* that has more of it; 0: none */
+    int32_t far_page_count; /* there */
     struct eng_step workload;
     struct off_remote remote;
     struct off_links links; /* measured where link_count > 0 */

@@ -135,6 +135,14 @@ static void put_engine(struct buf *out, const struct eng_stats *e)
                 e->recomputed_tokens);
     put_counter(out, "num_preemptions_total", "Sequences put back for lack of KV pages.",
                 e->sched.preempt_count);
+    put_counter(out, "kv_pages_moved_out_total",
+                "KV pages moved from local memory to a remote tier.", e->sched.pages_out_count);
+    put_counter(out, "kv_pages_moved_back_total", "KV pages moved back into local memory.",
+                e->sched.pages_back_count);
+    put_counter(out, "kv_move_wait_steps_total", "Steps that waited for a KV page to be moved.",
+                e->sched.move_wait_count);
+    put_gauge(out, "kv_pages_moving", "KV pages on their way, which have two places meanwhile.",
+              e->sched.pages_moving);
     put_steps(out, e);
     put_mixed(out, e);
 }
@@ -186,7 +194,11 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
         {"tier_round_trip_min_seconds", "gauge", "Least round trip of the latest step.", true},
         {"tier_round_trip_max_seconds", "gauge", "Largest round trip of the latest step.", true},
         {"tier_fetched_bytes_total", "counter",
-         "Of the bytes read, those that were copied ahead of the products of prompts.", true}};
+         "Of the bytes read, those that were copied ahead of the products of prompts.", true},
+        {"tier_kv_moved_bytes_total", "counter",
+         "Bytes of KV pages moved from a remote tier or to it, beside what steps read.", true},
+        {"tier_kv_read_bytes_total", "counter",
+         "Bytes of KV that steps read of a remote tier, each once a step.", true}};
     for (size_t f = 0; f < ARRAY_COUNT(families); f++) {
         if (families[f].remote && v->tier_count < 2) continue;
         put_family(out, families[f].name, families[f].type, families[f].help);
@@ -198,7 +210,9 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
                                      (double)r->trip_ns_sum * 1e-9,
                                      (double)r->trip_ns_min * 1e-9,
                                      (double)r->trip_ns_max * 1e-9,
-                                     (double)r->fetched_bytes};
+                                     (double)r->fetched_bytes,
+                                     (double)r->moved_bytes,
+                                     (double)v->engine->kv_read_bytes[t]};
             put_tier_value(out, families[f].name, v->tiers[t].name, values[f]);
         }
     }

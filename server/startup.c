@@ -159,17 +159,21 @@ static enum status open_tiers(const struct eng_model_info *info, struct srv_mach
     const struct srv_memory *mem = &m->memory;
     uint64_t local = srv_memory_local_bytes(mem, &m->kv);
     /* All tiers are one memory on a CPU, which is taken when it is written. */
-    uint64_t kv_bytes = (uint64_t)mem->page_count * kn_kv_page_bytes(&m->kv);
-    uint64_t need = info->weight_bytes + kv_bytes;
+    const uint64_t page_bytes = kn_kv_page_bytes(&m->kv);
+    uint64_t kv_bytes = (uint64_t)mem->page_count * page_bytes;
+    uint64_t need = info->weight_bytes + kv_bytes + (uint64_t)mem->far_page_count * page_bytes;
     if (!mem->gpu && mem->available && need > mem->available)
         return err_set(err, ST_LIMIT,
                        "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are "
                        "available: lower "
                        "--kv-cache-memory-bytes or --max-model-len, or serve a smaller model",
-                       (double)info->weight_bytes / GIB, (double)kv_bytes / GIB,
+                       (double)info->weight_bytes / GIB, (double)(need - info->weight_bytes) / GIB,
                        (double)mem->available / GIB);
     enum status st = off_tiers_open(m->kn, local, &mem->remote, &m->tiers, err);
     if (st) return st;
+    if (mem->far_page_count &&
+        (st = off_tier_pool(m->tiers, mem->kv_tier, &m->kv.base[mem->kv_tier], err)))
+        return st;
     return off_tier_alloc(m->tiers, 0, kv_bytes, "the KV cache", &m->kv.base[0], err);
 }
 
@@ -191,9 +195,37 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
                      m->control[t].mode == OFF_CONTROL_ADAPTIVE ? "from" : "read by",
                      m->control[t].window.ctas, m->control[t].window.blocks,
                      (double)off_window_bytes(&m->control[t].window) / 1024);
+    const double page_gib = (double)kn_kv_page_bytes(&m->kv) / GIB;
+    const int32_t far = m->memory.far_page_count;
     log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
-             m->page_count, KN_PAGE_TOKENS,
-             (double)m->page_count * (double)kn_kv_page_bytes(&m->kv) / GIB, m->model_len_max);
+             m->page_count, KN_PAGE_TOKENS, m->page_count * page_gib, m->model_len_max);
+    if (far)
+        log_info("startup",
+                 "KV cache: %d pages, %.3f GiB, more in tier %s, where full pages go that local "
+                 "memory has no room for: read in place, up to %.1f %% of what a step reads beside "
+                 "local ones for nothing",
+                 far, far * page_gib, off_tier_name(m->tiers, m->memory.kv_tier),
+                 (double)off_residency_free(&m->residency, 100000) / 1000);
+    else if (m->memory.kv_tier)
+        log_info("startup", "KV cache: local memory holds all there can be: --kv-remote stays "
+                            "empty");
+}
+
+/* What moving pages costs and saves; of a link that was not measured, what its kind gives. */
+static struct off_residency residency_of(const struct srv_machine *m)
+{
+    const struct srv_memory *mem = &m->memory;
+    if (!mem->kv_tier) return (struct off_residency){0};
+    const struct off_tier_spec *spec = &mem->remote.spec[mem->kv_tier - 1];
+    char name[OFF_TIER_NAME_CAP];
+    off_tier_spec_name(spec, name);
+    const struct off_link *link = off_links_find(&mem->links, name);
+    if (link)
+        return (struct off_residency){kn_kv_page_bytes(&m->kv), mem->links.hbm_bytes_per_s,
+                                      link->read_bytes_per_s, link->busy_copy_bytes_per_s};
+    const double nominal = SRV_NOMINAL_HBM_BYTES_PER_S / (double)kn_window_default(spec->mem).cost;
+    return (struct off_residency){kn_kv_page_bytes(&m->kv), SRV_NOMINAL_HBM_BYTES_PER_S, nominal,
+                                  nominal};
 }
 
 static enum status open_engine(const struct options *o, const struct srv_startup_hooks *hooks,
@@ -203,6 +235,7 @@ static enum status open_engine(const struct options *o, const struct srv_startup
         .sched = {.seqs_max = (int32_t)o->max_num_seqs,
                   .tokens_step_max = (int32_t)o->max_num_batched_tokens,
                   .page_count = {m->page_count},
+                  .residency = m->residency,
                   .itl_target_s = o->itl_target_ms / 1e3},
         .model_len_max = m->model_len_max,
         .queue_max = (int32_t)(o->max_num_seqs + o->max_waiting),
@@ -215,6 +248,7 @@ static enum status open_engine(const struct options *o, const struct srv_startup
         .wake = hooks->wake,
         .user = hooks->wake_user,
     };
+    if (m->memory.kv_tier) config.sched.page_count[m->memory.kv_tier] = m->memory.far_page_count;
     memcpy(config.control, m->control, sizeof config.control);
     m->queue_max = config.queue_max;
     return eng_open(m->kn, m->model, &m->kv, &config, &m->engine, err);
@@ -274,6 +308,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
         goto fail;
     m->model_len_max = mo.model_len_max = m->memory.model_len;
     m->page_count = m->memory.page_count;
+    m->residency = residency_of(m);
     if ((st = read_controls(o, m, err)) || (st = open_tiers(&shape.info, m, err)) ||
         (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)) ||
         (st = srv_memory_check(&m->memory, m->tiers, m->model, err)))

@@ -144,6 +144,45 @@ static void arenas(void **state)
     kn_close(kn);
 }
 
+static void pools_lie_beside_the_arenas(void **state)
+{
+    (void)state;
+    char err[ERR_CAP] = "";
+    struct off_remote remote;
+    struct off_tiers *tiers;
+    struct kn *kn;
+    int tier = 0;
+    void *pool, *p;
+    assert_int_equal(off_remote_parse("peer:1:1MiB,host:2MiB", &remote, err), ST_OK);
+    assert_int_equal(off_remote_add_pool("host:3MiB", "--x", &remote, &tier, err), ST_OK);
+    assert_int_equal(tier, 2);
+    assert_int_equal(remote.count, 2);
+    assert_int_equal(off_remote_add_pool("peer:2:5MiB", "--x", &remote, &tier, err), ST_OK);
+    assert_int_equal(tier, 3);
+    assert_int_equal(remote.spec[2].bytes, 0);
+    assert_int_equal(off_remote_add_pool("peer:3:5MiB", "--x", &remote, &tier, err), ST_INVALID);
+    assert_non_null(strstr(err, "--x: 'peer:3:5MiB' is a tier beside the 3"));
+    assert_int_equal(off_remote_add_pool("host:1MiB,", "--x", &remote, &tier, err), ST_INVALID);
+    assert_int_equal(off_remote_add_pool("", "--x", &remote, &tier, err), ST_INVALID);
+    assert_int_equal(off_remote_add_pool("host:0MiB", "--x", &remote, &tier, err), ST_INVALID);
+    assert_non_null(strstr(err, "--x: the size"));
+
+    assert_int_equal(kn_open_cpu(1, &kn, err), ST_OK);
+    assert_int_equal(off_tiers_open(kn, 1 << 20, &remote, &tiers, err), ST_OK);
+    assert_int_equal(off_tier_pool_bytes(tiers, 0), 0);
+    assert_int_equal(off_tier_pool_bytes(tiers, 1), 0);
+    assert_int_equal(off_tier_pool_bytes(tiers, 2), 3 << 20);
+    assert_int_equal(off_tier_pool(tiers, 2, &pool, err), ST_OK);
+    memset(pool, 1, 3 << 20);
+    assert_int_equal(off_tier_used(tiers, 2), 0);
+    assert_int_equal(off_tier_alloc(tiers, 2, 2 << 20, "all", &p, err), ST_OK);
+    assert_int_equal(off_tier_pool(tiers, 3, &pool, err), ST_OK);
+    assert_int_equal(off_tier_capacity(tiers, 3), 0);
+    assert_int_equal(off_tier_alloc(tiers, 3, 1, "one", &p, err), ST_LIMIT);
+    off_tiers_close(tiers);
+    kn_close(kn);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -151,6 +190,7 @@ int main(void)
         cmocka_unit_test(remote_units),
         cmocka_unit_test(remote_refused),
         cmocka_unit_test(arenas),
+        cmocka_unit_test(pools_lie_beside_the_arenas),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

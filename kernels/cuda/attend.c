@@ -207,7 +207,8 @@ static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struc
     struct kn_cu_plan_args args = {.batch = chunk,
                                    .token_begin = step->begin,
                                    .window = step->window,
-                                   .windows = remote ? cu->control.device_window : NULL,
+                                   .windows =
+                                       remote ? cu->control.device_window[KN_REMOTE_BULK] : NULL,
                                    .fresh = t->planned[i].serial != step->serial};
     t->planned[i] = *step;
     if (!kn_cu_st(cu, kn_cu_attention_plan(&t->a, &t->plan[i], &args, cu->stream, err), err))
@@ -268,7 +269,8 @@ static bool attend_prefill(struct kn_cu *cu, const struct kn_batch *b, const str
                                       .token_count = b->token_count,
                                       .out = a->out,
                                       .state = cu->attend.prefill,
-                                      .windows = remote ? cu->control.device_window : NULL,
+                                      .windows =
+                                          remote ? cu->control.device_window[KN_REMOTE_BULK] : NULL,
                                       .traffic = cu->control.device_traffic};
     return kn_cu_st(cu, kn_cu_prefill_attention_launch(&args, cu->stream, err), err);
 }

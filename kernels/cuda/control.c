@@ -62,7 +62,9 @@ static bool send_windows(struct kn_cu *cu)
 void kn_cu_set_window(struct kn *kn, int tier, const struct kn_window *w)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    cu->control.window[tier] = (struct kn_cu_window){w->ctas, w->blocks, w->cost};
+    cu->control.window[KN_REMOTE_BULK][tier] = (struct kn_cu_window){w->ctas, w->blocks, w->cost};
+    cu->control.window[KN_REMOTE_LOADS][tier] =
+        (struct kn_cu_window){KN_WINDOW_NO_BOUND, KN_WINDOW_NO_BOUND, w->cost};
     cu->control.has_window[tier] = true;
     if (kn_cu_enter(cu)) send_windows(cu);
 }
@@ -77,6 +79,18 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
     const struct kn_window w = kn_window_default(r ? r->mem : KN_MEM_LOCAL);
     kn_cu_set_window(&cu->kn, tier, &w);
     return !cu->failure[0];
+}
+
+enum status kn_cu_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    CHECK(!cu->record.now && !cu->steps.open);
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu) ||
+        !kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step"))
+        return err_set(err, ST_DEVICE, "%s", cu->failure);
+    kn_cu_record_drop(cu);
+    cu->control.access = access;
+    return ST_OK;
 }
 
 /* --- counters --- */

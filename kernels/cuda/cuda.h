@@ -25,8 +25,9 @@ extern "C" {
 #endif
 
 #define KN_CU_TOKENS_MAX 256 /* tokens of a chunk of activations; more are several */
-#define KN_CU_DECODE_MAX 128 /* tokens of a decode GEMM; more are the prefill GEMM's (prefill.h)   \
-                              */
+#define KN_CU_DECODE_MAX                                                                           \
+    128 /* tokens of a decode GEMM; more are the prefill GEMM's (prefill.h)                        \
+         */
 
 /* The token bucket of T tokens, 1..256: 8, 16, 32, 64, 128 or 256.  kn_cu_bucket checks the
  * range. */
@@ -132,6 +133,7 @@ struct kn_cu_gemm_args {
     struct kn_cu_scale scale;           /* of `in` */
     struct kn_cu_gemm_norm norm;        /* with ADD, of up to KN_CU_SQUARES_TOKENS tokens */
     const struct kn_cu_window *windows; /* [KN_TIER_MAX] on the device; NULL if all is local */
+    bool loads;   /* remote tiles by plain loads (loads.cuh); windows are then of all CTAs */
     bool fetched; /* spans but the first are copies in local memory, windows is NULL: of a prompt */
     struct kn_cu_traffic *traffic; /* [KN_TIER_MAX] on the device, or NULL */
     int32_t turn; /* counts the stream's launches that take turns on a link, modulo any multiple of

@@ -60,6 +60,7 @@
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_norm.cuh"
 #include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/loads.cuh"
 #include "kernels/cuda/release.cuh"
 #include "kernels/cuda/trace.h"
 
@@ -250,7 +251,8 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
     }
 }
 
-template <int TB, bool NORM>
+/* LOADS: remote weights by plain loads (loads.cuh). */
+template <int TB, bool NORM, bool LOADS = false>
 __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>::RESIDENT)
     sm90_bf16_decode_gemm(const __grid_constant__ cu_gemm g)
 {
@@ -264,7 +266,7 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
     if (threadIdx.x == 0) {
         if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
         for (int s = 0; s < S::W_SLOTS; s++) {
-            ptx_mbarrier_init(&ring.w_full[s], 1);
+            ptx_mbarrier_init(&ring.w_full[s], LOADS ? CU_ARRIVALS : 1);
             ptx_mbarrier_init(&ring.w_empty[s], S::WARPS);
         }
         for (int s = 0; s < S::X_SLOTS; s++) {
@@ -281,10 +283,12 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
     if (warp < S::WARPS) {
         CU_TRACE_WAITED();
         cu_consume<S, NORM>(g, w, ring, warp, lane);
+    } else if (LOADS && warp == S::WARPS) {
+        cu_load_weights<S>(g, w, ring, __shfl_sync(0xffffffffu, begun, 0), lane);
     } else if (lane == 0) {
         if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring, begun);
         if (warp == S::WARPS + 1) cu_produce_activations<S>(g, w, ring);
-        if (warp == S::WARPS + 2) cu_poll_remote<S>(g, w, ring);
+        if (!LOADS && warp == S::WARPS + 2) cu_poll_remote<S>(g, w, ring);
     }
 }
 

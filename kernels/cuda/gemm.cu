@@ -1,6 +1,6 @@
 /*
  * gemm.cu - the host side of the decode GEMM: which tiles a shape gets, and its launch.  The
- * kernels and their reasons are in decode_gemm.cuh (up to 32 tokens) and wide_gemm.cuh.
+ * kernels and their reasons are in decode_gemm.cuh (up to 32 tokens), wide_gemm.cuh and loads.cuh.
  */
 #include <cuda_runtime.h>
 #include <string.h>
@@ -23,21 +23,25 @@ template <int TB> static constexpr cu_gemm_variant decode()
 
 static const cu_gemm_variant variants[] = {decode<8>(), decode<16>(), decode<32>()};
 
-static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles)
+static const cu_gemm_variant *find_in(const cu_gemm_variant *v, size_t count, int32_t bucket,
+                                      int32_t group_tiles)
+{
+    for (size_t i = 0; i < count; i++)
+        if (v[i].bucket == bucket && v[i].group_tiles == group_tiles) return &v[i];
+    return NULL;
+}
+
+static const cu_gemm_variant *find_variant(int32_t bucket, int32_t group_tiles, bool loads)
 {
     size_t count;
-    const cu_gemm_variant *wide = cu_wide_variants(&count);
-    for (size_t i = 0; i < count; i++)
-        if (wide[i].bucket == bucket && wide[i].group_tiles == group_tiles) return &wide[i];
-    for (size_t i = 0; i < ARRAY_COUNT(variants); i++)
-        if (variants[i].bucket == bucket && variants[i].group_tiles == group_tiles)
-            return &variants[i];
-    return NULL;
+    const cu_gemm_variant *others = loads ? cu_loads_variants(&count) : cu_wide_variants(&count),
+                          *v = find_in(others, count, bucket, group_tiles);
+    return v || loads ? v : find_in(variants, ARRAY_COUNT(variants), bucket, group_tiles);
 }
 
 extern "C" int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles)
 {
-    const cu_gemm_variant *v = find_variant(bucket, group_tiles);
+    const cu_gemm_variant *v = find_variant(bucket, group_tiles, false);
     return v ? v->resident : 0;
 }
 
@@ -88,6 +92,8 @@ extern "C" enum status kn_cu_gemm_init(char *err)
     const cu_gemm_variant *wide = cu_wide_variants(&count);
     e = reserve_shared(variants, ARRAY_COUNT(variants));
     if (e == cudaSuccess) e = reserve_shared(wide, count);
+    const cu_gemm_variant *loads = cu_loads_variants(&count);
+    if (e == cudaSuccess) e = reserve_shared(loads, count);
     if (e != cudaSuccess) return cuda_failed(e, "reserving shared memory for the decode GEMM", err);
     return ST_OK;
 }
@@ -198,8 +204,6 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
                        "%s weights are not supported on the GPU yet: convert the model to bfloat16",
                        kn_dtype_name(w->dtype));
     check_args(plan, a);
-    const cu_gemm_variant *v = find_variant(plan->bucket, plan->group_tiles);
-    CHECK(v);
     cu_gemm g;
     memset(&g, 0, sizeof g);
     assign_groups(w, plan, &g);
@@ -218,6 +222,8 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.epilogue = a->epilogue;
     g.windows = g.tier[0].group_count == plan->group_count ? NULL : a->windows;
     g.traffic = a->traffic;
+    const cu_gemm_variant *v = find_variant(plan->bucket, plan->group_tiles, a->loads && g.windows);
+    CHECK(v);
     CHECK(!a->norm.y || ((g.part_blocks << g.part_shift) - g.part_blocks) < g.blocks_per_tile);
     g.turn = a->turn < 0 || !a->traffic ? -1 : a->turn % KN_CU_TURNS;
 

@@ -107,8 +107,9 @@ struct cu_gemm_variant {
     void (*kernel)(cu_gemm);
     void (*norm_kernel)(cu_gemm); /* with cu_gemm.norm; NULL: there is none */
 };
-/* Those of more than 32 tokens (wide_gemm.cu). */
+/* Those of more than 32 tokens (wide_gemm.cu), and all that read by plain loads (loads_gemm.cu). */
 const cu_gemm_variant *cu_wide_variants(size_t *count);
+const cu_gemm_variant *cu_loads_variants(size_t *count);
 
 /* The units of one CTA, in its order: remote_at local ones, the remote ones (of at
  * most one tier), the other local ones.  Of those the first `sure` is unit sure_begin, the others

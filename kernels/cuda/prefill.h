@@ -35,11 +35,16 @@ MUST_USE enum status kn_cu_prefill_init(char *err);
 MUST_USE enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens, bool parts,
                                         int32_t sm_count, struct kn_cu_prefill_plan *out,
                                         char *err);
+/* Makes of a plan of kn_cu_prefill_plan one in which no CTA shares weights with another, of as many
+ * parts.  ST_DEVICE. */
+MUST_USE enum status kn_cu_prefill_unshare(const struct kn_weight *w, int32_t tokens,
+                                           int32_t sm_count, struct kn_cu_prefill_plan *plan,
+                                           char *err);
 /* Fills in `clusters` from the other fields; ST_UNSUPPORTED where there is no such kernel. */
 MUST_USE enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
                                           struct kn_cu_prefill_plan *plan, char *err);
-/* As kn_cu_gemm_launch, with T from 1 up; in parts only up to 256.  ST_UNSUPPORTED for weights that
- * are not bf16; ST_DEVICE. */
+/* As kn_cu_gemm_launch, with T from 1 up; in parts only up to 256.  Loads want a plan that shares
+ * no weights.  ST_UNSUPPORTED for weights that are not bf16; ST_DEVICE. */
 MUST_USE enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *plan,
                                           const struct kn_cu_gemm_args *args, void *workspace,
                                           void *stream, char *err);

@@ -17,32 +17,26 @@
 /* Tokens whose products with some rows follow each other. */
 #define BAND_TOKENS 2048
 
-struct variant {
-    int32_t group_tiles, tile_tokens, cluster_rows, cluster_tokens;
-    int32_t threads, shared_bytes;
-    void (*kernel)(cu_prefill);
-};
-
-template <int RT, int TN, int CR, int CT> static constexpr variant make_variant()
+template <int RT, int TN, int CR, int CT> static constexpr cu_prefill_variant make_variant()
 {
     using S = cu_prefill_shape<RT, TN, CR, CT>;
     return {RT, TN, CR, CT, S::THREADS, S::SHARED_USED, sm90_bf16_prefill_gemm<S>};
 }
 
-static const variant variants[] = {
+static const cu_prefill_variant variants[] = {
     make_variant<2, 256, 2, 1>(), make_variant<2, 128, 2, 1>(), make_variant<3, 128, 1, 2>(),
     make_variant<2, 256, 1, 2>(), make_variant<2, 256, 1, 4>(), make_variant<2, 256, 1, 8>(),
     make_variant<2, 128, 1, 2>(), make_variant<1, 256, 2, 1>(),
 };
 
-static const variant *find_variant(const struct kn_cu_prefill_plan *p)
+static const cu_prefill_variant *find_variant(const struct kn_cu_prefill_plan *p, bool loads)
 {
-    for (size_t i = 0; i < ARRAY_COUNT(variants); i++)
-        if (variants[i].group_tiles == p->group_tiles &&
-            variants[i].tile_tokens == p->tile_tokens &&
-            variants[i].cluster_rows == p->cluster_rows &&
-            variants[i].cluster_tokens == p->cluster_tokens)
-            return &variants[i];
+    size_t count = ARRAY_COUNT(variants);
+    const cu_prefill_variant *v = loads ? cu_prefill_loads_variants(&count) : variants;
+    for (size_t i = 0; i < count; i++)
+        if (v[i].group_tiles == p->group_tiles && v[i].tile_tokens == p->tile_tokens &&
+            v[i].cluster_rows == p->cluster_rows && v[i].cluster_tokens == p->cluster_tokens)
+            return &v[i];
     return NULL;
 }
 
@@ -51,13 +45,21 @@ static enum status cuda_failed(cudaError_t e, const char *what, char *err)
     return err_set(err, ST_DEVICE, "%s failed: %s", what, cudaGetErrorString(e));
 }
 
-extern "C" enum status kn_cu_prefill_init(char *err)
+static cudaError_t reserve_shared(const cu_prefill_variant *v, size_t count)
 {
     cudaError_t e = cudaSuccess;
-    for (size_t i = 0; i < ARRAY_COUNT(variants) && e == cudaSuccess; i++)
-        e = cudaFuncSetAttribute((const void *)variants[i].kernel,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 variants[i].shared_bytes);
+    for (size_t i = 0; i < count && e == cudaSuccess; i++)
+        e = cudaFuncSetAttribute((const void *)v[i].kernel,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, v[i].shared_bytes);
+    return e;
+}
+
+extern "C" enum status kn_cu_prefill_init(char *err)
+{
+    size_t count;
+    const cu_prefill_variant *loads = cu_prefill_loads_variants(&count);
+    cudaError_t e = reserve_shared(variants, ARRAY_COUNT(variants));
+    if (e == cudaSuccess) e = reserve_shared(loads, count);
     if (e != cudaSuccess)
         return cuda_failed(e, "reserving shared memory for the prefill GEMM", err);
     return ST_OK;
@@ -78,7 +80,7 @@ static int32_t count_units(int32_t rows, int32_t tokens, const struct kn_cu_pref
 extern "C" enum status kn_cu_prefill_derive(int32_t rows, int32_t tokens, int32_t sm_count,
                                             struct kn_cu_prefill_plan *plan, char *err)
 {
-    const variant *v = find_variant(plan);
+    const cu_prefill_variant *v = find_variant(plan, false);
     if (!v)
         return err_set(err, ST_UNSUPPORTED, "there is no prefill GEMM of %d x %d in %d x %d",
                        plan->group_tiles, plan->tile_tokens, plan->cluster_rows,
@@ -130,15 +132,44 @@ static bool cuts_evenly(int32_t blocks, int32_t parts)
     return (parts - 1) * (int32_t)div_up((size_t)blocks, (size_t)parts) < blocks;
 }
 
+static const struct cost costs[] = {{{1, 256, 2, 1, 1, false, 0}, 388, 300, 4000, 5000},
+                                    {{2, 256, 2, 1, 1, false, 0}, 760, 3000, 1000, 5000},
+                                    {{2, 128, 2, 1, 1, false, 0}, 388, 1500, 1000, 5000},
+                                    {{2, 128, 1, 2, 1, false, 0}, 385, 1500, 1000, 5000},
+                                    {{3, 128, 1, 2, 1, false, 0}, 580, 1500, 1000, 7000}};
+
+/* The cheapest of `costs` in parts_min to parts_max parts; alone: where no CTA shares weights, and
+ * as few as can be want the same. */
+static enum status cheapest(const struct kn_weight *w, int32_t tokens, int32_t parts_min,
+                            int32_t parts_max, bool alone, int32_t sm_count,
+                            struct kn_cu_prefill_plan *out, char *err)
+{
+    /* Of few tokens weights cross the link once by every plan, so that none depends on where they
+     * lie. */
+    const bool few = tokens <= KN_CU_TOKENS_MAX;
+    enum status st;
+    int64_t least = INT64_MAX;
+    if (few) tokens = kn_cu_bucket_of(tokens);
+    for (size_t i = 0; i < ARRAY_COUNT(costs); i++)
+        for (int32_t n = parts_min; n <= parts_max; n++) {
+            struct kn_cu_prefill_plan p = costs[i].plan;
+            p.parts = n;
+            if (!cuts_evenly(w->blocks_per_tile, n)) continue;
+            if (alone && (p.cluster_tokens > 1 || p.tile_tokens < KN_CU_TOKENS_MAX)) continue;
+            if (few && p.tile_tokens * p.cluster_tokens < tokens) continue;
+            if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
+            const int64_t cost = plan_cost(w->rows, w->blocks_per_tile, tokens, &costs[i], &p);
+            if (cost >= least) continue;
+            least = cost;
+            *out = p;
+        }
+    return ST_OK;
+}
+
 extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tokens, bool parts,
                                           int32_t sm_count, struct kn_cu_prefill_plan *out,
                                           char *err)
 {
-    static const struct cost costs[] = {{{1, 256, 2, 1, 1, false, 0}, 388, 300, 4000, 5000},
-                                        {{2, 256, 2, 1, 1, false, 0}, 760, 3000, 1000, 5000},
-                                        {{2, 128, 2, 1, 1, false, 0}, 388, 1500, 1000, 5000},
-                                        {{2, 128, 1, 2, 1, false, 0}, 385, 1500, 1000, 5000},
-                                        {{3, 128, 1, 2, 1, false, 0}, 580, 1500, 1000, 7000}};
     CHECK(w->rows > 0 && tokens > 0 && sm_count > 0 && (!parts || tokens <= KN_CU_TOKENS_MAX));
     enum status st;
     if (tokens > KN_CU_TOKENS_MAX && w->span[0].tile_count < w->tile_count) {
@@ -150,24 +181,14 @@ extern "C" enum status kn_cu_prefill_plan(const struct kn_weight *w, int32_t tok
         *out = p;
         return ST_OK;
     }
-    /* Of few tokens weights cross the link once by every plan, so that none depends on where they
-     * lie. */
-    const bool few = tokens <= KN_CU_TOKENS_MAX;
-    if (few) tokens = kn_cu_bucket_of(tokens);
-    int64_t least = INT64_MAX;
-    for (size_t i = 0; i < ARRAY_COUNT(costs); i++)
-        for (int32_t n = 1; n <= (parts ? KN_CU_PARTS_MAX : 1); n++) {
-            struct kn_cu_prefill_plan p = costs[i].plan;
-            p.parts = n;
-            if (!cuts_evenly(w->blocks_per_tile, n)) continue;
-            if (few && p.tile_tokens * p.cluster_tokens < tokens) continue;
-            if ((st = kn_cu_prefill_derive(w->rows, tokens, sm_count, &p, err))) return st;
-            const int64_t cost = plan_cost(w->rows, w->blocks_per_tile, tokens, &costs[i], &p);
-            if (cost >= least) continue;
-            least = cost;
-            *out = p;
-        }
-    return ST_OK;
+    return cheapest(w, tokens, 1, parts ? KN_CU_PARTS_MAX : 1, false, sm_count, out, err);
+}
+
+extern "C" enum status kn_cu_prefill_unshare(const struct kn_weight *w, int32_t tokens,
+                                             int32_t sm_count, struct kn_cu_prefill_plan *plan,
+                                             char *err)
+{
+    return cheapest(w, tokens, plan->parts, plan->parts, true, sm_count, plan, err);
 }
 
 extern "C" size_t kn_cu_prefill_workspace_bytes(int32_t sm_count)
@@ -219,7 +240,7 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     kn_cu_gemm_check(a);
     CHECK(plan->parts == 1 || a->partial);
     CHECK(!a->partial || a->epilogue == KN_EPI_ADD || a->epilogue == KN_EPI_STORE);
-    const variant *v = find_variant(plan);
+    const cu_prefill_variant *v = find_variant(plan, a->loads);
     CHECK(v);
     cu_prefill p;
     memset(&p, 0, sizeof p);
@@ -246,7 +267,7 @@ extern "C" enum status kn_cu_prefill_launch(const struct kn_cu_prefill_plan *pla
     p.handover = (float4 *)((char *)workspace + FLAG_BYTES);
     share_units(plan, 2 * w->blocks_per_tile, &p);
     if (!a->fetched) count_remote(w, v->group_tiles * v->cluster_rows, &p);
-    g->windows = p.remote_before + p.remote_after > 0 ? a->windows : NULL;
+    g->windows = p.remote_before + p.remote_after > 0 && !a->loads ? a->windows : NULL;
 
     const int32_t ctas = v->cluster_rows * v->cluster_tokens;
     const cu_launch l(plan->clusters * ctas, v->threads, (size_t)v->shared_bytes, stream,

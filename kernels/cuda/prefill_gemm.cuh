@@ -127,6 +127,7 @@ template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS> struc
     static constexpr int THREADS = (WGS + 1) * 128;
     static constexpr int CONSUMER_REGISTERS = WGS == 2 ? 232 : 152;
     static constexpr int PRODUCER_REGISTERS = 40;
+    static constexpr int LOADS_REGISTERS = 24; /* that a consumer gives to producers that load */
     static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
     static_assert(WGS * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (WGS + 1) * LAUNCH_REGISTERS,
                   "more registers than the launch gave: setmaxnreg would wait forever");
@@ -162,6 +163,15 @@ struct cu_prefill {
     float4 *handover; /* [CTA][RT][TN / 8][128] sums of units that change hands */
     uint32_t *handed; /* [CTA][RT] 1: they are there; 0 between launches */
 };
+
+/* A kernel of one shape. */
+struct cu_prefill_variant {
+    int32_t group_tiles, tile_tokens, cluster_rows, cluster_tokens;
+    int32_t threads, shared_bytes;
+    void (*kernel)(cu_prefill);
+};
+/* Those that read remote weights by plain loads (loads_prefill.cu). */
+const cu_prefill_variant *cu_prefill_loads_variants(size_t *count);
 
 /* A CTA's part of a unit. */
 struct cu_prefill_tile {
@@ -335,6 +345,10 @@ template <class S> PTX_INLINE void cu_prefill_weights(const cu_prefill &p, cu_pr
         ptx_mbarrier_wait(&ring.empty[at.slot], at.parity);
     if (local_blocks) ptx_atomic_add_relaxed_u64(&g.traffic[0].blocks, local_blocks);
 }
+
+/* The same by plain loads, of a whole warp, where no weights are shared (loads_prefill.cu). */
+template <class S>
+PTX_INLINE void cu_prefill_load_weights(const cu_prefill &p, cu_prefill_ring<S> &ring, int lane);
 
 template <class S>
 PTX_INLINE void cu_prefill_activations(const cu_prefill &p, cu_prefill_ring<S> &ring)
@@ -722,7 +736,8 @@ PTX_INLINE void cu_prefill_consume(const cu_prefill &p, cu_prefill_ring<S> &ring
     }
 }
 
-template <class S>
+/* LOADS: remote weights by plain loads. */
+template <class S, bool LOADS = false>
 __global__ void __launch_bounds__(S::THREADS, 1)
     sm90_bf16_prefill_gemm(const __grid_constant__ cu_prefill p)
 {
@@ -735,7 +750,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     if (threadIdx.x == 0) {
         if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
         for (int s = 0; s < S::STAGES; s++) {
-            ptx_mbarrier_init(&ring.full[s], 2);
+            ptx_mbarrier_init(&ring.full[s], 1 + (LOADS ? CU_ARRIVALS : 1));
             ptx_mbarrier_init(&ring.empty[s], S::PEERS * S::WARPS + (p.gemm.windows ? 1 : 0));
         }
         ptx_fence_mbarrier_init();
@@ -743,13 +758,15 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     __syncthreads();
     if (S::CTAS > 1) ptx_cluster_sync_relaxed();
     if (warp < S::WGS * 4) {
-        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
+        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS - LOADS * S::LOADS_REGISTERS>();
         CU_TRACE_WAITED();
         cu_prefill_consume<S>(p, ring, warp, lane);
     } else {
-        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
+        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS + LOADS * S::WGS * S::LOADS_REGISTERS>();
+        if constexpr (LOADS)
+            if (warp == S::WGS * 4) cu_prefill_load_weights<S>(p, ring, lane);
         if (lane == 0) {
-            if (warp == S::WGS * 4) cu_prefill_weights<S>(p, ring);
+            if (!LOADS && warp == S::WGS * 4) cu_prefill_weights<S>(p, ring);
             if (warp == S::WGS * 4 + 1) cu_prefill_activations<S>(p, ring);
             if (warp == S::WGS * 4 + 2 && p.gemm.windows) cu_prefill_watch<S>(p, ring);
         }

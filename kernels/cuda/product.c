@@ -65,26 +65,39 @@ static struct kn_cu_scale scale_of(const struct kn_cu *cu, const struct kn_gemm_
 
 /* --- launches --- */
 
+static bool is_remote(const struct kn_weight *w)
+{
+    return w->span[0].tile_count < w->tile_count;
+}
+
+/* alone: no CTA shares weights with another. */
+static bool plan_prefill(struct kn_cu *cu, const struct kn_weight *w, int32_t tokens, bool parts,
+                         bool alone, struct kn_cu_prefill_plan *out)
+{
+    char err[ERR_CAP];
+    return kn_cu_st(cu, kn_cu_prefill_plan(w, tokens, parts, cu->sm_count, out, err), err) &&
+           (!alone || kn_cu_st(cu, kn_cu_prefill_unshare(w, tokens, cu->sm_count, out, err), err));
+}
+
 /* Choosing a plan takes some microseconds, so those of up to 256 tokens are kept.  NULL after a
  * failure. */
 static const struct kn_cu_planned *plan_of(struct kn_cu *cu, const struct kn_weight *w,
-                                           int32_t tokens, bool parts)
+                                           int32_t tokens, bool parts, bool alone)
 {
-    char err[ERR_CAP];
     int32_t bucket = kn_cu_bucket(tokens);
     for (int32_t i = 0; i < cu->plan_count; i++) {
         const struct kn_cu_planned *p = &cu->plans[i];
-        if (p->rows == w->rows && p->cols == w->cols && p->parts == parts && p->bucket == bucket)
+        if (p->rows == w->rows && p->cols == w->cols && p->parts == parts && p->alone == alone &&
+            p->bucket == bucket)
             return p;
     }
     CHECK(cu->plan_count < KN_CU_PLANS_MAX);
     struct kn_cu_planned *p = &cu->plans[cu->plan_count];
-    *p = (struct kn_cu_planned){.rows = w->rows, .cols = w->cols, .bucket = bucket, .parts = parts};
+    *p = (struct kn_cu_planned){
+        .rows = w->rows, .cols = w->cols, .bucket = bucket, .parts = parts, .alone = alone};
     if (bucket <= KN_CU_DECODE_MAX)
         kn_cu_gemm_plan(w->rows, w->cols, tokens, cu->sm_count, parts, &p->decode);
-    else if (!kn_cu_st(cu, kn_cu_prefill_plan(w, tokens, parts, cu->sm_count, &p->prefill, err),
-                       err))
-        return NULL;
+    else if (!plan_prefill(cu, w, tokens, parts, alone, &p->prefill)) return NULL;
     cu->plan_count++;
     return p;
 }
@@ -112,8 +125,9 @@ static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args)
     char err[ERR_CAP];
     struct kn_cu_prefill_plan plan;
     struct kn_weight w, planned;
-    bool fetched;
-    if (!kn_cu_fetch(cu, args->w, &w, &fetched)) return false;
+    bool fetched = false;
+    w = *args->w;
+    if (!args->loads && !kn_cu_fetch(cu, args->w, &w, &fetched)) return false;
     args->w = &w;
     planned = w;
     if (fetched) {
@@ -122,8 +136,7 @@ static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args)
         args->fetched = true;
         args->dependent = false;
     }
-    return kn_cu_st(cu, kn_cu_prefill_plan(&planned, args->tokens, false, cu->sm_count, &plan, err),
-                    err) &&
+    return plan_prefill(cu, &planned, args->tokens, false, args->loads, &plan) &&
            kn_cu_st(cu, kn_cu_prefill_launch(&plan, args, cu->prefill, cu->stream, err), err) &&
            (!fetched || kn_cu_fetch_used(cu));
 }
@@ -135,6 +148,7 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
     char err[ERR_CAP];
     struct kn_cu_pending *p = &cu->pending;
     const bool parts = in_parts(a) && !norm;
+    const enum kn_remote_access access = cu->control.access;
     struct kn_cu_gemm_args args = {
         .w = a->w,
         .bias = a->bias,
@@ -144,13 +158,14 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
         .out = out,
         .partial = parts ? p->memory : NULL,
         .scale = scale_of(cu, a),
-        .windows = cu->control.device_window,
+        .windows = cu->control.device_window[access],
+        .loads = access == KN_REMOTE_LOADS && is_remote(a->w),
         .traffic = cu->control.device_traffic,
         .turn = -1,
         .dependent = true,
     };
     if (a->row_count > KN_CU_TOKENS_MAX) return launch_prompt(cu, &args);
-    const struct kn_cu_planned *plan = plan_of(cu, a->w, a->row_count, in_parts(a));
+    const struct kn_cu_planned *plan = plan_of(cu, a->w, a->row_count, in_parts(a), args.loads);
     if (!plan) return false;
     const bool prompt = plan->bucket > KN_CU_DECODE_MAX;
     if (!prompt && kn_cu_gemm_takes_turn(&plan->decode, a->w, cu->sm_count))

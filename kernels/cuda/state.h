@@ -141,7 +141,7 @@ struct kn_cu_steps {
 /* The plan of a product, by its token bucket the decode GEMM's or the prefill GEMM's. */
 struct kn_cu_planned {
     int32_t rows, cols, bucket;
-    bool parts;
+    bool parts, alone; /* alone: no CTA shares weights with another */
     struct kn_cu_gemm_plan decode;
     struct kn_cu_prefill_plan prefill;
 };
@@ -208,7 +208,9 @@ enum { KN_CU_READINGS = 4 }; /* two steps in flight, and kn_sync before them */
 
 /* What kernels are told, and what they tell. */
 struct kn_cu_control {
-    struct kn_cu_window window[KN_TIER_MAX], *device_window; /* device_window owned */
+    enum kn_remote_access access;
+    /* By access and tier: those of LOADS have no bound.  device_window owned. */
+    struct kn_cu_window window[2][KN_TIER_MAX], (*device_window)[KN_TIER_MAX];
     bool has_window[KN_TIER_MAX];
     bool remote;                          /* a remote tier has been read */
     struct kn_cu_traffic *device_traffic; /* [KN_TIER_MAX], owned */
@@ -348,6 +350,7 @@ bool kn_cu_moves_sync(struct kn_cu *cu);
 enum status kn_cu_control_open(struct kn_cu *cu, char *err);
 void kn_cu_control_close(struct kn_cu *cu);
 void kn_cu_set_window(struct kn *kn, int tier, const struct kn_window *w);
+enum status kn_cu_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err);
 /* The control block must say how a tier, whose memory `base` is of, is read before a kernel reads
  * it. */
 bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);

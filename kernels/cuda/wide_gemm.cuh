@@ -62,6 +62,7 @@
 
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/loads.cuh"
 #include "kernels/cuda/release.cuh"
 #include "kernels/cuda/trace.h"
 
@@ -73,6 +74,7 @@ template <int TOKENS> struct cu_wide_shape {
     static constexpr int THREADS = (RT + 1) * 128;
     /* An SM quarter's 512 registers a lane, for two consumer warps and one of producers. */
     static constexpr int CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
+    static constexpr int LOADS_REGISTERS = 24; /* that a consumer gives to producers that load */
     static_assert(RT * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= 3 * 168,
                   "more registers than the launch gave: setmaxnreg would wait forever");
     static constexpr int SHARED = 227 * 1024;
@@ -441,7 +443,8 @@ PTX_INLINE void cu_wide_consume(const cu_gemm &g, const cu_work &w, cu_wide_ring
     }
 }
 
-template <int TB>
+/* LOADS: remote weights by plain loads (loads.cuh). */
+template <int TB, bool LOADS = false>
 __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     sm90_bf16_wide_gemm(const __grid_constant__ cu_gemm g)
 {
@@ -455,7 +458,7 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     if (threadIdx.x == 0) {
         if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
         for (int s = 0; s < S::W_SLOTS; s++) {
-            ptx_mbarrier_init(&ring.w_full[s], 1);
+            ptx_mbarrier_init(&ring.w_full[s], LOADS ? CU_ARRIVALS : 1);
             ptx_mbarrier_init(&ring.w_empty[s], 4 * CU_ARRIVALS);
         }
         for (int s = 0; s < S::X_SLOTS; s++) {
@@ -470,15 +473,17 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S>(g, ring, S::FIRST_FLIGHT);
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
-        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
+        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS - LOADS * S::LOADS_REGISTERS>();
         CU_TRACE_WAITED();
         cu_wide_consume<S>(g, w, ring, warp, lane);
     } else {
-        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
-        if (lane == 0) {
+        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS + LOADS * S::RT * S::LOADS_REGISTERS>();
+        if (LOADS && warp == S::WARPS) {
+            cu_load_weights<S>(g, w, ring, __shfl_sync(0xffffffffu, begun, 0), lane);
+        } else if (lane == 0) {
             if (warp == S::WARPS) cu_wide_weights<S>(g, w, ring, begun);
             if (warp == S::WARPS + 1) cu_wide_activations<S>(g, w, ring);
-            if (warp == S::WARPS + 2) cu_wide_poll<S>(g, w, ring);
+            if (!LOADS && warp == S::WARPS + 2) cu_wide_poll<S>(g, w, ring);
         }
     }
 }

@@ -1,0 +1,100 @@
+/*
+ * loads.cuh - remote weights read by plain loads, in the place of bulk copies: the baseline of
+ * KN_REMOTE_LOADS, which stands for products that take the host's memory for their own.
+ *
+ * The weight producer of a CTA is then a whole warp.  A local block is one lane's bulk copy, as
+ * ever; of a remote one the lanes load an atom at a time, 16 loads of 16 bytes each, all of them in
+ * flight before the first is stored, and store it into the ring where the copy would have put it.
+ * What consumers do is the same, so results are the same, bit for bit.
+ *
+ * There are no roles and no window: every CTA that remote units fall to reads them in their order
+ * (a window of all CTAs, gemm_work.cuh), and nobody takes turns.  In flight are 8 KB a CTA that
+ * reads, for that is what registers hold, and nothing while a warp stores: what bounds it is the
+ * trip, 8 KB in 2 us of it over PCIe, 4 GB/s a CTA.  Nobody stamps trips.
+ *
+ * Prediction.  With remote units for all CTAs, 264 of them ask for 2 MB: PCIe is full, with trips
+ * of 40 us, so that HBM gives two thirds of its rate where it is not the link that is waited for;
+ * NVLink is full without harm.  With few units, as of 1 % of a product, 4 CTAs read 16 GB/s of the
+ * 51 that PCIe has.  Steps that wait for the link: up to 1.1 times as long as with bulk copies;
+ * those whose share is small, 1.5 to 3 times as long as the link would need.
+ *
+ * Prompts read so too, in the prefill GEMM's producer, and not through a buffer in HBM that a
+ * kernel of loads fills before each product: no room need be found for a product's tiles, and what
+ * such products do to a link is shown as it is.  Weights cannot be multicast by loads, so CTAs with
+ * other tokens read them again, and remote memory is cached nowhere: they cross the link once for
+ * every 256 tokens.
+ */
+#ifndef DAKD_KERNELS_CUDA_LOADS_CUH
+#define DAKD_KERNELS_CUDA_LOADS_CUH
+
+#include "kernels/cuda/gemm_work.cuh"
+#include "kernels/cuda/release.cuh"
+
+/* An atom, by a whole warp. */
+PTX_INLINE void cu_load_atom(uint8_t *shared, const uint8_t *from, int lane)
+{
+    constexpr int LOADS = KN_ATOM_BYTES / (32 * 16);
+    uint4 v[LOADS];
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) v[i] = __ldcs((const uint4 *)from + i * 32 + lane);
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) ((uint4 *)shared)[i * 32 + lane] = v[i];
+}
+
+/* The arrivals of a whole warp at a barrier of the slot that lane 0 arrives at otherwise: those a
+ * debug build counts beside it. */
+PTX_INLINE void cu_load_others_arrive(uint64_t *full, int lane)
+{
+    if (CU_ARRIVALS == 32 && lane > 0) ptx_mbarrier_arrive(full);
+}
+
+/* The weight producer of a decode GEMM; of a whole warp.  `begun` blocks are on their way
+ * (cu_gemm_begin), issued by lane 0. */
+template <class S, class Ring>
+PTX_INLINE void cu_load_weights(const cu_gemm &g, const cu_work &w, Ring &ring, int32_t begun,
+                                int lane)
+{
+    const uint64_t once = ptx_policy_evict_first();
+    uint32_t local = 0, remote = 0;
+    int32_t n = 0;
+    for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
+        const cu_unit u = cu_gemm_unit(g, w, i);
+        for (int32_t b = 0; b < u.block_count; b++)
+            for (int t = 0; t < S::RT; t++, n++) {
+                const int32_t slot = n % S::W_SLOTS, tile = u.group * S::RT + t,
+                              tier = cu_gemm_tile_tier(g, tile);
+                const cu_gemm_tier &in = g.tier[max(tier, 0)];
+                const int32_t block =
+                    (tile - in.tile_begin) * g.blocks_per_tile + u.block_begin + b;
+                const uint8_t *from = in.base + (size_t)block * KN_BLOCK_BYTES;
+                if (n >= S::W_SLOTS)
+                    ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
+                local += tier == 0;
+                remote += tier > 0;
+                if (tier > 0) {
+#pragma unroll 1
+                    for (int atom = 0; atom < KN_BLOCK_BYTES; atom += KN_ATOM_BYTES)
+                        cu_load_atom(ring.weights[slot] + atom, from + atom, lane);
+                    ptx_fence_proxy_async();
+                    __syncwarp();
+                    cu_release(&ring.w_full[slot], lane);
+                    continue;
+                }
+                if (lane == 0 && n >= begun) {
+                    cu_bound_flight<S>(ring, n, tier == 0);
+                    if (tier < 0) { /* beyond the last: what it multiplies is never stored */
+                        ptx_mbarrier_arrive(&ring.w_full[slot]);
+                    } else {
+                        ptx_mbarrier_expect_tx(&ring.w_full[slot], KN_BLOCK_BYTES);
+                        ptx_bulk_load_hint(ring.weights[slot], from, KN_BLOCK_BYTES,
+                                           &ring.w_full[slot], once);
+                    }
+                }
+                __syncwarp();
+                cu_load_others_arrive(&ring.w_full[slot], lane);
+            }
+    }
+    if (lane == 0) cu_count_blocks(g, w, local, remote);
+}
+
+#endif

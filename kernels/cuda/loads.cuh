@@ -41,11 +41,19 @@ PTX_INLINE void cu_load_atom(uint8_t *shared, const uint8_t *from, int lane)
     for (int i = 0; i < LOADS; i++) ((uint4 *)shared)[i * 32 + lane] = v[i];
 }
 
-/* The arrivals of a whole warp at a barrier of the slot that lane 0 arrives at otherwise: those a
- * debug build counts beside it. */
-PTX_INLINE void cu_load_others_arrive(uint64_t *full, int lane)
+/* One lane's part: the bulk copy of a local block as the ring's n-th, unless cu_gemm_begin issued
+ * it; false where there is none, beyond the last tile (what it multiplies is never stored). */
+template <class S, class Ring>
+PTX_INLINE bool cu_copy_block(Ring &ring, int32_t n, int32_t begun, const uint8_t *from, bool there)
 {
-    if (CU_ARRIVALS == 32 && lane > 0) ptx_mbarrier_arrive(full);
+    const int32_t slot = n % S::W_SLOTS;
+    if (n < begun) return true;
+    if (!there) return false;
+    cu_bound_flight<S>(ring, n, true);
+    ptx_mbarrier_expect_tx(&ring.w_full[slot], KN_BLOCK_BYTES);
+    ptx_bulk_load_hint(ring.weights[slot], from, KN_BLOCK_BYTES, &ring.w_full[slot],
+                       ptx_policy_evict_first());
+    return true;
 }
 
 /* The weight producer of a decode GEMM; of a whole warp.  `begun` blocks are on their way
@@ -54,8 +62,6 @@ template <class S, class Ring>
 PTX_INLINE void cu_load_weights(const cu_gemm &g, const cu_work &w, Ring &ring, int32_t begun,
                                 int lane)
 {
-    const uint64_t once = ptx_policy_evict_first();
-    uint32_t local = 0, remote = 0;
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_unit u = cu_gemm_unit(g, w, i);
@@ -64,37 +70,27 @@ PTX_INLINE void cu_load_weights(const cu_gemm &g, const cu_work &w, Ring &ring, 
                 const int32_t slot = n % S::W_SLOTS, tile = u.group * S::RT + t,
                               tier = cu_gemm_tile_tier(g, tile);
                 const cu_gemm_tier &in = g.tier[max(tier, 0)];
-                const int32_t block =
-                    (tile - in.tile_begin) * g.blocks_per_tile + u.block_begin + b;
-                const uint8_t *from = in.base + (size_t)block * KN_BLOCK_BYTES;
+                const uint8_t *from =
+                    in.base +
+                    (size_t)((tile - in.tile_begin) * g.blocks_per_tile + u.block_begin + b) *
+                        KN_BLOCK_BYTES;
+                bool copied = false; /* in bulk, which arrives for itself */
+                if (b == 0 && g.traffic && tier >= 0 && lane == 0)
+                    ptx_atomic_add_relaxed_u64(&g.traffic[tier].blocks, u.block_count);
                 if (n >= S::W_SLOTS)
                     ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
-                local += tier == 0;
-                remote += tier > 0;
                 if (tier > 0) {
 #pragma unroll 1
                     for (int atom = 0; atom < KN_BLOCK_BYTES; atom += KN_ATOM_BYTES)
                         cu_load_atom(ring.weights[slot] + atom, from + atom, lane);
                     ptx_fence_proxy_async();
-                    __syncwarp();
-                    cu_release(&ring.w_full[slot], lane);
-                    continue;
-                }
-                if (lane == 0 && n >= begun) {
-                    cu_bound_flight<S>(ring, n, tier == 0);
-                    if (tier < 0) { /* beyond the last: what it multiplies is never stored */
-                        ptx_mbarrier_arrive(&ring.w_full[slot]);
-                    } else {
-                        ptx_mbarrier_expect_tx(&ring.w_full[slot], KN_BLOCK_BYTES);
-                        ptx_bulk_load_hint(ring.weights[slot], from, KN_BLOCK_BYTES,
-                                           &ring.w_full[slot], once);
-                    }
+                } else if (lane == 0) {
+                    copied = cu_copy_block<S>(ring, n, begun, from, tier == 0);
                 }
                 __syncwarp();
-                cu_load_others_arrive(&ring.w_full[slot], lane);
+                if (!copied) cu_release(&ring.w_full[slot], lane);
             }
     }
-    if (lane == 0) cu_count_blocks(g, w, local, remote);
 }
 
 #endif

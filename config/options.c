@@ -158,6 +158,10 @@ static const struct option table[] = {
     {"background-copy", TEXT, BENCH(background_copy), 0, 0, "", NULL,
      "a copy engine that uses the link to a remote tier beside the steps: host:25GB/s, or host for "
      "as fast as it goes"},
+    {"without", TEXT, BENCH(without), 0, 0, "", NULL,
+     "for measuring: a list of dependent-launch, split-k and multicast, each left out in turn "
+     "beside "
+     "a measurement with all of them, of one loading"},
     {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
     {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
     {"compare", SWITCH, BENCH(compare), 0, 0, "off", "off|on",

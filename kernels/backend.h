@@ -54,6 +54,8 @@ struct kn_backend {
     void (*set_window)(struct kn *kn, int tier, const struct kn_window *window);
     /* NULL in a backend that reads remote weights in one way. */
     enum status (*set_remote_access)(struct kn *kn, enum kn_remote_access access, char *err);
+    /* NULL in a backend that has nothing to do without. */
+    enum status (*set_without)(struct kn *kn, unsigned parts, char *err);
     void (*traffic)(struct kn *kn, int tier, struct kn_traffic *out);
     void (*stream_read)(struct kn *kn, const void *ptr, size_t bytes);
     /* NULL in a backend that has no link, and is known by its name. */

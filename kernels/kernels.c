@@ -275,6 +275,17 @@ enum status kn_set_remote_access(struct kn *kn, enum kn_remote_access access, ch
                    kn_name(kn));
 }
 
+enum status kn_set_without(struct kn *kn, unsigned parts, char *err)
+{
+    CHECK(parts <= KN_WITHOUT_ALL);
+    if (kn->backend->set_without) return kn->backend->set_without(kn, parts, err);
+    if (parts == 0) return ST_OK;
+    return err_set(err, ST_UNSUPPORTED,
+                   "%s has neither dependent launches nor K cut into parts nor multicast: there is "
+                   "nothing it could do without",
+                   kn_name(kn));
+}
+
 void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out)
 {
     CHECK(tier >= 0 && tier < KN_TIER_MAX);

@@ -273,6 +273,21 @@ enum kn_remote_access { KN_REMOTE_BULK, KN_REMOTE_LOADS };
  * (CPU).  ST_DEVICE. */
 MUST_USE enum status kn_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err);
 
+/* What kernels may be told to do without, to measure what each of it is worth. */
+enum {
+    /* Kernels of recorded steps begin when the one before has ended. */
+    KN_WITHOUT_DEPENDENT_LAUNCH = 1,
+    /* One CTA sums up all of a tile's K: results are another order's. */
+    KN_WITHOUT_SPLIT_K = 2,
+    /* Every CTA reads the remote weights of prompts for itself. */
+    KN_WITHOUT_MULTICAST = 4,
+    KN_WITHOUT_ALL = 7
+};
+/* From the next operation on kernels do without `parts` of these, and with the others; 0 is what a
+ * backend begins with.  Not within a step; drops all recordings.  ST_UNSUPPORTED: any, on a backend
+ * that has none of them (CPU).  ST_DEVICE. */
+MUST_USE enum status kn_set_without(struct kn *kn, unsigned parts, char *err);
+
 /* What operations read from a tier, since the backend was opened.  On CUDA: blocks of weights and
  * of KV, as the copies that were issued, rows of tables, and the round trips of remote copies, from
  * issue to the last byte's landing.  On the CPU: bytes of the weights that products read, and rows

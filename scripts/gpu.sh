@@ -2,8 +2,8 @@
 # Runs the tests, sanitizers or benchmarks of the GPU and writes a report that says on what.
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
-#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows streams compare;
-#                                                    all but compare without one
+#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows parts
+#                                                    streams compare; all but compare without one
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
 #     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
 #
@@ -16,8 +16,8 @@
 # config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
-# sanitizer/.  All of bench is made to take less than fourteen minutes, pcie 130 s, mixed 100 s, peer 90 s and windows
-# 90 s of them; compare, which is apart, takes eight more.
+# sanitizer/.  All of bench is made to take less than fifteen minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
+# 90 s and parts 60 s of them; compare, which is apart, takes eight more.
 set -u
 
 usage() {
@@ -36,7 +36,7 @@ bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | streams | compare) parts="$parts $1" ;;
+        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | parts | streams | compare) parts="$parts $1" ;;
         *) break ;;
         esac
         shift
@@ -48,7 +48,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-probe kernels hbm prefill mixed pcie peer windows streams}
+parts=${parts:-probe kernels hbm prefill mixed pcie peer windows parts streams}
 model=config/models/Llama-3.1-8B
 # What dakd measures of the links is measured in this run.
 XDG_STATE_HOME=$(mktemp -d)
@@ -451,6 +451,58 @@ bench_compare() {
         *) echo "FAILED: COMPARE has no case $case"; failed ;;
         esac
     done
+}
+
+# bench_part NAME FLAGS...: one loading, its runs in a JSON file.
+bench_part() {
+    name=$1
+    shift
+    start=$(date +%s)
+    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn \
+        --batch 1,32 --input-len 512 --prefill-staging-bytes 0 --json "$results/$stamp-bench-8b-parts-$name.json" "$@"
+    status=$?
+    [ $status -eq 0 ] || failed
+    echo "-- parts-$name: exit $status after $(($(date +%s) - start)) s"
+}
+
+# What each part is worth: a step, or a prompt, without it over the same with it, each left out alone.
+bench_parts() {
+    bench_part hbm --output-len 64 --without dependent-launch,split-k
+    for link in pcie peer; do
+        tier=host:4GiB output=16
+        [ $link = pcie ] || tier=peer:1:4GiB output=32
+        [ $link = pcie ] || [ "$gpus" -gt 1 ] || { echo "one GPU: no tier in a peer's memory was measured"; continue; }
+        bench_part $link-even --output-len $output --remote $tier --offload 0.1 --force-offload --placement even \
+            --congestion-control static --without dependent-launch,split-k,multicast
+        bench_part $link-planned --output-len $output --remote $tier --offload 0.1 --force-offload \
+            --control-sweep static,off,adaptive
+    done
+    python3 - "$results/$stamp-bench-8b-parts-" <<'PY'
+import json, os, sys
+def read(name):
+    path = f"{sys.argv[1]}{name}.json"
+    return json.load(open(path)) if os.path.exists(path) else []
+def row(what, where, batch, kept, left, key="tpot_steady_median_ms"):
+    print(f"{what:26} {where:12} b{batch:<3} {kept[key]:9.3f} ms, without {left[key]:9.3f}  without/with {left[key] / kept[key]:.3f}")
+for where in "hbm", "pcie-even", "peer-even":
+    runs = read(where)
+    kept = {r["batch_sequences"]: r for r in runs if not r["without"]}
+    for r in runs:
+        if not r["without"]:
+            continue
+        batch, multicast = r["batch_sequences"], r["without"] == "multicast"
+        row(r["without"] + (" (prompt)" if multicast else ""), where, batch, kept[batch], r,
+            "prompt_ms" if multicast else "tpot_steady_median_ms")
+for link in "pcie", "peer":
+    even = {r["batch_sequences"]: r for r in read(f"{link}-even") if not r["without"]}
+    by = {(r["batch_sequences"], r["congestion_control"]): r for r in read(f"{link}-planned")}
+    for batch in sorted(even):
+        if (batch, "adaptive") not in by:
+            continue
+        row("planned placement", f"{link} 10 %", batch, by[batch, "static"], even[batch])
+        row("adaptive windows", f"{link} 10 %", batch, by[batch, "adaptive"], by[batch, "static"])
+        row("windows", f"{link} 10 %", batch, by[batch, "static"], by[batch, "off"])
+PY
 }
 
 bench_kernels() {

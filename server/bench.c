@@ -45,6 +45,8 @@ struct bench {
     int batch_count;
     struct srv_bench_control controls[SRV_BENCH_CONTROLS_MAX]; /* [control_count] */
     int control_count;
+    struct srv_bench_part parts[SRV_BENCH_PARTS_MAX]; /* [part_count] */
+    int part_count;
     struct srv_bench_copy copy_wanted;
 };
 
@@ -90,6 +92,7 @@ static enum status decide(struct bench *b, char *err)
     int64_t length = o->input_len + o->output_len;
     enum status st;
     if ((st = srv_bench_controls_read(o, b->controls, &b->control_count, err)) ||
+        (st = srv_bench_parts_read(o, b->parts, &b->part_count, err)) ||
         (st = srv_bench_copy_read(o, &b->copy_wanted, err)) ||
         (st = eng_model_read_info(o->model_dir, &shapes_only, &info, err)))
         return st;
@@ -114,7 +117,41 @@ static enum status decide(struct bench *b, char *err)
     return ST_OK;
 }
 
-/* Every number of sequences in turn, and each in every way to read the remote tiers. */
+static int result_count(const struct bench *b)
+{
+    return b->part_count * b->batch_count * b->control_count;
+}
+
+static void on_progress(void *user, int percent)
+{
+    (void)user;
+    if (percent % 10 == 0) log_info("startup", "loading weights %d %%", percent);
+}
+
+static struct srv_startup_hooks hooks_of(struct bench *b)
+{
+    return (struct srv_startup_hooks){
+        .wake = srv_bench_clock_wake, .wake_user = &b->run.clock, .progress = on_progress};
+}
+
+/* The engine opens anew, for it keeps recordings of its steps. */
+static enum status leave_out(struct bench *b, const struct srv_bench_part *part, char *err)
+{
+    const struct srv_startup_hooks hooks = hooks_of(b);
+    struct srv_machine *m = &b->machine;
+    enum status st;
+    srv_bench_clock_stop(&b->run.clock);
+    eng_close(m->engine);
+    m->engine = NULL;
+    if ((st = kn_set_without(m->kn, part->without, err)) ||
+        (st = srv_startup_engine(&b->options, &hooks, m, err)))
+        return st;
+    srv_bench_clock_start(&b->run.clock, m->engine);
+    return ST_OK;
+}
+
+/* With all parts, and without each of some: every number of sequences in turn, and each in every
+ * way to read the remote tiers. */
 static enum status measure_all(struct bench *b, struct srv_bench_result *r, char *err)
 {
     const struct off_probe_config probe = off_probe_config_default();
@@ -125,14 +162,20 @@ static enum status measure_all(struct bench *b, struct srv_bench_result *r, char
         log_info("bench", "tier %s: %.2f GB/s of reading", off_tier_name(m->tiers, t),
                  bandwidth.read_bytes_per_s[t] / 1e9);
     if (!st) st = srv_bench_copy_start(&b->copy_wanted, m->kn, m->tiers, &b->run.copy, err);
-    for (int i = 0; i < b->batch_count * b->control_count && !st; i++) {
+    const int each = b->batch_count * b->control_count;
+    for (int n = 0; n < result_count(b) && !st; n++) {
+        /* All parts last: a backend that can do without none says so first. */
+        const int p = (n / each + 1) % b->part_count, i = n % each;
+        struct srv_bench_result *one = &r[p * each + i];
         struct srv_bench_workload now = b->workload;
         now.batch = b->batches[i / b->control_count];
-        r[i] = (struct srv_bench_result){.unix_s = clock_unix_s(),
+        *one = (struct srv_bench_result){.unix_s = clock_unix_s(),
                                          .batch = now.batch,
+                                         .part = &b->parts[p],
                                          .control = &b->controls[i % b->control_count],
                                          .bandwidth = bandwidth};
-        st = srv_bench_measure(&b->run, &now, &r[i], err);
+        if (b->part_count > 1 && i == 0) st = leave_out(b, one->part, err);
+        if (!st) st = srv_bench_measure(&b->run, &now, one, err);
     }
     if (b->run.copy) { /* what failed before is told first */
         const enum status copied = kn_copy_close(b->run.copy, st ? NULL : err);
@@ -142,24 +185,17 @@ static enum status measure_all(struct bench *b, struct srv_bench_result *r, char
     /* Last, for it leaves the chip hot: what followed would be measured at a lower clock. */
     double matrix = 0;
     if (!st) st = off_probe_matrix(m->kn, &probe, &matrix, err);
-    for (int i = 0; i < b->batch_count * b->control_count; i++) r[i].matrix_flops_per_s = matrix;
+    for (int i = 0; i < result_count(b); i++) r[i].matrix_flops_per_s = matrix;
     return st;
-}
-
-static void on_progress(void *user, int percent)
-{
-    (void)user;
-    if (percent % 10 == 0) log_info("startup", "loading weights %d %%", percent);
 }
 
 static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
 {
-    const struct srv_startup_hooks hooks = {
-        .wake = srv_bench_clock_wake, .wake_user = &b->run.clock, .progress = on_progress};
+    const struct srv_startup_hooks hooks = hooks_of(b);
     enum status st;
     if ((st = decide(b, err)) ||
-        (st = srv_bench_run_open(&b->run, &b->machine, &b->workload,
-                                 b->batch_count * b->control_count, b->options.seed, err)) ||
+        (st = srv_bench_run_open(&b->run, &b->machine, &b->workload, result_count(b),
+                                 b->options.seed, err)) ||
         (st = srv_startup(&b->options, &hooks, &b->machine, err)))
         return st;
     /* As start-up has them, with what it measured, and of tiers that nobody named. */
@@ -170,24 +206,33 @@ static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
     return measure_all(b, r, err);
 }
 
+/* Flags that are not measured together, or NULL. */
+static const char *find_clash(const struct options *o)
+{
+    if (!o->compare && (o->csv[0] || o->svg[0] || o->compare_modes[0]))
+        return "--csv, --svg and --compare-modes are of --compare: add it, or leave them out";
+    if (o->compare && o->without[0])
+        return "--without is not measured with --compare: leave one out";
+    if (o->request_rate > 0 && (o->control_sweep[0] || o->background_copy[0] || o->without[0]))
+        return "--control-sweep, --background-copy and --without are not measured with "
+               "--request-rate: leave them out, or it";
+    if (o->control_sweep[0] && o->without[0])
+        return "--control-sweep and --without are measured one at a time: leave one out";
+    return NULL;
+}
+
 int srv_bench(const struct options *o)
 {
     static struct bench b; /* large, and one */
-    static struct srv_bench_result results[SRV_BENCH_BATCHES_MAX * SRV_BENCH_CONTROLS_MAX];
+    static struct srv_bench_result
+        results[SRV_BENCH_BATCHES_MAX * SRV_BENCH_CONTROLS_MAX * SRV_BENCH_PARTS_MAX];
     char err[ERR_CAP] = "";
+    const char *wrong = find_clash(o);
+    if (wrong) {
+        fprintf(stderr, "dakd: %s\n", wrong);
+        return 2;
+    }
     if (o->compare) return srv_compare(o);
-    if (o->csv[0] || o->svg[0] || o->compare_modes[0]) {
-        fputs("dakd: --csv, --svg and --compare-modes are of --compare: add it, or leave them "
-              "out\n",
-              stderr);
-        return 2;
-    }
-    if (o->request_rate > 0 && (o->control_sweep[0] || o->background_copy[0])) {
-        fputs("dakd: --control-sweep and --background-copy are not measured with --request-rate: "
-              "leave them out, or it\n",
-              stderr);
-        return 2;
-    }
     if (o->request_rate > 0) return srv_bench_mixed(o);
     b.options = *o;
     if (check_flags(&b, err)) {
@@ -196,10 +241,11 @@ int srv_bench(const struct options *o)
     }
     enum status st = srv_output_check("--json", o->json, err);
     if (!st) st = bench(&b, results, err);
-    const int count = b.batch_count * b.control_count;
-    for (int i = 0; i < count && !st && b.control_count == 1; i++)
+    const int count = result_count(&b);
+    for (int i = 0; i < count && !st && b.control_count == 1 && b.part_count == 1; i++)
         srv_bench_print(&b.options, &b.machine, &results[i]);
     if (!st && b.control_count > 1) srv_bench_print_controls(&b.machine, results, count);
+    if (!st && b.part_count > 1) srv_bench_print_parts(results, count);
     if (!st) st = srv_bench_json(&b.options, &b.machine, results, count, err);
     srv_shutdown(&b.machine);
     srv_bench_run_close(&b.run);

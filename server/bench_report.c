@@ -317,6 +317,20 @@ void srv_bench_print_controls(const struct srv_machine *m, const struct srv_benc
     }
 }
 
+void srv_bench_print_parts(const struct srv_bench_result *r, int count)
+{
+    printf("%5s %-17s %10s %10s %10s %10s\n", "batch", "without", "TPOT ms", "/ with all",
+           "prompt ms", "/ with all");
+    for (int i = 0; i < count; i++) {
+        int all = 0;
+        while (r[all].batch != r[i].batch || r[all].part->without) all++;
+        printf("%5d %-17s %10.4f %10.4f %10.3f %10.4f\n", r[i].batch,
+               r[i].part->without ? r[i].part->name : "-", r[i].stats.steady_tpot_s * MS,
+               r[i].stats.steady_tpot_s / r[all].stats.steady_tpot_s, r[i].prompt.s * MS,
+               r[i].prompt.s / r[all].prompt.s);
+    }
+}
+
 /* --- for programs ----------------------------------------------------------------------------- */
 
 static void put_text(struct buf *b, const char *key, const char *value)
@@ -411,6 +425,7 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
 {
     struct list l;
     srv_bench_json_head(b, o, m, control_name(o, r), r->unix_s);
+    put_text(b, "without", r->part ? r->part->name : "");
     put_number(b, "batch_sequences", (double)r->batch);
     put_number(b, "input_tokens_per_sequence", (double)o->input_len);
     put_number(b, "output_tokens_per_sequence", (double)o->output_len);

@@ -11,6 +11,7 @@
 #include "engine/traffic.h"
 #include "offload/probe.h"
 #include "server/bench_control.h"
+#include "server/bench_parts.h"
 #include "server/bench_stats.h"
 #include "server/startup.h"
 
@@ -35,6 +36,7 @@ struct srv_bench_prompt {
 struct srv_bench_result {
     int64_t unix_s;                                    /* when it began */
     int32_t batch;                                     /* sequences */
+    const struct srv_bench_part *part;                 /* what was left out; NULL: nothing */
     const struct srv_bench_control *control;           /* how remote tiers were to be read */
     struct eng_tier_control tier_control[KN_TIER_MAX]; /* and how they were at the end */
     struct off_bandwidth bandwidth;
@@ -65,6 +67,9 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
  * sequences. */
 void srv_bench_print_controls(const struct srv_machine *m, const struct srv_bench_result *r,
                               int count);
+/* One line each of results with all parts and without each of some: times beside the former's of as
+ * many sequences. */
+void srv_bench_print_parts(const struct srv_bench_result *r, int count);
 /* What every result begins with: "{", and what was run on what.  No comma at its end. */
 void srv_bench_json_head(struct buf *b, const struct options *o, const struct srv_machine *m,
                          const char *control, int64_t unix_s);

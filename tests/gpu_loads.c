@@ -172,6 +172,22 @@ static void check(const struct set *s, int32_t before, int32_t near, int tail, c
     }
 }
 
+/* Clusters that share no weights, and K that is not cut: the same, wherever weights lie. */
+static void check_without(const struct set *s)
+{
+    static const unsigned parts[] = {KN_WITHOUT_MULTICAST, KN_WITHOUT_SPLIT_K, KN_WITHOUT_ALL, 0};
+    const int32_t n = (s->N + 63) / 64;
+    const struct kn_weight local = weight_of(s, 0, n, 1), some = weight_of(s, n / 4, n / 2, 1);
+    for (size_t i = 0; i < ARRAY_COUNT(parts); i++) {
+        test_must(kn_set_without(gpu, parts[i], NULL), "leaving parts out");
+        char *want = multiply(s, &local), *got = multiply(s, &some);
+        EXPECT(memcmp(got, want, s->out_bytes + s->y_bytes) == 0, "without %u: N %d K %d T %d",
+               parts[i], s->N, s->K, s->T);
+        free(want);
+        free(got);
+    }
+}
+
 static void test_set(int32_t N, int32_t K, int32_t T, enum kn_epilogue epilogue, bool norm)
 {
     struct set s = set_make(N, K, T, epilogue, norm);
@@ -191,6 +207,7 @@ static void test_set(int32_t N, int32_t K, int32_t T, enum kn_epilogue epilogue,
     EXPECT(memcmp(got, want, s.out_bytes + s.y_bytes) == 0, "bulk copies again, N %d T %d", N, T);
     free(got);
     free(want);
+    if (T > 128) check_without(&s);
     set_free(&s);
 }
 

@@ -220,7 +220,9 @@ static void name_tokens(struct arrays *a, const struct kn_sampled *before, int32
         named->tokens[i] = kn_token_chosen(i % count);
 }
 
-static void test_played(const char *name, double offload, bool in_order, bool quick)
+/* without: what kernels do without (kn_set_without). */
+static void test_played(const char *name, double offload, bool in_order, unsigned without,
+                        bool quick)
 {
     static const int32_t counts[] = {1,  3, 8,  9,  33, 129, 256, 1,  256, 2,
                                      16, 7, 12, 64, 17, 5,   200, 31, 32,  1};
@@ -230,6 +232,7 @@ static void test_played(const char *name, double offload, bool in_order, bool qu
     struct kn_sampled before[ROWS_MAX];
     int32_t before_count = 0;
     snprintf(path, sizeof path, "%s%s", strchr(name, '/') ? "" : FIXTURES, name);
+    test_must(kn_set_without(gpu, without, NULL), "leaving parts out");
     rig_open(&r, path, offload);
     r.in_order = in_order;
     void *old = test_upload(gpu, KN_MEM_LOCAL, NULL, 64);
@@ -239,7 +242,10 @@ static void test_played(const char *name, double offload, bool in_order, bool qu
            in_order ? "nothing gathered" : "rows gathered");
     for (int32_t i = 0; i < cu->record.count; i++) {
         printf(" %zu", cu->record.made[i].dependent);
-        EXPECT(cu->record.made[i].dependent > 0, "no kernel of a recording starts early");
+        EXPECT(without & KN_WITHOUT_DEPENDENT_LAUNCH ? cu->record.made[i].dependent == 0
+                                                     : cu->record.made[i].dependent > 0,
+               "%zu kernels of a recording start early, without %u", cu->record.made[i].dependent,
+               without);
         EXPECT(cu->record.made[i].gathers == !in_order, "%s: rows of a recording", name);
     }
     putchar('\n');
@@ -520,15 +526,17 @@ int main(int argc, char **argv)
         return test_report();
     }
     test_seed();
-    test_played("llama-bf16", 0, false, quick);
-    test_played("llama-bf16", 0, true, quick);
+    test_played("llama-bf16", 0, false, 0, quick);
+    test_played("llama-bf16", 0, true, 0, quick);
+    test_played("llama-bf16", 0.4, true, KN_WITHOUT_DEPENDENT_LAUNCH, quick);
+    test_played("llama-bf16", 0.4, false, KN_WITHOUT_ALL, quick);
     if (!quick) {
-        test_played("llama-bf16", 0.4, true, false);
-        test_played("qwen3-bf16", 0, false, false);
-        test_played("mistral-window", 0.4, true, false);
-        test_played("qwen2-window", 0, true, false);
-        test_played("opt", 0, true, false);
-        test_played("config/demo-model", 0, true, false);
+        test_played("llama-bf16", 0.4, true, 0, false);
+        test_played("qwen3-bf16", 0, false, 0, false);
+        test_played("mistral-window", 0.4, true, 0, false);
+        test_played("qwen2-window", 0, true, 0, false);
+        test_played("opt", 0, true, 0, false);
+        test_played("config/demo-model", 0, true, 0, false);
         test_engines(3);
         test_engines(20);
         test_engines(70);

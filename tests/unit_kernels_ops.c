@@ -364,6 +364,9 @@ static void test_what_it_can_compute(void **state)
     assert_int_equal(kn_set_remote_access(kn, KN_REMOTE_BULK, err), ST_OK);
     assert_int_equal(kn_set_remote_access(kn, KN_REMOTE_LOADS, err), ST_UNSUPPORTED);
     assert_non_null(strstr(err, "plain loads"));
+    assert_int_equal(kn_set_without(kn, 0, err), ST_OK);
+    assert_int_equal(kn_set_without(kn, KN_WITHOUT_SPLIT_K, err), ST_UNSUPPORTED);
+    assert_non_null(strstr(err, "do without"));
     kn_close(kn);
 }
 

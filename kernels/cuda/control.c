@@ -81,15 +81,35 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base)
     return !cu->failure[0];
 }
 
-enum status kn_cu_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err)
+/* --- what recordings do not know ---
+ *
+ * What changes the launches themselves, and not what kernels read from the block. */
+
+static enum status drop_recordings(struct kn_cu *cu, char *err)
 {
-    struct kn_cu *cu = kn_cu_of(kn);
     CHECK(!cu->record.now && !cu->steps.open);
     if (!kn_cu_begin(cu) || !kn_cu_settle(cu) ||
         !kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step"))
         return err_set(err, ST_DEVICE, "%s", cu->failure);
     kn_cu_record_drop(cu);
-    cu->control.access = access;
+    return ST_OK;
+}
+
+enum status kn_cu_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    const enum status st = drop_recordings(cu, err);
+    if (!st) cu->control.access = access;
+    return st;
+}
+
+enum status kn_cu_set_without(struct kn *kn, unsigned parts, char *err)
+{
+    struct kn_cu *cu = kn_cu_of(kn);
+    const enum status st = drop_recordings(cu, err);
+    if (st) return st;
+    cu->without = parts;
+    cu->plan_count = 0;
     return ST_OK;
 }
 

@@ -136,6 +136,7 @@ static const struct kn_backend backend = {
     .moves_wait = kn_cu_moves_wait,
     .set_window = kn_cu_set_window,
     .set_remote_access = kn_cu_set_remote_access,
+    .set_without = kn_cu_set_without,
     .traffic = kn_cu_traffic,
     .stream_read = kn_cu_stream_read,
     .measure_link = kn_cu_measure_link,

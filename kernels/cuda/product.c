@@ -75,8 +75,11 @@ static bool plan_prefill(struct kn_cu *cu, const struct kn_weight *w, int32_t to
                          bool alone, struct kn_cu_prefill_plan *out)
 {
     char err[ERR_CAP];
-    return kn_cu_st(cu, kn_cu_prefill_plan(w, tokens, parts, cu->sm_count, out, err), err) &&
-           (!alone || kn_cu_st(cu, kn_cu_prefill_unshare(w, tokens, cu->sm_count, out, err), err));
+    if (!kn_cu_st(cu, kn_cu_prefill_plan(w, tokens, parts, cu->sm_count, out, err), err) ||
+        (alone && !kn_cu_st(cu, kn_cu_prefill_unshare(w, tokens, cu->sm_count, out, err), err)))
+        return false;
+    if (cu->without & KN_WITHOUT_SPLIT_K) out->cut = false;
+    return true;
 }
 
 /* Choosing a plan takes some microseconds, so those of up to 256 tokens are kept.  NULL after a
@@ -120,7 +123,7 @@ static bool is_held(const struct kn_gemm_args *a)
 _Static_assert(KN_FETCH_TOKENS == KN_CU_TOKENS_MAX, "all products of prompts may fetch");
 
 /* More than 256 rows; the weights are fetched where they can be, and then planned as if local. */
-static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args)
+static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args, bool alone)
 {
     char err[ERR_CAP];
     struct kn_cu_prefill_plan plan;
@@ -136,7 +139,7 @@ static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args)
         args->fetched = true;
         args->dependent = false;
     }
-    return plan_prefill(cu, &planned, args->tokens, false, args->loads, &plan) &&
+    return plan_prefill(cu, &planned, args->tokens, false, alone && !fetched, &plan) &&
            kn_cu_st(cu, kn_cu_prefill_launch(&plan, args, cu->prefill, cu->stream, err), err) &&
            (!fetched || kn_cu_fetch_used(cu));
 }
@@ -164,8 +167,10 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
         .turn = -1,
         .dependent = true,
     };
-    if (a->row_count > KN_CU_TOKENS_MAX) return launch_prompt(cu, &args);
-    const struct kn_cu_planned *plan = plan_of(cu, a->w, a->row_count, in_parts(a), args.loads);
+    const bool alone = args.loads || (cu->without & KN_WITHOUT_MULTICAST && is_remote(a->w));
+    if (a->row_count > KN_CU_TOKENS_MAX) return launch_prompt(cu, &args, alone);
+    const bool split = in_parts(a) && !(cu->without & KN_WITHOUT_SPLIT_K);
+    const struct kn_cu_planned *plan = plan_of(cu, a->w, a->row_count, split, alone);
     if (!plan) return false;
     const bool prompt = plan->bucket > KN_CU_DECODE_MAX;
     if (!prompt && kn_cu_gemm_takes_turn(&plan->decode, a->w, cu->sm_count))

@@ -203,22 +203,32 @@ enum status kn_cu_record_begin(struct kn *kn, int32_t tokens, char *err)
     return ST_OK;
 }
 
-/* How many of a graph's edges let the later kernel start early. */
-static bool count_dependent(struct kn_cu *cu, cudaGraph_t graph, size_t *out)
+/* Counts the edges of a graph that let the later kernel start early; with `full` it makes of them
+ * such as do not. */
+static bool count_dependent(struct kn_cu *cu, cudaGraph_t graph, bool full, size_t *out)
 {
-    size_t count = 0;
+    size_t count = 0, early = 0;
+    *out = 0;
     if (!kn_cu_ok(cu, cudaGraphGetEdges(graph, NULL, NULL, NULL, &count), "to record a step"))
         return false;
-    cudaGraphNode_t *nodes = malloc((2 * count + 1) * sizeof(cudaGraphNode_t));
-    cudaGraphEdgeData *edges = malloc((count + 1) * sizeof *edges);
-    bool ok = nodes && edges
-                  ? kn_cu_ok(cu, cudaGraphGetEdges(graph, nodes, nodes + count, edges, &count),
-                             "to record a step")
-                  : kn_cu_st(cu, ST_NOMEM, "no memory to look at a recorded step");
-    *out = 0;
-    for (size_t i = 0; i < count && ok; i++)
-        *out += edges[i].type == cudaGraphDependencyTypeProgrammatic;
-    free(nodes);
+    cudaGraphNode_t *from = calloc(count + 1, sizeof(cudaGraphNode_t));
+    cudaGraphNode_t *to = calloc(count + 1, sizeof(cudaGraphNode_t));
+    cudaGraphEdgeData *edges = calloc(count + 1, sizeof *edges);
+    bool ok = from && to && edges ? kn_cu_ok(cu, cudaGraphGetEdges(graph, from, to, edges, &count),
+                                             "to record a step")
+                                  : kn_cu_st(cu, ST_NOMEM, "no memory to look at a recorded step");
+    for (size_t i = 0; i < count && ok; i++) {
+        if (edges[i].type != cudaGraphDependencyTypeProgrammatic) continue;
+        from[early] = from[i], to[early] = to[i], edges[early++] = edges[i];
+    }
+    if (ok && full && early)
+        ok = kn_cu_ok(cu, cudaGraphRemoveDependencies(graph, from, to, edges, early),
+                      "to record a step") &&
+             kn_cu_ok(cu, cudaGraphAddDependencies(graph, from, to, NULL, early),
+                      "to record a step");
+    else *out = early;
+    free(from);
+    free(to);
     free(edges);
     return ok;
 }
@@ -233,9 +243,10 @@ enum status kn_cu_record_end(struct kn *kn, char *err)
     cu->record.now = NULL;
     forget(cu);
     cudaError_t e = cudaStreamEndCapture(cu->stream, &graph); /* after a failure, too */
-    bool ok = kn_cu_ok(cu, e, "to record a step") && !cu->failure[0] &&
-              count_dependent(cu, graph, &now->dependent) &&
-              kn_cu_ok(cu, cudaGraphInstantiate(&now->exec, graph, 0), "to keep a recorded step");
+    bool ok =
+        kn_cu_ok(cu, e, "to record a step") && !cu->failure[0] &&
+        count_dependent(cu, graph, cu->without & KN_WITHOUT_DEPENDENT_LAUNCH, &now->dependent) &&
+        kn_cu_ok(cu, cudaGraphInstantiate(&now->exec, graph, 0), "to keep a recorded step");
     if (graph) (void)cudaGraphDestroy(graph);
     if (!ok) return failed(cu, err);
     cu->record.count++;

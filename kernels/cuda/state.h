@@ -232,6 +232,7 @@ struct kn_cu {
     cudaStream_t stream;
     char failure[ERR_CAP];        /* "" while nothing failed */
     bool busy;                    /* something was issued since the last kn_sync */
+    unsigned without;             /* KN_WITHOUT_* */
     struct kn_cu_region *regions; /* owned */
     uint64_t region_serial;       /* of the newest */
     struct kn_cu_upload upload;
@@ -351,6 +352,7 @@ enum status kn_cu_control_open(struct kn_cu *cu, char *err);
 void kn_cu_control_close(struct kn_cu *cu);
 void kn_cu_set_window(struct kn *kn, int tier, const struct kn_window *w);
 enum status kn_cu_set_remote_access(struct kn *kn, enum kn_remote_access access, char *err);
+enum status kn_cu_set_without(struct kn *kn, unsigned parts, char *err);
 /* The control block must say how a tier, whose memory `base` is of, is read before a kernel reads
  * it. */
 bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);

@@ -38,6 +38,13 @@
  *  5. Missing, stale and impossible readings change nothing but what the next is compared with;
  *     where they do not end, a trial ends, at the best window.
  *
+ * Held in simulation, thousands of seeded runs of each (tests/sim_offload_congestion.c): from any
+ * window within 120 steps, and within 160 after a bandwidth step, a stall or a copy beside it,
+ * steps take at most 3 % longer than with the best window there is; where the link binds it gives
+ * at least 97 % of its rate, where HBM binds it loses at most 2 %.  In noise of 2 to 10 % within
+ * 400 steps at most 5 % longer; where half of the counters are stale or missing within 720 at most
+ * 10 %.  So 99 of 100 runs; the cap holds in all.
+ *
  * Measured on an H200, steps of an 8B model at 1, 32 and 128 sequences, over the best of up to
  * seven static windows: PCIe, 5 % of the weights 1.002, 1.005, 0.999, 10 % 1.001, 1.003, 1.005;
  * NVLink, 10 % 1.000, 1.002, 1.016 (the same window twice: 1.015), 30 % 1.002, 1.002, 1.001.

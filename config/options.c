@@ -234,7 +234,7 @@ static enum status set_number(const struct option *opt, const char *from, const 
                                               : "a whole number");
     }
     if (v < opt->min || v > opt->max)
-        return err_set(err, ST_INVALID, "%s must be between %.12g and %.12g, not %s", from,
+        return err_set(err, ST_INVALID, "%s must be between %.16g and %.16g, not %s", from,
                        opt->min, opt->max, value);
     if (opt->kind == REAL || opt->kind == SHARE) *(double *)field = v;
     else if (opt->kind == INT) *(int64_t *)field = (int64_t)v;
@@ -278,11 +278,14 @@ static const struct option *find(const char *name, size_t len)
     return NULL;
 }
 
-static enum status read_file(struct options *o, const char *path, char *err)
+/* `who` names the file: "--config", "DAKD_CONFIG". */
+static enum status read_file(struct options *o, enum options_command command, const char *who,
+                             const char *path, char *err)
 {
     cJSON *root;
-    enum status st = json_parse_file(path, &json_limits_request, &root, err);
-    if (st) return st;
+    char why[ERR_CAP];
+    enum status st = json_parse_file(path, &json_limits_request, &root, why);
+    if (st) return err_set(err, st, "%s %.400s", who, why);
     if (!cJSON_IsObject(root))
         st = err_set(err, ST_INVALID, "%s: an object of settings was expected", path);
     for (const cJSON *item = st ? NULL : root->child; item && !st; item = item->next) {
@@ -290,8 +293,9 @@ static enum status read_file(struct options *o, const char *path, char *err)
         const struct option *opt = find(item->string, strlen(item->string));
         const char *value = number;
         snprintf(from, sizeof from, "%.400s: \"%.80s\"", path, item->string);
-        if (strcmp(item->string, "model") == 0 && cJSON_IsString(item)) {
-            if (!o->model_dir[0])
+        if (strcmp(item->string, "model") == 0) {
+            if (!cJSON_IsString(item)) st = err_set(err, ST_INVALID, "%s must be a string", from);
+            else if (!o->model_dir[0])
                 snprintf(o->model_dir, sizeof o->model_dir, "%s", item->valuestring);
             continue;
         }
@@ -300,7 +304,9 @@ static enum status read_file(struct options *o, const char *path, char *err)
             value = cJSON_IsTrue(item) ? "on" : "off";
         else if (cJSON_IsNumber(item)) snprintf(number, sizeof number, "%.17g", item->valuedouble);
         else value = NULL;
-        if (!opt) st = err_set(err, ST_INVALID, "%s is not a setting; see dakd --help", from);
+        if (!opt)
+            st = err_set(err, ST_INVALID, "%s is not a setting; see dakd %s --help", from,
+                         commands[command].name);
         else if (!value) st = err_set(err, ST_INVALID, "%s must be a string or a number", from);
         else st = set_option(o, opt, from, value, err);
     }
@@ -308,7 +314,8 @@ static enum status read_file(struct options *o, const char *path, char *err)
     return st;
 }
 
-static enum status read_env(struct options *o, char *const *env, char *err)
+static enum status read_env(struct options *o, enum options_command command, char *const *env,
+                            char *err)
 {
     for (; env && *env; env++) {
         if (strncmp(*env, "DAKD_", 5)) continue;
@@ -322,7 +329,9 @@ static enum status read_env(struct options *o, char *const *env, char *err)
         if (n == 6 && memcmp(name, "config", 6) == 0) continue;
         const struct option *opt = find(name, n);
         if (!opt)
-            return err_set(err, ST_INVALID, "%s in the environment is not a setting of dakd", from);
+            return err_set(err, ST_INVALID,
+                           "%s in the environment is not a setting; see dakd %s --help", from,
+                           commands[command].name);
         enum status st = set_option(o, opt, from, equals + 1, err);
         if (st) return st;
     }
@@ -373,7 +382,9 @@ static enum status read_flags(struct options *o, enum options_command command, i
             continue;
         }
         if (strncmp(arg, "--", 2) || !arg[2]) {
-            if (arg[0] == '-' && arg[1]) return err_set(err, ST_INVALID, "unknown flag %s", arg);
+            if (arg[0] == '-' && arg[1])
+                return err_set(err, ST_INVALID, "unknown flag %.100s; see dakd %s --help", arg,
+                               commands[command].name);
             if (config) continue;
             if (strlen(arg) >= sizeof o->model_dir)
                 return err_set(err, ST_INVALID, "the model folder's path is too long");
@@ -421,14 +432,15 @@ enum status options_read(struct options *o, enum options_command command, int ar
                          char *const *argv, int first, char *const *env, char *err)
 {
     enum status st;
-    const char *config = env_value(env, "DAKD_CONFIG"), *text;
+    const char *of_env = env_value(env, "DAKD_CONFIG"), *config = of_env, *text;
     *o = (struct options){0};
     for (size_t i = 0; i < ARRAY_COUNT(table); i++)
         CHECK(!set_option(o, &table[i], table[i].name, table[i].initial, NULL));
     if ((st = read_flags(o, command, argc, argv, first, &config, err))) return st;
     if (o->help || o->version) return ST_OK;
-    if (config && (st = read_file(o, config, err))) return st;
-    if ((st = read_env(o, env, err))) return st;
+    const char *who = config == of_env ? "DAKD_CONFIG" : "--config";
+    if (config && (st = read_file(o, command, who, config, err))) return st;
+    if ((st = read_env(o, command, env, err))) return st;
     if ((st = read_flags(o, command, argc, argv, first, NULL, err))) return st;
     if ((text = env_value(env, "NOTIFY_SOCKET")))
         snprintf(o->notify_socket, sizeof o->notify_socket, "%s", text);

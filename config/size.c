@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,4 +28,15 @@ enum status size_parse(const char *text, uint64_t *out)
     if (*end || errno || !(v >= 0 && v <= 1e18) || v != floor(v)) return ST_INVALID;
     *out = (uint64_t)v;
     return ST_OK;
+}
+
+const char *size_text(uint64_t bytes, char text[SIZE_TEXT_CAP])
+{
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    int unit = 0;
+    double v = (double)bytes;
+    for (; v >= 1024 && unit < 5; unit++) v /= 1024;
+    if (unit == 0) snprintf(text, SIZE_TEXT_CAP, "%d bytes", (int)bytes);
+    else snprintf(text, SIZE_TEXT_CAP, "%.2f %s", v, units[unit]);
+    return text;
 }

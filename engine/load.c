@@ -30,6 +30,7 @@
 
 #include "config/check.h"
 #include "config/log.h"
+#include "config/size.h"
 #include "engine/operations.h"
 #include "engine/safetensors.h"
 #include "kernels/convert.h"
@@ -352,12 +353,12 @@ static enum status check_capacity(struct off_tiers *tiers, const struct eng_weig
         uint64_t capacity = off_tier_capacity(tiers, t);
         uint64_t left = capacity - off_tier_used(tiers, t);
         if (w->tier_bytes[t] <= left) continue;
+        char need[SIZE_TEXT_CAP], have[SIZE_TEXT_CAP], all[SIZE_TEXT_CAP];
         return err_set(
             err, ST_LIMIT,
-            "with --offload %g the weights need %.3f GiB in tier %s, where %.3f of %.3f GiB "
-            "are free; %s",
-            share, (double)w->tier_bytes[t] / (1 << 30), off_tier_name(tiers, t),
-            (double)left / (1 << 30), (double)capacity / (1 << 30),
+            "with --offload %g the weights need %s in tier %s, where %s of %s are free: %s", share,
+            size_text(w->tier_bytes[t], need), off_tier_name(tiers, t), size_text(left, have),
+            size_text(capacity, all),
             t == 0 ? "raise --offload with a --remote tier to take more, or raise "
                      "--gpu-memory-utilization"
                    : "lower --offload, or make that tier larger in --remote");

@@ -204,8 +204,14 @@ static enum status open_text(struct daemon *d, char *err)
 {
     const struct options *o = &d->options;
     char path[2 * OPT_STRING_CAP];
-    enum status st = file_join(path, sizeof path, o->model_dir, "tokenizer.json", err);
+    char why[ERR_CAP];
+    enum status st = file_join(path, sizeof path, o->model_dir, "config.json", err);
     if (st) return st;
+    if (!file_exists(path))
+        return err_set(err, ST_NOT_FOUND,
+                       "%.400s is not the folder of a Hugging Face model: it has no config.json",
+                       o->model_dir);
+    if ((st = file_join(path, sizeof path, o->model_dir, "tokenizer.json", err))) return st;
     bool dummy = strcmp(o->load_format, "dummy") == 0;
     if (dummy && !file_exists(path) && !o->chat_template[0]) {
         log_warn("startup", "no tokenizer.json: prompts and answers are token ids");
@@ -213,13 +219,15 @@ static enum status open_text(struct daemon *d, char *err)
     }
     if ((st = eng_tok_open(o->model_dir, &d->tok, err))) return st;
     st = eng_chat_template_open(o->model_dir, o->chat_template[0] ? o->chat_template : NULL,
-                                &d->chat, err);
+                                &d->chat, why);
     if (st == ST_NOT_FOUND && !o->chat_template[0]) {
         log_warn("startup",
                  "the model has no chat template: /v1/chat/completions needs --chat-template");
-        st = ST_OK;
+        return ST_OK;
     }
-    return st;
+    if (!st) return ST_OK;
+    bool flag = o->chat_template[0] && st == ST_NOT_FOUND;
+    return err_set(err, st, "%s%.400s", flag ? "--chat-template " : "", why);
 }
 
 /* Every connection is a descriptor; the soft limit is often 1024. */

@@ -110,8 +110,8 @@ static void test_bytes(void **state)
                 {"64GiB", 64ull << 30},
                 {"1TiB", 1ull << 40},
                 {"7B", 7}};
-    static const char *const bad[] = {"",   "-1", "x",   "1X",   "1KiBs",
-                                      " 1", "1 ", "0.5", "0x10", "1e30", "KiB"};
+    static const char *const bad[] = {"",   "-1",  "x",    "1X",   "1KiBs", " 1",
+                                      "1 ", "0.5", "0x10", "1e30", "KiB"};
     uint64_t v;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         assert_int_equal(size_parse(good[i].text, &v), ST_OK);
@@ -119,6 +119,12 @@ static void test_bytes(void **state)
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         if (size_parse(bad[i], &v) == ST_OK) fail_msg("accepted: %s", bad[i]);
+    char text[SIZE_TEXT_CAP];
+    assert_string_equal(size_text(0, text), "0 bytes");
+    assert_string_equal(size_text(1023, text), "1023 bytes");
+    assert_string_equal(size_text(1024, text), "1.00 KiB");
+    assert_string_equal(size_text(3ull << 29, text), "1.50 GiB");
+    assert_string_equal(size_text(UINT64_MAX, text), "16384.00 PiB");
 }
 
 int main(void)

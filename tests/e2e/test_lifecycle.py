@@ -101,7 +101,43 @@ def test_bad_flags(flags, word):
     assert done.returncode == 2 and word in done.stdout
 
 
+@pytest.mark.parametrize("flags,sentence", [
+    (["-p", "8000"], "unknown flag -p; see dakd serve --help"),
+    (["--config", "/nonexistent"], "--config /nonexistent: No such file or directory"),
+    (["--offload", 0.3], "--offload 0.3 needs a remote tier: --remote host:SIZE"),
+    (["--offload", 0.3, "--remote", "host:1GiB"], "--offload 0.3 would move weights out of local memory, where the model "
+     "fits whole with its KV cache: leave it out, or add --force-offload"),
+    (["--force-offload"], "--force-offload is of a share: say which with --offload, such as 0.1"),
+    (["--remote", "disk:4GiB"], "--remote: 'disk:4GiB' is neither host:SIZE nor peer:DEVICE:SIZE"),
+    (["--remote", "peer:4GiB"], "--remote: 'peer:4GiB' does not name a device: write peer:DEVICE:SIZE with DEVICE 0..255"),
+    (["--remote", "host:much"], "--remote: 'much' in 'host:much' is not a size such as 64GiB"),
+    (["--offload", 0.5, "--force-offload", "--remote", "host:64KiB"], " in tier host, where 64.00 KiB of 64.00 KiB are "
+     "free: lower --offload, or make that tier larger in --remote"),
+    (["--chat-template", "/nonexistent"], "--chat-template /nonexistent: No such file or directory"),
+    (["--seed", -1], "--seed must be between 0 and 9007199254740992, not -1"),
+])
+def test_what_is_refused_is_said_in_a_sentence(flags, sentence):
+    done = run("serve", MODEL, "--device", "cpu", "--port", 0, *flags)
+    last = done.stdout.rstrip("\n").split("\n")[-1]
+    assert done.returncode in (1, 2) and last.endswith(sentence), done.stdout
+
+
+@pytest.mark.parametrize("settings,sentence", [
+    ('{"prot": 8000}', '"prot" is not a setting; see dakd serve --help'),
+    ('{"port": [1]}', '"port" must be a string or a number'),
+    ('{"port": "x"}', '"port": \'x\' is not a whole number'),
+    ('{"model": 5}', '"model" must be a string'),
+    ('{"port": 1,}', "not valid JSON at line 1 column 12: a key in quotes was expected"),
+])
+def test_bad_settings_are_named(tmp_path, settings, sentence):
+    path = tmp_path / "settings.json"
+    path.write_text(settings)
+    done = run("serve", MODEL, "--config", path)
+    assert done.returncode == 2 and done.stdout.rstrip("\n").endswith(f"{path}: {sentence}"), done.stdout
+
+
 def test_bad_model_folders(tmp_path):
+    assert "it has no config.json" in run("serve", tmp_path, "--port", 0).stdout
     for folder in (tmp_path / "missing", tmp_path):
         done = run("serve", folder, "--port", 0)
         assert done.returncode == 1 and str(folder) in done.stdout

@@ -43,7 +43,7 @@ struct eng_step {
     bool played;                /* it was a recorded one */
     uint64_t serial;            /* of kn_step_end */
     uint64_t start_ns, prompt_tokens, recomputed_tokens;
-    bool rested; /* it is the first after there was no work */
+    bool rested;                    /* it is the first after there was no work */
     uint64_t kv_bytes[KN_TIER_MAX]; /* read of each tier, where several have pages */
     struct eng_load load;
     bool held_back; /* of the plan */

@@ -83,6 +83,19 @@ static void test_kept(void **state)
     o.reprobe = false;
 }
 
+/* A tier that has KV pages alone. */
+static void test_pool(void **state)
+{
+    (void)state;
+    static struct off_links links;
+    struct off_remote pool = {0};
+    int tier;
+    char err[ERR_CAP] = "";
+    assert_int_equal(off_remote_add_pool("host:1GiB", "--x", &pool, &tier, err), ST_OK);
+    assert_true(links_of(&pool, &links) > 24);
+    assert_int_equal(links_of(&host, &links), 0);
+}
+
 static void test_damaged(void **state)
 {
     (void)state;
@@ -176,6 +189,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_kept, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_pool, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_damaged, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_no_place, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_disturbed, make_folder, remove_folder),

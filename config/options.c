@@ -124,6 +124,18 @@ static const struct option table[] = {
      "GPU memory through which the copy engine brings remote weights to steps of more than 256 "
      "tokens, once for all of them; auto: what a layer and a half have there; 0: kernels read them "
      "where they lie, in steps of up to 2048"},
+    {"offload-mode", CHOICE, AT(offload_mode), 0, 0, "auto", "auto|direct|prefetch|uva",
+     "how remote weights reach the GPU. direct: read where they lie, inside windows, prompts too; "
+     "prefetch: all copied ahead by the copy engine; uva: read by plain loads with no window; "
+     "auto: "
+     "in decode steps direct up to the free fraction, beyond it the share that makes a step "
+     "shortest is copied and the rest read directly, prompts' copied. On the CPU: direct, auto"},
+    {"prefetch-layers", INT, AT(prefetch_layers), 1, 64, "1", NULL,
+     "of --offload-mode prefetch: layers that are copied ahead, in GPU memory of so many and one"},
+    {"offload-staging-bytes", TEXT, AT(offload_staging_bytes), 0, 0, "auto", NULL,
+     "of --offload-mode auto: the most GPU memory through which the copy engine brings remote "
+     "weights to decode steps; auto: what two layers have there, at most 512MiB; 0: none is "
+     "copied"},
     {"cuda-graphs", CHOICE, AT(cuda_graphs), 0, 0, "on", "on|off",
      "off: decode steps on a GPU are issued kernel by kernel (to measure against)"},
     {"async-scheduling", CHOICE, AT(async_scheduling), 0, 0, "auto", "auto|on|off",

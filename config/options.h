@@ -53,6 +53,9 @@ struct options {
     char congestion_control[128]; /* off, static, adaptive, or one of them by tier */
     char remote_window[OPT_STRING_CAP];
     char prefill_staging_bytes[32]; /* auto, or a size */
+    char offload_mode[16];          /* auto, direct, prefetch, uva */
+    int64_t prefetch_layers;
+    char offload_staging_bytes[32]; /* auto, or a size */
     char cuda_graphs[8];            /* on, off */
     char async_scheduling[8];       /* auto, on, off */
     /* Server. */
@@ -88,6 +91,8 @@ struct options {
     int64_t plan_batch, plan_context; /* 0: not given */
     /* Probe: a file; bench: what the names of several begin with. */
     char svg[OPT_STRING_CAP];
+    /* Not a flag: modes that one loading takes on later, a bit 1 << enum off_mode each. */
+    unsigned offload_modes_more;
     /* Not flags: what systemd or the session passes. */
     char state_dir[OPT_STRING_CAP]; /* "": there is none */
     char notify_socket[256];

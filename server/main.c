@@ -333,6 +333,8 @@ static int describe_tiers(struct daemon *d)
                               .requested_bytes = d->machine.memory.share[t].requested,
                               .predicted_step_bytes = d->machine.memory.share[t].predicted_read,
                               .step_bytes = d->machine.memory.share[t].placed_read,
+                              .copied_step_bytes = d->machine.mode.copied_bytes[t],
+                              .mode = off_mode_name(d->machine.mode.mode),
                               .capacity_bytes = off_tier_capacity(d->machine.tiers, t)};
     return count;
 }

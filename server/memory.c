@@ -260,8 +260,9 @@ static void set_requests(const struct eng_model_options *mo, const struct eng_mo
     }
 }
 
-/* Memory that prompts' remote weights are copied through is memory that weights must leave: what
- * leaves and what it needs are found in turn, each round adding a layer's part of the one before.
+/* Memory that remote weights are copied through, of prompts and of decode steps, is memory that
+ * weights must leave: what leaves and what it needs are found in turn, each round adding a layer's
+ * part of the one before.
  */
 static enum status set_staging(const struct options *o, const struct eng_model_info *info,
                                const struct pages *p, struct srv_memory *m, char *err)
@@ -272,8 +273,11 @@ static enum status set_staging(const struct options *o, const struct eng_model_i
     for (int i = 0; i < rounds; i++) {
         if (m->planned) share = fmin((double)excess(m, info, p) / (double)info->weight_bytes, 1);
         enum status st = srv_staging_choose(o, info, share, m->gpu, &m->staging, err);
-        if (st) return st;
+        if (st || (st = srv_mode_reserve(o, info, share, m->gpu, m->ring, err))) return st;
         m->step = step + m->staging;
+        uint64_t ring = 0;
+        for (int k = 0; k < OFF_MODE_COUNT; k++) ring = size_max(ring, m->ring[k]);
+        m->step += ring;
     }
     return ST_OK;
 }

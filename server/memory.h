@@ -19,7 +19,7 @@
 
 #include "config/options.h"
 #include "engine/operations.h"
-#include "offload/link.h"
+#include "server/mode.h"
 
 /* On a CPU nothing is measured: the planner gets the figures of an H200. */
 #define SRV_NOMINAL_HBM_BYTES_PER_S 4720e9
@@ -33,10 +33,11 @@ struct srv_share {
 
 struct srv_memory {
     bool gpu;
-    bool bounded;              /* local memory has a bound */
-    uint64_t total, available; /* of local memory; 0 where the system does not say */
-    uint64_t usable, step;     /* of it */
-    uint64_t staging;          /* of step, for the remote weights of prompts */
+    bool bounded;                  /* local memory has a bound */
+    uint64_t total, available;     /* of local memory; 0 where the system does not say */
+    uint64_t usable, step;         /* of it */
+    uint64_t staging;              /* of step, for the remote weights of prompts */
+    uint64_t ring[OFF_MODE_COUNT]; /* of step, the largest: for those of decode steps, by mode */
     int32_t model_len;
     int32_t page_count;     /* of KV, in local memory */
     int kv_tier;            /* that has more of it; 0: none */

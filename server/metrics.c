@@ -194,7 +194,7 @@ static void put_reading(struct buf *out, const struct srv_metrics_view *v)
         {"tier_round_trip_min_seconds", "gauge", "Least round trip of the latest step.", true},
         {"tier_round_trip_max_seconds", "gauge", "Largest round trip of the latest step.", true},
         {"tier_fetched_bytes_total", "counter",
-         "Of the bytes read, those that were copied ahead of the products of prompts.", true},
+         "Of the bytes read, those that were copied ahead of the products.", true},
         {"tier_kv_moved_bytes_total", "counter",
          "Bytes of KV pages moved from a remote tier or to it, beside what steps read.", true},
         {"tier_kv_read_bytes_total", "counter",
@@ -255,6 +255,18 @@ static void put_windows(struct buf *out, const struct srv_metrics_view *v)
     }
 }
 
+static void put_modes(struct buf *out, const struct srv_metrics_view *v)
+{
+    put_family(out, "tier_offload_mode_info", "gauge", "How a remote tier's weights are read.");
+    for (int t = 1; t < v->tier_count; t++) {
+        buf_puts(out, "dakd_tier_offload_mode_info{tier=");
+        put_label(out, v->tiers[t].name);
+        buf_puts(out, ",mode=");
+        put_label(out, v->tiers[t].mode);
+        buf_puts(out, "} 1\n");
+    }
+}
+
 static void put_labelled(struct buf *out, const char *family, const char *tier, const char *label,
                          const char *value, uint64_t count)
 {
@@ -290,6 +302,8 @@ static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
                     {"tier_step_bytes",
                      "Bytes that a decode step of the planned workload must read, as weights lie."},
                     {"tier_step_predicted_bytes", "The same as the plan predicted."},
+                    {"tier_step_copied_bytes",
+                     "Of these, bytes that the copy engine brings ahead of the products."},
                     {"tier_capacity_bytes", "Capacity of a memory tier."},
                     {"tier_kv_pages", "KV pages a memory tier holds."},
                     {"tier_kv_pages_used", "KV pages of a memory tier that are in use."}};
@@ -297,18 +311,24 @@ static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
         put_family(out, families[f].name, "gauge", families[f].help);
         for (int t = 0; t < v->tier_count; t++) {
             const struct srv_tier *tier = &v->tiers[t];
-            const uint64_t values[] = {
-                tier->weight_bytes,         tier->requested_bytes,
-                (uint64_t)tier->step_bytes, (uint64_t)tier->predicted_step_bytes,
-                tier->capacity_bytes,       (uint64_t)s->pages_total[t],
-                (uint64_t)s->pages_used[t]};
+            const uint64_t values[] = {tier->weight_bytes,
+                                       tier->requested_bytes,
+                                       (uint64_t)tier->step_bytes,
+                                       (uint64_t)tier->predicted_step_bytes,
+                                       (uint64_t)tier->copied_step_bytes,
+                                       tier->capacity_bytes,
+                                       (uint64_t)s->pages_total[t],
+                                       (uint64_t)s->pages_used[t]};
             buf_printf(out, "dakd_%s{tier=", families[f].name);
             put_label(out, v->tiers[t].name);
             buf_printf(out, "} %llu\n", (unsigned long long)values[f]);
         }
     }
     put_reading(out, v);
-    if (v->tier_count > 1) put_control(out, v);
+    if (v->tier_count > 1) {
+        put_modes(out, v);
+        put_control(out, v);
+    }
     put_gauge(out, "kv_page_bytes", "Size of one KV page.", (double)v->kv_page_bytes);
 }
 

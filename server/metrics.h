@@ -59,6 +59,8 @@ struct srv_tier {
     uint64_t weight_bytes, capacity_bytes;
     uint64_t requested_bytes;                /* of weights */
     double predicted_step_bytes, step_bytes; /* that a decode step of the planned workload reads */
+    double copied_step_bytes; /* of them, by the copy engine */
+    const char *mode;         /* how a remote tier is read (--offload-mode) */
 };
 
 /* What one page of /metrics is made of. */

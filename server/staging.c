@@ -5,6 +5,7 @@
 
 #include "config/log.h"
 #include "config/size.h"
+#include "server/mode.h"
 
 #define MIB 1048576.0
 /* Measured: with one layer's share the copies never wait for room.  A ring loses what is left of it
@@ -24,6 +25,12 @@ static bool fetches(const struct options *o, bool gpu)
     return gpu && o->max_num_batched_tokens > KN_FETCH_TOKENS;
 }
 
+/* Whether the mode leaves prompts' weights where they are. */
+static bool in_place(const struct options *o)
+{
+    return strcmp(o->offload_mode, "direct") == 0 || strcmp(o->offload_mode, "uva") == 0;
+}
+
 enum status srv_staging_choose(const struct options *o, const struct eng_model_info *info,
                                double share, bool gpu, uint64_t *out, char *err)
 {
@@ -35,7 +42,7 @@ enum status srv_staging_choose(const struct options *o, const struct eng_model_i
                        o->prefill_staging_bytes);
     if (!is_auto(o) && !gpu)
         log_warn("startup", "--prefill-staging-bytes is of the GPU, and the CPU computes");
-    if (!fetches(o, gpu) || share == 0) return ST_OK;
+    if (!fetches(o, gpu) || share == 0 || !srv_mode_fetches_prompts(o)) return ST_OK;
     const double layer = share * (double)info->weight_bytes / info->layer_count;
     *out = is_auto(o) ? (uint64_t)(AUTO_LAYERS * layer) + AUTO_SLACK_BYTES : given;
     return ST_OK;
@@ -47,7 +54,13 @@ enum status srv_staging_open(const struct options *o, const struct eng_traffic *
     const double far = (double)t->far_bytes_max / MIB;
     *taken = 0;
     if (!fetches(o, gpu) || t->far_bytes_max == 0) return ST_OK;
-    if (bytes == 0 && o->max_num_batched_tokens <= KN_REMOTE_TOKENS) return ST_OK;
+    if (bytes == 0 && o->max_num_batched_tokens <= KN_REMOTE_TOKENS)
+        return kn_fetch_reserve(kn, 0, err);
+    if (bytes == 0 && in_place(o))
+        return err_set(err, ST_LIMIT,
+                       "with --offload-mode %s, steps of --max-num-batched-tokens %" PRId64
+                       " would read remote weights more than once: lower it to %d",
+                       o->offload_mode, o->max_num_batched_tokens, KN_REMOTE_TOKENS);
     if (bytes == 0)
         return err_set(err, ST_LIMIT,
                        "with --prefill-staging-bytes 0, steps of --max-num-batched-tokens %" PRId64

@@ -7,7 +7,6 @@
 #include "config/check.h"
 #include "config/log.h"
 #include "offload/window.h"
-#include "server/staging.h"
 
 #define GIB 1073741824.0
 /* Workspaces of the GPU's kernels, and by layer what recorded steps take. */
@@ -141,9 +140,9 @@ static enum status read_controls(const struct options *o, struct srv_machine *m,
     const struct srv_memory *mem = &m->memory;
     const struct off_remote *remote = &mem->remote;
     enum status st =
-        off_control_read(o->congestion_control, o->remote_window, remote, m->control, err);
+        off_control_read(o->congestion_control, o->remote_window, remote, m->control_read, err);
     if (st) return st;
-    for (int t = 1; t <= remote->count; t++) take_measured(o, mem, t, &m->control[t]);
+    for (int t = 1; t <= remote->count; t++) take_measured(o, mem, t, &m->control_read[t]);
     if (!mem->gpu && remote->count &&
         (*o->remote_window || strcmp(o->congestion_control, "adaptive")))
         log_warn("startup",
@@ -260,7 +259,8 @@ enum status srv_startup_engine(const struct options *o, const struct srv_startup
     const struct eng_model_options mo = srv_startup_model_options(o);
     if (m->engine) eng_close(m->engine);
     m->engine = NULL;
-    return open_engine(o, hooks, &mo, m, err);
+    enum status st = srv_mode_apply(o, m, err);
+    return st ? st : open_engine(o, hooks, &mo, m, err);
 }
 
 /* Shapes of the KV cache before the model is there, so that memory can be checked first. */
@@ -293,14 +293,15 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     enum status st;
     bool gpu;
     struct eng_shape shape;
-    struct eng_traffic traffic;
+    enum off_mode mode;
     struct loading loading = {.hooks = hooks, .percent = -1};
     struct eng_model_options mo = srv_startup_model_options(o);
     *m = (struct srv_machine){0};
     mo.progress = on_load;
     mo.user = &loading;
     if ((st = srv_startup_backend(o, &gpu, &m->kn, err))) return st;
-    if ((st = eng_model_read_shape(o->model_dir, &mo, &shape, err)) ||
+    if ((st = srv_mode_read(o, gpu, &mode, err)) ||
+        (st = eng_model_read_shape(o->model_dir, &mo, &shape, err)) ||
         (st = check_model_len(o, &shape.info, err)) ||
         (st = srv_startup_shape_kv(o, &shape.info, &m->kv, err)) ||
         (st = kn_check_model(m->kn, shape.info.dtype, shape.info.q_heads, &m->kv, err)) ||
@@ -313,12 +314,9 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
         (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)) ||
         (st = srv_memory_check(&m->memory, m->tiers, m->model, err)))
         goto fail;
+    if ((st = srv_mode_apply(o, m, err))) goto fail;
     report(m, eng_model_info(m->model));
-    eng_model_traffic(m->model, m->kv.dtype, &traffic);
-    if ((st = srv_staging_open(o, &traffic, gpu, m->memory.staging, m->kn, &m->staging_bytes,
-                               err)) ||
-        (st = open_engine(o, hooks, &mo, m, err)))
-        goto fail;
+    if ((st = open_engine(o, hooks, &mo, m, err))) goto fail;
     report_use(m);
     return ST_OK;
 fail:

@@ -24,7 +24,9 @@ struct srv_machine {
     struct eng_engine *engine;
     struct kn_kv kv;
     struct srv_memory memory;
-    struct off_control control[KN_TIER_MAX]; /* of the remote tiers, to begin with */
+    struct off_control control_read[KN_TIER_MAX]; /* of the remote tiers, as the flags have it */
+    struct off_control control[KN_TIER_MAX];      /* and to begin with, in the mode taken on */
+    struct srv_mode mode;
     uint64_t staging_bytes; /* GPU memory that prompts' remote weights are copied through; or 0 */
     int32_t model_len_max;
     int32_t page_count;             /* of KV, in local memory */
@@ -43,8 +45,8 @@ struct srv_startup_hooks {
 MUST_USE enum status srv_startup(const struct options *o, const struct srv_startup_hooks *hooks,
                                  struct srv_machine *m, char *err);
 /* Closes the engine of an opened machine and opens another by o, whose limits are no larger than
- * those the machine was opened with.  On failure there is none, and the machine is still to be shut
- * down. */
+ * those the machine was opened with, and whose mode is one of those (mode.h).  On failure there is
+ * none, and the machine is still to be shut down. */
 MUST_USE enum status srv_startup_engine(const struct options *o,
                                         const struct srv_startup_hooks *hooks,
                                         struct srv_machine *m, char *err);

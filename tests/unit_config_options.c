@@ -60,6 +60,10 @@ static void test_defaults(void **state)
     assert_string_equal(o.remote_window, "");
     assert_true(o.offload == OPT_AUTO && !o.force_offload && !o.reprobe);
     assert_string_equal(o.prefill_staging_bytes, "auto");
+    assert_string_equal(o.offload_mode, "auto");
+    assert_string_equal(o.offload_staging_bytes, "auto");
+    assert_int_equal(o.prefetch_layers, 1);
+    assert_int_equal(o.offload_modes_more, 0);
     assert_true(o.gpu_memory_utilization == 0.0); /* not given */
 }
 

@@ -143,7 +143,11 @@ static struct srv_metrics metrics;
 static struct eng_stats stats;
 static const struct srv_tier tiers[] = {
     {.name = "hbm", .weight_bytes = 100, .capacity_bytes = 1000},
-    {.name = "ho\"st\\\n", .weight_bytes = 50, .capacity_bytes = 500}};
+    {.name = "ho\"st\\\n",
+     .weight_bytes = 50,
+     .capacity_bytes = 500,
+     .copied_step_bytes = 7,
+     .mode = "auto"}};
 static const struct srv_route routes[] = {{"GET", "/metrics", NULL},
                                           {"POST", "/v1/completions", NULL}};
 static const struct srv_http_route_stats route_stats[] = {{.responses = {0, 5, 0, 0, 0, 0}},
@@ -284,6 +288,9 @@ static void test_values(void **state)
     assert_true(sample(t, "dakd_tier_read_bytes_total" REMOTE) == 32768);
     assert_true(sample(t, "dakd_tier_read_bandwidth_bytes_per_second" REMOTE) == 5e9);
     assert_true(sample(t, "dakd_tier_fetched_bytes_total" REMOTE) == 16384);
+    assert_true(sample(t, "dakd_tier_step_copied_bytes" REMOTE) == 7);
+    assert_true(sample(t, "dakd_tier_offload_mode_info{tier=\"ho\\\"st\\\\\\n\",mode=\"auto\"}") ==
+                1);
     assert_true(sample(t, "dakd_tier_window_bytes" REMOTE) == 262144);
     assert_true(sample(t, "dakd_tier_window_ctas" REMOTE) == 8);
     assert_true(sample(t, "dakd_tier_window_blocks" REMOTE) == 2);
@@ -313,7 +320,7 @@ static void test_values(void **state)
 /* A tier with no bound says so, and a machine without remote tiers has no families of theirs. */
 static void test_windows(void **state)
 {
-    struct srv_tier unbounded[2] = {{.name = "hbm"}, {.name = "host"}};
+    struct srv_tier unbounded[2] = {{.name = "hbm"}, {.name = "host", .mode = "uva"}};
     struct srv_metrics_view view = {.own = &metrics,
                                     .engine = &stats,
                                     .tiers = unbounded,

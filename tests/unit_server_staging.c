@@ -17,7 +17,8 @@ static const struct eng_model_info info = {.layer_count = 32, .weight_bytes = 16
 
 static struct options options_of(const char *staging, int64_t tokens)
 {
-    struct options o = {.max_num_batched_tokens = tokens};
+    struct options o = {
+        .max_num_batched_tokens = tokens, .offload_mode = "auto", .offload_staging_bytes = "auto"};
     snprintf(o.prefill_staging_bytes, sizeof o.prefill_staging_bytes, "%s", staging);
     return o;
 }

@@ -133,6 +133,12 @@ def test_adaptive_control_without_round_trips(start):
     (["--congestion-control", "off", "--remote-window", "host:16x1"], "leave one of them out"),
     (["--remote-window", "host:16x0"], "1 to 65536"),
     (["--remote-window", "peer:16x4"], "no tier that --remote names"),
+    (["--offload-mode", "prefetch"], "the CPU computes, which reads all memory alike"),
+    (["--offload-mode", "uva"], "leave it out, or say direct"),
+    (["--offload-mode", "direct", "--offload-staging-bytes", "1GiB"], "is of --offload-mode auto, and the mode is direct"),
+    (["--prefetch-layers", 2], "is of --offload-mode prefetch, and the mode is auto"),
+    (["--offload-mode", "direct", "--prefill-staging-bytes", "1GiB"], "is of --offload-mode auto or prefetch"),
+    (["--offload-staging-bytes", "much"], "'much' is neither auto nor a size"),
 ])
 def test_refused(flags, words):
     done = run("serve", MODEL, "--port", 0, "--remote", "host:1MiB", *flags)

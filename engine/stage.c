@@ -6,19 +6,17 @@
 #include "config/check.h"
 #include "engine/model_state.h"
 
-#define LAYER_PRODUCTS 4 /* qkv, o, up, down */
-
 /* Product i of a step, heads left out. */
 static const struct kn_weight *product_of(const struct eng_model *m, int32_t i)
 {
-    const struct eng_layer *l = &m->weights.layers[i / LAYER_PRODUCTS];
-    const struct kn_weight *const products[LAYER_PRODUCTS] = {&l->qkv, &l->o, &l->up, &l->down};
-    return products[i % LAYER_PRODUCTS];
+    const struct eng_layer *l = &m->weights.layers[i / ENG_LAYER_PRODUCTS];
+    const struct kn_weight *const products[ENG_LAYER_PRODUCTS] = {&l->qkv, &l->o, &l->up, &l->down};
+    return products[i % ENG_LAYER_PRODUCTS];
 }
 
 static int32_t product_count(const struct eng_model *m)
 {
-    return m->shape.info.layer_count * LAYER_PRODUCTS;
+    return m->shape.info.layer_count * ENG_LAYER_PRODUCTS;
 }
 
 /* Of every product, what lies where; NULL without memory. */
@@ -35,14 +33,38 @@ static struct off_mix_product *list_products(const struct eng_model *m, char *er
     return products;
 }
 
-enum status eng_stage_room(const struct eng_model *m, uint64_t product_bytes_max,
-                           uint64_t bytes[KN_TIER_MAX], uint64_t room[KN_TIER_MAX], char *err)
+static struct off_mix_deal deal_of(const struct eng_stage_want *want, bool all)
 {
-    static const double all[KN_TIER_MAX] = {0, 1, 1, 1};
+    struct off_mix_deal d = {.group = ENG_LAYER_PRODUCTS,
+                             .copy_bytes_min = want->copy_bytes_min,
+                             .product_bytes_max = want->product_bytes_max};
+    for (int t = 1; t < KN_TIER_MAX; t++) d.share[t] = all ? 1 : want->share[t];
+    return d;
+}
+
+static int by_falling(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+enum status eng_stage_room(const struct eng_model *m, const struct eng_stage_want *want,
+                           struct eng_stage_room *out, char *err)
+{
+    const struct off_mix_deal deal = deal_of(want, true);
     struct off_mix_product *products = list_products(m, err);
+    *out = (struct eng_stage_room){0};
     if (!products) return ST_NOMEM;
-    off_mix_deal(products, product_count(m), all, UINT64_MAX, bytes);
-    off_mix_deal(products, product_count(m), all, product_bytes_max, room);
+    off_mix_deal(products, product_count(m), &deal, out->room);
+    for (int t = 1; t < KN_TIER_MAX; t++) {
+        for (int32_t i = 0; i < product_count(m); i++) {
+            const uint64_t bytes = (uint64_t)products[i].tiles[t] * products[i].tile_bytes;
+            out->bytes[t] += bytes;
+            out->product_bytes[t][i % ENG_LAYER_PRODUCTS] +=
+                (double)bytes / m->shape.info.layer_count;
+        }
+        qsort(out->product_bytes[t], ENG_LAYER_PRODUCTS, sizeof(double), by_falling);
+    }
     free(products);
     return ST_OK;
 }
@@ -59,9 +81,9 @@ static uint64_t ring_bytes(const struct off_mix_product *products, int32_t count
                            const struct eng_stage_want *want, uint64_t product_bytes)
 {
     uint64_t layer_most = 0;
-    for (int32_t i = 0; i < count; i += LAYER_PRODUCTS) {
+    for (int32_t i = 0; i < count; i += ENG_LAYER_PRODUCTS) {
         uint64_t layer = 0;
-        for (int32_t k = 0; k < LAYER_PRODUCTS; k++) layer += copied_bytes(&products[i + k]);
+        for (int32_t k = 0; k < ENG_LAYER_PRODUCTS; k++) layer += copied_bytes(&products[i + k]);
         layer_most = size_max(layer_most, layer);
     }
     const uint64_t ring = size_max((uint64_t)want->layers * layer_most, 2 * product_bytes);
@@ -73,9 +95,10 @@ static int32_t choose(const struct eng_model *m, const struct eng_stage_want *wa
                       struct off_mix_product *products, struct kn_stage_item *items,
                       struct eng_staged *out)
 {
+    const struct off_mix_deal deal = deal_of(want, false);
     const int32_t count = product_count(m);
     int32_t item_count = 0;
-    off_mix_deal(products, count, want->share, want->product_bytes_max, out->bytes);
+    off_mix_deal(products, count, &deal, out->bytes);
     for (int32_t i = 0; i < count; i++) {
         const uint64_t bytes = copied_bytes(&products[i]);
         out->product_bytes = size_max(out->product_bytes, bytes);

@@ -59,6 +59,15 @@ static double lost_bytes(const struct off_mix_point *p, double hbm_bytes_per_s)
            (p->read_bytes_per_s + p->copy_bytes_per_s);
 }
 
+/* How many copies a step has at share s. */
+static int copies_of(const struct off_mix_tier *t, double s)
+{
+    double left = s * t->bytes * (1 - 1e-9);
+    int items = 0;
+    while (left > 0 && items < t->item_count) left -= t->item_bytes[items++] * t->group_count;
+    return items * t->group_count;
+}
+
 static struct cost cost_of(const struct off_mix *m, const struct off_mix_tier *t, double s)
 {
     const double at = share_of_both(t);
@@ -69,11 +78,13 @@ static struct cost cost_of(const struct off_mix *m, const struct off_mix_tier *t
     const double lost = on_lines(s, lost_bytes(&t->read, m->hbm_bytes_per_s), at,
                                  lost_bytes(&t->both, m->hbm_bytes_per_s),
                                  lost_bytes(&t->copy, m->hbm_bytes_per_s));
+    const double gaps_s = copies_of(t, s) * s * OFF_MIX_GAP_S;
     return (struct cost){.hbm_bytes = t->bytes *
                                       (fmax(lost, s) + s), /* what is copied is written at least */
                          .busy_s = t->bytes * on_hull(s, 1 / t->read.read_bytes_per_s, at, both_s,
-                                                      1 / t->copy.copy_bytes_per_s),
-                         .idle_s = t->bytes * on_hull(s, 1 / read, at, both_s, 1 / copy)};
+                                                      1 / t->copy.copy_bytes_per_s) +
+                                   gaps_s,
+                         .idle_s = t->bytes * on_hull(s, 1 / read, at, both_s, 1 / copy) + gaps_s};
 }
 
 /* When a link is done whose costs are c, HBM being busy for hbm_s. */
@@ -188,37 +199,73 @@ void off_mix_solve(struct off_mix *m)
             s.tier[t].at[i] = cost_of(m, tier, (double)i / OFF_MIX_STEPS);
     }
     try_all(&s, 1);
-    for (int t = 0; t < KN_TIER_MAX; t++) m->share[t] = (double)s.best[t] / OFF_MIX_STEPS;
-    m->seconds = off_mix_seconds(m, m->share);
     m->direct_s = off_mix_seconds(m, none);
+    const bool worth = s.best_s < (1 - OFF_MIX_GAIN) * m->direct_s;
+    for (int t = 0; t < KN_TIER_MAX; t++)
+        m->share[t] = worth ? (double)s.best[t] / OFF_MIX_STEPS : 0;
+    m->seconds = off_mix_seconds(m, m->share);
 }
 
 /* --- which tiles ------------------------------------------------------------------------------ */
 
-/* Of tier t's tiles, as many as bring what is copied nearest to what is wanted. */
-static int32_t take(const struct off_mix_product *p, int t, double wanted, uint64_t copied,
-                    uint64_t most)
+static uint64_t tier_bytes(const struct off_mix_product *p, int t)
 {
-    const double tiles = floor((wanted - (double)copied) / (double)p->tile_bytes + 0.5);
-    return (int32_t)fmin(fmax(tiles, 0), (double)size_min((uint64_t)p->tiles[t], most));
+    return (uint64_t)p->tiles[t] * p->tile_bytes;
 }
 
-void off_mix_deal(struct off_mix_product *products, int32_t count, const double share[KN_TIER_MAX],
-                  uint64_t product_bytes_max, uint64_t bytes[KN_TIER_MAX])
+/* Whether all of a product's tiles in nearer remote tiles are copied. */
+static bool is_next(const struct off_mix_product *p, int t)
+{
+    for (int n = 1; n < t; n++)
+        if (p->copied[n] < p->tiles[n]) return false;
+    return true;
+}
+
+/* Of tier t's tiles, as many as bring what is copied nearest to what is wanted. */
+static int32_t take(const struct off_mix_product *p, int t, double bytes,
+                    const struct off_mix_deal *d)
+{
+    uint64_t room = d->product_bytes_max / p->tile_bytes;
+    for (int n = 1; n < t; n++) room -= (uint64_t)p->copied[n];
+    if (!is_next(p, t)) return 0;
+    const double tiles = fmin(fmax(floor(bytes / (double)p->tile_bytes + 0.5), 0),
+                              (double)size_min((uint64_t)p->tiles[t], room));
+    return tiles * (double)p->tile_bytes < (double)d->copy_bytes_min ? 0 : (int32_t)tiles;
+}
+
+/* The product of most bytes in tier t of those that are not dealt yet, whose `copied` is below 0.
+ */
+static struct off_mix_product *largest(struct off_mix_product *group, int32_t count, int t)
+{
+    struct off_mix_product *best = NULL;
+    for (int32_t i = 0; i < count; i++)
+        if (group[i].copied[t] < 0 && (!best || tier_bytes(&group[i], t) > tier_bytes(best, t)))
+            best = &group[i];
+    return best;
+}
+
+void off_mix_deal(struct off_mix_product *products, int32_t count, const struct off_mix_deal *d,
+                  uint64_t bytes[KN_TIER_MAX])
 {
     double wanted[KN_TIER_MAX] = {0};
+    CHECK(d->group > 0 && count % d->group == 0);
     memset(bytes, 0, KN_TIER_MAX * sizeof bytes[0]);
-    for (int32_t i = 0; i < count; i++) {
-        struct off_mix_product *p = &products[i];
-        uint64_t room = product_bytes_max / p->tile_bytes;
-        p->copied[0] = 0;
-        for (int t = 1; t < KN_TIER_MAX; t++) {
-            CHECK(share[t] >= 0 && share[t] <= 1);
-            wanted[t] += share[t] * (double)p->tile_bytes * p->tiles[t];
-            p->copied[t] = take(p, t, wanted[t], bytes[t], room);
-            bytes[t] += (uint64_t)p->copied[t] * p->tile_bytes;
-            room -= (uint64_t)p->copied[t];
-            if (p->copied[t] < p->tiles[t]) room = 0; /* for those further out */
+    for (int32_t i = 0; i < count; i++) products[i].copied[0] = 0;
+    for (int t = 1; t < KN_TIER_MAX; t++) {
+        CHECK(d->share[t] >= 0 && d->share[t] <= 1);
+        for (struct off_mix_product *g = products; g < products + count; g += d->group) {
+            struct off_mix_product *p;
+            bool enough = false;
+            for (int32_t i = 0; i < d->group; i++) {
+                wanted[t] += d->share[t] * (double)tier_bytes(&g[i], t);
+                g[i].copied[t] = -1;
+            }
+            while ((p = largest(g, d->group, t))) {
+                p->copied[t] = enough ? 0 : take(p, t, wanted[t] - (double)bytes[t], d);
+                bytes[t] += (uint64_t)p->copied[t] * p->tile_bytes;
+                enough |= p->copied[t] < p->tiles[t] &&
+                          wanted[t] - (double)bytes[t] < (double)p->tile_bytes;
+            }
         }
     }
 }

@@ -15,6 +15,8 @@
  *            copied one is written, and a bulk of writes costs more than their bytes.  A copied
  *            byte is read once more (+ s_t).
  *     link t takes b_t(s) seconds a byte while HBM is busy, and i_t(s) while it rests.
+ *            Between two copies the engine rests for OFF_MIX_GAP_S: with n(s) of them in a step,
+ *            both are n(s) s OFF_MIX_GAP_S more, since what is read in place goes on.
  *     step   = max(h, max over t of R_t b_t                    where the link is done by then,
  *                                   h + (R_t - h / b_t) i_t    else)
  *
@@ -33,6 +35,13 @@ enum off_mode { OFF_MODE_AUTO, OFF_MODE_DIRECT, OFF_MODE_PREFETCH, OFF_MODE_UVA,
 const char *off_mode_name(enum off_mode mode); /* "auto", "direct", "prefetch", "uva" */
 MUST_USE bool off_mode_parse(const char *name, enum off_mode *out);
 
+/* From a copy's end to the next one's bytes: its word, the next one's wait, its start.  An 8B
+ * model's 128 products, all of what is remote copied over PCIe, took over bytes / rate 10 us each
+ * where they were 2 MB on average, 7 of 5 MB, 5 of 11 MB (H200). */
+#define OFF_MIX_GAP_S 8e-6
+
+#define OFF_MIX_ITEMS 8
+
 /* One way to read a link, HBM busy: what crosses it in place and by the copy engine, and what HBM
  * gives meanwhile. */
 struct off_mix_point {
@@ -45,6 +54,10 @@ struct off_mix_tier {
                                                   reads, which are 0 */
     double bytes;                              /* that a step reads of the tier */
     double share_max; /* of them that may be copied: the head and tables never are */
+    /* The copies of a step: it has so many groups of products alike, layers, and each product of a
+     * group so many bytes there, the largest first; copied in this order. */
+    double item_bytes[OFF_MIX_ITEMS];
+    int item_count, group_count;
 };
 
 struct off_mix {
@@ -65,8 +78,10 @@ void off_mix_set_link(struct off_mix_tier *t, const struct off_links *links,
 /* What the model says of these shares, each 0..1. */
 double off_mix_seconds(const struct off_mix *m, const double share[KN_TIER_MAX]);
 /* Fills in what is marked Out: of all shares up to share_max, in steps of 1 / OFF_MIX_STEPS, those
- * of the shortest step, and of equals those that copy least. */
+ * of the shortest step, and of equals those that copy least; none where that wins less than
+ * OFF_MIX_GAIN. */
 #define OFF_MIX_STEPS 64
+#define OFF_MIX_GAIN 0.01
 void off_mix_solve(struct off_mix *m);
 
 /* --- which tiles ------------------------------------------------------------------------------ */
@@ -78,14 +93,21 @@ struct off_mix_product {
     int32_t copied[KN_TIER_MAX]; /* out: of the tiles; 0 of tier 0 */
 };
 
-/* Of a step's products in order, how many tiles of each remote tier are copied: whole tiles, at
- * most product_bytes_max of a product, and of every beginning of the list as near the tier's share
- * as these allow, so that no part of a step has more for one of the two ways than the others.  What
- * is copied of a product lies next to its local tiles: of a further tier nothing is, unless all
- * nearer ones are copied whole.
- * bytes: those that are copied of each tier, its share to within half a tile, where neither of the
- * two bounds it. */
-void off_mix_deal(struct off_mix_product *products, int32_t count, const double share[KN_TIER_MAX],
-                  uint64_t product_bytes_max, uint64_t bytes[KN_TIER_MAX]);
+struct off_mix_deal {
+    double share[KN_TIER_MAX]; /* of the products' tiles in a tier */
+    int32_t group;             /* products of a layer; they are so many times as many */
+    uint64_t copy_bytes_min;   /* a copy of fewer is not worth its gap */
+    uint64_t product_bytes_max;
+};
+
+/* Of a step's products in order, how many tiles of each remote tier are copied: whole tiles, within
+ * the two bounds, and of every beginning of whole groups as near the tier's share as these allow,
+ * so that no part of a step has more for one of the two ways than the others.  In a group the
+ * products with most bytes in the tier come first, for copies are the fewer the larger they are.
+ * What is copied of a product lies next to its local tiles: of a further tier nothing is, unless
+ * all nearer ones are copied whole. bytes: those that are copied of each tier: its share to within
+ * half a tile, where nothing bounds it. */
+void off_mix_deal(struct off_mix_product *products, int32_t count, const struct off_mix_deal *d,
+                  uint64_t bytes[KN_TIER_MAX]);
 
 #endif

@@ -103,10 +103,11 @@ static struct eng_step workload_of(const struct options *o, const struct srv_mac
     return w;
 }
 
-/* A decode step on this machine: its bytes, and which share of them may be copied.  False where the
- * links are unknown. */
+/* A decode step on this machine: its bytes, and what of them may be copied.  False where the links
+ * are unknown. */
 static bool describe(const struct srv_machine *m, const struct srv_mode *mode,
-                     const double layer_bytes[KN_TIER_MAX], struct off_mix *mix)
+                     const struct eng_stage_room *room, const double may[KN_TIER_MAX],
+                     struct off_mix *mix)
 {
     const struct srv_memory *mem = &m->memory;
     *mix = (struct off_mix){.hbm_bytes_per_s = mem->links.hbm_bytes_per_s,
@@ -119,10 +120,22 @@ static bool describe(const struct srv_machine *m, const struct srv_mode *mode,
         if (!link) return false;
         off_mix_set_link(&mix->tier[t], &mem->links, link);
         mix->tier[t].bytes = mode->step_bytes[t];
-        if (mode->step_bytes[t] > 0)
-            mix->tier[t].share_max = fmin(layer_bytes[t] / mode->step_bytes[t], 1);
+        if (mode->step_bytes[t] > 0) mix->tier[t].share_max = fmin(may[t] / mode->step_bytes[t], 1);
+        mix->tier[t].group_count = eng_model_info(m->model)->layer_count;
+        mix->tier[t].item_count = ENG_LAYER_PRODUCTS;
+        memcpy(mix->tier[t].item_bytes, room->product_bytes[t], sizeof room->product_bytes[t]);
     }
     return true;
+}
+
+/* What a copy engine would move in the gap before a copy, of the slowest link. */
+static uint64_t least_copy(const struct srv_machine *m)
+{
+    const struct off_links *links = &m->memory.links;
+    double least = INFINITY;
+    for (int i = 0; i < links->link_count; i++)
+        least = fmin(least, links->link[i].copy_bytes_per_s);
+    return links->link_count ? (uint64_t)(least * OFF_MIX_GAP_S) : 0;
 }
 
 static enum status no_ring(enum status st, const struct options *o, const char *why, char *err)
@@ -139,27 +152,30 @@ static enum status stage(const struct options *o, struct srv_machine *m,
                          const struct eng_traffic *traffic, struct srv_mode *mode, char *err)
 {
     const uint64_t ring = m->memory.ring[mode->mode];
-    uint64_t tiles[KN_TIER_MAX], room[KN_TIER_MAX];
+    struct eng_stage_room room;
     double layers[KN_TIER_MAX] = {0}, may[KN_TIER_MAX] = {0};
-    struct eng_stage_want want = {
-        .layers = AUTO_LAYERS, .ring_bytes_max = ring, .product_bytes_max = ring / 2};
+    struct eng_stage_want want = {.layers = AUTO_LAYERS,
+                                  .ring_bytes_max = ring,
+                                  .copy_bytes_min = least_copy(m),
+                                  .product_bytes_max = ring / 2};
     struct off_mix mix;
     char why[ERR_CAP] = "";
     if (mode->mode == OFF_MODE_PREFETCH) {
         want.layers = (int32_t)o->prefetch_layers + 1;
+        want.copy_bytes_min = 0;
         want.product_bytes_max = UINT64_MAX;
     }
-    enum status st = eng_stage_room(m->model, want.product_bytes_max, tiles, room, err);
+    enum status st = eng_stage_room(m->model, &want, &room, err);
     if (st) return st;
     for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (!tiles[t]) continue;
+        if (!room.bytes[t]) continue;
         layers[t] = (double)(traffic->weight_bytes[t] - traffic->head_bytes[t]);
-        may[t] = layers[t] * (double)room[t] / (double)tiles[t];
+        may[t] = layers[t] * (double)room.room[t] / (double)room.bytes[t];
     }
-    const bool known = describe(m, mode, may, &mix);
+    const bool known = describe(m, mode, &room, may, &mix);
     if (known && mode->mode == OFF_MODE_AUTO) off_mix_solve(&mix);
     for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (mode->mode == OFF_MODE_PREFETCH && tiles[t]) want.share[t] = 1;
+        if (mode->mode == OFF_MODE_PREFETCH && room.bytes[t]) want.share[t] = 1;
         if (layers[t] > 0 && mix.share[t] > 0)
             want.share[t] = fmin(mix.share[t] * mode->step_bytes[t] / layers[t], 1);
     }
@@ -170,8 +186,8 @@ static enum status stage(const struct options *o, struct srv_machine *m,
     }
     if (st) return no_ring(st, o, why, err);
     for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (!tiles[t]) continue;
-        mode->copied_bytes[t] = layers[t] * (double)mode->staged.bytes[t] / (double)tiles[t];
+        if (!room.bytes[t]) continue;
+        mode->copied_bytes[t] = layers[t] * (double)mode->staged.bytes[t] / (double)room.bytes[t];
         mode->share[t] = mode->copied_bytes[t] / mode->step_bytes[t];
     }
     if (!known) return ST_OK;

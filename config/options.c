@@ -49,7 +49,11 @@ static const struct {
 } commands[] = {
     [OPTIONS_SERVE] = {"serve", "Serves a Hugging Face model folder over the OpenAI HTTP API."},
     [OPTIONS_BENCH] = {"bench", "Measures a model offline, against the floor its bytes and this "
-                                "machine's bandwidths set."},
+                                "machine's bandwidths set:\nthe bytes a step reads of each tier "
+                                "over the rate of that tier, the slowest tier's.  Where the copy\n"
+                                "engine brings a part of a tier's bytes (--offload-mode), its rate "
+                                "is the better of what kernels and\nwhat the copy engine get of "
+                                "the link alone."},
     [OPTIONS_PLAN] =
         {"plan",
          "Says from config.json alone which weights would lie in which tier and the floor of "

@@ -132,8 +132,12 @@ test_all() {
     serve
     serve --remote host:1GiB --offload 0.5 --force-offload
     serve --remote host:1GiB --offload 0.5 --force-offload --congestion-control off
+    for way in direct prefetch uva; do
+        serve --remote host:1GiB --offload 0.5 --force-offload --offload-mode $way
+    done
     if [ "$gpus" -gt 1 ]; then
         serve --remote peer:1:1GiB --offload 0.5 --force-offload
+        serve --remote peer:1:1GiB,host:1GiB --offload 0.5 --force-offload --offload-mode prefetch
     else
         echo "one GPU: no tier in a peer's memory was tested"
     fi

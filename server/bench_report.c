@@ -32,6 +32,14 @@ static void add(struct list *l, const char *key, const char *label, double value
     l->at[l->count++] = (struct figure){key, label, value, decimals};
 }
 
+/* All that a steady step must read, over its time. */
+static double effective_bytes_per_s(const struct srv_bench_result *r)
+{
+    double bytes = 0;
+    for (int t = 0; t < r->bandwidth.tier_count; t++) bytes += (double)r->step_bytes[t];
+    return bytes / r->stats.steady_tpot_s;
+}
+
 static void list_decode(const struct srv_bench_result *r, struct list *l)
 {
     const struct srv_bench_stats *s = &r->stats;
@@ -43,6 +51,11 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
     add(l, "floor_per_step_ms", "floor of a step (ms)", r->floor_s * MS, 4);
     add(l, "tpot_steady_median_ms", "TPOT, median (ms)", s->steady_tpot_s * MS, 4);
     add(l, "floor_over_tpot_ratio", "floor / TPOT", r->floor_s / s->steady_tpot_s, 4);
+    add(l, "effective_gb_per_s", "effective bandwidth: all a step reads / TPOT (GB/s)",
+        effective_bytes_per_s(r) / 1e9, 2);
+    if (r->mode.staged.ring_bytes && r->mode.predicted_s > 0)
+        add(l, "mode_predicted_step_ms", "at least, by the links' rates in this mode (ms)",
+            r->mode.predicted_s * MS, 4);
     add(l, "decode_tokens_per_s", "decode throughput (tokens/s)", s->decode_tokens_per_s, 2);
     add(l, "steady_played_step_count", "of the steady steps, played from recordings",
         (double)r->played_count, 0);
@@ -136,7 +149,14 @@ static void date_text(int64_t unix_s, char out[32])
 
 static double tier_s(const struct srv_bench_result *r, int tier)
 {
-    return (double)r->step_bytes[tier] / r->bandwidth.read_bytes_per_s[tier];
+    return (double)r->step_bytes[tier] / r->best_bytes_per_s[tier];
+}
+
+/* What of its copy engine's rate alone a link reached, by either way; 0: unknown. */
+static double of_engine(const struct srv_bench_result *r, int tier)
+{
+    if (r->engine_bytes_per_s[tier] <= 0) return 0;
+    return r->counted_bytes[tier] / r->stats.steady_tpot_s / r->engine_bytes_per_s[tier];
 }
 
 /* What a tier delivered: the bytes a steady step must read over its time. */
@@ -193,6 +213,21 @@ static void print_reading(const struct srv_machine *m, const struct srv_bench_re
         printf("%-8s window ", off_tier_name(m->tiers, t));
         print_found(&r->tier_control[t]);
         putchar('\n');
+    }
+}
+
+/* By which way a steady step's bytes crossed each link, as counted. */
+static void print_crossing(const struct srv_machine *m, const struct srv_bench_result *r)
+{
+    if (r->bandwidth.tier_count < 2 || r->counted_bytes[0] <= 0) return;
+    printf("\n%-8s %12s %12s %12s %12s   --offload-mode %s\n", "link", "copied MB", "in place MB",
+           "GB/s", "of copies", off_mode_name(r->mode.mode));
+    for (int t = 1; t < r->bandwidth.tier_count; t++) {
+        printf("%-8s %12.3f %12.3f %12.3f ", off_tier_name(m->tiers, t), r->copied_bytes[t] / 1e6,
+               (r->counted_bytes[t] - r->copied_bytes[t]) / 1e6,
+               r->counted_bytes[t] / r->stats.steady_tpot_s / 1e9);
+        if (r->engine_bytes_per_s[t] > 0) printf("%12.4f\n", of_engine(r, t));
+        else printf("%12s\n", "-");
     }
 }
 
@@ -258,6 +293,7 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
                (double)r->kv_bytes[t] / 1e6, (double)r->step_bytes[t] / 1e6, tier_s(r, t) * MS,
                t == r->floor_tier ? "  <- the floor" : "");
     print_reading(m, r);
+    print_crossing(m, r);
     print_prompt(m, r);
     list_all(o, r, &l);
     for (size_t i = 0; i < l.count; i++) {
@@ -351,6 +387,13 @@ static void put_reading(struct buf *b, const struct srv_bench_result *r, int tie
     const struct srv_bench_trips *trips = &r->trips[tier];
     buf_printf(b, ", \"achieved_bytes_per_s\": %.12g, \"step_counted_bytes\": %.12g",
                achieved_bytes_per_s(r, tier), r->counted_bytes[tier]);
+    if (tier > 0)
+        buf_printf(b,
+                   ", \"step_copied_bytes\": %.12g, \"step_in_place_bytes\": %.12g, "
+                   "\"copy_engine_bytes_per_s\": %.12g, \"of_copy_engine_ratio\": %.6g, "
+                   "\"copied_share_ratio\": %.6g",
+                   r->copied_bytes[tier], r->counted_bytes[tier] - r->copied_bytes[tier],
+                   r->engine_bytes_per_s[tier], of_engine(r, tier), r->mode.share[tier]);
     if (w->ctas && off_window_bytes(w) != UINT64_MAX)
         buf_printf(b, ", \"window_ctas\": %d, \"window_blocks\": %d", w->ctas, w->blocks);
     if (tier > 0)
@@ -414,6 +457,8 @@ void srv_bench_json_head(struct buf *b, const struct options *o, const struct sr
     put_text(b, "placement", placement_text(o, m));
     put_text(b, "congestion_control", control);
     put_text(b, "remote_window", o->remote_window);
+    put_text(b, "offload_mode", o->offload_mode);
+    put_number(b, "ring_bytes", (double)m->mode.staged.ring_bytes);
     put_text(b, "prefill_staging_bytes", o->prefill_staging_bytes);
     put_number(b, "staging_bytes", (double)m->staging_bytes);
     put_number(b, "seed", (double)o->seed);

@@ -42,9 +42,13 @@ struct srv_bench_result {
     struct off_bandwidth bandwidth;
     /* Of a steady step, by tier. */
     uint64_t step_bytes[KN_TIER_MAX], weight_bytes[KN_TIER_MAX], kv_bytes[KN_TIER_MAX];
-    /* Read by a steady step as the kernels counted, padding and all; 0 where they told less than
-     * twice. */
-    double counted_bytes[KN_TIER_MAX];
+    /* Read by a steady step as the kernels counted, padding and all, and those of them that came by
+     * the copy engine; 0 where they told less than twice. */
+    double counted_bytes[KN_TIER_MAX], copied_bytes[KN_TIER_MAX];
+    /* What the floor takes of each tier, and what its copy engine was probed to give; 0: unknown.
+     */
+    double best_bytes_per_s[KN_TIER_MAX], engine_bytes_per_s[KN_TIER_MAX];
+    struct srv_mode mode; /* how remote weights were read */
     struct srv_bench_trips trips[KN_TIER_MAX];
     /* Where a remote tier has KV pages: moved to it and back, and steps that waited for one, since
      * the engine was opened. */

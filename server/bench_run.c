@@ -19,10 +19,11 @@
 
 #define WARM_INPUT 64
 #define WARM_OUTPUT 4
-#define WARM_OUTPUT_BOUND 2 /* where time is bounded: the prompts' step, and one to measure it by  \
-                             */
-#define FIND_OUTPUT 32      /* of runs in which controllers find their windows */
-#define SPARE_STEPS 1       /* beside those a TPOT needs */
+#define WARM_OUTPUT_BOUND                                                                          \
+    2                  /* where time is bounded: the prompts' step, and one to measure it by       \
+                        */
+#define FIND_OUTPUT 32 /* of runs in which controllers find their windows */
+#define SPARE_STEPS 1  /* beside those a TPOT needs */
 
 /* --- the list of --batch ---------------------------------------------------------------------- */
 
@@ -217,6 +218,8 @@ static void find_trips(const struct srv_bench_run *b, struct srv_bench_result *r
         const struct kn_traffic *to = &b->clock.marks[last].traffic[t];
         struct srv_bench_trips *trips = &r->trips[t];
         r->counted_bytes[t] = (double)(to->bytes - from->bytes) / (double)(last - first);
+        r->copied_bytes[t] =
+            (double)(to->fetched_bytes - from->fetched_bytes) / (double)(last - first);
         trips->count = to->trip_count - from->trip_count;
         if (!trips->count) continue;
         trips->mean_s = (double)(to->trip_ns_sum - from->trip_ns_sum) / (double)trips->count / 1e9;
@@ -252,6 +255,21 @@ static void find_kv(const struct srv_bench_run *b, struct srv_bench_result *r)
     r->move_waits = t.sched.move_wait_count;
 }
 
+/* The rates of the floor: where the copy engine brings a part, the better way of the link's two. */
+static void find_rates(const struct srv_bench_run *b, struct srv_bench_result *r)
+{
+    r->mode = b->machine->mode;
+    for (int t = 0; t < r->bandwidth.tier_count; t++) {
+        const struct off_link *link =
+            off_links_find(&b->machine->memory.links, off_tier_name(b->machine->tiers, t));
+        r->best_bytes_per_s[t] = r->bandwidth.read_bytes_per_s[t];
+        if (!link) continue;
+        r->engine_bytes_per_s[t] = link->copy_bytes_per_s;
+        if (r->mode.copied_bytes[t] > 0)
+            r->best_bytes_per_s[t] = fmax(r->best_bytes_per_s[t], link->copy_bytes_per_s);
+    }
+}
+
 static void find_floor(const struct srv_bench_run *b, struct srv_bench_result *r)
 {
     struct eng_traffic t;
@@ -262,7 +280,10 @@ static void find_floor(const struct srv_bench_run *b, struct srv_bench_result *r
     for (int i = 0; i < r->bandwidth.tier_count; i++)
         r->weight_bytes[i] = r->step_bytes[i] - r->kv_bytes[i];
     if (b->machine->memory.far_page_count) find_kv(b, r);
-    r->floor_s = off_floor_s(&r->bandwidth, r->step_bytes, &r->floor_tier);
+    find_rates(b, r);
+    struct off_bandwidth best = r->bandwidth;
+    memcpy(best.read_bytes_per_s, r->best_bytes_per_s, sizeof best.read_bytes_per_s);
+    r->floor_s = off_floor_s(&best, r->step_bytes, &r->floor_tier);
 }
 
 /* Whether every controller that looks for a window has one. */

@@ -48,6 +48,9 @@ def check(result, text, batch, prompt, answer):
     slowest = max(result["tiers"], key=lambda tier: tier["step_at_least_ms"])
     assert slowest["name"] == result["floor_tier"] and close(slowest["step_at_least_ms"], result["floor_per_step_ms"])
     assert close(result["floor_over_tpot_ratio"], result["floor_per_step_ms"] / result["tpot_steady_median_ms"])
+    read = sum(tier["step_bytes"] for tier in result["tiers"])
+    assert close(result["effective_gb_per_s"], read / result["tpot_steady_median_ms"] / 1e6)
+    assert result["offload_mode"] == "auto" and result["ring_bytes"] == 0
     host, device = result["engine_outside_device_per_step_ms"], result["device_per_step_ms"]
     assert host > 0 and device > 0 and close(result["engine_outside_device_share_ratio"], host / (host + device))
     seconds = result["duration_s"]
@@ -104,6 +107,9 @@ def test_dummy_model_over_two_tiers(tmp_path, tiny):
     for tier in result["tiers"]:
         # The CPU counts the weights its products read, whole tiles of 64 rows of 128 inputs.
         assert tier["step_counted_bytes"] > 0 and "round_trip_count" not in tier
+        if tier["name"] != "hbm":  # the CPU has no copy engine: all is read in place
+            assert tier["step_copied_bytes"] == 0 == tier["copied_share_ratio"] == tier["copy_engine_bytes_per_s"]
+            assert tier["step_in_place_bytes"] == tier["step_counted_bytes"]
         seconds = result["tpot_steady_median_ms"] / 1e3
         assert tier["achieved_bytes_per_s"] == pytest.approx(tier["step_bytes"] / seconds, rel=1e-6)
 

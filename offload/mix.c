@@ -5,6 +5,8 @@
 
 #include "config/check.h"
 
+#define BOTH_MOST 1.015 /* 403 of 397 GB/s over NVLink; over PCIe there is no gain */
+
 /* --- modes ------------------------------------------------------------------------------------ */
 
 static const char *const mode_names[OFF_MODE_COUNT] = {"auto", "direct", "prefetch", "uva"};
@@ -31,6 +33,7 @@ bool off_mode_parse(const char *name, enum off_mode *out)
 struct cost {
     double hbm_bytes;      /* of HBM, all of the tier's bytes together */
     double busy_s, idle_s; /* of the link: all of them, while HBM is busy and while it rests */
+    double missed;         /* of HBM's time, the part that the link is not used */
 };
 
 /* The share at which both ways were measured at once. */
@@ -78,20 +81,24 @@ static struct cost cost_of(const struct off_mix *m, const struct off_mix_tier *t
     const double lost = on_lines(s, lost_bytes(&t->read, m->hbm_bytes_per_s), at,
                                  lost_bytes(&t->both, m->hbm_bytes_per_s),
                                  lost_bytes(&t->copy, m->hbm_bytes_per_s));
-    const double gaps_s = copies_of(t, s) * s * OFF_MIX_GAP_S;
+    const double gaps_s =
+        copies_of(t, s) * s * OFF_MIX_GAP_S + t->group_count * (1 - s) * OFF_MIX_REST_S;
+    const double best_s = fmin(both_s, 1 / t->read.read_bytes_per_s);
     return (struct cost){.hbm_bytes = t->bytes *
                                       (fmax(lost, s) + s), /* what is copied is written at least */
                          .busy_s = t->bytes * on_hull(s, 1 / t->read.read_bytes_per_s, at, both_s,
                                                       1 / t->copy.copy_bytes_per_s) +
                                    gaps_s,
-                         .idle_s = t->bytes * on_hull(s, 1 / read, at, both_s, 1 / copy) + gaps_s};
+                         .idle_s = t->bytes * on_hull(s, 1 / read, at, both_s, 1 / copy) + gaps_s,
+                         .missed = s / 2 * fmax(1 - best_s * t->copy.copy_bytes_per_s, 0)};
 }
 
 /* When a link is done whose costs are c, HBM being busy for hbm_s. */
 static double done_s(const struct cost *c, double hbm_s)
 {
-    if (c->busy_s <= hbm_s) return c->busy_s;
-    return hbm_s + (1 - hbm_s / c->busy_s) * c->idle_s;
+    const double missed_s = hbm_s * c->missed;
+    if (c->busy_s + missed_s <= hbm_s) return c->busy_s + missed_s;
+    return hbm_s + (1 - (hbm_s - missed_s) / c->busy_s) * c->idle_s;
 }
 
 static bool is_read(const struct off_mix *m, int t)
@@ -136,6 +143,13 @@ void off_mix_set_link(struct off_mix_tier *t, const struct off_links *links,
     t->read = point(read, 0, hbm);
     t->both = point(k->both_read_bytes_per_s, k->both_copy_bytes_per_s, k->both_hbm_bytes_per_s);
     t->copy = point(0, k->busy_copy_bytes_per_s, k->busy_copy_hbm_bytes_per_s);
+    /* Two ways at once are more than the better of them by little: what was measured beyond is
+     * noise. */
+    const double most = BOTH_MOST * fmax(k->read_bytes_per_s, k->copy_bytes_per_s);
+    const double over = (t->both.read_bytes_per_s + t->both.copy_bytes_per_s) / most;
+    if (over <= 1) return;
+    t->both.read_bytes_per_s /= over;
+    t->both.copy_bytes_per_s /= over;
 }
 
 /* --- the best shares -------------------------------------------------------------------------- */

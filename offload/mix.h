@@ -17,6 +17,11 @@
  *     link t takes b_t(s) seconds a byte while HBM is busy, and i_t(s) while it rests.
  *            Between two copies the engine rests for OFF_MIX_GAP_S: with n(s) of them in a step,
  *            both are n(s) s OFF_MIX_GAP_S more, since what is read in place goes on.
+ *            Kernels leave the link at rest between products, OFF_MIX_REST_S a layer, in which the
+ *            copy engine goes on: (1 - s) of it is lost.
+ *            While a product computes whose tiles were all copied, nobody reads in place, and where
+ *            HBM is busy the copy engine alone gets less of NVLink than kernels do: half of what it
+ *            misses in s h is lost.
  *     step   = max(h, max over t of R_t b_t                    where the link is done by then,
  *                                   h + (R_t - h / b_t) i_t    else)
  *
@@ -38,7 +43,11 @@ MUST_USE bool off_mode_parse(const char *name, enum off_mode *out);
 /* From a copy's end to the next one's bytes: its word, the next one's wait, its start.  An 8B
  * model's 128 products, all of what is remote copied over PCIe, took over bytes / rate 10 us each
  * where they were 2 MB on average, 7 of 5 MB, 5 of 11 MB (H200). */
-#define OFF_MIX_GAP_S 8e-6
+#define OFF_MIX_GAP_S 6e-6
+/* How long a link rests a layer where kernels alone use it: attention, and the ends of products. An
+ * 8B model's steps took 0.32 ms longer than their bytes over the link's rate: 29.46 and 88.03 ms
+ * over PCIe (1.49 and 4.50 GB), 4.34 and 20.28 over NVLink (1.49 and 7.50). */
+#define OFF_MIX_REST_S 10e-6
 
 #define OFF_MIX_ITEMS 8
 
@@ -81,7 +90,7 @@ double off_mix_seconds(const struct off_mix *m, const double share[KN_TIER_MAX])
  * of the shortest step, and of equals those that copy least; none where that wins less than
  * OFF_MIX_GAIN. */
 #define OFF_MIX_STEPS 64
-#define OFF_MIX_GAIN 0.01
+#define OFF_MIX_GAIN 0.005
 void off_mix_solve(struct off_mix *m);
 
 /* --- which tiles ------------------------------------------------------------------------------ */

@@ -42,7 +42,7 @@ static const struct off_mix_tier pcie = {.read_bytes_per_s = 51.5e9,
 static const struct off_mix_tier nvlink = {.read_bytes_per_s = 376e9,
                                            .copy_bytes_per_s = 397e9,
                                            .read = {373e9, 0, 4.7e12},
-                                           .both = {253e9, 150e9, 4.5e12},
+                                           .both = {213.5e9, 171e9, 4.276e12},
                                            .copy = {0, 256e9, 4.22e12},
                                            .share_max = 1};
 
@@ -65,34 +65,35 @@ static void test_h200(void **state)
 {
     (void)state;
     struct off_mix m;
-    /* Up to the free fraction nothing is copied; over PCIe, 8 us a copy are not worth it soon after
-     * either. */
-    for (double share = 0; share < 0.0125; share += 0.0005)
+    /* Up to the free fraction, less what the link rests, nothing is copied. */
+    for (double share = 0; share < 0.0095; share += 0.0005)
         assert_true(model_of(&pcie, share).share[1] == 0);
-    for (double share = 0; share < 0.072; share += 0.002)
+    for (double share = 0; share < 0.066; share += 0.002)
         assert_true(model_of(&nvlink, share).share[1] == 0);
-    /* Of a twentieth, over PCIe, the largest products'; of much, all. */
+    /* Of a twentieth, over PCIe, the larger products'; of much, all. */
     m = model_of(&pcie, 0.05);
-    assert_true(m.share[1] > 0.5 && m.share[1] < 0.82 && m.seconds < 0.98 * m.direct_s);
+    assert_true(m.share[1] > 0.5 && m.seconds < 0.97 * m.direct_s);
     m = model_of(&pcie, 0.5);
     assert_true(m.share[1] == 1 && m.seconds < 0.94 * m.direct_s);
-    /* NVLink: what both gave while HBM is busy, of the largest products; HBM rests more and more.
-     */
-    m = model_of(&nvlink, 0.1);
-    assert_true(m.share[1] > 0.2 && m.share[1] < 0.4 && m.seconds < 0.97 * m.direct_s);
-    double last = m.seconds;
-    for (double share = 0.2; share <= 1; share += 0.1) {
+    /* NVLink: both at once give 2 % more than kernels alone; little is won, and less than all
+     * copied until HBM rests. */
+    for (double share = 0.1; share < 0.65; share += 0.05) {
         m = model_of(&nvlink, share);
-        assert_true(m.share[1] >= 0.3 && m.seconds < 0.96 * m.direct_s && m.seconds > last);
-        last = m.seconds;
+        assert_true(m.share[1] < 0.6 && m.seconds > 0.97 * m.direct_s);
     }
-    /* All copied over PCIe, as measured (128 copies a step, of the layers' weights alone): 13.58 ms
-     * of 0.698 GB, 26.03 of 1.395, 76.6 of 4.185. */
-    const double all[KN_TIER_MAX] = {0, 1};
-    static const double measured[][2] = {{0.698, 13.58}, {1.395, 26.03}, {4.185, 76.63}};
+    assert_true(model_of(&nvlink, 0.5).share[1] > 0.2);
+    /* As measured: all copied over PCIe (128 copies a step), and all read in place, over PCIe and
+     * NVLink; GB and ms. */
+    static const struct {
+        const struct off_mix_tier *tier;
+        double copied, bytes, ms;
+    } measured[] = {{&pcie, 1, 0.698, 13.40},  {&pcie, 1, 1.395, 26.03}, {&pcie, 1, 4.185, 76.63},
+                    {&pcie, 0, 1.494, 29.46},  {&pcie, 0, 4.503, 88.03}, {&nvlink, 0, 1.494, 4.338},
+                    {&nvlink, 0, 7.503, 20.28}};
     for (size_t i = 0; i < ARRAY_COUNT(measured); i++) {
-        m = model_of(&pcie, measured[i][0] / 15);
-        assert_true(fabs(off_mix_seconds(&m, all) * 1e3 / measured[i][1] - 1) < 0.02);
+        const double share[KN_TIER_MAX] = {0, measured[i].copied};
+        m = model_of(measured[i].tier, measured[i].bytes / 15);
+        assert_true(fabs(off_mix_seconds(&m, share) * 1e3 / measured[i].ms - 1) < 0.02);
     }
     /* What may not be copied is not. */
     struct off_mix_tier some = nvlink;
@@ -160,7 +161,7 @@ static double seconds_a_byte(double s, const double at[3], const double time[3])
 
 static double slow_seconds(const struct off_mix *m, const double share[KN_TIER_MAX])
 {
-    double busy[KN_TIER_MAX], idle[KN_TIER_MAX], hbm = m->hbm_bytes, seconds;
+    double busy[KN_TIER_MAX], idle[KN_TIER_MAX], missed[KN_TIER_MAX], hbm = m->hbm_bytes, seconds;
     for (int t = 1; t < m->tier_count; t++) {
         const struct off_mix_tier *k = &m->tier[t];
         const double s = share[t], both = k->both.read_bytes_per_s + k->both.copy_bytes_per_s;
@@ -179,8 +180,11 @@ static double slow_seconds(const struct off_mix *m, const double share[KN_TIER_M
         while (k->bytes > 0 && copies < k->item_count &&
                1 - (copies ? ldexp(1, -copies) : 1) < s - 1e-6)
             copies++;
-        busy[t] += copies * k->group_count * s * OFF_MIX_GAP_S;
-        idle[t] += copies * k->group_count * s * OFF_MIX_GAP_S;
+        const double gaps =
+            k->group_count * (copies * s * OFF_MIX_GAP_S + (1 - s) * OFF_MIX_REST_S);
+        busy[t] += gaps;
+        idle[t] += gaps;
+        missed[t] = s / 2 * fmax(1 - fmin(busy_s[0], busy_s[1]) / busy_s[2], 0);
         const int i = s > at[1];
         const double part = (s - at[i]) / (at[i + 1] - at[i]);
         hbm += k->bytes * (s + fmax(s, lost[i] * (1 - part) + lost[i + 1] * part));
@@ -189,7 +193,9 @@ static double slow_seconds(const struct off_mix *m, const double share[KN_TIER_M
     for (int t = 1; t < m->tier_count; t++) {
         if (m->tier[t].bytes == 0) continue;
         const double h = hbm / m->hbm_bytes_per_s;
-        const double done = busy[t] <= h ? busy[t] : h + idle[t] * (busy[t] - h) / busy[t];
+        const double used = h - h * missed[t]; /* of the time that HBM is busy */
+        const double done =
+            busy[t] <= used ? busy[t] + h - used : h + idle[t] * (busy[t] - used) / busy[t];
         seconds = fmax(seconds, done);
     }
     return seconds;

@@ -15,9 +15,10 @@
 #include "kernels/cuda/probe.h"
 #include "kernels/cuda/state.h"
 
-/* 1.2 ms over PCIe, 0.17 over NVLink, where some 6 us lie between two copies: pieces of 16 MB gave
- * 341 GB/s in place of 397. */
-#define PIECE_BYTES ((size_t)64 << 20)
+/* Some 6 us lie between two copies: over NVLink pieces of 16 MB gave 341 GB/s in place of 397. Over
+ * PCIe pieces of 64 MB are too few for a time. */
+#define PIECE_BYTES_MAX ((size_t)64 << 20)
+#define PIECE_S 0.3e-3 /* that a piece takes alone: a dozen of them in a measurement */
 #define PIECES_MAX 128
 #define TRIAL_PIECES 2
 
@@ -38,7 +39,7 @@ static bool copies_open(struct kn_cu *cu, const struct kn_link_args *a, struct c
     bool ok = kn_cu_ok(cu, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking),
                        "to make a stream") &&
               make_event(cu, &c->begin) && make_event(cu, &c->end);
-    c->piece_bytes = size_min(a->remote_bytes, PIECE_BYTES);
+    c->piece_bytes = size_min(a->remote_bytes, PIECE_BYTES_MAX);
     for (int i = 0; i <= PIECES_MAX && ok; i++) ok = make_event(cu, &c->event[i]);
     return ok;
 }
@@ -168,6 +169,8 @@ static bool run(struct kn_cu *cu, const struct kn_link_args *a, struct kn_cu_pro
     if (!copies_open(cu, a, c) || !copy(cu, c, a, pieces) ||
         !copy_rate(cu, c, pieces, false, copy_bytes_per_s))
         return false;
+    const double piece = fmin(*copy_bytes_per_s * PIECE_S, (double)c->piece_bytes);
+    c->piece_bytes = size_max((size_t)piece / KN_BLOCK_BYTES, 1) * KN_BLOCK_BYTES;
     pieces = pieces_in(c, a, *copy_bytes_per_s);
     return copy(cu, c, a, pieces) &&
            kn_cu_ok(cu, cudaEventRecord(c->begin, cu->stream), "to time a kernel") &&

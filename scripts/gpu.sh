@@ -464,7 +464,7 @@ bench_part() {
     shift
     start=$(date +%s)
     timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn \
-        --batch 1,32 --input-len 512 --prefill-staging-bytes 0 --json "$results/$stamp-bench-8b-parts-$name.json" "$@"
+        --batch 1,32 --input-len 512 --offload-mode direct --json "$results/$stamp-bench-8b-parts-$name.json" "$@"
     status=$?
     [ $status -eq 0 ] || failed
     echo "-- parts-$name: exit $status after $(($(date +%s) - start)) s"

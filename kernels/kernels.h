@@ -332,6 +332,7 @@ struct kn_stage_item {
  * another, from the tier next to its local tiles outwards, all but the last with all of their
  * tier's tiles.  A product is known by the address of its weight.
  * count 0: none, and the ring is freed.  Waits for all that was issued, and drops all recordings.
+ * Not beside KN_REMOTE_LOADS.
  * Results are the same, bit for bit.  ST_UNSUPPORTED on a backend without a copy engine (CPU; count
  * 0 is ST_OK there), ST_LIMIT where what is staged of one weight is larger than the ring, ST_NOMEM,
  * ST_DEVICE; nothing is staged then. */

@@ -261,7 +261,7 @@ static void bed_launch(struct bed *b, const struct kn_cu_gemm_plan *plan,
 {
     char err[ERR_CAP] = "";
     struct kn_cu_gemm_args args = *a;
-    args.turn = kn_cu_gemm_takes_turn(plan, a->w, b->sm_count) ? b->turn++ : -1;
+    args.turn = kn_cu_gemm_takes_turn(plan, a->w, NULL, b->sm_count) ? b->turn++ : -1;
     STATUS(kn_cu_gemm_launch(plan, &args, NULL, err), err);
     if (!a->partial) return;
     const struct kn_cu_parts parts = {a->partial, 1 << plan->part_shift,

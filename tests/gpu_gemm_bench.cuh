@@ -229,7 +229,7 @@ static void bench_launch(struct bench *b, const struct bench_op *op, int tokens,
     char err[ERR_CAP] = "";
     struct kn_weight w;
     struct kn_cu_gemm_args a = bench_args(b, op, tokens, remote, remote_tiles, &w);
-    if (kn_cu_gemm_takes_turn(plan, &w, b->sm_count)) a.turn = b->turn++;
+    if (kn_cu_gemm_takes_turn(plan, &w, NULL, b->sm_count)) a.turn = b->turn++;
     STATUS(kn_cu_gemm_launch(plan, &a, b->stream, err), err);
 }
 

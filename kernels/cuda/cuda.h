@@ -121,8 +121,17 @@ struct kn_cu_gemm_plan {
     int32_t grid;
 };
 
+/* Remote tiles of a weight that the copy engine brings to local memory (stage.c). */
+struct kn_cu_staged {
+    const void *base;             /* of the first; KN_ALIGN-aligned */
+    int32_t tile_begin, tile_end; /* one run with the local tiles; none: nothing is staged */
+    const uint32_t *word;         /* on the device: 0 until they are there */
+    uint32_t *read;               /* to be 0 when the kernels before this one have ended; or NULL */
+};
+
 struct kn_cu_gemm_args {
     const struct kn_weight *w; /* bf16; span[0] is local memory, the others are remote */
+    struct kn_cu_staged staged;
     const float *bias;         /* [N] fp32 or NULL */
     int32_t tokens;            /* T, 1..128 */
     const void *in;            /* activations [T,K] in the bucket of T */
@@ -149,9 +158,11 @@ MUST_USE enum status kn_cu_gemm_init(char *err);
 /* parts: whether K may be cut into parts.  */
 void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int32_t sm_count, bool parts,
                      struct kn_cu_gemm_plan *out);
-/* Whether a launch takes turns with others on the links it reads (gemm_work.cuh). */
+/* Whether a launch takes turns with others on the links it reads (gemm_work.cuh); staged may be
+ * NULL.
+ */
 bool kn_cu_gemm_takes_turn(const struct kn_cu_gemm_plan *plan, const struct kn_weight *w,
-                           int32_t sm_count);
+                           const struct kn_cu_staged *staged, int32_t sm_count);
 /* How many CTAs of a bucket and group height an SM holds; 0 where there is no such kernel. */
 int32_t kn_cu_gemm_resident(int32_t bucket, int32_t group_tiles);
 /* Fills in what follows from bucket, group_tiles, ctas_per_sm and part_shift. */

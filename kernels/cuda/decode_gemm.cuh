@@ -93,7 +93,7 @@ template <class S> struct cu_gemm_ring {
 
 /* --- producers --- */
 
-template <class S>
+template <class S, bool STAGED>
 PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring,
                                    int32_t begun)
 {
@@ -105,9 +105,11 @@ PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_r
         const cu_unit u = cu_gemm_unit(g, w, i);
         const bool remote = cu_gemm_remote(w, i);
         const cu_gemm_tier &tier = g.tier[remote ? w.tier : 0];
+        const uint8_t *base = tier.base;
+        if (!remote) cu_find_staged<STAGED>(g, u.group, &base);
         const uint8_t *from =
-            tier.base + (size_t)((u.group - tier.tile_begin) * g.blocks_per_tile + u.block_begin) *
-                            KN_BLOCK_BYTES;
+            base + (size_t)((u.group - tier.tile_begin) * g.blocks_per_tile + u.block_begin) *
+                       KN_BLOCK_BYTES;
         const int32_t reach = remote ? w.window : S::W_SLOTS;
         for (int32_t b = 0; b < u.block_count; b++, n++, from += KN_BLOCK_BYTES) {
             if (n < begun) continue; /* cu_gemm_begin has issued it */
@@ -128,11 +130,12 @@ PTX_INLINE void cu_produce_weights(const cu_gemm &g, const cu_work &w, cu_gemm_r
     cu_count_blocks(g, w, local_issued, remote_issued);
 }
 
-template <class S>
+template <class S, bool STAGED>
 PTX_INLINE void cu_produce_activations(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &ring)
 {
     const uint64_t often = ptx_policy_evict_last();
     ptx_griddep_wait();
+    cu_staged_read<STAGED>(g);
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_unit u = cu_gemm_unit(g, w, i);
@@ -251,8 +254,9 @@ PTX_INLINE void cu_consume(const cu_gemm &g, const cu_work &w, cu_gemm_ring<S> &
     }
 }
 
-/* LOADS: remote weights by plain loads (loads.cuh). */
-template <int TB, bool NORM, bool LOADS = false>
+/* LOADS: remote weights by plain loads (loads.cuh).  STAGED: for a launch with cu_gemm.staged; the
+ * others have not even the branches. */
+template <int TB, bool NORM, bool LOADS = false, bool STAGED = false>
 __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>::RESIDENT)
     sm90_bf16_decode_gemm(const __grid_constant__ cu_gemm g)
 {
@@ -278,7 +282,7 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
     }
     __syncthreads();
     int32_t begun = 0;
-    if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S>(g, ring, S::FIRST_FLIGHT);
+    if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S, STAGED>(g, ring, S::FIRST_FLIGHT);
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         CU_TRACE_WAITED();
@@ -286,8 +290,8 @@ __global__ void __launch_bounds__(cu_gemm_shape<TB>::THREADS, cu_gemm_shape<TB>:
     } else if (LOADS && warp == S::WARPS) {
         cu_load_weights<S>(g, w, ring, __shfl_sync(0xffffffffu, begun, 0), lane);
     } else if (lane == 0) {
-        if (warp == S::WARPS) cu_produce_weights<S>(g, w, ring, begun);
-        if (warp == S::WARPS + 1) cu_produce_activations<S>(g, w, ring);
+        if (warp == S::WARPS) cu_produce_weights<S, STAGED>(g, w, ring, begun);
+        if (warp == S::WARPS + 1) cu_produce_activations<S, STAGED>(g, w, ring);
         if (!LOADS && warp == S::WARPS + 2) cu_poll_remote<S>(g, w, ring);
     }
 }

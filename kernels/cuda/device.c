@@ -38,7 +38,7 @@ bool kn_cu_enter(struct kn_cu *cu)
 enum status kn_cu_sync(struct kn *kn, char *err)
 {
     struct kn_cu *cu = kn_cu_of(kn);
-    if (kn_cu_enter(cu) && kn_cu_settle(cu) &&
+    if (kn_cu_enter(cu) && kn_cu_settle(cu) && kn_cu_staging_settle(cu) &&
         kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step"))
         kn_cu_moves_sync(cu);
     if (cu->failure[0]) return err_set(err, ST_DEVICE, "%s", cu->failure);
@@ -93,6 +93,7 @@ static void cuda_close(struct kn *kn)
     kn_cu_stage_close(cu);
     kn_cu_upload_close(cu);
     kn_cu_control_close(cu);
+    kn_cu_staging_close(cu);
     kn_cu_fetch_close(cu);
     kn_cu_moves_close(cu);
     cu->pending.state = KN_CU_NOTHING;
@@ -134,6 +135,7 @@ static const struct kn_backend backend = {
     .move_pages = kn_cu_move_pages,
     .moves_done = kn_cu_moves_done,
     .moves_wait = kn_cu_moves_wait,
+    .stage = kn_cu_stage,
     .set_window = kn_cu_set_window,
     .set_remote_access = kn_cu_set_remote_access,
     .set_without = kn_cu_set_without,

@@ -165,5 +165,6 @@ bool kn_cu_fetch_behind(struct kn_cu *cu)
 {
     struct kn_cu_fetch *f = &cu->fetch;
     for (int t = 1; t < KN_TIER_MAX; t++) f->behind[t] = true;
+    cu->staging.behind = true;
     return kn_cu_ok(cu, cudaEventRecord(f->uploaded, cu->stream), "to record an event");
 }

@@ -18,7 +18,9 @@ template <int TB> static constexpr cu_gemm_variant decode()
             S::SHARED_USED,
             S::RESIDENT,
             sm90_bf16_decode_gemm<TB, false>,
-            sm90_bf16_decode_gemm<TB, true>};
+            sm90_bf16_decode_gemm<TB, true>,
+            sm90_bf16_decode_gemm<TB, false, false, true>,
+            sm90_bf16_decode_gemm<TB, true, false, true>};
 }
 
 static const cu_gemm_variant variants[] = {decode<8>(), decode<16>(), decode<32>()};
@@ -64,13 +66,14 @@ extern "C" size_t kn_cu_act_bytes(int32_t bucket, int32_t cols)
 static cudaError_t reserve_shared(const cu_gemm_variant *v, size_t count)
 {
     cudaError_t e = cudaSuccess;
-    for (size_t i = 0; i < count && e == cudaSuccess; i++) {
-        e = cudaFuncSetAttribute((const void *)v[i].kernel,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, v[i].shared_bytes);
-        if (e == cudaSuccess && v[i].norm_kernel)
-            e = cudaFuncSetAttribute((const void *)v[i].norm_kernel,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     v[i].shared_bytes);
+    for (size_t i = 0; i < count; i++) {
+        void (*const kernels[])(cu_gemm) = {v[i].kernel, v[i].norm_kernel, v[i].staged_kernel,
+                                            v[i].staged_norm_kernel};
+        for (size_t k = 0; k < ARRAY_COUNT(kernels) && e == cudaSuccess; k++)
+            if (kernels[k])
+                e = cudaFuncSetAttribute((const void *)kernels[k],
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         v[i].shared_bytes);
     }
     return e;
 }
@@ -120,22 +123,55 @@ extern "C" void kn_cu_gemm_plan(int32_t rows, int32_t cols, int32_t tokens, int3
 }
 
 extern "C" bool kn_cu_gemm_takes_turn(const struct kn_cu_gemm_plan *plan, const struct kn_weight *w,
-                                      int32_t sm_count)
+                                      const struct kn_cu_staged *staged, int32_t sm_count)
 {
-    return w->span[0].tile_count < w->tile_count && 2 * plan->grid > sm_count * plan->ctas_per_sm;
+    int32_t local = w->span[0].tile_count;
+    if (staged) local += staged->tile_end - staged->tile_begin;
+    return local < w->tile_count && 2 * plan->grid > sm_count * plan->ctas_per_sm;
+}
+
+/* The tiles of each tier as the kernel reads them: what is staged is local. */
+static void assign_tiles(const struct kn_weight *w, const struct kn_cu_staged *staged, cu_gemm *g)
+{
+    const int32_t begin = staged->tile_begin, end = staged->tile_end;
+    for (int j = 0; j < KN_TIER_MAX; j++) {
+        cu_gemm_tier *t = &g->tier[j];
+        t->base = (const uint8_t *)w->span[j].base;
+        t->tile_begin = w->span[j].tile_begin;
+        t->tile_end = w->span[j].tile_begin + w->span[j].tile_count;
+        if (begin == end || j == 0) continue;
+        int32_t from = max(begin, t->tile_begin), to = min(end, t->tile_end);
+        if (from >= to) continue;
+        CHECK(from == t->tile_begin || to == t->tile_end);
+        if (from == t->tile_begin) {
+            t->base += (size_t)(to - from) * kn_weight_tile_bytes(w);
+            t->tile_begin = to;
+        } else {
+            t->tile_end = from;
+        }
+    }
+    if (begin == end) return;
+    cu_gemm_tier *t = &g->tier[0];
+    const bool alone = t->tile_begin == t->tile_end;
+    CHECK(alone || begin == t->tile_end || end == t->tile_begin);
+    const int32_t first = alone ? begin : min(begin, t->tile_begin);
+    const intptr_t tile_bytes = (intptr_t)kn_weight_tile_bytes(w);
+    /* Both bases are those of the run's first tile, wherever it lies. */
+    t->base = (const uint8_t *)((intptr_t)t->base - (t->tile_begin - first) * tile_bytes);
+    t->tile_end = alone ? end : max(end, t->tile_end);
+    t->tile_begin = first;
+    g->staged.base = (const uint8_t *)((intptr_t)staged->base - (begin - first) * tile_bytes);
+    g->staged.tile_begin = begin;
+    g->staged.tile_end = end;
+    g->staged.word = staged->word;
 }
 
 /* Which groups are read as which tier's: a remote tier's are those with any of its tiles, less
  * those an earlier remote tier has; the local tier's are the rest, and lie together because spans
  * do. */
-static void assign_groups(const struct kn_weight *w, const struct kn_cu_gemm_plan *plan, cu_gemm *g)
+static void assign_groups(const struct kn_cu_gemm_plan *plan, cu_gemm *g)
 {
     const int32_t rt = plan->group_tiles;
-    for (int j = 0; j < KN_TIER_MAX; j++) {
-        g->tier[j].base = (const uint8_t *)w->span[j].base;
-        g->tier[j].tile_begin = w->span[j].tile_begin;
-        g->tier[j].tile_end = w->span[j].tile_begin + w->span[j].tile_count;
-    }
     for (int j = 1; j < KN_TIER_MAX; j++) {
         cu_gemm_tier *t = &g->tier[j];
         if (t->tile_begin == t->tile_end) continue;
@@ -206,7 +242,9 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     check_args(plan, a);
     cu_gemm g;
     memset(&g, 0, sizeof g);
-    assign_groups(w, plan, &g);
+    assign_tiles(w, &a->staged, &g);
+    assign_groups(plan, &g);
+    g.staged.read = a->staged.read;
     g.tile_count = w->tile_count;
     g.blocks_per_tile = w->blocks_per_tile;
     g.part_shift = plan->part_shift;
@@ -228,6 +266,11 @@ extern "C" enum status kn_cu_gemm_launch(const struct kn_cu_gemm_plan *plan,
     g.turn = a->turn < 0 || !a->traffic ? -1 : a->turn % KN_CU_TURNS;
 
     const cu_launch l(plan->grid, v->threads, (size_t)v->shared_bytes, stream, a->dependent);
-    cudaError_t e = cudaLaunchKernelEx(&l.config, a->norm.y ? v->norm_kernel : v->kernel, g);
+    const bool staged = g.staged.word || g.staged.read;
+    void (*const kernel)(cu_gemm) = staged ? a->norm.y ? v->staged_norm_kernel : v->staged_kernel
+                                    : a->norm.y ? v->norm_kernel
+                                                : v->kernel;
+    CHECK(kernel); /* none that reads by plain loads knows staged tiles */
+    cudaError_t e = cudaLaunchKernelEx(&l.config, kernel, g);
     return e == cudaSuccess ? ST_OK : cuda_failed(e, "launching a decode GEMM", err);
 }

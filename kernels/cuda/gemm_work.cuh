@@ -43,6 +43,12 @@
  * units of a launch, by tier and then number, local ones last, in which every CTA has its own; the
  * first of those that are not done is always some CTA's next.  gemm_norm.cuh builds on that.
  *
+ * Staged tiles are brought to local memory by the copy engine while other kernels run (stage.c),
+ * and are local in all of this but their address; they lie next to the local ones, so that the
+ * units of tier 0 stay one run.  Who is to read one waits for the weight's word first.  That closes
+ * no circle: the copy waits for kernels before this one alone, or for this one's first CTA to know
+ * that they have ended, which waits for nothing else.
+ *
  * Measured on an H200, steps of an 8B model at 1, 32 and 128 tokens.  Sure units: 0.4 % over PCIe,
  * the same placement, 4.03 to 3.96 ms at 1 token (3.93 without a remote tier).  Turns and more
  * readers, floor over time: PCIe 5 % 0.964, 0.949, 0.901 to 0.981, 0.975, 0.913; NVLink 30 % 0.936,
@@ -74,11 +80,19 @@
 #define IN_TURN_RATIO 0.75f
 
 /* A tier's tiles, and the groups that are read as its own: those with at least one of its tiles,
- * for tier 0 those with no other. */
+ * for tier 0 those with no other.  Staged tiles are tier 0's. */
 struct cu_gemm_tier {
     const uint8_t *base;
     int32_t tile_begin, tile_end;
     int32_t group_begin, group_count;
+};
+
+/* Of tier 0's tiles, those that are staged. */
+struct cu_gemm_staged {
+    const uint8_t *base; /* where tier 0's first tile would lie, were all of its tiles here */
+    int32_t tile_begin, tile_end;
+    const uint32_t *word; /* not 0: they are there */
+    uint32_t *read;       /* 0 says that what was staged before has been read; or NULL */
 };
 
 /* What a launch needs; passed by value. */
@@ -98,6 +112,7 @@ struct cu_gemm {
     const kn_cu_window *windows;
     kn_cu_traffic *traffic;
     int32_t turn; /* 0..KN_CU_TURNS - 1; -1: takes none */
+    cu_gemm_staged staged;
 };
 
 /* A kernel of one bucket and group height. */
@@ -106,6 +121,7 @@ struct cu_gemm_variant {
     int32_t resident; /* CTAs an SM holds */
     void (*kernel)(cu_gemm);
     void (*norm_kernel)(cu_gemm); /* with cu_gemm.norm; NULL: there is none */
+    void (*staged_kernel)(cu_gemm), (*staged_norm_kernel)(cu_gemm); /* with cu_gemm.staged */
 };
 /* Those of more than 32 tokens (wide_gemm.cu), and all that read by plain loads (loads_gemm.cu). */
 const cu_gemm_variant *cu_wide_variants(size_t *count);
@@ -170,9 +186,37 @@ PTX_INLINE int32_t cu_gemm_sure_from(const cu_gemm &g)
     return min(groups << g.part_shift, (int32_t)gridDim.x);
 }
 
+/* For who reads a tile of tier 0 at *from: where it is staged, waits until it is there, and moves
+ * *from there.  Bytes that the copy engine wrote are read by bulk copies, of
+ * another proxy than the load that saw the word. */
+template <bool STAGED>
+PTX_INLINE void cu_find_staged(const cu_gemm &g, int32_t tile, const uint8_t **from)
+{
+    if constexpr (STAGED)
+        if (tile >= g.staged.tile_begin && tile < g.staged.tile_end) {
+            PTX_SPIN_UNTIL(ptx_load_acquire_sys(g.staged.word) != 0);
+            ptx_fence_proxy_async_global();
+            *from += g.staged.base - g.tier[0].base;
+        }
+}
+
+/* Whether a unit of tier 0 has staged tiles. */
+template <class S> PTX_INLINE bool cu_unit_staged(const cu_gemm &g, const cu_unit &u)
+{
+    return u.group * S::RT < g.staged.tile_end && (u.group + 1) * S::RT > g.staged.tile_begin;
+}
+
+/* Says that what the product before staged has been read: the caller has waited for the kernels
+ * before.  A plain word will do, for there is nothing of theirs that the copy engine should see. */
+template <bool STAGED> PTX_INLINE void cu_staged_read(const cu_gemm &g)
+{
+    if (STAGED && blockIdx.x == 0 && g.staged.read) ptx_store_relaxed_sys(g.staged.read, 0);
+}
+
 /* Fills up to `most` slots of the ring, which is empty, with the CTA's sure unit; how many that
- * took. One thread, which then issues the rest (cu_gemm_work). */
-template <class S, class Ring>
+ * took: none where it would have to wait for what is staged.  One thread, which then issues the
+ * rest (cu_gemm_work). */
+template <class S, bool STAGED, class Ring>
 PTX_INLINE int32_t cu_gemm_begin(const cu_gemm &g, Ring &ring, int32_t most)
 {
     const int32_t sure = (int32_t)blockIdx.x - cu_gemm_sure_from(g);
@@ -180,6 +224,7 @@ PTX_INLINE int32_t cu_gemm_begin(const cu_gemm &g, Ring &ring, int32_t most)
     const uint64_t once = ptx_policy_evict_first();
     const cu_unit u = cu_gemm_unit_at(g, 0, sure);
     int32_t n = 0;
+    if (STAGED && cu_unit_staged<S>(g, u)) return 0;
     for (int32_t b = 0; b < u.block_count && n + S::RT <= most; b++)
 #pragma unroll
         for (int t = 0; t < S::RT; t++, n++) {

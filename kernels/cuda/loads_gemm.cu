@@ -15,13 +15,16 @@ template <int TB> static constexpr cu_gemm_variant decode()
             S::SHARED_USED,
             S::RESIDENT,
             sm90_bf16_decode_gemm<TB, false, true>,
-            sm90_bf16_decode_gemm<TB, true, true>};
+            sm90_bf16_decode_gemm<TB, true, true>,
+            NULL,
+            NULL};
 }
 
 template <int TB> static constexpr cu_gemm_variant wide()
 {
     using S = cu_wide_shape<TB>;
-    return {TB, S::RT, S::THREADS, S::SHARED_USED, 1, sm90_bf16_wide_gemm<TB, true>, NULL};
+    return {TB,   S::RT, S::THREADS, S::SHARED_USED, 1, sm90_bf16_wide_gemm<TB, true>,
+            NULL, NULL,  NULL};
 }
 
 static const cu_gemm_variant variants[] = {decode<8>(), decode<16>(), decode<32>(), wide<64>(),

@@ -20,7 +20,8 @@
  * know what was issued before, nor the next one what it left: what is remembered ends there.
  *
  * Products of more than 128 tokens are a kernel's of their own (prefill.h), up to 256 in parts as
- * well; of more, remote weights are fetched before (fetch.c).
+ * well; of more, remote weights are fetched before (fetch.c).  Of up to 128, remote weights may be
+ * staged (stage.c).
  */
 #include <string.h>
 
@@ -144,8 +145,9 @@ static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args, bool a
            (!fetched || kn_cu_fetch_used(cu));
 }
 
-/* norm: what is to be done with the sum, or NULL. */
-static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
+/* norm: what is to be done with the sum, or NULL; place: where what is staged of the weight lies,
+ * or -1. */
+static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out, int32_t place,
                    const struct kn_norm_args *norm)
 {
     char err[ERR_CAP];
@@ -173,7 +175,9 @@ static bool launch(struct kn_cu *cu, const struct kn_gemm_args *a, void *out,
     const struct kn_cu_planned *plan = plan_of(cu, a->w, a->row_count, split, alone);
     if (!plan) return false;
     const bool prompt = plan->bucket > KN_CU_DECODE_MAX;
-    if (!prompt && kn_cu_gemm_takes_turn(&plan->decode, a->w, cu->sm_count))
+    if (!prompt) args.staged = kn_cu_staged_of(cu, place);
+    if (place == 0) args.dependent = false; /* stage.c: invariant 3 */
+    if (!prompt && kn_cu_gemm_takes_turn(&plan->decode, a->w, &args.staged, cu->sm_count))
         args.turn = cu->control.turn = (cu->control.turn + 1) % KN_CU_TURNS;
     if (norm)
         args.norm = (struct kn_cu_gemm_norm){
@@ -207,7 +211,7 @@ bool kn_cu_issue_held(struct kn_cu *cu)
     struct kn_cu_pending *p = &cu->pending;
     if (p->state != KN_CU_HELD) return true;
     p->state = KN_CU_NOTHING;
-    return launch(cu, &p->product, p->product.out, NULL);
+    return launch(cu, &p->product, p->product.out, p->place, NULL);
 }
 
 bool kn_cu_settle(struct kn_cu *cu)
@@ -269,7 +273,7 @@ static bool norm_undivided(struct kn_cu *cu, const struct kn_norm_args *a)
     char err[ERR_CAP];
     if (one_launch_does(cu, a)) {
         p->state = KN_CU_NOTHING;
-        return launch(cu, &p->product, p->product.out, a);
+        return launch(cu, &p->product, p->product.out, p->place, a);
     }
     float *sums = sums_of(a->y, a->row_count, a->cols);
     return kn_cu_settle(cu) && kn_cu_st(cu, kn_cu_square_launch(a, sums, cu->stream, err), err);
@@ -303,7 +307,8 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
 {
     struct kn_cu *cu = kn_cu_of(kn);
     struct kn_cu_pending *p = &cu->pending;
-    if (!kn_cu_begin(cu) || !kn_cu_settle(cu)) return;
+    int32_t place;
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu) || !kn_cu_staging_next(cu, a, &place)) return;
     for (int t = 1; t < KN_TIER_MAX; t++)
         if (a->w->span[t].tile_count > 0 && !kn_cu_need_window(cu, t, a->w->span[t].base)) return;
     const struct kn_cu_region *r = a->epilogue == KN_EPI_F32 ? kn_cu_region_of(cu, a->out) : NULL;
@@ -316,7 +321,8 @@ void kn_cu_gemm(struct kn *kn, const struct kn_gemm_args *a)
         p->state = KN_CU_HELD;
         p->product = *a;
         p->product.w = &p->w;
+        p->place = place;
         return;
     }
-    if (launch(cu, a, out, NULL)) kn_cu_forget_undivided(cu, a->out, 1);
+    if (launch(cu, a, out, place, NULL)) kn_cu_forget_undivided(cu, a->out, 1);
 }

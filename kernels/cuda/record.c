@@ -88,7 +88,7 @@ uint64_t kn_cu_step_end(struct kn *kn)
     CHECK(s->open);
     s->open = false;
     s->asked[s->begun % KN_CU_STEPS] = false;
-    if (kn_cu_begin(cu) && kn_cu_settle(cu)) {
+    if (kn_cu_begin(cu) && kn_cu_settle(cu) && kn_cu_staging_settle(cu)) {
         s->asked[s->begun % KN_CU_STEPS] = kn_cu_reading_ask(cu);
         kn_cu_ok(cu, cudaEventRecord(s->end[s->begun % KN_CU_STEP_EVENTS], cu->stream),
                  "in a step");
@@ -182,7 +182,8 @@ enum status kn_cu_record_begin(struct kn *kn, int32_t tokens, char *err)
     struct kn_cu_record *r = &cu->record;
     CHECK(!r->now && !cu->steps.open && !recording_of(cu, tokens));
     CHECK(r->count < KN_CU_RECORDINGS_MAX && cu->chosen);
-    if (!kn_cu_begin(cu) || !kn_cu_settle(cu) || !alloc_play(cu)) return failed(cu, err);
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu) || !kn_cu_staging_settle(cu) || !alloc_play(cu))
+        return failed(cu, err);
     r->batch = (struct kn_batch){.token_count = tokens,
                                  .tokens = r->device->tokens,
                                  .positions = r->device->positions,
@@ -239,7 +240,7 @@ enum status kn_cu_record_end(struct kn *kn, char *err)
     struct kn_cu_recording *now = cu->record.now;
     cudaGraph_t graph = NULL;
     CHECK(now);
-    kn_cu_settle(cu);
+    if (kn_cu_settle(cu)) (void)kn_cu_staging_settle(cu);
     cu->record.now = NULL;
     forget(cu);
     cudaError_t e = cudaStreamEndCapture(cu->stream, &graph); /* after a failure, too */
@@ -304,7 +305,8 @@ bool kn_cu_play(struct kn *kn, const struct kn_batch *b, const struct kn_sample_
     if (!one || !serves(cu, one, b, a, page_count)) return false;
     CHECK(b->seq_count <= KN_CU_TOKENS_MAX);
     r->played = true;
-    if (!kn_cu_begin(cu) || !kn_cu_settle(cu)) return true; /* kn_step_wait says what failed */
+    if (!kn_cu_begin(cu) || !kn_cu_settle(cu) || !kn_cu_staging_settle(cu))
+        return true; /* kn_step_wait says what failed */
     /* The step that used this image before has been waited for. */
     struct kn_cu_play *image = r->host[cu->steps.begun % KN_CU_STEPS];
     fill(image, one->bucket, b, a, page_count);
@@ -312,7 +314,8 @@ bool kn_cu_play(struct kn *kn, const struct kn_batch *b, const struct kn_sample_
     if (kn_cu_ok(cu,
                  cudaMemcpyAsync(r->device, image, sizeof *image + page_count * sizeof(kn_page),
                                  cudaMemcpyHostToDevice, cu->stream),
-                 "to copy the step's arrays"))
+                 "to copy the step's arrays") &&
+        (one->bucket > KN_STAGE_TOKENS || kn_cu_staging_start(cu)))
         kn_cu_ok(cu, cudaGraphLaunch(one->exec, cu->stream), "to play a recorded step");
     return true;
 }

@@ -9,19 +9,21 @@
  *     record.c   steps in flight, and steps recorded as graphs
  *     attend.c   the operations around attention
  *     fetch.c    remote weights of prompts, copied ahead of their products
+ *     stage.c    remote weights of decode steps, the same
  *     move.c     pages of the KV cache, copied from tier to tier
  *     copy.c     copies that use a link beside the steps, for measuring
  *     control.c  the windows kernels read remote tiers by, and their counters
  *
- * Everything runs in one stream, but for the copies of fetch.c, which it waits for, and those of
- * move.c, which wait for it.  The first failure is kept in `failure`; after it operations return at
- * once and kn_sync reports it, each time it is asked.  The current device belongs to a thread, and
- * weights are uploaded by other threads than the one that computes, so every function that calls
- * CUDA chooses the device first (kn_cu_enter).
+ * Everything runs in one stream, but for the copies of fetch.c and stage.c, which it waits for, and
+ * those of move.c, which wait for it.  The first failure is kept in `failure`; after it operations
+ * return at once and kn_sync reports it, each time it is asked.  The current device belongs to a
+ * thread, and weights are uploaded by other threads than the one that computes, so every function
+ * that calls CUDA chooses the device first (kn_cu_enter).
  */
 #ifndef DAKD_KERNELS_CUDA_STATE_H
 #define DAKD_KERNELS_CUDA_STATE_H
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include "kernels/backend.h"
@@ -32,6 +34,7 @@
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/stream.h"
 #include "kernels/ring.h"
+#include "kernels/stage.h"
 
 enum {
     KN_CU_UPLOAD_SLOTS = 4,
@@ -153,6 +156,7 @@ struct kn_cu_pending {
     enum { KN_CU_NOTHING, KN_CU_HELD, KN_CU_IN_PARTS } state;
     struct kn_gemm_args product; /* its w is the one here */
     struct kn_weight w;
+    int32_t place;            /* while HELD: of what is staged of w, or -1 */
     struct kn_cu_parts parts; /* while IN_PARTS */
 };
 
@@ -204,6 +208,34 @@ struct kn_cu_moves {
     uint64_t bytes[KN_TIER_MAX]; /* begun */
 };
 
+/* A copy of staged tiles. */
+struct kn_cu_staged_copy {
+    const char *from;
+    char *to;
+    size_t bytes;
+    int32_t tier;
+};
+
+/* Remote weights of decode steps on their way to their products (stage.c). */
+struct kn_cu_staging {
+    char *raw;                      /* owned, device; NULL where nothing is staged */
+    char *memory;                   /* in it: the ring */
+    uint32_t *words;                /* owned, device: [count * KN_CU_WORD_STRIDE] */
+    struct kn_stage_place *places;  /* owned, [count]: of a step, in its order */
+    struct kn_cu_staged_copy *copy; /* owned: of place p, copy[p.item .. p.item + p.item_count) */
+    int32_t count;
+    int32_t next; /* the place of the product that is issued next */
+    int32_t
+        unread; /* the place that was read last, if nobody was told to give it back yet; or -1 */
+    cudaGraphExec_t chain; /* owned: a step's copies */
+    cudaStream_t stream;   /* owned: that they run in */
+    bool behind;           /* which has not waited for cu->fetch.uploaded */
+    /* cuStreamBatchMemOp, for libcuda is loaded at run time. */
+    CUresult (*mem_ops)(CUstream stream, unsigned count, CUstreamBatchMemOpParams *ops,
+                        unsigned flags);
+};
+#define KN_CU_WORD_STRIDE 32 /* words: each in a line of L2 of its own */
+
 enum { KN_CU_READINGS = 4 }; /* two steps in flight, and kn_sync before them */
 
 /* What kernels are told, and what they tell. */
@@ -246,6 +278,7 @@ struct kn_cu {
     struct kn_cu_control control;
     struct kn_cu_fetch fetch;
     struct kn_cu_moves moves;
+    struct kn_cu_staging staging;
     void *prefill;                          /* owned, device: [kn_cu_prefill_workspace_bytes] */
     struct kn_cu_stream_state *stream_read; /* owned, device: of kn_stream_read */
     unsigned stream_read_turn;
@@ -362,6 +395,21 @@ bool kn_cu_need_window(struct kn_cu *cu, int tier, const void *base);
 bool kn_cu_reading_ask(struct kn_cu *cu);
 void kn_cu_reading_take(struct kn_cu *cu);
 void kn_cu_traffic(struct kn *kn, int tier, struct kn_traffic *out);
+
+/* --- stage.c --- */
+
+enum status kn_cu_stage(struct kn *kn, const struct kn_stage_item *items, int32_t count,
+                        size_t bytes, char *err);
+void kn_cu_staging_close(struct kn_cu *cu);
+/* Before a recorded step is played: starts all its copies.  False after a failure. */
+bool kn_cu_staging_start(struct kn_cu *cu);
+/* The place of what is staged of the product that is asked for, or -1; starts its copy, but for a
+ * step that is recorded.  False after a failure. */
+bool kn_cu_staging_next(struct kn_cu *cu, const struct kn_gemm_args *a, int32_t *place);
+/* What its launch is told, or for -1 that of another product; each launch is told once. */
+struct kn_cu_staged kn_cu_staged_of(struct kn_cu *cu, int32_t place);
+/* Between two steps: what the last product has read is given back. */
+bool kn_cu_staging_settle(struct kn_cu *cu);
 
 /* --- link.c --- */
 

@@ -7,7 +7,11 @@
 template <int TB> static constexpr cu_gemm_variant variant()
 {
     using S = cu_wide_shape<TB>;
-    return {TB, S::RT, S::THREADS, S::SHARED_USED, 1, sm90_bf16_wide_gemm<TB>, NULL};
+    return {TB,         S::RT,
+            S::THREADS, S::SHARED_USED,
+            1,          sm90_bf16_wide_gemm<TB>,
+            NULL,       sm90_bf16_wide_gemm<TB, false, true>,
+            NULL};
 }
 
 static const cu_gemm_variant variants[] = {variant<64>(), variant<128>()};

@@ -120,7 +120,7 @@ template <int SLOTS> PTX_INLINE void cu_ring_step(cu_ring_place &p)
 
 /* --- producers --- */
 
-template <class S>
+template <class S, bool STAGED>
 PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring<S> &ring,
                                 int32_t begun)
 {
@@ -140,6 +140,7 @@ PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring
             const int32_t block =
                 (tile - g.tier[max(tier, 0)].tile_begin) * g.blocks_per_tile + u.block_begin;
             from[t] = tier < 0 ? nullptr : g.tier[tier].base + (size_t)block * KN_BLOCK_BYTES;
+            if (tier == 0) cu_find_staged<STAGED>(g, tile, &from[t]);
             remote[t] = tier > 0;
         }
         const int32_t reach = cu_gemm_remote(w, i) ? w.window : S::W_SLOTS;
@@ -174,11 +175,12 @@ PTX_INLINE void cu_wide_weights(const cu_gemm &g, const cu_work &w, cu_wide_ring
     cu_count_blocks(g, w, local_issued, remote_issued);
 }
 
-template <class S>
+template <class S, bool STAGED>
 PTX_INLINE void cu_wide_activations(const cu_gemm &g, const cu_work &w, cu_wide_ring<S> &ring)
 {
     const uint64_t often = ptx_policy_evict_last();
     ptx_griddep_wait();
+    cu_staged_read<STAGED>(g);
     cu_ring_place p;
     p.parity = 1;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
@@ -443,8 +445,8 @@ PTX_INLINE void cu_wide_consume(const cu_gemm &g, const cu_work &w, cu_wide_ring
     }
 }
 
-/* LOADS: remote weights by plain loads (loads.cuh). */
-template <int TB, bool LOADS = false>
+/* LOADS, STAGED: as in decode_gemm.cuh. */
+template <int TB, bool LOADS = false, bool STAGED = false>
 __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     sm90_bf16_wide_gemm(const __grid_constant__ cu_gemm g)
 {
@@ -470,7 +472,7 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     }
     __syncthreads();
     int32_t begun = 0;
-    if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S>(g, ring, S::FIRST_FLIGHT);
+    if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S, STAGED>(g, ring, S::FIRST_FLIGHT);
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
         ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS - LOADS * S::LOADS_REGISTERS>();
@@ -481,8 +483,8 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
         if (LOADS && warp == S::WARPS) {
             cu_load_weights<S>(g, w, ring, __shfl_sync(0xffffffffu, begun, 0), lane);
         } else if (lane == 0) {
-            if (warp == S::WARPS) cu_wide_weights<S>(g, w, ring, begun);
-            if (warp == S::WARPS + 1) cu_wide_activations<S>(g, w, ring);
+            if (warp == S::WARPS) cu_wide_weights<S, STAGED>(g, w, ring, begun);
+            if (warp == S::WARPS + 1) cu_wide_activations<S, STAGED>(g, w, ring);
             if (!LOADS && warp == S::WARPS + 2) cu_wide_poll<S>(g, w, ring);
         }
     }

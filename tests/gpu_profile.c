@@ -2,9 +2,10 @@
  * gpu_profile.c - where a step's time goes, kernel kind by kernel kind, on the real timeline: whole
  * steps of the 8B shape with random weights, all in HBM, sampling included.
  *
- *     gpu_profile [CASE...]   decode steps of 1, 8, 32 and 128 sequences, and steps that compute
- *                             2,048 tokens of a prompt (cases 2048, and 8192: the last of so many),
- *                             or some beside 32 decodes (cases 64, 480, 992)
+ *     gpu_profile [CASE...]   decode steps of 1, 8, 32, 128, 256 and 512 sequences, 512 at 64
+ *                             tokens of context as well, and steps that compute 2,048 tokens of a
+ *                             prompt (cases 2048, and 8192: the last of so many), or some beside
+ *                             32 decodes (cases 64, 480, 992)
  *
  * Needs the TRACE flavour (make TRACE=1 gpu), whose kernels write down when they began, had their
  * inputs and ended; built otherwise it prints what a step takes, against which the cost of writing
@@ -13,7 +14,8 @@
  * The table, medians over steps, microseconds per kernel but for the last three columns:
  *     count     kernels of that kind in a step
  *     MB        bytes one of them must read from HBM; of a prompt: GFLOP it must compute
- *     floor     that over the bandwidth or the rate of matrix products probed in this run
+ *     floor     that over the bandwidth or the rate of matrix products probed in this run; of many
+ *               decodes the larger of the two
  *     share     from the end of the kernel before to the end of this one; of it
  *     handover    until its first warp had inputs
  *     work        from there to its last warp's end; of it
@@ -28,7 +30,15 @@
 #include "offload/probe.h"
 #include "tests/gpu_common.h"
 
-enum { SEQS_MAX = 128, CONTEXT = 1024, PROMPT = 2048, CONTEXT_MAX = 8192, STEPS = 24, WARM = 4 };
+enum {
+    SEQS_MAX = 512,
+    CONTEXT = 1024,
+    SHORT = 64,
+    PROMPT = 2048,
+    CONTEXT_MAX = 8192,
+    STEPS = 24,
+    WARM = 4
+};
 enum { PAGES_MAX = SEQS_MAX * CONTEXT / KN_PAGE_TOKENS };
 
 /* Steps of S sequences, each with `chunk` new tokens at the end of its context, and of others that
@@ -37,9 +47,9 @@ struct work {
     int32_t seqs, chunk, context, beside;
 };
 static const struct work works[] = {
-    {1, 1, CONTEXT, 0},   {8, 1, CONTEXT, 0},     {32, 1, CONTEXT, 0},
-    {128, 1, CONTEXT, 0}, {1, PROMPT, PROMPT, 0}, {1, PROMPT, CONTEXT_MAX, 0},
-    {1, 64, 2048, 32},    {1, 480, 2048, 32},     {1, 992, 2048, 32},
+    {1, 1, CONTEXT, 0},          {8, 1, CONTEXT, 0},   {32, 1, CONTEXT, 0}, {128, 1, CONTEXT, 0},
+    {256, 1, CONTEXT, 0},        {512, 1, CONTEXT, 0}, {512, 1, SHORT, 0},  {1, PROMPT, PROMPT, 0},
+    {1, PROMPT, CONTEXT_MAX, 0}, {1, 64, 2048, 32},    {1, 480, 2048, 32},  {1, 992, 2048, 32},
 };
 
 #ifdef DAKD_TRACE
@@ -276,8 +286,11 @@ static double floor_of(const struct rig *r, enum kind kind, const struct work *w
 {
     bool computes = w->chunk > 1 && kind != HEAD;
     double all = task_of(r, kind, w);
+    const struct kn_weight *weight = computes ? NULL : weight_of(r, kind);
+    const double T = w->beside + w->seqs;
+    const double operations = weight ? 2 * T * weight->rows * (double)weight->cols : 0;
     *task = all / (computes ? 1e9 : 1e6);
-    return 1e6 * all / (computes ? r->matrix : r->bandwidth);
+    return 1e6 * fmax(all / (computes ? r->matrix : r->bandwidth), operations / r->matrix);
 }
 
 /* A step's kernels by kind; the time from its first kernel's begin to its last one's end. */

@@ -4,31 +4,32 @@
  * Tokens of sequences that have many in the step are prefill attention's, all of them in one
  * launch, with queries that kn_qkv leaves in its buffer; the others are decode attention's.
  *
- * For decode attention a step is cut into chunks of 256 tokens, as activations are.  The workspace
- * holds the queries of one chunk: kn_qkv lays them out, and where several chunks have such tokens
- * kn_attention lays out each one's again, which also writes its keys and values once more as they
- * are.  Within a chunk a plan lists the work of as many tokens as its units have room for: all of
- * them, unless contexts are very long.
+ * For decode attention a step is cut into spans of 512 tokens.  The workspace holds the queries of
+ * one span: kn_qkv lays them out, and where several spans have such tokens kn_attention lays out
+ * each one's again, which also writes its keys and values once more as they are.  A span is one
+ * launch where its activations are laid out alike, all of its chunks of 256 tokens in buckets of
+ * 256, and else a launch a chunk.  A plan lists the work of as many of a launch's tokens as its
+ * units have room for: all of them, unless contexts are very long.
  *
  * A plan depends on the batch and the window alone, so the layers of a step share it; models that
  * mix two windows have two.  What a token comes to does not depend on how tokens are cut into
- * chunks and plans (attention_plan.cuh).
+ * launches and plans (attention_plan.cuh).
  */
 #include <string.h>
 
 #include "config/check.h"
 #include "kernels/cuda/state.h"
 
-/* Pages seen by all tokens of a plan together beyond what short contexts need: room for eight
- * tokens of a context of 2^19. */
-#define PAGES_MAX 32768
+/* Pages seen by all tokens of a plan together beyond what short contexts need: with the units of
+ * 512 of these, room for 48 tokens of a context of 2^19. */
+#define PAGES_MAX 16384
 
 static struct kn_cu_attention_shape shape_of(int32_t q_heads, const struct kn_kv *kv)
 {
     return (struct kn_cu_attention_shape){.q_heads = q_heads,
                                           .kv_heads = kv->kv_heads,
                                           .head_dim = kv->head_dim,
-                                          .tokens_max = KN_CU_TOKENS_MAX,
+                                          .tokens_max = KN_CU_ATTENTION_TOKENS,
                                           .pages_max = PAGES_MAX};
 }
 
@@ -80,7 +81,7 @@ static bool open_for(struct kn_cu *cu, int32_t q_heads, const struct kn_kv *kv)
 }
 
 /* Tokens [begin, begin + count) as a batch of their own: sequences and pages stay. */
-static struct kn_batch chunk_of(const struct kn_batch *b, int32_t begin, int32_t count)
+static struct kn_batch part_of(const struct kn_batch *b, int32_t begin, int32_t count)
 {
     struct kn_batch c = *b;
     c.token_count = count;
@@ -90,10 +91,19 @@ static struct kn_batch chunk_of(const struct kn_batch *b, int32_t begin, int32_t
     return c;
 }
 
-static int32_t chunk_count(const struct kn_batch *b, int32_t begin)
+/* Tokens of the span that begins at `begin`. */
+static int32_t span_count(const struct kn_batch *b, int32_t begin)
 {
     int32_t left = b->token_count - begin;
-    return left < KN_CU_TOKENS_MAX ? left : KN_CU_TOKENS_MAX;
+    return left < KN_CU_ATTENTION_TOKENS ? left : KN_CU_ATTENTION_TOKENS;
+}
+
+/* Of `left` tokens of a span, how many one launch takes: those of two chunks where the second is in
+ * the first one's bucket. */
+static int32_t launch_count(int32_t left)
+{
+    const int32_t chunk = KN_CU_TOKENS_MAX;
+    return left <= chunk || kn_cu_bucket(left - chunk) == chunk ? left : chunk;
 }
 
 /* Floats of a token's row of qkv. */
@@ -119,31 +129,32 @@ static bool finish(struct kn_cu *cu, const struct kn_batch *b, struct kn_cu_part
     return kn_cu_st(cu, kn_cu_qkv_finish(&cu->attend.a, b, &args, cu->stream, err), err);
 }
 
-/* The tokens of decode attention among those from `begin` on. */
-static bool finish_chunk(struct kn_cu *cu, const struct kn_batch *b, struct kn_cu_parts parts,
-                         int32_t begin)
+/* The tokens of decode attention in the span from `begin` on. */
+static bool finish_span(struct kn_cu *cu, const struct kn_batch *b, struct kn_cu_parts parts,
+                        int32_t begin)
 {
-    struct kn_batch chunk = chunk_of(b, begin, chunk_count(b, begin));
+    struct kn_batch span = part_of(b, begin, span_count(b, begin));
     parts.sum += (size_t)begin * qkv_width(&cu->attend.qkv);
-    return finish(cu, &chunk, parts, NULL);
+    return finish(cu, &span, parts, NULL);
 }
 
-/* Whether decode attention has any of the tokens from `begin` on; b: the host's. */
-static bool has_decodes(const struct kn_batch *b, const struct kn_cu_chunks *c, int32_t begin)
+/* Whether decode attention has any of `count` tokens from `begin` on; b: the host's. */
+static bool has_decodes(const struct kn_batch *b, const struct kn_cu_chunks *c, int32_t begin,
+                        int32_t count)
 {
     if (!c->work.tile_count) return true;
-    for (int32_t t = begin, end = begin + chunk_count(b, begin); t < end; t++)
+    for (int32_t t = begin; t < begin + count; t++)
         if (b->token_seq[t] >= 0 && !kn_cu_is_chunk(&b->seqs[b->token_seq[t]])) return true;
     return false;
 }
 
-/* Whether more than one chunk has tokens of decode attention: only one at a time has its queries in
+/* Whether more than one span has tokens of decode attention: only one at a time has its queries in
  * the workspace. */
-static bool many_chunks(const struct kn_batch *b, const struct kn_cu_chunks *c)
+static bool many_spans(const struct kn_batch *b, const struct kn_cu_chunks *c)
 {
     int32_t count = 0;
-    for (int32_t begin = 0; begin < b->token_count; begin += KN_CU_TOKENS_MAX)
-        count += has_decodes(b, c, begin);
+    for (int32_t begin = 0; begin < b->token_count; begin += KN_CU_ATTENTION_TOKENS)
+        count += has_decodes(b, c, begin, span_count(b, begin));
     return count > 1;
 }
 
@@ -172,8 +183,11 @@ void kn_cu_qkv(struct kn *kn, const struct kn_batch *batch, const struct kn_qkv_
         chunks.token_seq = c->chunk_seq;
         if (!finish(cu, &chunks, parts, a->qkv)) return;
     }
-    for (int32_t begin = 0; begin < b->token_count; begin += KN_CU_TOKENS_MAX)
-        if (has_decodes(batch, c, begin) && !finish_chunk(cu, &decodes, parts, begin)) return;
+    /* Of all spans, for their keys and values: a sequence may lie in two. */
+    for (int32_t begin = 0; begin < b->token_count; begin += KN_CU_ATTENTION_TOKENS)
+        if (has_decodes(batch, c, begin, span_count(b, begin)) &&
+            !finish_span(cu, &decodes, parts, begin))
+            return;
 }
 
 int32_t kn_cu_plan_end(const struct kn_cu_attention *a, const int32_t *positions, int32_t window,
@@ -190,8 +204,8 @@ int32_t kn_cu_plan_end(const struct kn_cu_attention *a, const int32_t *positions
     return end;
 }
 
-/* The plan of tokens [begin, end) of a chunk; NULL after a failure. */
-static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struct kn_batch *chunk,
+/* The plan of tokens [begin, end) of a part of the batch; NULL after a failure. */
+static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struct kn_batch *part,
                                                    const struct kn_cu_planned_step *step,
                                                    bool remote)
 {
@@ -199,12 +213,12 @@ static const struct kn_cu_attention_plan *plan_for(struct kn_cu *cu, const struc
     char err[ERR_CAP];
     for (unsigned i = 0; i < KN_CU_ATTENTION_PLANS; i++) {
         const struct kn_cu_planned_step *p = &t->planned[i];
-        if (p->serial == step->serial && p->window == step->window && p->chunk == step->chunk &&
+        if (p->serial == step->serial && p->window == step->window && p->at == step->at &&
             p->begin == step->begin && p->end == step->end)
             return &t->plan[i];
     }
     unsigned i = t->next++ % KN_CU_ATTENTION_PLANS;
-    struct kn_cu_plan_args args = {.batch = chunk,
+    struct kn_cu_plan_args args = {.batch = part,
                                    .token_begin = step->begin,
                                    .window = step->window,
                                    .windows =
@@ -225,28 +239,30 @@ static void note_window(struct kn_cu_recording *r, int32_t window)
     r->window[r->window_count++] = window;
 }
 
-/* One chunk: positions are the host's, of its tokens. */
-static bool attend_chunk(struct kn_cu *cu, const struct kn_batch *b, int32_t at,
-                         const int32_t *positions, const struct kn_attention_args *a, bool remote)
+/* `count` tokens from `at` on, those of one launch where a plan has room for them: positions are
+ * the host's, of these tokens. */
+static bool attend_part(struct kn_cu *cu, const struct kn_batch *b, int32_t at, int32_t count,
+                        const int32_t *positions, const struct kn_attention_args *a, bool remote)
 {
     struct kn_cu_attend *t = &cu->attend;
     char err[ERR_CAP];
-    int32_t count = chunk_count(b, at), cols = a->q_heads * a->kv->head_dim;
-    struct kn_cu_attention_args args = {.kv = a->kv,
-                                        .layer = a->layer,
-                                        .scale = a->scale,
-                                        .token_rows = kn_cu_bucket(count),
-                                        .traffic = cu->control.device_traffic,
-                                        .out = (char *)a->out +
-                                               (size_t)(at / KN_CU_TOKENS_MAX) *
-                                                   kn_cu_act_bytes(KN_CU_TOKENS_MAX, cols)};
+    const size_t chunk_bytes = kn_cu_act_bytes(KN_CU_TOKENS_MAX, a->q_heads * a->kv->head_dim);
+    struct kn_cu_attention_args args = {
+        .kv = a->kv,
+        .layer = a->layer,
+        .scale = a->scale,
+        .token_rows = count < KN_CU_TOKENS_MAX ? kn_cu_bucket(count) : KN_CU_TOKENS_MAX,
+        .traffic = cu->control.device_traffic,
+        .out = (char *)a->out + (size_t)(at / KN_CU_TOKENS_MAX) * chunk_bytes,
+        .chunk_bytes = chunk_bytes,
+        .query_begin = at % KN_CU_ATTENTION_TOKENS};
     for (int32_t begin = 0, end; begin < count; begin = end) {
         end = kn_cu_plan_end(&t->a, positions, a->window, begin, count);
-        struct kn_batch chunk = chunk_of(b, at, end);
+        struct kn_batch part = part_of(b, at, end);
         struct kn_cu_planned_step step = {cu->stage.serial, a->window, at, begin, end};
-        const struct kn_cu_attention_plan *plan = plan_for(cu, &chunk, &step, remote);
+        const struct kn_cu_attention_plan *plan = plan_for(cu, &part, &step, remote);
         if (!plan ||
-            !kn_cu_st(cu, kn_cu_decode_attention(&t->a, plan, &chunk, &args, cu->stream, err), err))
+            !kn_cu_st(cu, kn_cu_decode_attention(&t->a, plan, &part, &args, cu->stream, err), err))
             return false;
     }
     return true;
@@ -296,10 +312,16 @@ void kn_cu_attention(struct kn *kn, const struct kn_batch *batch, const struct k
     if (c->work.tile_count && !attend_prefill(cu, b, c, a, remote)) return;
     struct kn_batch decodes = decodes_of(b, c);
     const struct kn_cu_parts parts = {.sum = (const float *)a->qkv, .count = 1};
-    const bool again = many_chunks(batch, c);
-    for (int32_t at = 0; at < b->token_count; at += KN_CU_TOKENS_MAX) {
-        if (!has_decodes(batch, c, at)) continue;
-        if (again && !finish_chunk(cu, &decodes, parts, at)) return;
-        if (!attend_chunk(cu, &decodes, at, batch->positions + at, a, remote)) return;
+    const bool again = many_spans(batch, c);
+    for (int32_t span = 0; span < b->token_count; span += KN_CU_ATTENTION_TOKENS) {
+        const int32_t end = span + span_count(b, span);
+        if (!has_decodes(batch, c, span, end - span)) continue;
+        if (again && !finish_span(cu, &decodes, parts, span)) return;
+        for (int32_t at = span, count; at < end; at += count) {
+            count = launch_count(end - at);
+            if (has_decodes(batch, c, at, count) &&
+                !attend_part(cu, &decodes, at, count, batch->positions + at, a, remote))
+                return;
+        }
     }
 }

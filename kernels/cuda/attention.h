@@ -33,9 +33,12 @@ extern "C" {
 
 #include "kernels/cuda/cuda.h"
 
+/* Tokens of a launch at most. */
+#define KN_CU_ATTENTION_TOKENS 512
+
 struct kn_cu_attention_shape {
     int32_t q_heads, kv_heads, head_dim;
-    int32_t tokens_max; /* T of a step at most, 256 at most */
+    int32_t tokens_max; /* T of a step at most, KN_CU_ATTENTION_TOKENS at most */
     int32_t pages_max;  /* pages seen by all tokens of a step together, at most */
 };
 
@@ -116,9 +119,12 @@ struct kn_cu_attention_args {
     const struct kn_kv *kv;
     int32_t layer;
     float scale;
-    int32_t token_rows; /* TB: rows of an atom in `out`, a multiple of 8 */
+    int32_t token_rows; /* TB: rows of an atom in `out`, a multiple of 8; of more than
+                           KN_CU_TOKENS_MAX tokens that many, in each chunk of as many tokens */
     void *out;
     struct kn_cu_traffic *traffic; /* [KN_TIER_MAX] device memory, or NULL */
+    size_t chunk_bytes;            /* from one chunk in `out` to the next, where there are two */
+    int32_t query_begin;           /* where the workspace holds the first token's queries */
 };
 MUST_USE enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
                                             const struct kn_cu_attention_plan *plan,

@@ -228,7 +228,14 @@ template <int COUNT, int NAMED_BARRIER> struct cu_att_team {
     static constexpr int THREADS = COUNT, BARRIER = NAMED_BARRIER;
 };
 
-/* A piece of the result: bf16 in the activation layout. */
+/* Where element k of a token's result lies: in the activation layout, in chunks. */
+PTX_INLINE uint2 *cu_att_out_at(const cu_att_params &p, int token, int k)
+{
+    return (uint2 *)(p.out + kn_cu_act_offset(p.token_rows, token, k) +
+                     token / KN_CU_TOKENS_MAX * p.chunk_skip);
+}
+
+/* A piece of the result, in bf16. */
 PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u,
                              const cu_att_seat &seat, int quad, const float4 &out, float sum)
 {
@@ -236,8 +243,7 @@ PTX_INLINE void cu_att_write(const cu_att_params &p, const cu_att_finished &u,
     const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
     const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
     const int k = (u.head * p.group + seat.row) * p.head_dim + quad * 4;
-    *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, u.token, k)) =
-        make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
+    *cu_att_out_at(p, u.token, k) = make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
 }
 
 /* Inputs beyond Hq * D of the activation's last block are zero. */
@@ -245,7 +251,7 @@ PTX_INLINE void cu_att_clear_tail(const cu_att_params &p, int token, int thread,
 {
     const int begin = p.q_heads * p.head_dim, end = (begin + 127) / 128 * 128;
     for (int k = begin + thread * 4; k < end; k += threads * 4)
-        *(uint2 *)(p.out + kn_cu_act_offset(p.token_rows, token, k)) = make_uint2(0, 0);
+        *cu_att_out_at(p, token, k) = make_uint2(0, 0);
 }
 
 /* Folds partials, to the result or to the place of a group, and clears them. */

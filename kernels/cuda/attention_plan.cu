@@ -41,7 +41,7 @@ extern "C" {
 enum {
     PLAN_THREADS = 512,
     PLAN_WARPS = PLAN_THREADS / 32,
-    PLAN_TOKENS = KN_CU_TOKENS_MAX,
+    PLAN_TOKENS = KN_CU_ATTENTION_TOKENS,
     PLAN_ITEM_MIN = 8, /* pages: an item that is counted in takes its CTA some 3 us */
     PLAN_SIZES = 6,    /* sizes of items that are alike: 1, 2, .. 32 pages */
     /* What it takes, in pages, to fold what several items made of a token: where they wait for each

@@ -27,6 +27,7 @@ struct cu_att_params {
     uint8_t *out;
     kn_cu_traffic *traffic;
     int32_t units_max, token_rows, stages;
+    int32_t chunk_skip; /* in `out`, from a token to the next where a chunk begins, beside a row */
     uint32_t kv_heads_inverse; /* ceil(2^32 / Hkv), 0 for one */
     int32_t q_heads, kv_heads, group, head_dim;
     int32_t row_shift; /* log2 of the combiner threads that share a row */

@@ -82,9 +82,9 @@ extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape 
         return err_set(err, ST_INVALID,
                        "attention of %d query and %d kv-heads, %d tokens, %d pages", s->q_heads,
                        s->kv_heads, s->tokens_max, s->pages_max);
-    if (s->tokens_max > KN_CU_TOKENS_MAX)
+    if (s->tokens_max > KN_CU_ATTENTION_TOKENS)
         return err_set(err, ST_UNSUPPORTED, "attention of %d tokens at once: at most %d",
-                       s->tokens_max, KN_CU_TOKENS_MAX);
+                       s->tokens_max, KN_CU_ATTENTION_TOKENS);
     const int32_t atoms = cu_att_atoms(s->head_dim);
     if (s->head_dim <= 0 || s->head_dim % 8 || (atoms != 1 && atoms != 2 && atoms != 4))
         return err_set(err, ST_UNSUPPORTED,
@@ -173,7 +173,9 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
         return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels read bfloat16",
                        kn_dtype_name(kv->dtype));
     CHECK(kv->kv_heads == s->kv_heads && kv->head_dim == s->head_dim);
-    CHECK(args->scale > 0 && args->token_rows % 8 == 0 && batch->token_count <= s->tokens_max);
+    CHECK(args->scale > 0 && args->token_rows % 8 == 0);
+    CHECK(args->query_begin + batch->token_count <= s->tokens_max);
+    CHECK(batch->token_count <= KN_CU_TOKENS_MAX || args->token_rows == KN_CU_TOKENS_MAX);
     cu_att_params p;
     p.units = plan->units;
     p.head = plan->head;
@@ -181,7 +183,8 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
     for (int t = 0; t < KN_TIER_MAX; t++)
         p.base[t] = (const uint8_t *)kv->base[t] + args->layer * kn_kv_layer_bytes(kv);
     p.page_bytes = kn_kv_page_bytes(kv);
-    p.q = a->q;
+    p.q = a->q + (size_t)args->query_begin * s->kv_heads *
+                     cu_att_q_bytes(s->q_heads / s->kv_heads, s->head_dim);
     p.partial = a->partial;
     p.partial_ml = a->partial_ml;
     p.group_partial = a->group_partial;
@@ -192,6 +195,7 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
     p.traffic = args->traffic;
     p.units_max = a->units_max;
     p.token_rows = args->token_rows;
+    p.chunk_skip = (int32_t)args->chunk_bytes - KN_CU_TOKENS_MAX * KN_ATOM_ROW_BYTES;
     p.q_heads = s->q_heads;
     p.kv_heads = s->kv_heads;
     p.kv_heads_inverse = s->kv_heads == 1 ? 0 : (uint32_t)((1ull << 32) / s->kv_heads + 1);

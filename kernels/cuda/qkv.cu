@@ -139,6 +139,32 @@ PTX_INLINE void qkv_store_row(const qkv_head<PAIRS> &x, uint8_t *to, int dim, in
     }
 }
 
+/* A query head as a row of its tile in the workspace; of a key's the tile's idle rows, zero. */
+template <int PAIRS>
+PTX_INLINE void qkv_store_tile(const qkv_params &p, const qkv_head<PAIRS> &x, int token, int head,
+                               bool is_q, int lane)
+{
+    const int dim = p.head_dim, rows = cu_att_rows(p.group), padded = cu_att_atoms(dim) * 64;
+    const int kv_head = is_q ? head / p.group : head - p.q_heads;
+    uint8_t *q = p.q + ((size_t)token * p.kv_heads + kv_head) * cu_att_q_bytes(p.group, dim);
+    if (!is_q) {
+        for (int row = p.group; row < rows; row++)
+            for (int d = 2 * lane; d < padded; d += 64)
+                *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
+        return;
+    }
+    const int row = head - kv_head * p.group, half = dim / 2;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        const int d = 2 * lane + 64 * i;
+        if (d >= half) break;
+        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = qkv_pack(x.low[i]);
+        *(uint32_t *)(q + cu_att_q_offset(rows, row, half + d)) = qkv_pack(x.high[i]);
+    }
+    for (int d = dim + 2 * lane; d < padded; d += 64)
+        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
+}
+
 /* The head that begins at `at` of each part. */
 template <int PAIRS>
 PTX_INLINE void qkv_read(qkv_head<PAIRS> &x, const kn_cu_parts &parts, size_t at, int bias_at,
@@ -205,34 +231,16 @@ __global__ void __launch_bounds__(QKV_WARPS_MAX * 32, 2)
         if (is_q) qkv_store_row(x, p.q_rows + ((size_t)token * heads + head) * dim * 4, dim, lane);
         return;
     }
-    const int rows = cu_att_rows(p.group), padded = cu_att_atoms(dim) * 64;
-    const int kv_head = is_q ? head / p.group : head - p.q_heads;
-    uint8_t *q = p.q + ((size_t)token * p.kv_heads + kv_head) * cu_att_q_bytes(p.group, dim);
-    if (!is_q) { /* the key's warp clears the tile's idle rows */
-        for (int row = p.group; row < rows; row++)
-            for (int d = 2 * lane; d < padded; d += 64)
-                *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
-        return;
-    }
-    const int row = head - kv_head * p.group, half = dim / 2;
-#pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-        const int d = 2 * lane + 64 * i;
-        if (d >= half) break;
-        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = qkv_pack(x.low[i]);
-        *(uint32_t *)(q + cu_att_q_offset(rows, row, half + d)) = qkv_pack(x.high[i]);
-    }
-    for (int d = dim + 2 * lane; d < padded; d += 64)
-        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
+    qkv_store_tile(p, x, token, head, is_q, lane);
 }
 
-/* --- prompts ---
+/* --- many tokens ---
  *
- * Of queries for q_rows, in one part and without a bias: a warp takes ROWS_HEADS heads of a token,
- * whose loads are all on their way before the first is used.  One head a warp has 20 KB of them in
- * flight on an SM: measured, 49 us for 2,048 tokens of 48 heads of 128, whose 75 MB take 16; this
- * takes 24, with 8 warps a CTA 27, with 8 heads a warp 26. */
-enum { ROWS_HEADS = 4, ROWS_WARPS = 4 };
+ * In one part and without a bias: a warp takes MANY_HEADS heads of a token, whose loads are all on
+ * their way before the first is used.  One head a warp has 20 KB of them in flight on an SM:
+ * measured, with queries for q_rows, 49 us for 2,048 tokens of 48 heads of 128, whose 75 MB take
+ * 16; this takes 24, with 8 warps a CTA 27, with 8 heads a warp 26. */
+enum { MANY_HEADS = 4, MANY_WARPS = 4 };
 
 template <int PAIRS>
 PTX_INLINE void qkv_read_plain(qkv_head<PAIRS> &x, const float *from, int half, int lane)
@@ -246,23 +254,23 @@ PTX_INLINE void qkv_read_plain(qkv_head<PAIRS> &x, const float *from, int half, 
     }
 }
 
-template <int PAIRS>
-__global__ void __launch_bounds__(ROWS_WARPS * 32, PAIRS == 1 ? 8 : 4)
-    sm90_qkv_rows(const __grid_constant__ qkv_params p)
+template <int PAIRS, bool ROWS>
+__global__ void __launch_bounds__(MANY_WARPS * 32, PAIRS == 1 ? 8 : 4)
+    sm90_qkv_many(const __grid_constant__ qkv_params p)
 {
     CU_TRACE(QKV, 1);
     ptx_griddep_launch();
     const int lane = threadIdx.x & 31, task = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     const int heads = p.q_heads + 2 * p.kv_heads, dim = p.head_dim;
-    const int sets = (heads + ROWS_HEADS - 1) / ROWS_HEADS;
-    const int token = task / sets, first = (task - token * sets) * ROWS_HEADS;
+    const int sets = (heads + MANY_HEADS - 1) / MANY_HEADS;
+    const int token = task / sets, first = (task - token * sets) * MANY_HEADS;
     if (token >= p.token_count) return;
     ptx_griddep_wait();
     CU_TRACE_WAITED();
     /* First what there is most of: the batch's arrays are three trips to L2 one after another. */
-    qkv_head<PAIRS> x[ROWS_HEADS];
+    qkv_head<PAIRS> x[MANY_HEADS];
 #pragma unroll
-    for (int h = 0; h < ROWS_HEADS; h++)
+    for (int h = 0; h < MANY_HEADS; h++)
         if (first + h < heads)
             qkv_read_plain(x[h], p.qkv.sum + ((size_t)token * heads + first + h) * dim, dim / 2,
                            lane);
@@ -273,18 +281,19 @@ __global__ void __launch_bounds__(ROWS_WARPS * 32, PAIRS == 1 ? 8 : 4)
     const kn_page page = p.pages[p.seqs[seq].page_begin + position / KN_PAGE_TOKENS];
     __syncwarp(); /* all lanes have read what may lie in the same place */
 #pragma unroll
-    for (int h = 0; h < ROWS_HEADS; h++) {
+    for (int h = 0; h < MANY_HEADS; h++) {
         const int head = first + h;
         if (head >= heads) break;
         const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
         const float *norm = is_q ? p.q_norm : p.k_norm;
         if (!is_v && norm) qkv_norm(x[h], norm, p.norm_eps, dim, lane);
         if (!is_v && p.rope) qkv_rotate(x[h], angles);
-        if (is_q)
-            qkv_store_row(x[h], p.q_rows + ((size_t)token * heads + head) * dim * 4, dim, lane);
-        else
+        if (!is_q)
             qkv_append(p, x[h], page, position, head - p.q_heads - (is_v ? p.kv_heads : 0), is_v,
                        lane);
+        else if (ROWS)
+            qkv_store_row(x[h], p.q_rows + ((size_t)token * heads + head) * dim * 4, dim, lane);
+        if (!ROWS && !is_v) qkv_store_tile(p, x[h], token, head, is_q, lane);
     }
 }
 
@@ -334,11 +343,14 @@ extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
     p.head_dim = s->head_dim;
     cudaError_t e;
     const int heads = p.q_heads + 2 * p.kv_heads, tasks = p.token_count * heads;
-    if (p.q_rows && p.qkv.count == 1 && !p.qkv.bias) {
-        const int sets = p.token_count * ((heads + ROWS_HEADS - 1) / ROWS_HEADS);
-        const cu_launch l((sets + ROWS_WARPS - 1) / ROWS_WARPS, ROWS_WARPS * 32, 0, stream);
-        e = cudaLaunchKernelEx(&l.config, p.head_dim <= 128 ? sm90_qkv_rows<1> : sm90_qkv_rows<2>,
-                               p);
+    if ((p.q_rows || p.token_count > KN_CU_TOKENS_MAX) && p.qkv.count == 1 && !p.qkv.bias) {
+        const int sets = p.token_count * ((heads + MANY_HEADS - 1) / MANY_HEADS);
+        const cu_launch l((sets + MANY_WARPS - 1) / MANY_WARPS, MANY_WARPS * 32, 0, stream);
+        void (*const to_tiles)(qkv_params) =
+            p.head_dim <= 128 ? sm90_qkv_many<1, false> : sm90_qkv_many<2, false>;
+        void (*const to_rows)(qkv_params) =
+            p.head_dim <= 128 ? sm90_qkv_many<1, true> : sm90_qkv_many<2, true>;
+        e = cudaLaunchKernelEx(&l.config, p.q_rows ? to_rows : to_tiles, p);
         return launched(e, err);
     }
     const int warps = warps_for(tasks, a->cta_count);

@@ -177,7 +177,7 @@ struct kn_cu_attend {
     struct kn_cu_attention_plan plan[KN_CU_ATTENTION_PLANS];
     struct kn_cu_planned_step {
         uint64_t serial; /* of the batch; 0: none */
-        int32_t window, chunk, begin, end;
+        int32_t window, at, begin, end; /* tokens [begin, end) of those from `at` on */
     } planned[KN_CU_ATTENTION_PLANS];
     unsigned next;          /* the plan to overwrite */
     struct kn_qkv_args qkv; /* of the last kn_qkv */

@@ -40,7 +40,7 @@ enum kn_cu_trace_kind {
     KN_CU_TRACE_KIND_COUNT,
 };
 
-enum { KN_CU_TRACE_CTAS = 1024, KN_CU_TRACE_WARPS = 32, KN_CU_TRACE_KERNELS = 384 };
+enum { KN_CU_TRACE_CTAS = 1024, KN_CU_TRACE_WARPS = 32, KN_CU_TRACE_KERNELS = 448 };
 
 /* Nanoseconds, the low 32 bits of %globaltimer. */
 struct kn_cu_trace_stamp {

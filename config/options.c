@@ -114,9 +114,10 @@ static const struct option table[] = {
      "beside the KV cache, where a step of --plan-batch sequences suffers least"},
     {"force-offload", SWITCH, AT(force_offload), 0, 0, "off", "off|on",
      "keep the share of --offload out of the GPU's memory although everything fits there"},
-    {"placement", CHOICE, AT(placement), 0, 0, "auto", "auto|even",
-     "which weights a share of --offload moves; auto: those that cost a step least; even: the same "
-     "share of each"},
+    {"placement", CHOICE, AT(placement), 0, 0, "auto", "auto|even|planned",
+     "which weights a share of --offload moves; auto: those that cost a step least whose products "
+     "wait for memory; planned: those that cost one of --plan-batch sequences of --plan-context "
+     "tokens least, some of whose products may wait for arithmetic; even: the same share of each"},
     {"congestion-control", TEXT, AT(congestion_control), 0, 0, "adaptive", NULL,
      "adaptive, static or off, or by tier, e.g. host:adaptive,peer:static: how remote bytes in "
      "flight are bounded; adaptive: by what the link does; off: not at all, which stalls the GPU's "

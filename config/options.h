@@ -49,7 +49,7 @@ struct options {
     char remote[OPT_STRING_CAP];
     double offload; /* OPT_AUTO, or 0..1 */
     bool force_offload, reprobe;
-    char placement[8];            /* auto, even */
+    char placement[8];            /* auto, even, planned */
     char congestion_control[128]; /* off, static, adaptive, or one of them by tier */
     char remote_window[OPT_STRING_CAP];
     char prefill_staging_bytes[32]; /* auto, or a size */

@@ -7,6 +7,7 @@
 #include "config/check.h"
 #include "config/log.h"
 #include "engine/traffic.h"
+#include "offload/probe.h"
 #include "server/probe.h"
 #include "server/staging.h"
 #include "server/startup.h"
@@ -25,6 +26,9 @@
 /* Of the host's memory, what is left for everybody else when none was named by --remote. */
 #define HOST_RESERVE 8 /* one part in so many */
 #define STAGING_ROUNDS 16
+/* Of the rate of products on chip, what those of a step of many sequences reach: measured, 600 to
+ * 730 of 860 TFLOPS (kernels/cuda/prefill_gemm.cuh). */
+#define PRODUCT_USE 0.76
 
 /* How many pages of KV are wanted, and how many at most. */
 struct pages {
@@ -71,6 +75,18 @@ static enum status choose_workload(const struct options *o, const struct kn_kv *
                                     .kv_dtype = kv->dtype,
                                     .flops_per_s = FLOPS};
     return ST_OK;
+}
+
+/* What products of the planned step compute at, where it is so large that they may wait for it. */
+static enum status measure_arithmetic(struct kn *kn, struct srv_memory *m, char *err)
+{
+    struct off_probe_config once = off_probe_config_default();
+    double flops_per_s;
+    once.round_count = 1;
+    if (!m->gpu || m->workload.seq_count <= KN_STAGE_TOKENS) return ST_OK;
+    enum status st = off_probe_matrix(kn, &once, &flops_per_s, err);
+    if (!st && flops_per_s > 0) m->workload.flops_per_s = PRODUCT_USE * flops_per_s;
+    return st;
 }
 
 static int64_t pages_of(int64_t tokens)
@@ -154,6 +170,14 @@ static enum status offer_host(const struct options *o, uint64_t needed, struct s
     return add_kv_tier(o, m, err);
 }
 
+/* At which a step of the planned workload reads a link: the copy engine's rate where it brings the
+ * weights (kn_fetch_reserve). */
+static double link_rate(const struct off_link *link, const struct srv_memory *m)
+{
+    const bool copied = m->staging > 0 && m->workload.seq_count > KN_FETCH_TOKENS;
+    return copied && link->copy_bytes_per_s > 0 ? link->copy_bytes_per_s : link->read_bytes_per_s;
+}
+
 /* Bandwidths and capacities.  No tier may take more than what must leave: by the model, a step is
  * shortest with the free fraction of every weight on the link, but measured so far it is not, since
  * products with remote tiles finish their sums in a slower way. */
@@ -176,7 +200,7 @@ static enum status set_tiers(const struct options *o, struct kn *kn, uint64_t lo
         const struct off_link *link = off_links_find(&m->links, name);
         p->tier[t] = (struct off_plan_tier){
             .name = link ? link->name : "remote",
-            .bytes_per_s = link ? link->read_bytes_per_s
+            .bytes_per_s = link ? link_rate(link, m)
                                 : SRV_NOMINAL_HBM_BYTES_PER_S / kn_window_default(spec->mem).cost,
             .bytes = size_min(spec->bytes / KN_ALIGN * KN_ALIGN, leaving + 2 * tile)};
     }
@@ -189,7 +213,9 @@ static enum status make_plan(const struct options *o, struct kn *kn, const struc
     char why[ERR_CAP] = "";
     uint64_t leaving = excess(m, &shape->info, pages), in_plan = 0;
     enum status st = o->remote[0] ? ST_OK : offer_host(o, leaving, m, err);
-    if (st || (st = eng_operations(shape, &m->workload, &m->plan, err))) return st;
+    if (st || (st = measure_arithmetic(kn, m, err)) ||
+        (st = eng_operations(shape, &m->workload, &m->plan, err)))
+        return st;
     for (int i = 0; i < m->plan.op_count; i++) {
         const struct off_plan_op *op = &m->plan.op[i];
         if (is_kv(op)) in_plan = (uint64_t)op->count * (uint64_t)op->tile_count * op->tile_bytes;
@@ -205,6 +231,27 @@ static enum status make_plan(const struct options *o, struct kn *kn, const struc
                    "%.300s: raise --gpu-memory-utilization or --remote, or lower --plan-batch, "
                    "--plan-context, --max-model-len or --kv-cache-memory-bytes",
                    why);
+}
+
+/* A share of the weights, where the planned workload's step suffers least. */
+static enum status plan_share(const struct options *o, struct kn *kn, const struct eng_shape *shape,
+                              struct srv_memory *m, char *err)
+{
+    uint64_t all = 0, tiles = 0;
+    char why[ERR_CAP] = "";
+    enum status st = measure_arithmetic(kn, m, err);
+    if (st || (st = eng_operations(shape, &m->workload, &m->plan, err))) return st;
+    for (int i = 0; i < m->plan.op_count; i++) {
+        const struct off_plan_op *op = &m->plan.op[i];
+        const uint64_t bytes = (uint64_t)op->count * (uint64_t)op->tile_count * op->tile_bytes;
+        all += bytes;
+        if (!op->pinned) tiles += bytes;
+    }
+    const uint64_t leaving = (uint64_t)(o->offload * (double)tiles);
+    if ((st = set_tiers(o, kn, all - leaving, leaving, m, err))) return st;
+    m->planned = true;
+    if (!(st = off_plan_solve(&m->plan, why))) return ST_OK;
+    return err_set(err, st, "--offload %g: %.400s: raise --remote", o->offload, why);
 }
 
 /* How the weights lie by --offload and --placement, or all in one place: in the plan's tiles. */
@@ -295,6 +342,8 @@ static enum status place_by_share(const struct options *o, uint64_t leaving,
                        "--offload %g would move weights out of local memory, where the model fits "
                        "whole with its KV cache: leave it out, or add --force-offload",
                        o->offload);
+    if (o->offload > 0 && strcmp(o->placement, "planned") == 0)
+        return plan_share(o, kn, shape, m, err);
     mo->offload = o->offload > 0 ? o->offload : 0;
     enum status st = preview(shape, mo, kn, m, err);
     /* Not for the places, which a share decides, but for windows. */
@@ -436,12 +485,16 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
     trim_offered(o, m);
     if (!m->planned && o->offload == OPT_AUTO && o->remote[0])
         log_info("startup", "the model fits with its KV cache: the tiers of --remote stay empty");
+    if (m->planned && leaving > 0)
+        log_info("startup",
+                 "%.3f GiB of weights and KV cache do not fit in the %.3f GiB that may be used",
+                 (double)leaving / GIB, (double)m->usable / GIB);
     if (m->planned)
         log_info("startup",
-                 "%.3f GiB of weights and KV cache do not fit in the %.3f GiB that may be used: "
-                 "planned for a step of %d sequences of %d tokens, at least %.2f ms%s",
-                 (double)leaving / GIB, (double)m->usable / GIB, m->workload.seq_count,
-                 m->workload.context, m->plan.seconds * 1e3, m->gpu ? "" : " on an H200");
+                 "what leaves is planned for a step of %d sequences of %d tokens, at least %.2f "
+                 "ms%s",
+                 m->workload.seq_count, m->workload.context, m->plan.seconds * 1e3,
+                 m->gpu ? "" : " on an H200");
     return ST_OK;
 }
 

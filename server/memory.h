@@ -10,7 +10,8 @@
  *               weights, up to --max-num-seqs longest sequences
  *               --kv-remote: more of it in a remote tier, in a pool beside the weights there
  *     weights   all local where they fit beside the KV wanted; else `--offload auto` moves out what
- *               does not, as the planner says (offload/plan.h), and no more
+ *               does not, as the planner says (offload/plan.h), and no more; of a stated share
+ *               --placement says which
  *
  * Where nothing bounds the local memory (a CPU without --hbm-size) everything fits.
  */
@@ -45,7 +46,7 @@ struct srv_memory {
     struct eng_step workload;
     struct off_remote remote;
     struct off_links links; /* measured where link_count > 0 */
-    bool planned;           /* by the planner; else by --offload, or nothing is remote */
+    bool planned;           /* by the planner; else by place.h, or nothing is remote */
     struct off_plan plan;   /* how the weights are to lie, by operation */
     struct srv_share share[KN_TIER_MAX];
 };

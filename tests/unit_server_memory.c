@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,6 +178,48 @@ static void test_little_kv(void **state)
     assert_non_null(strstr(r.err, "what must lie in hbm"));
 }
 
+static double remote_part(const struct srv_memory *m, enum eng_part part)
+{
+    const struct off_plan_op *op = eng_operation_of(&m->plan, part);
+    return 1 - (double)op->tiles[0] / ((double)op->count * op->tile_count);
+}
+
+/* A stated share by the planner: the table costs nothing, and products that wait for arithmetic
+ * have as much as hides behind it. */
+static void test_planned_share(void **state)
+{
+    (void)state;
+    static struct rig r;
+    const char *const shares[] = {"0.05", "0.1", "0.3"};
+    for (int i = 0; i < 3; i++) {
+        const double asked = atof(shares[i]);
+        assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "80GiB", "--offload", shares[i],
+                                "--force-offload", "--remote", "host:8GiB", "--placement",
+                                "planned", "--plan-batch", "512", "--max-num-seqs", "512"),
+                         ST_OK);
+        check_decision(&r);
+        assert_true(r.m.planned && r.mo.plan == &r.m.plan);
+        assert_int_equal(r.m.workload.seq_count, 512);
+        const double got = (double)remote_bytes(&r.m), weights = (double)r.shape.info.weight_bytes;
+        assert_true(got >= asked * weights - (1 << 20) && got < asked * weights + (4 << 20));
+        const double table = fmin(1, asked * weights / (128256 * 4096 * 2.0));
+        assert_float_equal(remote_part(&r.m, ENG_PART_EMBED), table, 1e-3);
+        const double rest = remote_part(&r.m, ENG_PART_GATE);
+        assert_float_equal(remote_part(&r.m, ENG_PART_DOWN), rest, 0.01);
+        assert_float_equal(remote_part(&r.m, ENG_PART_Q), rest, 0.01);
+        assert_true(asked < 0.06 ? rest < 0.001 : rest > 0.9 * (asked - 0.07));
+    }
+    /* No more than there is room for, and refused like any share. */
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "80GiB", "--offload", "0.3",
+                            "--force-offload", "--remote", "host:1GiB", "--placement", "planned"),
+                     ST_LIMIT);
+    assert_non_null(strstr(r.err, "--remote"));
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "80GiB", "--offload", "0.3", "--remote",
+                            "host:8GiB", "--placement", "planned"),
+                     ST_INVALID);
+    assert_non_null(strstr(r.err, "--force-offload"));
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -276,13 +319,10 @@ static void test_check_notices_every_tile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fits),
-        cmocka_unit_test(test_goes_out),
-        cmocka_unit_test(test_two_tiers),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_little_kv),
-        cmocka_unit_test(test_share_check),
-        cmocka_unit_test(test_check_notices_every_tile),
+        cmocka_unit_test(test_fits),        cmocka_unit_test(test_goes_out),
+        cmocka_unit_test(test_two_tiers),   cmocka_unit_test(test_planned_share),
+        cmocka_unit_test(test_refused),     cmocka_unit_test(test_little_kv),
+        cmocka_unit_test(test_share_check), cmocka_unit_test(test_check_notices_every_tile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,7 +16,8 @@
  * Floor: the bytes a steady step must read (engine/traffic.h, at the mean context of the steady
  * steps) over the bandwidth of their tier, probed before the run on the same machine; tiers are
  * read side by side, so the slowest decides.  It is a floor of memory: a model small
- * enough to stay in a cache may be faster.
+ * enough to stay in a cache may be faster.  Beside it stands the step's arithmetic at the probed
+ * peak of matrix products, which is the larger of the two for some hundreds of sequences.
  */
 #include "server/bench.h"
 

@@ -1,5 +1,6 @@
 #include "server/bench_report.h"
 
+#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -19,7 +20,7 @@ struct figure {
     double value;
     int decimals; /* for people */
 };
-#define FIGURES_MAX 48
+#define FIGURES_MAX 50
 
 struct list {
     struct figure at[FIGURES_MAX];
@@ -51,6 +52,13 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
     add(l, "floor_per_step_ms", "floor of a step (ms)", r->floor_s * MS, 4);
     add(l, "tpot_steady_median_ms", "TPOT, median (ms)", s->steady_tpot_s * MS, 4);
     add(l, "floor_over_tpot_ratio", "floor / TPOT", r->floor_s / s->steady_tpot_s, 4);
+    if (r->matrix_flops_per_s > 0) {
+        const double arithmetic_s = r->step_flops / r->matrix_flops_per_s;
+        add(l, "arithmetic_per_step_ms", "arithmetic of a step at the probed peak (ms)",
+            arithmetic_s * MS, 4);
+        add(l, "larger_floor_over_tpot_ratio", "the larger of it and the floor / TPOT",
+            fmax(arithmetic_s, r->floor_s) / s->steady_tpot_s, 4);
+    }
     add(l, "effective_gb_per_s", "effective bandwidth: all a step reads / TPOT (GB/s)",
         effective_bytes_per_s(r) / 1e9, 2);
     if (r->mode.staged.ring_bytes && r->mode.predicted_s > 0)

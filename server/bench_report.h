@@ -55,6 +55,7 @@ struct srv_bench_result {
     uint64_t pages_out, pages_back, move_waits;
     double floor_s;            /* of a step */
     int floor_tier;            /* the tier that decides it */
+    double step_flops;         /* of a steady step (engine/flops.h) */
     double copy_bytes_per_s;   /* of --background-copy beside it; 0: there was none */
     double device_s, host_s;   /* of a step: the machine busy, and waiting for the engine */
     uint64_t played_count;     /* steady steps that were recorded ones */

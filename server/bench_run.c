@@ -362,6 +362,8 @@ static void find_flops(const struct srv_bench_run *b, struct srv_bench_result *r
     struct eng_flops f;
     eng_model_flops(b->machine->model, &f);
     r->prefill_flops = b->now.batch * eng_flops_prompt(&f, 0, b->now.input_len, 1);
+    const int32_t context = (int32_t)lround(r->stats.steady_context_tokens);
+    r->step_flops = b->now.batch * eng_flops_prompt(&f, context - 1, 1, 1);
 }
 
 /* Whether a step gave anybody a token: from its first on, a sequence gets one from every step. */

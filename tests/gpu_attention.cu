@@ -257,8 +257,8 @@ static outcome run(const problem &p, const way &w)
                                    &kv,
                                    LAYER,
                                    NULL};
-    const kn_cu_attention_args attend = {&kv,  LAYER, 1.f / sqrtf((float)p.dim),
-                                         rows, out,   g_traffic};
+    const kn_cu_attention_args attend = {
+        &kv, LAYER, 1.f / sqrtf((float)p.dim), rows, out, g_traffic, 0, 0};
     cudaStream_t stream;
     CUDA(cudaStreamCreate(&stream));
     CUDA(cudaDeviceSynchronize());

@@ -121,7 +121,7 @@ static double bench_case_run(const bench_case &c, uint8_t *kv_memory, const benc
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     for (int l = 0; l < c.layers; l++) {
         const kn_cu_qkv_args fin = {{qkv, 1, 0, NULL}, NULL, NULL, 0.f, NULL, &kv, l, NULL};
-        const kn_cu_attention_args att = {&kv, l, 0.08838834764f, rows, out, NULL};
+        const kn_cu_attention_args att = {&kv, l, 0.08838834764f, rows, out, NULL, 0, 0};
         if (finish || l == 0) STATUS(kn_cu_qkv_finish(&a, &b, &fin, stream, err), err);
         STATUS(kn_cu_decode_attention(&a, &a.plan, &b, &att, stream, err), err);
     }

@@ -174,7 +174,7 @@ static double bench_decode_ms(const bench_step &s)
     const kn_cu_plan_args plan = {&s.b, 0, 0, NULL, 0, 0, false};
     STATUS(kn_cu_attention_plan(&a, &a.plan, &plan, NULL, err), err);
     const kn_cu_attention_args args = {
-        &s.kv, 0, 1.f / sqrtf((float)s.h.dim), kn_cu_bucket(s.b.token_count), s.out, NULL};
+        &s.kv, 0, 1.f / sqrtf((float)s.h.dim), kn_cu_bucket(s.b.token_count), s.out, NULL, 0, 0};
     const double ms = bench_time(
         7, [&] { STATUS(kn_cu_decode_attention(&a, &a.plan, &s.b, &args, NULL, err), err); });
     CUDA(cudaFree(memory));

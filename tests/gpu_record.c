@@ -17,7 +17,7 @@
 #include "tests/gpu_common.h"
 
 #define FIXTURES "tests/fixtures/models/"
-enum { POOL_PAGES = 320, ALL_PAGES = 2 * POOL_PAGES, TOKENS_MAX = 512, ROWS_MAX = 256 };
+enum { POOL_PAGES = 320, ALL_PAGES = 2 * POOL_PAGES, TOKENS_MAX = 512, ROWS_MAX = 512 };
 
 static struct kn *gpu;
 
@@ -236,7 +236,7 @@ static void test_played(const char *name, double offload, bool in_order, unsigne
     rig_open(&r, path, offload);
     r.in_order = in_order;
     void *old = test_upload(gpu, KN_MEM_LOCAL, NULL, 64);
-    for (int32_t T = 8; T <= ROWS_MAX; T *= 2) record(&r, T);
+    for (int32_t T = 8; T <= KN_CU_TOKENS_MAX; T *= 2) record(&r, T);
     struct kn_cu *cu = kn_cu_of(gpu);
     printf("%-22s %d recordings, %s; early starts:", name, cu->record.count,
            in_order ? "nothing gathered" : "rows gathered");
@@ -402,7 +402,7 @@ static void serve(struct eng_engine *e, struct eng_request *q, int32_t count, in
 
 static void test_engines(int32_t count)
 {
-    enum { PROMPT = 40, ANSWER = 48, MOST = 70 };
+    enum { PROMPT = 40, ANSWER = 48, MOST = 512 };
     static int32_t first[MOST * (PROMPT + ANSWER)], tokens[MOST * (PROMPT + ANSWER)];
     static struct eng_request q[MOST];
     struct machine m;
@@ -540,6 +540,7 @@ int main(int argc, char **argv)
         test_engines(3);
         test_engines(20);
         test_engines(70);
+        test_engines(512);
     }
     kn_close(gpu);
     return test_report();

@@ -1,11 +1,13 @@
 #include "engine/operations.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "config/check.h"
 #include "engine/traffic.h"
 
-#define NO_PART (-1) /* the tag of what is no weight of its own */
+#define NO_PART (-1)     /* the tag of what is no weight of its own */
+#define TABLE_SHARE 0.05 /* of a table a step reads less */
 
 static struct off_plan_op *add(struct off_plan *plan, const char *name, int tag, int32_t count)
 {
@@ -96,6 +98,29 @@ enum status eng_operations(const struct eng_shape *shape, const struct eng_step 
     add_vectors(plan, all_bytes);
     add_attention(plan, shape, &w, step);
     eng_weights_deinit(&w);
+    return ST_OK;
+}
+
+static bool is_table(const struct off_plan_op *op)
+{
+    const double stored = (double)op->tile_bytes * op->tile_count;
+    return !op->pinned && op->read_bytes < TABLE_SHARE * stored;
+}
+
+/* Tables are solved for as if their rows took as long wherever they lie: then nothing speaks
+ * against moving them. */
+enum status eng_operations_solve(struct off_plan *plan, char *err)
+{
+    double slowest = INFINITY;
+    for (int t = 0; t < plan->tier_count; t++) slowest = fmin(slowest, plan->tier[t].bytes_per_s);
+    for (int i = 0; i < plan->op_count; i++)
+        if (is_table(&plan->op[i])) plan->op[i].compute_s = plan->op[i].read_bytes / slowest;
+    enum status st = off_plan_solve(plan, err);
+    if (st) return st;
+    for (int i = 0; i < plan->op_count; i++)
+        if (is_table(&plan->op[i])) plan->op[i].compute_s = 0;
+    off_plan_sum_up(plan);
+    plan->relaxed_s = fmin(plan->relaxed_s, plan->seconds);
     return ST_OK;
 }
 

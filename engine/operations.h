@@ -22,6 +22,11 @@ struct eng_step {
  * pinned: dakd keeps them in HBM.  Names are literals. */
 MUST_USE enum status eng_operations(const struct eng_shape *shape, const struct eng_step *step,
                                     struct off_plan *plan, char *err);
+/* off_plan_solve, but that tables leave before products whose bytes would hide behind their
+ * arithmetic: a step reads next to nothing of a table, and what the model takes for hidden a
+ * machine does not hide entirely.  A table may so cost the time that the slowest tier takes for its
+ * rows.  ST_LIMIT as there. */
+MUST_USE enum status eng_operations_solve(struct off_plan *plan, char *err);
 /* The operation whose weight begins with a part: one of EMBED, POSITIONS, Q, O, GATE or UP, DOWN,
  * HEAD.  NULL where there is none. */
 const struct off_plan_op *eng_operation_of(const struct off_plan *plan, enum eng_part part);

@@ -17,8 +17,10 @@
  * alike and their time is convex, so an even division is best and they are one row.  The dual
  * simplex method begins with all s and u at zero, the step that reads nothing, whose costs are
  * right and whose bytes are missing, and places bytes by least marginal cost until none is missing.
- * Bland's rule keeps it from going in circles.  A billionth a byte and tier number makes it prefer
- * nearer tiers where nothing else decides.
+ * Bland's rule keeps it from going in circles.  Some billionths a byte make it prefer, where
+ * nothing else decides, what a step reads less of, and then nearer tiers: in a step that computes
+ * for long a table and a product may both leave for nothing, but the link is not idle for the
+ * product, and what the model takes for hidden a machine may not hide.
  *
  * Whole tiles.  s_ij is rounded down; what is left of each operation, larger tiles first, goes
  * where there is room and it costs least; then tiles are moved, and exchanged between two
@@ -48,6 +50,7 @@
 #define PIVOTS_MAX 100000
 #define SWEEPS_MAX 100 /* each only shortens the step */
 #define NEARER_COST 1e-9
+#define READ_COST (KN_TIER_MAX * NEARER_COST)
 #define MISSING 1e-11 /* of all bytes: below it none is */
 #define NO_ENTRY 1e-11
 
@@ -139,7 +142,7 @@ static void write_rows(struct lp *lp, const struct off_plan *p, const uint64_t *
             all[s] = -1;
             tier[s] = 1;
             tier[lp->cols] = (double)room[j] / bytes;
-            lp->a[lp->rows][s] = NEARER_COST * j;
+            lp->a[lp->rows][s] = j ? NEARER_COST * j + READ_COST * read_share(op) : 0;
         }
         all[lp->cols] = op->pinned ? 0 : -(double)op_bytes(op) / bytes;
     }

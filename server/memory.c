@@ -226,7 +226,7 @@ static enum status make_plan(const struct options *o, struct kn *kn, const struc
     leaving += wanted - kv_bytes(pages);
     uint64_t local = m->usable > taken ? m->usable - taken : 0;
     if ((st = set_tiers(o, kn, local, leaving, m, err))) return st;
-    if (!(st = off_plan_solve(&m->plan, why))) return ST_OK;
+    if (!(st = eng_operations_solve(&m->plan, why))) return ST_OK;
     return err_set(err, st,
                    "%.300s: raise --gpu-memory-utilization or --remote, or lower --plan-batch, "
                    "--plan-context, --max-model-len or --kv-cache-memory-bytes",
@@ -250,7 +250,7 @@ static enum status plan_share(const struct options *o, struct kn *kn, const stru
     const uint64_t leaving = (uint64_t)(o->offload * (double)tiles);
     if ((st = set_tiers(o, kn, all - leaving, leaving, m, err))) return st;
     m->planned = true;
-    if (!(st = off_plan_solve(&m->plan, why))) return ST_OK;
+    if (!(st = eng_operations_solve(&m->plan, why))) return ST_OK;
     return err_set(err, st, "--offload %g: %.400s: raise --remote", o->offload, why);
 }
 

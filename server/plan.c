@@ -114,7 +114,7 @@ static enum status solve(struct report *r, char *err)
         uint64_t needed;
         if (r->staging_bytes < usable) r->plan.tier[HBM].bytes = usable - r->staging_bytes;
         else r->plan.tier[HBM].bytes = 0;
-        if ((st = off_plan_solve(&r->plan, why))) break;
+        if ((st = eng_operations_solve(&r->plan, why))) break;
         st = srv_staging_choose(r->o, &r->shape.info, remote_share(r), true, &needed, why);
         if (st || needed <= r->staging_bytes) break;
         r->staging_bytes = needed;

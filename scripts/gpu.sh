@@ -2,8 +2,8 @@
 # Runs the tests, sanitizers or benchmarks of the GPU and writes a report that says on what.
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
-#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows parts
-#                                                    streams compare; all but compare without one
+#     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows greedy
+#                                                    parts streams compare; all but compare without one
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
 #     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
 #
@@ -11,13 +11,13 @@
 # build/trace/gpu); it may have been built elsewhere and brought here.  Nothing need be installed but
 # python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
 # that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
-# pcie5+copy peer10 peer30 peer10+copy); COMPARE: which of the
-# cases of compare (8b-pcie 8b-peer 30b-pcie).  Run from the repository's root: the tests read tests/fixtures,
-# config/demo-model and config/models.
+# pcie5+copy peer10 peer30 peer10+copy); GREEDY: which of greedy's (pcie10 peer30, or of another share); COMPARE:
+# which of the cases of compare (8b-pcie 8b-peer 30b-pcie).  Run from the repository's root: the tests read
+# tests/fixtures, config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
 # sanitizer/.  All of bench is made to take less than fifteen minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
-# 90 s and parts 60 s of them; compare, which is apart, takes eight more.
+# 90 s, greedy 40 s and parts 60 s of them; compare, which is apart, takes eight more.
 set -u
 
 usage() {
@@ -36,7 +36,7 @@ bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | parts | streams | compare) parts="$parts $1" ;;
+        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | greedy | parts | streams | compare) parts="$parts $1" ;;
         *) break ;;
         esac
         shift
@@ -48,7 +48,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-probe kernels hbm prefill mixed pcie peer windows parts streams}
+parts=${parts:-probe kernels hbm prefill mixed pcie peer windows greedy parts streams}
 model=config/models/Llama-3.1-8B
 # What dakd measures of the links is measured in this run.
 XDG_STATE_HOME=$(mktemp -d)
@@ -508,6 +508,36 @@ for link in "pcie", "peer":
         row("adaptive windows", f"{link} 10 %", batch, by[batch, "adaptive"], by[batch, "static"])
         row("windows", f"{link} 10 %", batch, by[batch, "static"], by[batch, "off"])
 PY
+}
+
+# read_share JSON: of all weights, what a step of that run reads over the link.
+read_share() {
+    python3 -c '
+import json, sys
+tiers = json.load(open(sys.argv[1]))["tiers"]
+print(tiers[1]["step_weight_bytes"] / sum(t["step_weight_bytes"] for t in tiers))' "$1"
+}
+
+# bench_greedy: 512 sequences, a share of the weights outside HBM: of each weight alike, where the planner puts
+# it, and of each weight alike as much as the planner has a step read.
+bench_greedy() {
+    all_hbm= bounded=
+    bench_one greedy-0 512 32 14 --max-num-batched-tokens 4096
+    all_hbm=greedy-0
+    for case in ${GREEDY:-pcie10 peer30}; do
+        case $case in
+        peer*) tier=peer:1:8GiB ratio=${case#peer} ;;
+        *) tier=host:8GiB ratio=${case#pcie} ;;
+        esac
+        [ "$tier" = host:8GiB ] || [ "$gpus" -gt 1 ] || { echo "one GPU: $case was not measured"; continue; }
+        share=$(share_of "$ratio")
+        for placement in even planned even-as-read; do
+            bench_one "greedy-$case-$placement" 512 32 14 --max-num-batched-tokens 4096 \
+                --placement "${placement%-as-read}" --remote "$tier" --offload "$share" --force-offload
+            [ $placement != planned ] || share=$(read_share "$json")
+        done
+    done
+    all_hbm=
 }
 
 bench_kernels() {

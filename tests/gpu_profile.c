@@ -100,7 +100,8 @@ static double weight_bytes(const struct kn_weight *w)
     return (double)w->tile_count * (double)kn_weight_tile_bytes(w);
 }
 
-static void rig_open(struct rig *r)
+/* pages: of the KV cache. */
+static void rig_open(struct rig *r, size_t pages)
 {
     const char *dir = "config/models/Llama-3.1-8B";
     struct eng_model_options opt = {.load_format = ENG_LOAD_DUMMY,
@@ -121,9 +122,9 @@ static void rig_open(struct rig *r)
            r->matrix / 1e12, (double)(clock_now_ns() - began) / 1e9);
     test_must(eng_model_open(r->kn, r->tiers, dir, &opt, &r->model, err), err);
     eng_model_kv(r->model, &r->kv);
-    test_must(kn_alloc(r->kn, KN_MEM_LOCAL, 0, (size_t)PAGES_MAX * kn_kv_page_bytes(&r->kv),
-                       &r->kv.base[0], err),
-              err);
+    test_must(
+        kn_alloc(r->kn, KN_MEM_LOCAL, 0, pages * kn_kv_page_bytes(&r->kv), &r->kv.base[0], err),
+        err);
     test_must(kn_alloc(r->kn, KN_MEM_STAGING, 0, SEQS_MAX * (size_t)info.vocab * sizeof(float),
                        (void **)&r->logits, err),
               err);
@@ -393,6 +394,11 @@ static void time_steps(struct rig *r, const struct work *w)
     EXPECT(ns[0] > 0, "a step took no time");
 }
 
+static size_t pages_of(const struct work *w)
+{
+    return (size_t)(w->beside * CONTEXT + w->seqs * w->context) / KN_PAGE_TOKENS;
+}
+
 /* A case goes by its sequences, its context, or its tokens beside decodes. */
 static bool wanted(const struct work *w, int argc, char **argv)
 {
@@ -406,7 +412,10 @@ int main(int argc, char **argv)
 {
     static struct rig r;
     setvbuf(stdout, NULL, _IOLBF, 0);
-    rig_open(&r);
+    size_t pages = 0;
+    for (size_t i = 0; i < ARRAY_COUNT(works); i++)
+        if (wanted(&works[i], argc, argv)) pages = size_max(pages, pages_of(&works[i]));
+    rig_open(&r, pages);
     sweep(&r);
     for (size_t i = 0; i < ARRAY_COUNT(works); i++)
         if (wanted(&works[i], argc, argv)) time_steps(&r, &works[i]);

@@ -20,7 +20,7 @@ struct figure {
     double value;
     int decimals; /* for people */
 };
-#define FIGURES_MAX 50
+#define FIGURES_MAX 56
 
 struct list {
     struct figure at[FIGURES_MAX];

@@ -12,7 +12,7 @@
  * units have room for: all of them, unless contexts are very long.
  *
  * Measured on an H200, a layer of an 8B model with 512 sequences of 1,024 tokens: queries 12 us,
- * attention 492 us, 0.93 of HBM's rate; of 64 tokens 41 us, 0.70.  With spans of 256 the step took
+ * attention 500 us, 0.93 of HBM's rate; of 64 tokens 48 us, 0.61.  With spans of 256 the step took
  * 1.015 times as long at 85 tokens.
  *
  * A plan depends on the batch and the window alone, so the layers of a step share it; models that

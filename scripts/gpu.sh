@@ -12,12 +12,13 @@
 # python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
 # that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
 # pcie5+copy peer10 peer30 peer10+copy); GREEDY: which of greedy's (pcie10 peer30, or of another share); COMPARE:
-# which of the cases of compare (8b-pcie 8b-peer 30b-pcie).  Run from the repository's root: the tests read
-# tests/fixtures, config/demo-model and config/models.
+# which of the cases of compare (8b-pcie 8b-peer 30b-pcie 30b-pcie-far 30b-peer), SHARES and BATCHES: of them, e.g.
+# 0,free,0.1 and 8,64.  Run from the repository's root: the tests read tests/fixtures, config/demo-model and
+# config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
 # sanitizer/.  All of bench is made to take less than fifteen minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
-# 90 s, greedy 40 s and parts 60 s of them; compare, which is apart, takes eight more.
+# 90 s, greedy 40 s and parts 60 s of them; compare, which is apart, takes ten more.
 set -u
 
 usage() {
@@ -430,14 +431,14 @@ bench_windows() {
     done
 }
 
-# compare_one NAME MODEL TIER SHARES: every mode at every share and batch, one loading a share.
+# compare_one NAME MODEL TIER SHARES BATCHES: every mode at every share and batch, one loading a share.
 compare_one() {
-    name=$1 shape=$2 tier=$3 shares=$4
+    name=$1 shape=$2 tier=$3 shares=${SHARES:-$4} batches=${BATCHES:-$5}
     start=$(date +%s)
     echo "-- $name: $shape, $shares of the weights in $tier"
     timeout -k 5 "$limit" "$dir/dakd" bench config/models/$shape --load-format dummy --dtype bfloat16 --device cuda \
-        --log-level warn --compare --compare-offload "$shares" --compare-seconds 0.3 --batch 8,64,512 --input-len 32 \
-        --output-len 64 --remote "$tier" --congestion-control static --csv "$results/$stamp-compare-$name.csv" \
+        --log-level warn --compare --compare-offload "$shares" --compare-seconds 0.2 --batch "$batches" --input-len 32 \
+        --output-len 32 --remote "$tier" --congestion-control static --csv "$results/$stamp-compare-$name.csv" \
         --json "$results/$stamp-compare-$name.json" --svg "$results/$stamp-compare-$name" 2>&1
     status=$?
     [ $status -eq 0 ] || failed
@@ -445,14 +446,16 @@ compare_one() {
 }
 
 bench_compare() {
-    for case in ${COMPARE:-8b-pcie 8b-peer 30b-pcie}; do
+    for case in ${COMPARE:-8b-pcie 8b-peer 30b-pcie 30b-pcie-far 30b-peer}; do
         case $case in
-        8b-pcie) compare_one $case Llama-3.1-8B host:64GiB 0,free,0.1,0.2,0.3,0.5,1 ;;
-        8b-peer)
-            if [ "$gpus" -lt 2 ]; then echo "one GPU: $case was not measured"; continue; fi
-            compare_one $case Llama-3.1-8B peer:1:64GiB 0,free,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1
-            ;;
-        30b-pcie) compare_one $case OPT-30B host:96GiB 0,free,0.1,0.3 ;;
+        *-peer) [ "$gpus" -gt 1 ] || { echo "one GPU: $case was not measured"; continue; } ;;
+        esac
+        case $case in
+        8b-pcie) compare_one $case Llama-3.1-8B host:64GiB 0,free,0.1,0.3,0.5,0.7,1 8,64,512 ;;
+        8b-peer) compare_one $case Llama-3.1-8B peer:1:64GiB 0,free,0.1,0.3,0.5,0.7,1 8,64,512 ;;
+        30b-pcie) compare_one $case OPT-30B host:96GiB 0,free,0.1,0.3 8,64,512 ;;
+        30b-pcie-far) compare_one $case OPT-30B host:96GiB 1 8 ;; # a step takes more than a second
+        30b-peer) compare_one $case OPT-30B peer:1:96GiB 0,free,0.1,0.3,1 8,64,512 ;;
         *) echo "FAILED: COMPARE has no case $case"; failed ;;
         esac
     done

@@ -13,8 +13,9 @@
 #     pcie      a share of the weights in the host's memory                              130
 #     peer      a share of them in another GPU's, where there is one                      90
 #     windows   how many remote bytes may be in flight                                    90
+#     parts     what dependent launch, K cut into parts and multicast are worth            60
 #     streams   256 streams from the daemon                                               30
-#     compare   every mode of offloading x share x batch, with plots                     480
+#     compare   every mode of offloading x share x batch, with plots                     600
 #
 # All of it takes about 25 minutes on an H200 with a second one beside it; times above are of that
 # machine, with weights that are made up, so nothing is downloaded.  FOLDER (build/reproduced) gets
@@ -29,7 +30,7 @@
 # missing from the tables, and the exit status is 1.
 set -u
 
-all="test probe hbm kernels prefill mixed pcie peer windows streams compare"
+all="test probe hbm kernels prefill mixed pcie peer windows parts streams compare"
 usage() {
     sed -n '/^[^#]/q; 2,$s/^# \{0,1\}//p' "$0" >&2
     exit 2

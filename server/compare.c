@@ -21,6 +21,7 @@
 #include "config/log.h"
 #include "server/bench_run.h"
 #include "server/compare_report.h"
+#include "server/mode.h"
 #include "server/probe.h"
 #include "server/startup.h"
 
@@ -28,7 +29,7 @@
 #define TIER_SLACK_BYTES (64ull << 20) /* what rounding to whole tiles may add */
 #define HOST_RESERVE 8 /* of the host's memory, one part in so many is left to others */
 
-static const char *const all_modes[] = {"direct"};
+static const char *const all_modes[] = {"direct", "prefetch", "uva", "auto"};
 static const char *const all_placements[] = {"even", "auto"};
 
 struct compare {
@@ -82,9 +83,9 @@ static enum status read_lists(struct compare *x, char *err)
         (st = srv_compare_names_read("--compare-placement", o->compare_placement, all_placements,
                                      ARRAY_COUNT(all_placements), c->placements,
                                      &c->placement_count, err)) ||
-        (st = srv_compare_names_read(
-             "--compare-modes", o->compare_modes[0] ? o->compare_modes : all_modes[0], all_modes,
-             ARRAY_COUNT(all_modes), c->modes, &c->mode_count, err)) ||
+        (o->compare_modes[0] &&
+         (st = srv_compare_names_read("--compare-modes", o->compare_modes, all_modes,
+                                      ARRAY_COUNT(all_modes), c->modes, &c->mode_count, err))) ||
         (st = srv_compare_shares_read(c, o->compare_offload, err)) ||
         (st = off_remote_parse(o->remote, &x->remote, err)))
         return st;
@@ -178,13 +179,38 @@ static enum status measure_rates(struct compare *x, struct kn *kn, char *err)
     return ST_OK;
 }
 
+/* The modes that were asked for, which the backend must have, or all that it has. */
+static enum status choose_modes(struct compare *x, char *err)
+{
+    struct options *o = &x->options;
+    struct srv_comparison *c = &x->result;
+    const bool given = c->mode_count > 0;
+    const int count = given ? c->mode_count : (int)ARRAY_COUNT(all_modes);
+    unsigned bits = 0;
+    int kept = 0;
+    o->offload_modes_more = 1u << OFF_MODE_DIRECT; /* flags are of all modes together */
+    for (int i = 0; i < count; i++) {
+        const char *name = given ? c->modes[i] : all_modes[i];
+        enum off_mode mode;
+        snprintf(o->offload_mode, sizeof o->offload_mode, "%s", name);
+        const enum status st = srv_mode_read(o, x->gpu, &mode, given ? err : NULL);
+        if (st && given) return st;
+        if (st) continue;
+        bits |= 1u << mode;
+        c->modes[kept++] = name;
+    }
+    o->offload_modes_more = bits;
+    c->mode_count = kept;
+    return ST_OK;
+}
+
 static enum status probe(struct compare *x, char *err)
 {
     struct srv_comparison *c = &x->result;
     struct kn *kn;
     enum status st = srv_startup_backend(&x->options, &x->gpu, &kn, err);
     if (st) return st;
-    st = measure_rates(x, kn, err);
+    if (!(st = choose_modes(x, err))) st = measure_rates(x, kn, err);
     kn_close(kn);
     if (st || (st = srv_compare_shares_read(c, x->options.compare_offload, err))) return st;
     c->row_max = c->placement_count * c->share_count * c->batch_count * c->mode_count;
@@ -208,7 +234,7 @@ static struct srv_compare_row *add_row(struct compare *x, const char *placement,
     return r;
 }
 
-/* Modes to measure at a share: where nothing is remote they are one. */
+/* Modes to measure at a share: where nothing is remote they are one, which is none. */
 static int mode_count(const struct compare *x, int share)
 {
     return x->result.shares[share] > 0 ? x->result.mode_count : 1;
@@ -261,10 +287,12 @@ static enum status fill_row(const struct compare *x, const struct srv_bench_resu
     r->context = b->stats.steady_context_tokens;
     r->tpot_s = b->stats.steady_tpot_s;
     r->tokens_per_s = b->stats.decode_tokens_per_s;
+    r->predicted_s = x->machine.mode.predicted_s;
     r->host_share = b->host_s / (b->host_s + b->device_s);
     for (int t = 0; t < SRV_COMPARE_TIERS; t++) {
         r->bytes[t] = b->step_bytes[t];
         r->counted[t] = b->counted_bytes[t];
+        r->copied[t] = b->copied_bytes[t];
     }
     return find_model(x, r, err);
 }
@@ -278,23 +306,36 @@ static const struct srv_startup_hooks *hooks_of(struct compare *x)
     return &hooks;
 }
 
+/* What the next engine is opened for. */
+static void take_mode(struct compare *x, int32_t batch, const char *mode)
+{
+    struct options *o = &x->options;
+    const bool none = strcmp(mode, SRV_COMPARE_NO_MODE) == 0;
+    snprintf(o->offload_mode, sizeof o->offload_mode, "%s", none ? "direct" : mode);
+    o->plan_batch = batch;
+    o->plan_context = o->input_len + o->output_len;
+}
+
+/* The engine of that mode is open. */
+static void begin_mode(struct compare *x, int32_t batch, const char *mode)
+{
+    srv_bench_clock_start(&x->run.clock, x->machine.engine);
+    snprintf(x->mode, sizeof x->mode, "%s", mode);
+    x->mode_batch = batch;
+}
+
 /* The engine anew, where the one there is has another mode.  What auto does follows from the batch.
  */
 static enum status set_mode(struct compare *x, int32_t batch, const char *mode, char *err)
 {
-    struct options *o = &x->options;
     if (strcmp(x->mode, mode) == 0 && (strcmp(mode, SRV_COMPARE_AUTO) || x->mode_batch == batch))
         return ST_OK;
     x->mode[0] = '\0';
-    o->plan_batch = batch;
-    o->plan_context = o->input_len + o->output_len;
+    take_mode(x, batch, mode);
     srv_bench_clock_stop(&x->run.clock);
-    enum status st = srv_startup_engine(o, hooks_of(x), &x->machine, err);
-    if (st) return st;
-    srv_bench_clock_start(&x->run.clock, x->machine.engine);
-    snprintf(x->mode, sizeof x->mode, "%s", mode);
-    x->mode_batch = batch;
-    return ST_OK;
+    enum status st = srv_startup_engine(&x->options, hooks_of(x), &x->machine, err);
+    if (!st) begin_mode(x, batch, mode);
+    return st;
 }
 
 static enum status measure(struct compare *x, struct srv_compare_row *r, char *err)
@@ -327,7 +368,7 @@ static enum status measure_all(struct compare *x, const char *placement, int sha
                                             mode_name(x, share, i / batches));
         st = measure(x, r, err);
         if (st) snprintf(r->missing, sizeof r->missing, "not measured: %.480s", err);
-        if (is_lack(st)) st = ST_OK;
+        if (is_lack(st) || st == ST_UNSUPPORTED) st = ST_OK; /* the next mode may do */
         srv_compare_print_row(&x->result, r);
     }
     return st;
@@ -379,9 +420,9 @@ static enum status load(struct compare *x, const char *placement, int share, int
     for (*batches = c->batch_count; *batches > 0; --*batches) {
         const int32_t most = c->batches[*batches - 1];
         o->max_num_seqs = most;
-        o->plan_batch = most;
-        o->plan_context = o->input_len + o->output_len;
+        take_mode(x, most, mode_name(x, share, 0));
         if (!st) st = srv_startup(o, hooks_of(x), &x->machine, err);
+        if (!st) begin_mode(x, most, mode_name(x, share, 0));
         if (!is_lack(st)) return st;
         add_missing(x, placement, share, most, err);
         /* What holds for the weights holds for fewer sequences too. */

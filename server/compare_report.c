@@ -40,11 +40,11 @@ void srv_compare_print_head(const struct srv_comparison *c)
            c->rate[SRV_COMPARE_LINK] / GB);
     if (c->copy_bytes_per_s > 0) printf(" (copy engine %.2f)", c->copy_bytes_per_s / GB);
     printf(", free fraction %.4f\n\n", srv_compare_free_share(c->rate));
-    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %9s %9s %6s %s\n", "", "", "", "", "", "",
-           "", "effective", "EB(x)", "", "HBM", c->tier, "of", "");
-    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %9s %9s %6s %s\n", "place", "offload",
+    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %9s %9s %6s %6s %s\n", "", "", "", "", "",
+           "", "", "effective", "EB(x)", "", "HBM", c->tier, "of", "of it", "");
+    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %9s %9s %6s %6s %s\n", "place", "offload",
            "batch", "mode", "steps", "TPOT ms", "tokens/s", "GB/s", "GB/s", "ratio", "GB/s", "GB/s",
-           "copy", "binds");
+           "copy", "copied", "binds");
     fflush(stdout);
 }
 
@@ -74,6 +74,7 @@ void srv_compare_print_row(const struct srv_comparison *c, const struct srv_comp
         printf(" %9.2f %9.2f", (double)r->bytes[SRV_COMPARE_HBM] / r->tpot_s / GB,
                srv_compare_link_bandwidth(r) / GB);
         print_share(of_copy(c, r));
+        print_share(r->copied[SRV_COMPARE_LINK] / r->counted[SRV_COMPARE_LINK]);
         printf(" %s\n", srv_compare_bound_name(c, r));
     }
     fflush(stdout);
@@ -141,6 +142,8 @@ VALUE(hbm_bytes, (double)r->bytes[SRV_COMPARE_HBM])
 VALUE(link_bytes, (double)r->bytes[SRV_COMPARE_LINK])
 VALUE(hbm_counted, r->counted[SRV_COMPARE_HBM])
 VALUE(link_counted, r->counted[SRV_COMPARE_LINK])
+VALUE(link_copied, r->copied[SRV_COMPARE_LINK])
+VALUE(predicted_ms, r->predicted_s > 0 ? r->predicted_s * MS : NAN)
 VALUE(hbm_ms, (double)r->bytes[SRV_COMPARE_HBM] / c->best[SRV_COMPARE_HBM] * MS)
 VALUE(link_ms, (double)r->bytes[SRV_COMPARE_LINK] / c->best[SRV_COMPARE_LINK] * MS)
 VALUE(model_ms, r->model_s *MS)
@@ -161,9 +164,11 @@ static const struct column columns[] = {
     {"step_link_bytes", link_bytes},
     {"step_hbm_counted_bytes", hbm_counted},
     {"step_link_counted_bytes", link_counted},
+    {"step_link_copied_bytes", link_copied},
     {"hbm_at_least_ms", hbm_ms},
     {"link_at_least_ms", link_ms},
     {"model_floor_ms", model_ms},
+    {"mode_predicted_ms", predicted_ms},
     {"effective_bytes_per_s", bandwidth},
     {"model_bytes_per_s", model_bandwidth},
     {"effective_over_model_ratio", over_model},

@@ -30,6 +30,8 @@ struct srv_compare_row {
     double context, tpot_s, tokens_per_s;
     uint64_t bytes[SRV_COMPARE_TIERS]; /* a steady step must read */
     double counted[SRV_COMPARE_TIERS]; /* and what the kernels counted there; 0: too few readings */
+    double copied[SRV_COMPARE_TIERS];  /* of these, what the copy engine brought */
+    double predicted_s;                /* by the model that auto chooses by (offload/mix.h); or 0 */
     double host_share;                 /* of a step, the machine waits for the engine */
     double model_s; /* the planner's floor of this placement (offload/plan.h), with best rates */
     int bound;      /* what binds there: a memory, or OFF_PLAN_COMPUTE */

@@ -90,7 +90,8 @@ def test_what_does_not_fit(tmp_path, tiny):
     done = compare(tiny, "--compare-offload", "0,0.2,1", "--remote", "host:256KiB", *files(tmp_path))
     assert done.returncode == 0, done.stdout
     rows, result = read(tmp_path)
-    assert len(rows) == 6
+    # All the modes there are on a CPU.
+    assert [row["mode"] for row in rows] == ["hbm"] * 2 + ["direct"] * 2 + ["auto"] * 2 + ["direct", "auto"] * 2
     for row, line in zip(result["rows"], rows, strict=True):
         fits = row["offload_ratio"] < 1
         assert ("tpot_ms" in row) == fits == ("missing" not in row) == (line["tpot_ms"] != "")
@@ -133,6 +134,23 @@ def test_long_steps_are_fewer(tmp_path, tiny):
 def test_refused(tiny, flags, words):
     done = compare(tiny, *flags)
     assert done.returncode == 2 and words in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("mode", ["prefetch", "uva"])
+def test_modes_of_a_gpu(tiny, mode):
+    done = compare(tiny, "--compare-modes", f"direct,{mode}", "--device", "cpu")
+    assert done.returncode == 1 and "TPOT" not in done.stdout
+    assert f"--offload-mode {mode} is a way for a GPU to read remote weights" in done.stdout, done.stdout
+
+
+def test_auto_beside_the_others(tmp_path, tiny):
+    done = compare(tiny, "--compare-modes", "auto,direct", "--compare-offload", "0,0.5", *files(tmp_path), batch="2")
+    assert done.returncode == 0, done.stdout
+    _, result = read(tmp_path)
+    time = {row["mode"]: row["tpot_ms"] for row in result["rows"]}
+    assert list(time) == ["hbm", "auto", "direct"]
+    assert re.search(rf"^even +0\.5000 +2 +{time['auto']:.4f} +{time['direct']:.4f} +{time['auto'] / time['direct']:.4f} +auto ",
+                     done.stdout, re.M), done.stdout
 
 
 def test_wrong_paths_cost_nothing(tmp_path, tiny):

@@ -76,7 +76,7 @@ static int linear_ticks(const struct srv_chart_axis *a, double out[TICKS_MAX])
     const double step = srv_chart_round_up((a->high - a->low) / (TICKS_MAX - 1));
     int count = 0;
     for (double i = ceil(a->low / step - 1e-9); i * step <= a->high + 1e-9 * step; i++)
-        if (count < TICKS_MAX) out[count++] = i * step;
+        if (count < TICKS_MAX) out[count++] = i * step + 0.0; /* no -0 */
     return count;
 }
 

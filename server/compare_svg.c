@@ -97,8 +97,9 @@ static void put_panel(struct buf *b, int at, const struct srv_comparison *c, con
 
 void srv_compare_put_bandwidth_svg(struct buf *b, const struct srv_comparison *c)
 {
-    const struct srv_chart_axis x = {"share of the weights that is remote", SRV_CHART_LINEAR, 0, 1,
-                                     write_percent};
+    const double most = c->shares[c->share_count - 1];
+    const struct srv_chart_axis x = {"share of the weights that is remote", SRV_CHART_LINEAR, 0,
+                                     most > 0 ? most : 1, write_percent};
     srv_chart_begin(b, c->placement_count * c->batch_count);
     for (int i = 0; i < c->placement_count * c->batch_count; i++) {
         const char *placement = c->placements[i / c->batch_count];

@@ -69,6 +69,8 @@ static void test_points(void **state)
     assert_int_equal(count(b.data, "<circle "), 3);
     assert_int_equal(count(b.data, "<polyline "), 1);
     assert_int_equal(count(b.data, ">direct</text>"), 1);
+    assert_int_equal(count(b.data, ">0</text>"), 2);
+    assert_int_equal(count(b.data, ">-0</text>"), 0);
     const double left = number(b.data, " cx='", 0), right = number(b.data, " cx='", 2);
     const double bottom = number(b.data, " cy='", 0), top = number(b.data, " cy='", 2);
     assert_true(left > 0 && left < right && right < SRV_CHART_WIDTH);

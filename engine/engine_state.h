@@ -57,6 +57,7 @@ struct eng_engine {
     struct eng_limits limits;
     struct eng_sched *sched;
     bool tiered;                /* KV pages lie in several tiers */
+    bool moved;                 /* and some have been moved */
     uint64_t moves_before;      /* kn_moves_done when it was opened */
     struct eng_traffic traffic; /* of the model */
     struct eng_sampler *sampler;

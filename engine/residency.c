@@ -291,8 +291,9 @@ static void bring_back(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 {
     if (!s->tiered || plan->item_count == 0) return;
-    /* A prompt that waits takes pages as soon as it is admitted. */
-    if (s->waiting.head) lack += eng_sched_pages_for(s->waiting.head->token_count);
+    /* A prompt that waits for pages takes them as soon as it is admitted. */
+    if (s->waiting.head && s->running.count < s->running_max)
+        lack += eng_sched_pages_for(s->waiting.head->token_count);
     send_ahead(s, plan, lack);
     if (!plan->wait && s->moves.out_count == 0) bring_back(s, plan, lack);
 }

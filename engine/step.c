@@ -248,6 +248,13 @@ static void choose_rows(struct eng_engine *e, struct eng_step *s, int32_t begin,
 static void issue_moves(struct eng_engine *e, const struct eng_plan *plan)
 {
     if (!e->tiered) return;
+    if (plan->move_count && !e->moved)
+        log_info("engine", "local KV pages run short: from now on full ones move to a remote tier, "
+                           "and come back when there is room");
+    e->moved |= plan->move_count > 0;
+    if (plan->move_count)
+        log_debug("engine", "%d KV pages set out%s", plan->move_count,
+                  plan->wait ? ", and the step waits for some" : "");
     kn_move_pages(e->kn, &e->kv, plan->moves, plan->urgent_count);
     if (plan->wait) kn_moves_wait(e->kn);
     kn_move_pages(e->kn, &e->kv, plan->moves + plan->urgent_count,

@@ -220,6 +220,57 @@ static void test_planned_share(void **state)
     assert_non_null(strstr(r.err, "--force-offload"));
 }
 
+/* KV pages in a remote tier: a pool beside what weights have there. */
+static void test_kv_remote(void **state)
+{
+    (void)state;
+    static struct rig r;
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "24GiB", "--kv-cache-memory-bytes", "2GiB",
+                            "--kv-remote", "host:16GiB", "--max-num-seqs", "4"),
+                     ST_OK);
+    check_decision(&r);
+    assert_int_equal(r.m.page_count, 256); /* of 8 MiB */
+    assert_int_equal(r.m.far_page_count, 2048);
+    assert_int_equal(r.m.kv_tier, 1);
+    assert_int_equal(r.m.remote.count, 1);
+    assert_int_equal(r.m.remote.spec[0].bytes, 0);
+    assert_int_equal(r.m.remote.pool_bytes[0], 16ull << 30);
+    assert_int_equal(r.m.model_len, 131072); /* for which local pages alone are too few */
+    assert_int_equal(remote_bytes(&r.m), 0);
+
+    /* No more than the sequences there are can fill. */
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "24GiB", "--kv-cache-memory-bytes", "2GiB",
+                            "--kv-remote", "host:16GiB", "--max-num-seqs", "2", "--max-model-len",
+                            "12800"),
+                     ST_OK);
+    assert_int_equal(r.m.page_count, 256);
+    assert_int_equal(r.m.far_page_count, 2 * 201 - 256);
+    assert_int_equal(r.m.remote.pool_bytes[0], (uint64_t)(2 * 201 - 256) << 23);
+
+    /* Beside weights that must go out, in their tier or in one of its own. */
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "12GiB", "--remote",
+                            "peer:1:6GiB,host:2GiB", "--kv-remote", "host:4GiB"),
+                     ST_OK);
+    check_decision(&r);
+    assert_true(r.m.planned && remote_bytes(&r.m) > 0);
+    assert_int_equal(r.m.kv_tier, 2);
+    assert_int_equal(r.m.remote.count, 2);
+    assert_int_equal(r.m.far_page_count, 512);
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "12GiB", "--remote", "host:8GiB",
+                            "--kv-remote", "peer:1:4GiB"),
+                     ST_OK);
+    check_decision(&r);
+    assert_int_equal(r.m.kv_tier, 2);
+    assert_int_equal(r.m.share[2].requested, 0); /* weights have nothing there */
+
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "24GiB", "--kv-remote", "host:1MiB"),
+                     ST_INVALID);
+    assert_non_null(strstr(r.err, "--kv-remote host:1MiB has no room for one page of KV, 8.00"));
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "24GiB", "--kv-cache-memory-bytes", "1GiB",
+                            "--kv-remote", "host:1GiB", "--max-model-len", "65536"),
+                     ST_LIMIT);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -319,10 +370,15 @@ static void test_check_notices_every_tile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fits),        cmocka_unit_test(test_goes_out),
-        cmocka_unit_test(test_two_tiers),   cmocka_unit_test(test_planned_share),
-        cmocka_unit_test(test_refused),     cmocka_unit_test(test_little_kv),
-        cmocka_unit_test(test_share_check), cmocka_unit_test(test_check_notices_every_tile),
+        cmocka_unit_test(test_fits),
+        cmocka_unit_test(test_goes_out),
+        cmocka_unit_test(test_two_tiers),
+        cmocka_unit_test(test_planned_share),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_little_kv),
+        cmocka_unit_test(test_kv_remote),
+        cmocka_unit_test(test_share_check),
+        cmocka_unit_test(test_check_notices_every_tile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

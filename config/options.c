@@ -127,8 +127,9 @@ static const struct option table[] = {
      "tier x 16 KiB blocks in flight each, e.g. host:16x2,peer:16x4"},
     {"prefill-staging-bytes", TEXT, ALL(prefill_staging_bytes), 0, 0, "auto", NULL,
      "GPU memory through which the copy engine brings remote weights to steps of more than 256 "
-     "tokens, once for all of them; auto: what a layer and a half have there; 0: kernels read them "
-     "where they lie, in steps of up to 2048"},
+     "tokens, once for all of them; auto: what a layer and a half have there, and the head where "
+     "steps have more than 256 sequences; 0: kernels read them where they lie, in steps of up to "
+     "2048"},
     {"offload-mode", CHOICE, AT(offload_mode), 0, 0, "auto", "auto|direct|prefetch|uva",
      "how remote weights reach the GPU. direct: read where they lie, inside windows, prompts too; "
      "prefetch: all copied ahead by the copy engine; uva: read by plain loads with no window; "

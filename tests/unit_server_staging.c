@@ -42,6 +42,18 @@ static void test_choose(void **state)
     assert_int_equal(choice("auto", 512, 1, true), 750000000 + (16 << 20));
     assert_int_equal(choice("200MiB", 512, 0.1, true), 200 << 20);
     assert_int_equal(choice("0", 512, 0.1, true), 0);
+    /* And the head's part, for decode steps that fetch it: a tenth of 1 GB. */
+    const struct eng_model_info tall = {.layer_count = 32,
+                                        .weight_bytes = 16000000000,
+                                        .vocab = 125000,
+                                        .hidden = 4000,
+                                        .dtype = KN_BF16};
+    struct options many = options_of("auto", 512);
+    for (int more = 0; more < 2; more++) {
+        many.max_num_seqs = KN_FETCH_TOKENS + more;
+        assert_int_equal(srv_staging_choose(&many, &tall, 0.1, true, &bytes, err), ST_OK);
+        assert_int_equal(bytes, 75000000 + (16 << 20) + (more ? 100000000 : 0));
+    }
     /* Nobody fetches: small steps, nothing remote, no GPU. */
     assert_int_equal(choice("auto", KN_FETCH_TOKENS, 0.1, true), 0);
     assert_int_equal(choice("auto", 512, 0, true), 0);

@@ -21,9 +21,9 @@
  * Launches that may start early (programmatic dependent launch) are captured as programmatic edges;
  * the first kernel has none and starts when the copy is done.
  *
- * Larger steps are issued.  One of 512 tokens computes for 15 ms (8B shape), in which a host that is
- * a step ahead issues its some 270 launches twenty times over: 0.0002 of the time were spent outside
- * the device.  A recording would be padded, too: 300 tokens' products to those of 512.
+ * Larger steps are issued.  One of 512 tokens computes for 15 ms (8B shape), in which a host that
+ * is a step ahead issues its some 270 launches twenty times over: 0.0002 of the time were spent
+ * outside the device.  A recording would be padded, too: 300 tokens' products to those of 512.
  *
  * Invariants
  *  1. A recording makes its own attention plans: what is known of plans made before is forgotten

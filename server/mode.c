@@ -115,12 +115,13 @@ static bool describe(const struct srv_machine *m, const struct srv_mode *mode,
                             .tier_count = 1 + mem->remote.count};
     for (int t = 1; t < mix->tier_count; t++) {
         char name[OFF_TIER_NAME_CAP];
+        if (mode->step_bytes[t] <= 0) continue;
         off_tier_spec_name(&mem->remote.spec[t - 1], name);
         const struct off_link *link = off_links_find(&mem->links, name);
         if (!link) return false;
         off_mix_set_link(&mix->tier[t], &mem->links, link);
         mix->tier[t].bytes = mode->step_bytes[t];
-        if (mode->step_bytes[t] > 0) mix->tier[t].share_max = fmin(may[t] / mode->step_bytes[t], 1);
+        mix->tier[t].share_max = fmin(may[t] / mode->step_bytes[t], 1);
         mix->tier[t].group_count = eng_model_info(m->model)->layer_count;
         mix->tier[t].item_count = ENG_LAYER_PRODUCTS;
         memcpy(mix->tier[t].item_bytes, room->product_bytes[t], sizeof room->product_bytes[t]);

@@ -323,6 +323,19 @@ static void test_free_fraction(void **state)
     srv_shutdown(&m);
 }
 
+/* A tier of nothing but KV pages, whose link nobody measured, is in nobody's way. */
+static void test_tier_without_weights(void **state)
+{
+    (void)state;
+    static struct srv_machine m;
+    const struct options o = options_of("auto");
+    machine_open(&m, 0.4);
+    m.memory.remote.spec[m.memory.remote.count++] = (struct off_tier_spec){KN_MEM_PEER, 1, MIB};
+    apply(&m, &o);
+    assert_true(told.count > 0 && m.mode.predicted_s > 0 && m.mode.share[2] == 0);
+    srv_shutdown(&m);
+}
+
 /* What cannot be had is said, with the flag that changes it; auto alone goes on without. */
 static void test_failures(void **state)
 {
@@ -350,9 +363,13 @@ static void test_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_read),          cmocka_unit_test(test_reserve),
-        cmocka_unit_test(test_modes),         cmocka_unit_test(test_ring_bounds),
-        cmocka_unit_test(test_free_fraction), cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_read),
+        cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_modes),
+        cmocka_unit_test(test_ring_bounds),
+        cmocka_unit_test(test_free_fraction),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_tier_without_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

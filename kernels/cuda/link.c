@@ -18,7 +18,7 @@
 /* Some 6 us lie between two copies: over NVLink pieces of 16 MB gave 341 GB/s in place of 397. Over
  * PCIe pieces of 64 MB are too few for a time. */
 #define PIECE_BYTES_MAX ((size_t)64 << 20)
-#define PIECE_S 0.3e-3 /* that a piece takes alone: a dozen of them in a measurement */
+#define PIECE_S 0.5e-3 /* that a piece takes alone, at most, where some must fit into a time */
 #define PIECES_MAX 128
 #define TRIAL_PIECES 2
 
@@ -170,7 +170,7 @@ static bool run(struct kn_cu *cu, const struct kn_link_args *a, struct kn_cu_pro
         !copy_rate(cu, c, pieces, false, copy_bytes_per_s))
         return false;
     const double piece = fmin(*copy_bytes_per_s * PIECE_S, (double)c->piece_bytes);
-    c->piece_bytes = size_max((size_t)piece / KN_BLOCK_BYTES, 1) * KN_BLOCK_BYTES;
+    if (beside) c->piece_bytes = size_max((size_t)piece / KN_BLOCK_BYTES, 1) * KN_BLOCK_BYTES;
     pieces = pieces_in(c, a, *copy_bytes_per_s);
     return copy(cu, c, a, pieces) &&
            kn_cu_ok(cu, cudaEventRecord(c->begin, cu->stream), "to time a kernel") &&

@@ -8,11 +8,12 @@
  * the ring is poisoned, so that a product which does not wait for its copy, or a copy which does
  * not wait for its place, shows.
  *
- *     gpu_stage [--quick | --bench [host | peer]]
+ *     gpu_stage [--quick | --tiny | --bench [host | peer]]
  *
- * --quick: for compute-sanitizer.  --bench: the products of Llama-3.1-8B as recorded steps, for
- * shares of each weight that are remote and shares of these that are staged; against the same with
- * everything in HBM, in the same run.
+ * --quick, --tiny: for compute-sanitizer; the latter a few issued steps, for racecheck is slow.
+ * --bench: the products of Llama-3.1-8B as recorded steps, for shares of each weight that are
+ * remote and shares of these that are staged; against the same with everything in HBM, in the same
+ * run.
  */
 #include <time.h>
 
@@ -496,6 +497,33 @@ static void test_model(int32_t H, int32_t F, int32_t layers, const struct extent
     printf("H %d: %.1f s\n", H, seconds() - start);
 }
 
+/* Steps of a few sizes, issued: half of each weight remote, and half of that staged. */
+static void test_tiny(void)
+{
+    static struct arrays a;
+    static struct items items;
+    static const int32_t tokens[] = {1, 32, 50, 128};
+    struct model m;
+    float *want[ARRAY_COUNT(tokens)];
+    model_open(&m, 256, 256, 128, 1, 1);
+    for (int staged = 0; staged < 2; staged++) {
+        place_all(&m, staged ? 2 : 0);
+        choose_items(&m, 0.5, false, &items);
+        if (staged) stage(&items, items.largest);
+        for (size_t i = 0; i < ARRAY_COUNT(tokens); i++) {
+            test_random_state = i;
+            make_step(&m, &a, tokens[i]);
+            float *got = logits_of(&m, &a, false);
+            if (!staged) want[i] = got;
+            else
+                EXPECT(!memcmp(got, want[i], (size_t)(tokens[i] * m.V) * sizeof *got), "%d tokens",
+                       tokens[i]);
+            if (staged) free(got), free(want[i]);
+        }
+    }
+    model_close(&m);
+}
+
 static void test_refusals(void)
 {
     struct model m;
@@ -631,6 +659,11 @@ int main(int argc, char **argv)
         bench(argc > 2 ? argv[2] : "");
         kn_close(gpu);
         return 0;
+    }
+    if (argc > 1 && !strcmp(argv[1], "--tiny")) {
+        test_tiny();
+        kn_close(gpu);
+        return test_report();
     }
     test_refusals();
     test_model(256, 384, 2, quick ? &(struct extent){2, 2, 2, 6} : &(struct extent){4, 4, 4, 40});

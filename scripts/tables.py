@@ -155,6 +155,20 @@ def remote_prompts(results):
                  ["link", "share", "tokens a step", "time / larger of all-HBM and link", "weights crossed, times"], rows)
 
 
+def parts(results):
+    """What is slower without a part of dakd: a step, or for multicast a prompt."""
+    rows = []
+    for name in sorted(results.names(r"parts-(hbm|pcie-even|peer-even)")):
+        runs = results.runs[name]
+        kept = {r["batch_sequences"]: r for r in runs if not r["without"]}
+        for r in runs:
+            key = "prompt_ms" if r["without"] == "multicast" else "tpot_steady_median_ms"
+            batch = r["batch_sequences"]
+            if r["without"] and batch in kept:
+                rows.append([r["without"], name[len("parts-"):], str(batch), figure(r[key] / kept[batch][key], 3)])
+    return table("## Parts: time without over time with", ["part", "weights", "batch", "times"], rows)
+
+
 # --- comparison -----------------------------------------------------------------------------------------------------------
 
 def comparison(results, name):
@@ -198,7 +212,7 @@ def main():
         sys.exit("usage: python3 scripts/tables.py FOLDER   (of scripts/reproduce.sh)")
     results = Results(Path(sys.argv[1]))
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
-             controls(results), prompts(results), remote_prompts(results)]
+             controls(results), parts(results), prompts(results), remote_prompts(results)]
     parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
     parts.append(plots(results))
     print("".join(parts).rstrip())

@@ -72,6 +72,15 @@ def test_of_a_comparison(tmp_path):
     assert "| even | 10 % | 512 | - | - | - | - | - | - |" in done.stdout
 
 
+def test_of_parts(tmp_path):
+    (tmp_path / "results").mkdir()
+    one = lambda without, tpot, prompt: {"batch_sequences": 32, "without": without, "tpot_steady_median_ms": tpot, "prompt_ms": prompt}
+    (tmp_path / "results" / "2026-11-21-h200-0123abc-bench-8b-parts-pcie-even.json").write_text(json.dumps(
+        [one("", 4.0, 50.0), one("split-k", 5.0, 50.0), one("multicast", 4.0, 60.0)]))
+    text = tables(tmp_path).stdout
+    assert "| split-k | pcie-even | 32 | 1.250 |" in text and "| multicast | pcie-even | 32 | 1.200 |" in text
+
+
 def test_usage(tmp_path):
     assert tables(tmp_path / "no").returncode != 0
     done = subprocess.run(["sh", ROOT / "scripts" / "reproduce.sh", "--only", "hbm,weather"], capture_output=True, text=True)

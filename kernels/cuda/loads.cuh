@@ -26,13 +26,15 @@
  * loads, so CTAs with other tokens read them again, and remote memory is cached nowhere: they cross
  * the link once for every 256 tokens.
  *
- * Measured on an H200, products of an 8B model's layers (tests/gpu_loads --bench), host memory over
- * PCIe, time by loads over that by bulk copies in the same run, for shares of 1, 10, 30 and 100 %:
- *     1 token     2.04  1.01  1.01  1.00
- *     64 tokens   4.96  1.26  1.02  1.00
- * and of prompts at 10 %, where bulk copies share what was read among clusters: 256 tokens 1.51,
- * 512 2.55, 2,048 6.24.  So a link is as full by loads where every SM reads it; what is lost is
- * lost where few have something to read, and where more than one wants the same.
+ * Measured on H200s, products of an 8B model's layers (tests/gpu_loads --bench), time by loads over
+ * that by bulk copies in the same run, for shares of 1, 10, 30 and 100 %:
+ *                   host memory over PCIe      another GPU over NVLink
+ *     1 token       2.04  1.01  1.01  1.00     1.51  1.55  1.04  1.00
+ *     64 tokens     4.96  1.26  1.02  1.00     3.77  4.96  2.05  1.16
+ * and of prompts at 10 %, where bulk copies are shared among clusters: 256, 512 and 2,048 tokens
+ * 1.51, 2.55, 6.24 and 4.57, 3.40, 3.33.  So a link is as full by loads where every SM reads it;
+ * what is lost is lost where few have something to read, most of all where an SM has one CTA (more
+ * than 32 tokens), and where more than one wants the same.
  */
 #ifndef DAKD_KERNELS_CUDA_LOADS_CUH
 #define DAKD_KERNELS_CUDA_LOADS_CUH

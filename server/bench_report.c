@@ -64,6 +64,11 @@ static void list_decode(const struct srv_bench_result *r, struct list *l)
     if (r->mode.staged.ring_bytes && r->mode.predicted_s > 0)
         add(l, "mode_predicted_step_ms", "at least, by the links' rates in this mode (ms)",
             r->mode.predicted_s * MS, 4);
+    if (r->prediction.seconds > 0) {
+        const double predicted_s = r->prediction.seconds;
+        add(l, "predicted_per_step_ms", "predicted (ms)", predicted_s * MS, 4);
+        add(l, "predicted_over_tpot_ratio", "predicted / TPOT", predicted_s / s->steady_tpot_s, 4);
+    }
     add(l, "decode_tokens_per_s", "decode throughput (tokens/s)", s->decode_tokens_per_s, 2);
     add(l, "steady_played_step_count", "of the steady steps, played from recordings",
         (double)r->played_count, 0);
@@ -309,6 +314,9 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
         if (f->key) printf("  %-44s %14.*f\n", f->label, f->decimals, f->value);
         else printf("\n%s\n", f->label);
     }
+    if (!(r->prediction.seconds > 0))
+        puts(m->memory.gpu ? "\nNo time is predicted of such steps (engine/predict.h)."
+                           : "\nNo time is predicted: that is for GPUs, and the CPU computed.");
     if (r->floor_s > r->stats.steady_tpot_s)
         puts("\nSteps are faster than their floor: what they read fits in a cache, which the probe "
              "avoids.");

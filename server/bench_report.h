@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "config/buf.h"
+#include "engine/predict.h"
 #include "engine/traffic.h"
 #include "offload/probe.h"
 #include "server/bench_control.h"
@@ -53,6 +54,8 @@ struct srv_bench_result {
     /* Where a remote tier has KV pages: moved to it and back, and steps that waited for one, since
      * the engine was opened. */
     uint64_t pages_out, pages_back, move_waits;
+    /* Of a step, from where its weights lie and `bandwidth`; all 0 where there is none. */
+    struct eng_prediction prediction;
     double floor_s;            /* of a step */
     int floor_tier;            /* the tier that decides it */
     double step_flops;         /* of a steady step (engine/flops.h) */

@@ -8,7 +8,7 @@
 #include "config/log.h"
 #include "config/machine.h"
 #include "config/version.h"
-#include "engine/operations.h"
+#include "engine/predict.h"
 #include "engine/weights.h"
 #include "server/output.h"
 #include "server/staging.h"
@@ -34,6 +34,8 @@ struct report {
     double read[TIERS], kv_read[TIERS]; /* by a step */
     uint64_t stored[TIERS];
     double all_read;
+    bool is_predicted;
+    struct eng_prediction prediction; /* of a step */
 };
 
 /* --- the problem ------------------------------------------------------------------------------ */
@@ -150,6 +152,7 @@ static enum status make_plan(struct report *r, char *err)
                                   .flops_per_s = r->tflops * 1e12};
     if ((st = eng_operations(&r->shape, &step, &r->plan, err)) || (st = solve(r, err))) return st;
     sum_up(r);
+    r->is_predicted = eng_predict(&r->shape, &step, &r->plan, NULL, &r->prediction);
     return ST_OK;
 }
 
@@ -195,6 +198,34 @@ static void print_tiers(const struct report *r)
     }
 }
 
+/* Whether dakd ran on a machine as fast as this one. */
+static bool was_measured(const struct options *o)
+{
+    return !strcmp(machine_find(o->machine)->source, "measured") && !(o->hbm_gbps > 0) &&
+           !(o->link_gbps > 0) && !(o->tflops > 0);
+}
+
+static void print_prediction(const struct report *r)
+{
+    const struct eng_prediction *p = &r->prediction;
+    puts("\ndecode, predicted of dakd's kernels");
+    if (!r->is_predicted && r->shape.info.dtype != KN_BF16)
+        printf("  nothing: on a GPU dakd computes in bfloat16 alone, and these weights are %s\n",
+               kn_dtype_name(r->shape.info.dtype));
+    else if (!r->is_predicted)
+        printf("  nothing: steps of more than %d sequences were never measured\n",
+               ENG_PREDICT_TOKENS_MAX);
+    if (!r->is_predicted) return;
+    printf("  %-44s %14.4f\n", "a step, TPOT (ms)", p->seconds * MS);
+    printf("  %-44s %14.4f\n", "of it products", p->products_s * MS);
+    printf("  %-44s %14.4f\n", "what they wait longer for the link", p->links_s * MS);
+    printf("  %-44s %14.4f\n", "attention", p->attention_s * MS);
+    printf("  %-44s %14.4f\n", "between kernels, norms, sampling, the host", p->between_s * MS);
+    if (!was_measured(r->o))
+        puts("Unverified: what kernels lose was measured on an H200, and is taken to be the same "
+             "here.");
+}
+
 static void print_plan(const struct report *r)
 {
     const struct options *o = r->o;
@@ -214,7 +245,7 @@ static void print_plan(const struct report *r)
     putchar('\n');
     print_operations(r);
     print_tiers(r);
-    puts("\ndecode, predicted");
+    puts("\ndecode, at least");
     printf("  %-44s %14.4f  <- bound by %s\n", "floor of a step, of TPOT (ms)", p->seconds * MS,
            bound_name(r, p->bound));
     printf("  %-44s %14.4f\n", "the same, were tiles as small as one likes", p->relaxed_s * MS);
@@ -222,13 +253,11 @@ static void print_plan(const struct report *r)
            (double)o->plan_batch / p->seconds);
     printf("  %-44s %14.1f\n", "read by a step, over the floor (GB/s)",
            r->all_read / p->seconds / 1e9);
-    puts("\nA floor, not a time: what bandwidths and arithmetic alone allow, each operation "
+    print_prediction(r);
+    puts("\nA floor, not a time, is what bandwidths and arithmetic alone allow, each operation "
          "waiting for the one\nbefore.  dakd serve places by the same planner what does not fit in "
          "HBM, with the bandwidths that\ndakd probe measured; a model that fits it leaves there "
          "whole.");
-    if (info->dtype != KN_BF16)
-        printf("On a GPU dakd computes in bfloat16 alone, and these weights are %s.\n",
-               kn_dtype_name(info->dtype));
 }
 
 /* --- for programs ----------------------------------------------------------------------------- */
@@ -279,6 +308,15 @@ static void put_operations(struct buf *b, const struct report *r)
     buf_puts(b, "\n  ]");
 }
 
+static void put_prediction(struct buf *b, const struct eng_prediction *p)
+{
+    put_number(b, "predicted_per_step_ms", p->seconds * MS);
+    put_number(b, "predicted_products_ms", p->products_s * MS);
+    put_number(b, "predicted_links_ms", p->links_s * MS);
+    put_number(b, "predicted_attention_ms", p->attention_s * MS);
+    put_number(b, "predicted_between_ms", p->between_s * MS);
+}
+
 static void put_json(struct buf *b, const struct report *r)
 {
     const struct options *o = r->o;
@@ -305,6 +343,7 @@ static void put_json(struct buf *b, const struct report *r)
     put_number(b, "relaxed_floor_per_step_ms", r->plan.relaxed_s * MS);
     put_number(b, "tile_error_at_most_ms", off_plan_tile_error_s(&r->plan) * MS);
     put_text(b, "floor_bound", bound_name(r, r->plan.bound));
+    if (r->is_predicted) put_prediction(b, &r->prediction);
     put_number(b, "decode_tokens_per_s", (double)o->plan_batch / r->plan.seconds);
     put_number(b, "step_read_bytes_per_s", r->all_read / r->plan.seconds);
     buf_puts(b, "\n}\n");

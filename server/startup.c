@@ -7,6 +7,7 @@
 #include "config/check.h"
 #include "config/log.h"
 #include "offload/window.h"
+#include "server/predict.h"
 
 #define GIB 1073741824.0
 /* Workspaces of the GPU's kernels, and by layer what recorded steps take. */
@@ -294,6 +295,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     bool gpu;
     struct eng_shape shape;
     enum off_mode mode;
+    struct off_bandwidth rates;
     struct loading loading = {.hooks = hooks, .percent = -1};
     struct eng_model_options mo = srv_startup_model_options(o);
     *m = (struct srv_machine){0};
@@ -310,6 +312,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     m->model_len_max = mo.model_len_max = m->memory.model_len;
     m->page_count = m->memory.page_count;
     m->residency = residency_of(m);
+    srv_predict_rates(o, m, &rates);
     if ((st = read_controls(o, m, err)) || (st = open_tiers(&shape.info, m, err)) ||
         (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)) ||
         (st = srv_memory_check(&m->memory, m->tiers, m->model, err)))
@@ -318,6 +321,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
     report(m, eng_model_info(m->model));
     if ((st = open_engine(o, hooks, &mo, m, err))) goto fail;
     report_use(m);
+    srv_predict_report(m, &rates);
     return ST_OK;
 fail:
     srv_shutdown(m);

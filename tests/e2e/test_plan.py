@@ -35,6 +35,20 @@ def plan(tmp_path, model, *flags):
     return json.loads(path.read_text()), done.stdout
 
 
+def check_prediction(result, text):
+    """A time above the floor, whose parts people read; none of weights that no GPU kernel of dakd reads."""
+    parts = [f"predicted_{part}_ms" for part in ("products", "links", "attention", "between")]
+    if result["weight_dtype"] != "bfloat16":
+        assert not any("predicted" in key for key in result) and "nothing: on a GPU dakd computes in bfloat16" in text
+        return
+    assert close(result["predicted_per_step_ms"], sum(result[part] for part in parts))
+    assert result["predicted_per_step_ms"] > 0.95 * result["floor_per_step_ms"]
+    for key in ["predicted_per_step_ms"] + parts:
+        assert result[key] >= 0 and f"{result[key]:.4f}" in text.split("predicted of dakd's kernels")[1]
+    rates = [t["read_bytes_per_s"] for t in result["tiers"]] + [result["flops_per_s"]]
+    assert ("Unverified: " in text) == (rates not in ([4720e9, 51.5e9, 989e12], [4630e9, 377e9, 989e12]))
+
+
 def check(result, text):
     """What holds of every plan."""
     local, remote = result["tiers"]
@@ -68,6 +82,7 @@ def check(result, text):
     # People read the same figures, and that it is a floor.
     assert f"{floor:.4f}" in text and f"{result['decode_tokens_per_s']:.2f}" in text and "A floor, not a time" in text
     assert f"<- bound by {result['floor_bound']}" in text
+    check_prediction(result, text)
     return operations
 
 
@@ -193,6 +208,13 @@ def test_refused_models(tmp_path):
     done = run("plan", tmp_path)
     assert done.returncode == 1 and "names no type" in done.stdout and "--dtype bfloat16" in done.stdout
     assert run("plan", tmp_path, "--dtype", "bfloat16").returncode == 0
+
+
+def test_steps_too_large_to_predict(tmp_path):
+    result, text = plan(tmp_path, LLAMA_8B, "--plan-batch", 513, "--plan-context", 64)
+    assert "predicted_per_step_ms" not in result and "nothing: steps of more than 512 sequences" in text
+    result, _ = plan(tmp_path, LLAMA_8B, "--plan-batch", 512, "--plan-context", 64)
+    assert result["predicted_per_step_ms"] > result["floor_per_step_ms"]
 
 
 def test_help():

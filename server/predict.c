@@ -1,0 +1,67 @@
+/*
+ * predict.c - see predict.h.
+ *
+ * A model that fits in HBM needs no link, and so nothing was measured when its step is to be
+ * foretold.  HBM's rate is then taken from the file that probes are kept in, or measured, which
+ * takes some hundredths of a second once.
+ */
+#include "server/predict.h"
+
+#include "config/log.h"
+#include "server/probe.h"
+
+struct eng_prediction srv_predict(const struct srv_machine *m, const struct off_bandwidth *b,
+                                  int32_t seq_count, int32_t context)
+{
+    const struct eng_shape *shape = eng_model_shape(m->model);
+    const struct eng_step step = {.seq_count = seq_count,
+                                  .context = context,
+                                  .kv_dtype = m->kv.dtype,
+                                  .flops_per_s = ENG_PREDICT_FLOPS_PER_S};
+    struct off_plan placed = {.tier_count = b->tier_count};
+    struct eng_prediction p = {0};
+    if (!m->memory.gpu || eng_operations(shape, &step, &placed, NULL)) return p;
+    eng_operations_count(shape, eng_model_weights(m->model), &placed);
+    for (int t = 0; t < b->tier_count; t++) placed.tier[t].bytes_per_s = b->read_bytes_per_s[t];
+    (void)eng_predict(shape, &step, &placed, NULL, &p); /* or it is 0 */
+    return p;
+}
+
+void srv_predict_rates(const struct options *o, const struct srv_machine *m,
+                       struct off_bandwidth *out)
+{
+    const struct srv_memory *mem = &m->memory;
+    const struct off_remote none = {0};
+    struct off_links links = mem->links;
+    char why[ERR_CAP] = "";
+    *out = (struct off_bandwidth){.tier_count = 1 + mem->remote.count};
+    if (!mem->gpu) return;
+    if (!(links.hbm_bytes_per_s > 0) && srv_probe_links(o, m->kn, &none, &links, why)) {
+        log_info("startup", "HBM's rate is not known: %s", why);
+        return;
+    }
+    out->read_bytes_per_s[0] = links.hbm_bytes_per_s;
+    for (int t = 1; t < out->tier_count; t++) {
+        char name[OFF_TIER_NAME_CAP];
+        off_tier_spec_name(&mem->remote.spec[t - 1], name);
+        const struct off_link *link = off_links_find(&links, name);
+        if (link) out->read_bytes_per_s[t] = link->read_bytes_per_s;
+    }
+}
+
+void srv_predict_report(const struct srv_machine *m, const struct off_bandwidth *b)
+{
+    const struct eng_step *w = &m->memory.workload;
+    const struct eng_prediction p = srv_predict(m, b, w->seq_count, w->context);
+    if (!m->memory.gpu)
+        log_info("startup", "no step's time is predicted: that is for GPUs, and the CPU computes");
+    else if (!(p.seconds > 0))
+        log_info("startup", "no time is predicted of a step of %d sequences of %d tokens",
+                 w->seq_count, w->context);
+    else
+        log_info("startup",
+                 "predicted %.3g ms a step at the planned workload, %d sequences of %d tokens: "
+                 "products %.3g, attention %.3g, waiting for links %.3g, the rest %.3g",
+                 p.seconds * 1e3, w->seq_count, w->context, p.products_s * 1e3, p.attention_s * 1e3,
+                 p.links_s * 1e3, p.between_s * 1e3);
+}

@@ -3,7 +3,7 @@
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
 #     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows greedy
-#                                                    parts streams compare; all but compare without one
+#                                                    parts streams predict compare; all but compare without one
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
 #     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
 #
@@ -13,12 +13,12 @@
 # that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
 # pcie5+copy peer10 peer30 peer10+copy); GREEDY: which of greedy's (pcie10 peer30, or of another share); COMPARE:
 # which of the cases of compare (8b-pcie 8b-peer 30b-pcie 30b-pcie-far 30b-peer), SHARES and BATCHES: of them, e.g.
-# 0,free,0.1 and 8,64.  Run from the repository's root: the tests read tests/fixtures, config/demo-model and
-# config/models.
+# 0,free,0.1 and 8,64; PREDICT: which of hbm pcie peer of predict.  Run from the repository's root: the tests read
+# tests/fixtures, config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
-# sanitizer/.  All of bench is made to take less than fifteen minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
-# 90 s, greedy 40 s and parts 60 s of them; compare, which is apart, takes ten more.
+# sanitizer/.  All of bench is made to take less than seventeen minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
+# 90 s, greedy 40 s, parts 60 s and predict 90 s of them; compare, which is apart, takes ten more.
 set -u
 
 usage() {
@@ -37,7 +37,9 @@ bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | greedy | parts | streams | compare) parts="$parts $1" ;;
+        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | greedy | parts | streams | predict | compare)
+            parts="$parts $1"
+            ;;
         *) break ;;
         esac
         shift
@@ -49,7 +51,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-probe kernels hbm prefill mixed pcie peer windows greedy parts streams}
+parts=${parts:-probe kernels hbm prefill mixed pcie peer windows greedy parts streams predict}
 model=config/models/Llama-3.1-8B
 # What dakd measures of the links is measured in this run.
 XDG_STATE_HOME=$(mktemp -d)
@@ -429,6 +431,82 @@ bench_windows() {
         *) echo "FAILED: WINDOWS has no case $case"; failed ;;
         esac
     done
+}
+
+# with_layers MODEL N: its shape with N layers, which load in a fraction of the time.
+with_layers() {
+    python3 - "config/models/$1" "$work/$1-$2" "$2" <<'PY'
+import json, os, sys
+source, target, layers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+config = json.load(open(f"{source}/config.json")) | {"num_hidden_layers": layers}
+if "max_window_layers" in config:
+    config["max_window_layers"] = layers
+os.makedirs(target, exist_ok=True)
+json.dump(config, open(f"{target}/config.json", "w"))
+PY
+    echo "$work/$1-$2"
+}
+
+# bench_foretold NAME MODEL BATCHES INPUT OUTPUT FLAGS...: predicted against measured, a line a batch.
+bench_foretold() {
+    name=$1 shape=$2 batches=$3 input=$4 output=$5
+    shift 5
+    json=$results/$stamp-bench-predict-$name.json
+    timeout -k 5 "$limit" "$dir/dakd" bench "$shape" --load-format dummy --dtype bfloat16 --device cuda \
+        --log-level warn --batch "$batches" --input-len "$input" --output-len "$output" \
+        --max-num-batched-tokens 16384 --json "$json" "$@" >"$work/bench.txt" 2>&1 || {
+        failed
+        echo "FAILED: $name: $(tail -n 2 "$work/bench.txt")"
+        return
+    }
+    python3 - "$name" "$json" "$work/foretold" <<'PY'
+import json, sys
+for r in json.load(open(sys.argv[2])):
+    ratio = r["predicted_over_tpot_ratio"]
+    print(f"{sys.argv[1]:16} {100 * r['offload_ratio']:5.1f} % remote"
+          f"  {r['batch_sequences']:4.0f} x {r['steady_context_mean_tokens']:5.0f} tokens"
+          f"  floor {r['floor_per_step_ms']:8.3f}  predicted {r['predicted_per_step_ms']:8.3f}"
+          f"  measured {r['tpot_steady_median_ms']:8.3f} ms  predicted/measured {ratio:.3f}"
+          f"{' beyond 7 %' if abs(ratio - 1) > 0.07 else ''}")
+    print(ratio, file=open(sys.argv[3], "a"))
+PY
+}
+
+# Shapes, contexts and numbers of sequences that no constant of engine/predict.c was taken from.
+bench_predict() {
+    flags="--placement even --force-offload --congestion-control static"
+    opt=$(with_layers OPT-6.7B 8) llama=$(with_layers Llama-3.1-70B 6) qwen=$(with_layers Qwen2.5-7B 10)
+    : >"$work/foretold"
+    for half in ${PREDICT:-hbm pcie peer}; do
+        case $half in
+        hbm)
+            bench_foretold 8b-hbm $model 1,2,12,24,48,100 180 32
+            bench_foretold qwen7b-hbm config/models/Qwen2.5-7B 1,8,32,64,128 700 32
+            bench_foretold opt-8-hbm "$opt" 2,16,32,100 1100 32
+            bench_foretold 70b-6-hbm "$llama" 1,8,24,64 1900 32
+            ;;
+        pcie)
+            bench_foretold 8b-pcie1 $model 2,12,32,64,128 300 24 $flags --remote host:2GiB --offload 0.01
+            bench_foretold opt-8-pcie5 "$opt" 1,12,48,128 150 16 $flags --remote host:2GiB --offload 0.05
+            bench_foretold qwen7b-10-pcie10 "$qwen" 1,8,32,64 400 16 $flags --remote host:2GiB --offload 0.1
+            bench_foretold 70b-6-pcie30 "$llama" 1,16,64 64 12 $flags --remote host:5GiB --offload 0.3
+            ;;
+        peer)
+            [ "$gpus" -gt 1 ] || { echo "one GPU: no tier in a peer's memory was measured"; continue; }
+            bench_foretold opt-8-peer5 "$opt" 1,12,48,128 150 24 $flags --remote peer:1:2GiB --offload 0.05
+            bench_foretold qwen7b-10-peer10 "$qwen" 1,8,32,64,128 400 24 $flags --remote peer:1:2GiB --offload 0.1
+            bench_foretold 70b-6-peer30 "$llama" 1,16,64 64 16 $flags --remote peer:1:5GiB --offload 0.3
+            ;;
+        *) echo "FAILED: PREDICT has no part $half"; failed ;;
+        esac
+    done
+    python3 - "$work/foretold" <<'PY'
+import sys
+errors = [abs(float(line) - 1) for line in open(sys.argv[1])]
+if errors:
+    print(f"{len(errors)} steps: predicted within {100 * max(errors):.1f} % of measured, "
+          f"{100 * sum(errors) / len(errors):.1f} % on average, {sum(e <= 0.07 for e in errors)} within 7 %")
+PY
 }
 
 # compare_one NAME MODEL TIER SHARES BATCHES: every mode at every share and batch, one loading a share.

@@ -99,6 +99,9 @@ static const struct bucket *find_bucket(int32_t tokens)
     return NULL;
 }
 
+/* How a product is launched: its parts are added up by another kernel; it follows attention. */
+enum { CUT = 1, LATE = 2 };
+
 /* --- products --------------------------------------------------------------------------------- */
 
 /* `tiles` of an operation's, read from HBM in rounds of units: the plan of kernels/cuda/gemm.cu.
@@ -150,12 +153,12 @@ static double wait_s(struct walk *w, const struct off_plan_op *op, int32_t insta
     return longest;
 }
 
-static void add_product(struct walk *w, const struct off_plan_op *op, int32_t instance, bool cut,
-                        bool after_attention)
+static void add_product(struct walk *w, const struct off_plan_op *op, int32_t instance,
+                        unsigned how)
 {
     const struct bucket *b = w->bucket;
     const double hbm = w->placed->tier[0].bytes_per_s;
-    const bool ahead = b->tokens <= SMALL_TOKENS && !after_attention;
+    const bool ahead = b->tokens <= SMALL_TOKENS && !(how & LATE);
     const int32_t local = off_plan_instance_tiles(op, instance, 0);
     double link_s[KN_TIER_MAX] = {0}, staged = 0;
     const double longest_s = wait_s(w, op, instance, ahead, link_s, &staged);
@@ -163,7 +166,7 @@ static void add_product(struct walk *w, const struct off_plan_op *op, int32_t in
     const int32_t tiles = local + (int32_t)lround(staged_tiles);
     const double share = (double)tiles / op->tile_count;
     double here_s = share * op->read_bytes / (hbm * b->hbm);
-    if (b->sm_bytes_per_s > 0) here_s = rounds_s(w, op, tiles, cut);
+    if (b->sm_bytes_per_s > 0) here_s = rounds_s(w, op, tiles, how & CUT);
     here_s = fmax(here_s + staged / hbm, share * op->compute_s / b->flops);
     const double edge_s = (b->edge_us + (local < op->tile_count ? b->far_us : 0)) * US;
     w->out->products_s += here_s;
@@ -240,13 +243,14 @@ static void add_layers(struct walk *w, const struct eng_shape *shape, const stru
     const struct off_plan_op *down = eng_operation_of(p, ENG_PART_DOWN);
     for (int32_t i = 0; i < shape->info.layer_count; i++) {
         if (norms) w->out->between_s += 2 * w->bucket->norm_us * US;
-        add_product(w, qkv, i, true, false);
+        add_product(w, qkv, i, CUT);
         add_attention(w, shape, step, shape->window[i]);
-        add_product(w, o, i, true, true);
-        add_product(w, up, i, false, false);
-        add_product(w, down, i, true, false);
+        add_product(w, o, i, CUT | LATE);
+        add_product(w, up, i, 0);
+        add_product(w, down, i, CUT);
     }
-    add_product(w, eng_operation_of(p, head ? ENG_PART_HEAD : ENG_PART_EMBED), 0, false, false);
+    if (step->seq_count <= KN_FETCH_TOKENS) w->staging = (struct eng_staging){0};
+    add_product(w, eng_operation_of(p, head ? ENG_PART_HEAD : ENG_PART_EMBED), 0, 0);
 }
 
 /* Of every tier that holds anything. */

@@ -18,7 +18,8 @@
 
 /* Of a step's remote bytes, those that the copy engine brings to tier 0 ahead of the products. */
 struct eng_staging {
-    double share[KN_TIER_MAX]; /* of the bytes in that tier, 0..1; the rest is read in place */
+    /* Of the layers' weights in that tier, 0..1; the rest, and the head's, are read in place. */
+    double share[KN_TIER_MAX];
     double bytes_per_s[KN_TIER_MAX]; /* of the link, with both ways of reading at once */
 };
 

@@ -171,7 +171,9 @@ static void test_staged(void **state)
     staging.share[1] = 1;
     assert_true(eng_predict(&shape, &step, &placed, &staging, &all));
     assert_true(all.seconds < direct.seconds);
-    assert_true(fabs(all.seconds / (read_bytes(&placed, 1) / 55e9) - 1) < 1e-3);
+    /* The head is read in place, and slower. */
+    assert_true(all.seconds >= read_bytes(&placed, 1) / 55e9);
+    assert_true(all.seconds < read_bytes(&placed, 1) / 54e9);
 }
 
 static void test_refused(void **state)

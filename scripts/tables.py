@@ -155,7 +155,7 @@ def remote_prompts(results):
                  ["link", "share", "tokens a step", "time / larger of all-HBM and link", "weights crossed, times"], rows)
 
 
-def parts(results):
+def worth(results):
     """What is slower without a part of dakd: a step, or for multicast a prompt."""
     rows = []
     for name in sorted(results.names(r"parts-(hbm|pcie-even|peer-even)")):
@@ -212,7 +212,7 @@ def main():
         sys.exit("usage: python3 scripts/tables.py FOLDER   (of scripts/reproduce.sh)")
     results = Results(Path(sys.argv[1]))
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
-             controls(results), parts(results), prompts(results), remote_prompts(results)]
+             controls(results), worth(results), prompts(results), remote_prompts(results)]
     parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
     parts.append(plots(results))
     print("".join(parts).rstrip())

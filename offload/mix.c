@@ -220,6 +220,12 @@ void off_mix_solve(struct off_mix *m)
     m->seconds = off_mix_seconds(m, m->share);
 }
 
+bool off_mix_is_beyond(const struct off_mix *m, int tier)
+{
+    const struct off_mix_tier *t = &m->tier[tier];
+    return t->bytes / t->read.read_bytes_per_s > OFF_MIX_BEYOND * m->hbm_bytes / m->hbm_bytes_per_s;
+}
+
 /* --- which tiles ------------------------------------------------------------------------------ */
 
 static uint64_t tier_bytes(const struct off_mix_product *p, int t)

@@ -92,6 +92,12 @@ double off_mix_seconds(const struct off_mix *m, const double share[KN_TIER_MAX])
 #define OFF_MIX_STEPS 64
 #define OFF_MIX_GAIN 0.005
 void off_mix_solve(struct off_mix *m);
+/* Whether a tier's link, everything being read in place, takes OFF_MIX_BEYOND times as long as HBM
+ * for its own bytes: only then is it worth copying from.  Nearer balance HBM is what a step waits
+ * for, and what staging costs a product there, about 1 us, is not in the model.  Measured on an
+ * H200: OPT-30B with 1.1 % over PCIe 15.41 ms in place, 16.26 with 15 % of it copied. */
+#define OFF_MIX_BEYOND 1.15
+bool off_mix_is_beyond(const struct off_mix *m, int tier);
 
 /* --- which tiles ------------------------------------------------------------------------------ */
 

@@ -121,7 +121,8 @@ static bool describe(const struct srv_machine *m, const struct srv_mode *mode,
         if (!link) return false;
         off_mix_set_link(&mix->tier[t], &mem->links, link);
         mix->tier[t].bytes = mode->step_bytes[t];
-        mix->tier[t].share_max = fmin(may[t] / mode->step_bytes[t], 1);
+        if (off_mix_is_beyond(mix, t))
+            mix->tier[t].share_max = fmin(may[t] / mode->step_bytes[t], 1);
         mix->tier[t].group_count = eng_model_info(m->model)->layer_count;
         mix->tier[t].item_count = ENG_LAYER_PRODUCTS;
         memcpy(mix->tier[t].item_bytes, room->product_bytes[t], sizeof room->product_bytes[t]);

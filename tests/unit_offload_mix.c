@@ -70,6 +70,15 @@ static void test_h200(void **state)
         assert_true(model_of(&pcie, share).share[1] == 0);
     for (double share = 0; share < 0.066; share += 0.002)
         assert_true(model_of(&nvlink, share).share[1] == 0);
+    /* Nor is it tried a little beyond it. */
+    m = model_of(&pcie, 0.0115);
+    assert_false(off_mix_is_beyond(&m, 1));
+    m = model_of(&pcie, 0.015);
+    assert_true(off_mix_is_beyond(&m, 1));
+    m = model_of(&nvlink, 0.08);
+    assert_false(off_mix_is_beyond(&m, 1));
+    m = model_of(&nvlink, 0.1);
+    assert_true(off_mix_is_beyond(&m, 1));
     /* Of a twentieth, over PCIe, the larger products'; of much, all. */
     m = model_of(&pcie, 0.05);
     assert_true(m.share[1] > 0.5 && m.seconds < 0.97 * m.direct_s);

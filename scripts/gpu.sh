@@ -228,6 +228,7 @@ quick_all() {
     sanitize racecheck attention "$dir/gpu_attention" --small
     for tool in racecheck synccheck initcheck; do sanitize $tool prefill "$dir/gpu_prefill" --tiny; done
     sanitize racecheck probe "$dir/gpu_probe" --tiny
+    sanitize racecheck stage "$dir/gpu_stage" --tiny
     sanitize racecheck loads "$dir/gpu_loads" --tiny
     sanitize racecheck prefill-attention "$dir/gpu_prefill_attention" --small
     for tool in memcheck synccheck initcheck; do

@@ -37,7 +37,8 @@
  * an issued step the host may load a kernel or allocate memory, which waits for all streams.  So a
  * step that is issued enqueues the copy of each place right before its product, when its way has
  * been told to be given back, and a chain is followed by its step at once.  (With the chain
- * launched at the first product of an issued step, a kernel that was loaded later in it hung.)
+ * launched at the first product of an issued step a test hung, most likely at a kernel that was
+ * loaded later in it.)
  *
  * Invariants
  *  1. Only copies write 1, in order of places; only a kernel or copy of the main stream after the
@@ -57,9 +58,8 @@
  * PCIe.  Predicted: 0.96 of it from 5 % of an 8B model on, for a copy takes 2.7 us to begin and its
  * words as long again, against 98 us for the mean 5.5 MB of a copy.
  *
- * Measured on two H200s, the products of Llama-3.1-8B at 1 token as a recorded step
- * (tests/gpu_stage
- * --bench; 3.4 ms with all in HBM), GB/s of remote bytes over the whole step, by how much of each
+ * Measured on two H200s, the products of Llama-3.1-8B at 1 token as a recorded step (3.4 ms with
+ * all in HBM; tests/gpu_stage --bench), GB/s of remote bytes over the whole step, by how much of each
  * weight is remote, nothing staged and all of it, in a ring of two layers' bytes:
  *     host memory    1 %  38 -> 37   2 %  48.8 -> 45.9   5 %  49.7 -> 50.5   10 %  49.9 -> 52.2
  *                    30 %  51.0 -> 54.9   100 %  51.3 -> 55.2

@@ -59,20 +59,18 @@
  * words as long again, against 98 us for the mean 5.5 MB of a copy.
  *
  * Measured on two H200s, the products of Llama-3.1-8B at 1 token as a recorded step (3.4 ms with
- * all in HBM; tests/gpu_stage --bench), GB/s of remote bytes over the whole step, by how much of each
- * weight is remote, nothing staged and all of it, in a ring of two layers' bytes:
- *     host memory    1 %  38 -> 37   2 %  48.8 -> 45.9   5 %  49.7 -> 50.5   10 %  49.9 -> 52.2
- *                    30 %  51.0 -> 54.9   100 %  51.3 -> 55.2
- *     another GPU    7 %  301 -> 240   10 %  354 -> 282   20 %  370 -> 340   30 %  371 -> 358
- *                    50 %  373 -> 373   100 %  374 -> 382
- * (100 %: of an earlier run, in which host memory gave 52.1 at 5 % and 53.5 at 10 %) and of another
- * GPU's with a fifth staged: 10 % 361, 15 % 365, 20 % 375, 30 % 377, 50 % 379, 100 % 380; with
- * more, less again (30 %, two fifths: 367).  So over PCIe all is best staged beyond about 4 %, over
- * NVLink a fifth beyond 15 %, and nothing where HBM binds: there the word that a product looks at
- * before it fills its rings costs 1 us a product, 3 to 5 % of a step.  Rings of 1, 2, 4 and 8
- * layers: 51.9, 52.1, 52.2, 52.1 GB/s (host, 5 %), 373, 378, -, 377 (another GPU, 30 %, a fifth).
- * The host enqueues a chain of 128 copies in 0.27 ms.  5 % over PCIe stays below the 0.96 that was
- * predicted: 0.94 at best.
+ * all in HBM; tests/gpu_stage --bench), GB/s of remote bytes over the whole step, by how much of
+ * each weight is remote, nothing staged and all of it, in a ring of two layers' bytes: host memory
+ * 1 %  38 -> 37   2 %  48.8 -> 45.9   5 %  49.7 -> 50.5   10 %  49.9 -> 52.2 30 %  51.0 -> 54.9 100
+ * %  51.3 -> 55.2 another GPU    7 %  301 -> 240   10 %  354 -> 282   20 %  370 -> 340   30 %  371
+ * -> 358 50 %  373 -> 373   100 %  374 -> 382 (100 %: of an earlier run, in which host memory
+ * gave 52.1 at 5 % and 53.5 at 10 %) and of another GPU's with a fifth staged: 10 % 361, 15 % 365,
+ * 20 % 375, 30 % 377, 50 % 379, 100 % 380; with more, less again (30 %, two fifths: 367).  So over
+ * PCIe all is best staged beyond about 4 %, over NVLink a fifth beyond 15 %, and nothing where HBM
+ * binds: there the word that a product looks at before it fills its rings costs 1 us a product, 3
+ * to 5 % of a step.  Rings of 1, 2, 4 and 8 layers: 51.9, 52.1, 52.2, 52.1 GB/s (host, 5 %), 373,
+ * 378, -, 377 (another GPU, 30 %, a fifth). The host enqueues a chain of 128 copies in 0.27 ms.  5
+ * % over PCIe stays below the 0.96 that was predicted: 0.94 at best.
  *
  * Tried and dropped: two and four chains side by side, in rings of their own, to hide the 5.5 us
  * between copies (alone, 6 MB each: 53.0, 53.7 and 54.2 GB/s; in steps no difference).

@@ -179,12 +179,6 @@ static void test_product(int32_t N, int32_t K, int32_t T, enum kn_epilogue epilo
     free(in), free(bias), free(before), free(want), free(got), free(again);
 }
 
-static int gpus(void)
-{
-    int count = 0;
-    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
-
 /* The same product from HBM, and with all or a part in host memory or another GPU's, must be the
  * same bits. */
 static void test_product_placement(int32_t N, int32_t K, int32_t T, enum kn_mem mem)
@@ -572,7 +566,7 @@ static void test_peer(void)
 {
     char err[ERR_CAP] = "";
     void *p;
-    if (gpus() < 2) {
+    if (test_gpu_count() < 2) {
         puts("one GPU: peer memory not tested");
         return;
     }
@@ -633,7 +627,7 @@ static void test_products(bool quick)
                 test_product(N, K, T, (enum kn_epilogue)e, (int32_t)(test_random() % 8), false);
             test_product(N, K, T, KN_EPI_F32, 1 << 20, true);
             if (T <= 257) test_product_placement(N, K, T, KN_MEM_HOST);
-            if (T <= 257 && gpus() > 1) test_product_placement(N, K, T, KN_MEM_PEER);
+            if (T <= 257 && test_gpu_count() > 1) test_product_placement(N, K, T, KN_MEM_PEER);
         }
     test_embed_count(200);
     test_embed_count(4096);

@@ -59,6 +59,26 @@ static UNUSED float *test_floats(size_t n)
     return f;
 }
 
+/* Random bf16, any part of which is a weight's; the caller frees it. */
+static UNUSED uint16_t *test_noise(size_t bytes)
+{
+    uint16_t *to = test_malloc(bytes);
+    for (size_t i = 0; i < bytes / 2; i++) to[i] = kn_bf16_from_f32(test_random_float() * 0.0625f);
+    return to;
+}
+
+static UNUSED int test_gpu_count(void)
+{
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+/* Of the kinds that tests place weights and pages in: local, the host's, another GPU's. */
+static UNUSED enum kn_mem test_mem_of(int kind)
+{
+    return kind == 0 ? KN_MEM_LOCAL : kind == 1 ? KN_MEM_HOST : KN_MEM_PEER;
+}
+
 /* Stops the program: nothing after it would mean anything. */
 static UNUSED void test_must(enum status st, const char *err)
 {

@@ -20,20 +20,6 @@ enum { PRODUCTS = 5, PASSES = 3, KINDS = 3 };
 
 static struct kn *gpu;
 
-static int gpus(void)
-{
-    int count = 0;
-    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
-
-/* Random bf16, any part of which is a weight's. */
-static uint16_t *noise(size_t bytes)
-{
-    uint16_t *to = test_malloc(bytes);
-    for (size_t i = 0; i < bytes / 2; i++) to[i] = kn_bf16_from_f32(test_random_float() * 0.0625f);
-    return to;
-}
-
 /* --- correctness --- */
 
 /* The same weights in each kind of memory: local, host and, where there is one, a peer's. */
@@ -44,11 +30,6 @@ struct set {
     void *in, *out[PRODUCTS];
     size_t in_bytes, out_bytes;
 };
-
-static enum kn_mem mem_of(int kind)
-{
-    return kind == 0 ? KN_MEM_LOCAL : kind == 1 ? KN_MEM_HOST : KN_MEM_PEER;
-}
 
 static struct kn_weight weight_of(const struct set *s, int product, int32_t near, int32_t host)
 {
@@ -81,14 +62,14 @@ static struct set set_make(int32_t N, int32_t K, int32_t T)
     s.out_bytes = (size_t)T * (size_t)N * sizeof(float);
     for (int i = 0; i < PRODUCTS; i++) {
         for (int k = 0; k < KINDS; k++)
-            if (k < 2 || gpus() > 1)
-                test_must(kn_alloc(gpu, mem_of(k), 1, s.bytes, &s.at[i][k], err), err);
-        uint16_t *data = noise(s.bytes);
+            if (k < 2 || test_gpu_count() > 1)
+                test_must(kn_alloc(gpu, test_mem_of(k), 1, s.bytes, &s.at[i][k], err), err);
+        uint16_t *data = test_noise(s.bytes);
         fill(&s, i, data);
         free(data);
         s.out[i] = test_upload(gpu, KN_MEM_LOCAL, NULL, s.out_bytes);
     }
-    uint16_t *data = noise(s.in_bytes);
+    uint16_t *data = test_noise(s.in_bytes);
     s.in = test_upload(gpu, KN_MEM_LOCAL, data, s.in_bytes);
     free(data);
     return s;
@@ -98,7 +79,7 @@ static void set_free(struct set *s)
 {
     for (int i = 0; i < PRODUCTS; i++) {
         for (int k = 0; k < KINDS; k++)
-            if (s->at[i][k]) kn_free(gpu, mem_of(k), s->at[i][k], s->bytes);
+            if (s->at[i][k]) kn_free(gpu, test_mem_of(k), s->at[i][k], s->bytes);
         kn_free(gpu, KN_MEM_LOCAL, s->out[i], s->out_bytes);
     }
     kn_free(gpu, KN_MEM_LOCAL, s->in, s->in_bytes);
@@ -174,7 +155,7 @@ static void check_upload(struct set *s)
     test_must(kn_fetch_reserve(gpu, 2 * s->bytes, err), err);
     for (int k = 1; k < KINDS; k++) {
         if (!s->at[0][k]) continue;
-        uint16_t *data = noise(s->bytes);
+        uint16_t *data = test_noise(s->bytes);
         multiply(s, 0, 0, k == 1 ? all : 0);
         fill(s, 0, data);
         multiply(s, 0, 0, k == 1 ? all : 0);
@@ -201,7 +182,7 @@ static void test_set(int32_t N, int32_t K, int32_t T)
     for (size_t r = 0; r < ARRAY_COUNT(rings); r++)
         for (int32_t near = 0; near < all; near += 1 + 2 * near) {
             check(&s, near, all - near, rings[r], want);
-            if (gpus() < 2) continue;
+            if (test_gpu_count() < 2) continue;
             check(&s, near, 0, rings[r], want);
             check(&s, near, (all - near) / 2, rings[r], want);
         }
@@ -340,12 +321,12 @@ static void bench(void)
     static const double host[] = {0.1, 0.3}, peer[] = {0.1, 0.5};
     for (size_t s = 0; s < ARRAY_COUNT(shapes); s++)
         b.layer_bytes += (size_t)shapes[s].rows * (size_t)shapes[s].cols * 2;
-    uint16_t *data = noise(b.noise_bytes);
+    uint16_t *data = test_noise(b.noise_bytes);
     void *place;
     size_t sizes[KINDS] = {LAYERS * b.layer_bytes, (size_t)(0.32 * LAYERS * (double)b.layer_bytes),
                            (size_t)(0.52 * LAYERS * (double)b.layer_bytes)};
-    for (int k = 0; k < (gpus() > 1 ? KINDS : KINDS - 1); k++) {
-        test_must(kn_alloc(gpu, mem_of(k), 1, sizes[k], &place, err), err);
+    for (int k = 0; k < (test_gpu_count() > 1 ? KINDS : KINDS - 1); k++) {
+        test_must(kn_alloc(gpu, test_mem_of(k), 1, sizes[k], &place, err), err);
         if (k) b.far[k] = place;
         else b.near = place;
         for (size_t at = 0; at < sizes[k]; at += b.noise_bytes)
@@ -360,7 +341,7 @@ static void bench(void)
                             in_bytes - at < b.noise_bytes ? in_bytes - at : b.noise_bytes),
                   "upload");
     b.out = test_upload(gpu, KN_MEM_LOCAL, NULL, kn_act_bytes(gpu, BENCH_T, 28672));
-    bench_kind(&b, gpus() > 1 ? 2 : 1, gpus() > 1 ? peer : host);
+    bench_kind(&b, test_gpu_count() > 1 ? 2 : 1, test_gpu_count() > 1 ? peer : host);
     free(data);
 }
 

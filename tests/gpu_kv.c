@@ -31,11 +31,6 @@ struct pools {
     uint64_t moved[TIERS], begun;
 };
 
-static enum kn_mem mem_of(int tier)
-{
-    return tier == 0 ? KN_MEM_LOCAL : tier == 1 ? KN_MEM_HOST : KN_MEM_PEER;
-}
-
 static void put(struct pools *p, kn_page page, uint32_t value)
 {
     char *at = (char *)p->kv.base[kn_page_tier(page)] + kn_page_index(page) * p->page;
@@ -53,7 +48,7 @@ static struct pools pools_open(int32_t layers, size_t noise_bytes)
     p.page = kn_kv_page_bytes(&p.kv);
     p.image = test_malloc(p.page);
     for (int t = 0; t < p.tiers; t++)
-        test_must(kn_alloc(gpu, mem_of(t), t == 2, PAGES * p.page, &p.kv.base[t], err), err);
+        test_must(kn_alloc(gpu, test_mem_of(t), t == 2, PAGES * p.page, &p.kv.base[t], err), err);
     p.noise = test_upload(gpu, KN_MEM_LOCAL, NULL, noise_bytes);
     for (int t = 0; t < p.tiers; t++)
         for (uint32_t i = 0; i < PAGES; i++) put(&p, kn_page_make((unsigned)t, i), ++p.last);
@@ -62,7 +57,7 @@ static struct pools pools_open(int32_t layers, size_t noise_bytes)
 
 static void pools_close(struct pools *p)
 {
-    for (int t = 0; t < p->tiers; t++) kn_free(gpu, mem_of(t), p->kv.base[t], PAGES * p->page);
+    for (int t = 0; t < p->tiers; t++) kn_free(gpu, test_mem_of(t), p->kv.base[t], PAGES * p->page);
     kn_free(gpu, KN_MEM_LOCAL, p->noise, p->noise_bytes);
     free(p->image);
 }

@@ -15,29 +15,10 @@ enum { KINDS = 3, IN_FLIGHT = 2 };
 
 static struct kn *gpu;
 
-static int gpus(void)
-{
-    int count = 0;
-    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
-
-static enum kn_mem mem_of(int kind)
-{
-    return kind == 0 ? KN_MEM_LOCAL : kind == 1 ? KN_MEM_HOST : KN_MEM_PEER;
-}
-
 static void use(enum kn_remote_access access)
 {
     char err[ERR_CAP] = "";
     test_must(kn_set_remote_access(gpu, access, err), err);
-}
-
-/* Random bf16, any part of which is a weight's. */
-static uint16_t *noise(size_t bytes)
-{
-    uint16_t *to = test_malloc(bytes);
-    for (size_t i = 0; i < bytes / 2; i++) to[i] = kn_bf16_from_f32(test_random_float() * 0.0625f);
-    return to;
 }
 
 /* --- correctness --- */
@@ -78,10 +59,10 @@ static struct set set_make(int32_t N, int32_t K, int32_t T, enum kn_epilogue epi
     s.out_bytes = epilogue == KN_EPI_SWIGLU ? kn_act_bytes(gpu, T, N / 2)
                                             : (size_t)T * (size_t)N * sizeof(float);
     s.y_bytes = kn_act_bytes(gpu, T, N);
-    uint16_t *data = noise(size_max(s.bytes, s.in_bytes));
+    uint16_t *data = test_noise(size_max(s.bytes, s.in_bytes));
     for (int k = 0; k < KINDS; k++)
-        if (k < 2 || gpus() > 1) {
-            test_must(kn_alloc(gpu, mem_of(k), 1, s.bytes, &s.at[k], err), err);
+        if (k < 2 || test_gpu_count() > 1) {
+            test_must(kn_alloc(gpu, test_mem_of(k), 1, s.bytes, &s.at[k], err), err);
             test_must(kn_upload(gpu, s.at[k], data, s.bytes), "upload");
         }
     s.in = test_upload(gpu, KN_MEM_LOCAL, data, s.in_bytes);
@@ -98,7 +79,7 @@ static struct set set_make(int32_t N, int32_t K, int32_t T, enum kn_epilogue epi
 static void set_free(struct set *s)
 {
     for (int k = 0; k < KINDS; k++)
-        if (s->at[k]) kn_free(gpu, mem_of(k), s->at[k], s->bytes);
+        if (s->at[k]) kn_free(gpu, test_mem_of(k), s->at[k], s->bytes);
     kn_free(gpu, KN_MEM_LOCAL, s->in, s->in_bytes);
     kn_free(gpu, KN_MEM_LOCAL, s->out, s->out_bytes);
     kn_free(gpu, KN_MEM_LOCAL, s->y, s->y_bytes);
@@ -200,7 +181,7 @@ static void test_set(int32_t N, int32_t K, int32_t T, enum kn_epilogue epilogue,
     char *want = multiply(&s, &local);
     use(KN_REMOTE_LOADS);
     for (size_t i = 0; i < ARRAY_COUNT(places); i++)
-        for (int tail = 1; tail < (gpus() > 1 ? KINDS : KINDS - 1); tail++)
+        for (int tail = 1; tail < (test_gpu_count() > 1 ? KINDS : KINDS - 1); tail++)
             check(&s, places[i][0], places[i][1], tail, want);
     use(KN_REMOTE_BULK);
     const struct kn_weight half = weight_of(&s, 0, n / 2, 1);
@@ -346,10 +327,10 @@ static void bench(bool peer)
         layer += (size_t)shapes[s].rows * (size_t)shapes[s].cols * 2;
     const int kind = peer ? 2 : 1;
     const size_t bytes = LAYERS * layer, in_bytes = kn_act_bytes(gpu, BENCH_T, 14336);
-    uint16_t *data = noise(noise_bytes);
+    uint16_t *data = test_noise(noise_bytes);
     for (int k = 0; k < KINDS; k++) {
         if (k && k != kind) continue;
-        test_must(kn_alloc(gpu, mem_of(k), 1, bytes, &place, err), err);
+        test_must(kn_alloc(gpu, test_mem_of(k), 1, bytes, &place, err), err);
         if (k) b.far[k] = place;
         else b.near = place;
         for (size_t at = 0; at < bytes; at += noise_bytes)

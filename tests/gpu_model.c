@@ -196,12 +196,6 @@ static void test_fixture(const char *name, double offload)
     rig_close(&c);
 }
 
-static int gpus(void)
-{
-    int count = 0;
-    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
-
 /* --- the demo model --- */
 
 static int32_t read_ids(const cJSON *object, const char *name, int32_t *out)
@@ -505,8 +499,8 @@ int main(int argc, char **argv)
         bench(0, "");
         bench(0.01, "host:4GiB");
         bench(0.05, "host:4GiB");
-        if (gpus() > 1) bench(0.07, "peer:1:4GiB");
-        if (gpus() > 1) bench(0.2, "peer:1:4GiB");
+        if (test_gpu_count() > 1) bench(0.07, "peer:1:4GiB");
+        if (test_gpu_count() > 1) bench(0.2, "peer:1:4GiB");
         kn_close(gpu);
         kn_close(cpu);
         return 0;
@@ -514,12 +508,12 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < (quick ? 2 : ARRAY_COUNT(names)); i++)
         test_fixture(names[i], i % 2 ? 0.4 : 0);
     test_fetch(0.3, "host:64MiB");
-    if (gpus() > 1) test_fetch(0.6, "peer:1:64MiB,host:32MiB");
+    if (test_gpu_count() > 1) test_fetch(0.6, "peer:1:64MiB,host:32MiB");
     if (!quick) {
         test_demo(0, "host:64MiB");
         test_demo(0.5, "host:64MiB");
-        if (gpus() > 1) test_demo(0.5, "peer:1:64MiB");
-        if (gpus() > 1) test_demo(0.6, "peer:1:64MiB,host:32MiB");
+        if (test_gpu_count() > 1) test_demo(0.5, "peer:1:64MiB");
+        if (test_gpu_count() > 1) test_demo(0.6, "peer:1:64MiB,host:32MiB");
     }
     struct eng_model_options f32 = {.tokens_max = 8, .rows_max = 8};
     struct off_remote none = {0};

@@ -38,11 +38,6 @@ static int32_t below(int32_t n)
     return (int32_t)(test_random() % (uint64_t)n);
 }
 
-static enum kn_mem mem_of(int kind)
-{
-    return kind == 0 ? KN_MEM_LOCAL : kind == 1 ? KN_MEM_HOST : KN_MEM_PEER;
-}
-
 /* --- a model of products ---------------------------------------------------------------------- */
 
 struct model {
@@ -106,7 +101,7 @@ static void model_open(struct model *m, int32_t H, int32_t F, int32_t V, int32_t
     shape_layers(m);
     m->pool_bytes = (size_t)pool_layers * m->layer_bytes;
     for (int k = 0; k < KINDS; k++)
-        if (k < 2 || gpus > 1) m->at[k] = alloc(mem_of(k), m->pool_bytes);
+        if (k < 2 || gpus > 1) m->at[k] = alloc(test_mem_of(k), m->pool_bytes);
     noise_to(m->at[0], m->pool_bytes);
     char *copy = test_download(gpu, m->at[0], m->pool_bytes);
     for (int k = 1; k < KINDS; k++)
@@ -139,7 +134,7 @@ static void model_close(struct model *m)
 {
     test_must(kn_stage(gpu, NULL, 0, 0, NULL), "freeing the ring");
     for (int k = 0; k < KINDS; k++)
-        if (m->at[k]) kn_free(gpu, mem_of(k), m->at[k], m->pool_bytes);
+        if (m->at[k]) kn_free(gpu, test_mem_of(k), m->at[k], m->pool_bytes);
     kn_free(gpu, KN_MEM_LOCAL, m->head_at, head_bytes(m));
     kn_free(gpu, KN_MEM_LOCAL, m->table_at, head_bytes(m));
     kn_free(gpu, KN_MEM_LOCAL, m->gain, (size_t)m->H * sizeof(float));

@@ -43,6 +43,13 @@ const struct off_link *off_links_find(const struct off_links *links, const char 
     return NULL;
 }
 
+const struct off_link *off_links_of(const struct off_links *links, const struct off_tier_spec *spec)
+{
+    char name[OFF_TIER_NAME_CAP];
+    off_tier_spec_name(spec, name);
+    return off_links_find(links, name);
+}
+
 bool off_links_steady(const struct off_links *links)
 {
     for (int i = 0; i < links->link_count; i++) {

@@ -55,6 +55,9 @@ MUST_USE enum status off_links_measure(struct kn *kn, const struct off_remote *r
 
 /* By name; NULL where there is none. */
 const struct off_link *off_links_find(const struct off_links *links, const char *name);
+/* By the tier that it leads to. */
+const struct off_link *off_links_of(const struct off_links *links,
+                                    const struct off_tier_spec *spec);
 /* The window for a tier's link: of OFF_LINK_WINDOW_CTAS CTAs (what the products' dealing was tuned
  * for), the fewest blocks that give 97 % of the best rate there is at no more than 3 % of HBM's.
  * False, and *w is as it was, where no point of the link is so. */

@@ -27,6 +27,11 @@ bool off_mode_parse(const char *name, enum off_mode *out)
     return false;
 }
 
+bool off_mode_fetches_prompts(enum off_mode mode)
+{
+    return mode == OFF_MODE_AUTO || mode == OFF_MODE_PREFETCH;
+}
+
 /* --- one link --------------------------------------------------------------------------------- */
 
 /* What a share of a tier's bytes costs. */

@@ -39,6 +39,8 @@
 enum off_mode { OFF_MODE_AUTO, OFF_MODE_DIRECT, OFF_MODE_PREFETCH, OFF_MODE_UVA, OFF_MODE_COUNT };
 const char *off_mode_name(enum off_mode mode); /* "auto", "direct", "prefetch", "uva" */
 MUST_USE bool off_mode_parse(const char *name, enum off_mode *out);
+/* Whether the mode copies the weights of prompts ahead, in place of reading them where they lie. */
+bool off_mode_fetches_prompts(enum off_mode mode);
 
 /* From a copy's end to the next one's bytes: its word, the next one's wait, its start.  An 8B
  * model's 128 products, all of what is remote copied over PCIe, took over bytes / rate 10 us each

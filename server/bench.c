@@ -71,17 +71,8 @@ static enum status check_flags(struct bench *b, char *err)
     enum status st = srv_bench_batches_read(o->batch, b->batches, &b->batch_count, err);
     if (st) return st;
     const int32_t most = srv_bench_batch_max(b->batches, b->batch_count);
-    if (most > o->max_num_batched_tokens)
-        return err_set(err, ST_INVALID,
-                       "--batch %d sequences cannot decode together in steps of "
-                       "--max-num-batched-tokens %" PRId64 ": raise the one or lower the other",
-                       most, o->max_num_batched_tokens);
-    if (o->max_model_len && o->input_len + o->output_len > o->max_model_len)
-        return err_set(err, ST_INVALID,
-                       "--input-len %" PRId64 " and --output-len %" PRId64
-                       " together are more than --max-model-len %" PRId64,
-                       o->input_len, o->output_len, o->max_model_len);
-    return ST_OK;
+    st = srv_bench_check_batch(o, most, err);
+    return st ? st : srv_bench_check_length(o, err);
 }
 
 /* Limits that fit the run: as many sequences, as long, with KV for all of them. */
@@ -97,11 +88,7 @@ static enum status decide(struct bench *b, char *err)
         (st = srv_bench_copy_read(o, &b->copy_wanted, err)) ||
         (st = eng_model_read_info(o->model_dir, &shapes_only, &info, err)))
         return st;
-    if (length > info.context_max)
-        return err_set(err, ST_INVALID,
-                       "--input-len %" PRId64 " and --output-len %" PRId64
-                       " together are more than the %d positions this model was made for",
-                       o->input_len, o->output_len, info.context_max);
+    if ((st = srv_bench_check_positions(o, info.context_max, err))) return st;
     b->workload = (struct srv_bench_workload){
         .batch = srv_bench_batch_max(b->batches, b->batch_count),
         .input_len = (int32_t)o->input_len,

@@ -7,6 +7,7 @@
  */
 #include "server/bench_run.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +53,35 @@ int32_t srv_bench_batch_max(const int32_t *batches, int count)
     int32_t most = 0;
     for (int i = 0; i < count; i++) most = batches[i] > most ? batches[i] : most;
     return most;
+}
+
+/* --- the flags -------------------------------------------------------------------------------- */
+
+enum status srv_bench_check_batch(const struct options *o, int32_t most, char *err)
+{
+    if (most <= o->max_num_batched_tokens) return ST_OK;
+    return err_set(err, ST_INVALID,
+                   "--batch %d sequences cannot decode together in steps of "
+                   "--max-num-batched-tokens %" PRId64 ": raise the one or lower the other",
+                   most, o->max_num_batched_tokens);
+}
+
+enum status srv_bench_check_length(const struct options *o, char *err)
+{
+    if (!o->max_model_len || o->input_len + o->output_len <= o->max_model_len) return ST_OK;
+    return err_set(err, ST_INVALID,
+                   "--input-len %" PRId64 " and --output-len %" PRId64
+                   " together are more than --max-model-len %" PRId64,
+                   o->input_len, o->output_len, o->max_model_len);
+}
+
+enum status srv_bench_check_positions(const struct options *o, int32_t context_max, char *err)
+{
+    if (o->input_len + o->output_len <= context_max) return ST_OK;
+    return err_set(err, ST_INVALID,
+                   "--input-len %" PRId64 " and --output-len %" PRId64
+                   " together are more than the %d positions this model was made for",
+                   o->input_len, o->output_len, context_max);
 }
 
 /* --- room ------------------------------------------------------------------------------------- */

@@ -48,6 +48,14 @@ struct srv_bench_run {
 MUST_USE enum status srv_bench_batches_read(const char *text, int32_t out[SRV_BENCH_BATCHES_MAX],
                                             int *count, char *err);
 int32_t srv_bench_batch_max(const int32_t *batches, int count);
+
+/* What the flags of a run must allow.  ST_INVALID: `most` sequences do not decode in one step; a
+ * sequence is longer than --max-model-len; than the positions a model was made for. */
+MUST_USE enum status srv_bench_check_batch(const struct options *o, int32_t most, char *err);
+MUST_USE enum status srv_bench_check_length(const struct options *o, char *err);
+MUST_USE enum status srv_bench_check_positions(const struct options *o, int32_t context_max,
+                                               char *err);
+
 /* Room for `measurements` of workloads no larger than `most` in any of its numbers, on engines that
  * srv_bench_clock_start is told of.  ST_NOMEM. */
 MUST_USE enum status srv_bench_run_open(struct srv_bench_run *b, struct srv_machine *machine,

@@ -102,7 +102,6 @@ static enum status read_lists(struct compare *x, char *err)
 static enum status check_lengths(struct compare *x, char *err)
 {
     struct options *o = &x->options;
-    const int64_t length = o->input_len + o->output_len;
     const int32_t most = x->result.batches[x->result.batch_count - 1];
     x->workload = (struct srv_bench_workload){.batch = most,
                                               .input_len = (int32_t)o->input_len,
@@ -111,23 +110,15 @@ static enum status check_lengths(struct compare *x, char *err)
                                               .seconds = o->compare_seconds,
                                               .step_tokens = (int32_t)o->max_num_batched_tokens,
                                               .steady_min = SRV_BENCH_STEADY_MIN};
-    if (most > o->max_num_batched_tokens)
-        return err_set(err, ST_INVALID,
-                       "--batch %d sequences cannot decode together in steps of "
-                       "--max-num-batched-tokens %" PRId64 ": raise the one or lower the other",
-                       most, o->max_num_batched_tokens);
+    enum status st = srv_bench_check_batch(o, most, err);
+    if (st) return st;
     const int32_t least = srv_bench_output_least(&x->workload);
     if (o->output_len < least)
         return err_set(err, ST_INVALID,
                        "--output-len %" PRId64 " is too few: with --batch %d, prompts take so many "
                        "steps that a TPOT wants %d",
                        o->output_len, most, least);
-    if (o->max_model_len && length > o->max_model_len)
-        return err_set(err, ST_INVALID,
-                       "--input-len %" PRId64 " and --output-len %" PRId64
-                       " together are more than --max-model-len %" PRId64,
-                       o->input_len, o->output_len, o->max_model_len);
-    return ST_OK;
+    return srv_bench_check_length(o, err);
 }
 
 /* --- what there is ---------------------------------------------------------------------------- */
@@ -142,11 +133,7 @@ static enum status decide(struct compare *x, char *err)
     enum status st = eng_model_read_shape(o->model_dir, &mo, &x->shape, err);
     if (st) return st;
     const struct eng_model_info *info = &x->shape.info;
-    if (length > info->context_max)
-        return err_set(err, ST_INVALID,
-                       "--input-len %" PRId64 " and --output-len %" PRId64
-                       " together are more than the %d positions this model was made for",
-                       o->input_len, o->output_len, info->context_max);
+    if ((st = srv_bench_check_positions(o, info->context_max, err))) return st;
     o->max_waiting = 0;
     if (!o->max_model_len) o->max_model_len = length;
     if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */

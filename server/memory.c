@@ -195,13 +195,10 @@ static enum status set_tiers(const struct options *o, struct kn *kn, uint64_t lo
         "hbm", m->gpu ? m->links.hbm_bytes_per_s : SRV_NOMINAL_HBM_BYTES_PER_S, local_bytes};
     for (int t = 1; t < p->tier_count; t++) {
         const struct off_tier_spec *spec = &m->remote.spec[t - 1];
-        char name[OFF_TIER_NAME_CAP];
-        off_tier_spec_name(spec, name);
-        const struct off_link *link = off_links_find(&m->links, name);
+        const struct off_link *link = off_links_of(&m->links, spec);
         p->tier[t] = (struct off_plan_tier){
             .name = link ? link->name : "remote",
-            .bytes_per_s = link ? link_rate(link, m)
-                                : SRV_NOMINAL_HBM_BYTES_PER_S / kn_window_default(spec->mem).cost,
+            .bytes_per_s = link ? link_rate(link, m) : srv_nominal_link_bytes_per_s(spec->mem),
             .bytes = size_min(spec->bytes / KN_ALIGN * KN_ALIGN, leaving + 2 * tile)};
     }
     return ST_OK;

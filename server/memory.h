@@ -24,6 +24,11 @@
 
 /* On a CPU nothing is measured: the planner gets the figures of an H200. */
 #define SRV_NOMINAL_HBM_BYTES_PER_S 4720e9
+/* And of a link that nobody has measured, what one of its kind gives beside that HBM. */
+static inline double srv_nominal_link_bytes_per_s(enum kn_mem mem)
+{
+    return SRV_NOMINAL_HBM_BYTES_PER_S / (double)kn_window_default(mem).cost;
+}
 
 /* Bytes of one tier: what of the weights was asked to lie there and does, and what a decode step of
  * the planned workload reads there, predicted and of what was loaded. */

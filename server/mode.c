@@ -63,14 +63,12 @@ static unsigned modes_of(const struct options *o)
     return o->offload_modes_more | (off_mode_parse(o->offload_mode, &now) ? 1u << now : 0);
 }
 
-static bool fetches_prompts(enum off_mode mode)
-{
-    return mode == OFF_MODE_AUTO || mode == OFF_MODE_PREFETCH;
-}
-
 bool srv_mode_fetches_prompts(const struct options *o)
 {
-    return modes_of(o) & (1u << OFF_MODE_AUTO | 1u << OFF_MODE_PREFETCH);
+    const unsigned modes = modes_of(o);
+    for (int m = 0; m < OFF_MODE_COUNT; m++)
+        if (modes & 1u << m && off_mode_fetches_prompts((enum off_mode)m)) return true;
+    return false;
 }
 
 enum status srv_mode_reserve(const struct options *o, const struct eng_model_info *info,
@@ -114,10 +112,8 @@ static bool describe(const struct srv_machine *m, const struct srv_mode *mode,
                             .hbm_bytes = mode->step_bytes[0],
                             .tier_count = 1 + mem->remote.count};
     for (int t = 1; t < mix->tier_count; t++) {
-        char name[OFF_TIER_NAME_CAP];
         if (mode->step_bytes[t] <= 0) continue;
-        off_tier_spec_name(&mem->remote.spec[t - 1], name);
-        const struct off_link *link = off_links_find(&mem->links, name);
+        const struct off_link *link = off_links_of(&mem->links, &mem->remote.spec[t - 1]);
         if (!link) return false;
         off_mix_set_link(&mix->tier[t], &mem->links, link);
         mix->tier[t].bytes = mode->step_bytes[t];
@@ -218,7 +214,7 @@ static void set_controls(struct srv_machine *m, const struct srv_mode *mode)
 static enum status set_ways(const struct options *o, struct srv_machine *m,
                             const struct eng_traffic *traffic, struct srv_mode *mode, char *err)
 {
-    const uint64_t prompts = fetches_prompts(mode->mode) ? m->memory.staging : 0;
+    const uint64_t prompts = off_mode_fetches_prompts(mode->mode) ? m->memory.staging : 0;
     enum status st =
         srv_staging_open(o, traffic, m->memory.gpu, prompts, m->kn, &m->staging_bytes, err);
     if (st || (st = kn_set_remote_access(m->kn, KN_REMOTE_BULK, err)) ||

@@ -70,9 +70,7 @@ void srv_predict_rates(const struct options *o, const struct srv_machine *m,
     }
     out->read_bytes_per_s[0] = links.hbm_bytes_per_s;
     for (int t = 1; t < out->tier_count; t++) {
-        char name[OFF_TIER_NAME_CAP];
-        off_tier_spec_name(&mem->remote.spec[t - 1], name);
-        const struct off_link *link = off_links_find(&links, name);
+        const struct off_link *link = off_links_of(&links, &mem->remote.spec[t - 1]);
         if (link) out->read_bytes_per_s[t] = link->read_bytes_per_s;
     }
 }

@@ -51,9 +51,7 @@ static struct off_remote missing_in(const struct off_links *kept, const struct o
 {
     struct off_remote missing = {0};
     for (int i = 0; i < remote->count; i++) {
-        char name[OFF_TIER_NAME_CAP];
-        off_tier_spec_name(&remote->spec[i], name);
-        if (off_links_find(kept, name)) continue;
+        if (off_links_of(kept, &remote->spec[i])) continue;
         missing.pool_bytes[missing.count] = remote->pool_bytes[i];
         missing.spec[missing.count++] = remote->spec[i];
     }

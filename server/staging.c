@@ -28,7 +28,8 @@ static bool fetches(const struct options *o, bool gpu)
 /* Whether the mode leaves prompts' weights where they are. */
 static bool in_place(const struct options *o)
 {
-    return strcmp(o->offload_mode, "direct") == 0 || strcmp(o->offload_mode, "uva") == 0;
+    enum off_mode mode;
+    return off_mode_parse(o->offload_mode, &mode) && !off_mode_fetches_prompts(mode);
 }
 
 /* Decode steps of more than KN_FETCH_TOKENS sequences fetch the head as well, whose part is several

@@ -123,9 +123,7 @@ uint64_t srv_startup_step_bytes(const struct eng_model_options *mo,
 static void take_measured(const struct options *o, const struct srv_memory *mem, int tier,
                           struct off_control *c)
 {
-    char name[OFF_TIER_NAME_CAP];
-    off_tier_spec_name(&mem->remote.spec[tier - 1], name);
-    const struct off_link *link = off_links_find(&mem->links, name);
+    const struct off_link *link = off_links_of(&mem->links, &mem->remote.spec[tier - 1]);
     struct kn_window measured;
     if (!link || !off_link_window(&mem->links, link, &measured)) return;
     c->window.cost = c->config.cost = measured.cost;
@@ -217,13 +215,11 @@ static struct off_residency residency_of(const struct srv_machine *m)
     const struct srv_memory *mem = &m->memory;
     if (!mem->kv_tier) return (struct off_residency){0};
     const struct off_tier_spec *spec = &mem->remote.spec[mem->kv_tier - 1];
-    char name[OFF_TIER_NAME_CAP];
-    off_tier_spec_name(spec, name);
-    const struct off_link *link = off_links_find(&mem->links, name);
+    const struct off_link *link = off_links_of(&mem->links, spec);
     if (link)
         return (struct off_residency){kn_kv_page_bytes(&m->kv), mem->links.hbm_bytes_per_s,
                                       link->read_bytes_per_s, link->busy_copy_bytes_per_s};
-    const double nominal = SRV_NOMINAL_HBM_BYTES_PER_S / (double)kn_window_default(spec->mem).cost;
+    const double nominal = srv_nominal_link_bytes_per_s(spec->mem);
     return (struct off_residency){kn_kv_page_bytes(&m->kv), SRV_NOMINAL_HBM_BYTES_PER_S, nominal,
                                   nominal};
 }

@@ -37,11 +37,18 @@ struct eng_request {
     int32_t prompt_count; /* >= 1 */
     /* max_tokens >= 1, already clamped so that prompt and answer fit eng_limits.model_len_max. */
     struct eng_sampling sampling;
+    /* Requests find each other's KV only where their salts are equal, byte for byte.  Borrowed
+     * until FINISHED; NULL with length 0: none.  At most ENG_CACHE_SALT_MAX bytes. */
+    const char *cache_salt;
+    int32_t cache_salt_length;
     void *user;
     /* The engine's; zero before eng_submit. */
     _Atomic bool cancelled;
     struct eng_sched_seq seq; /* seq.token_count tokens are known or in flight */
     int32_t known_count;      /* tokens known */
+    /* Tokens of the prompt that were taken from the prefix cache, all in all and by the tier they
+     * lay in.  Set before the first event of the request, and not changed after it. */
+    int32_t cached_count, cached_tier_count[KN_TIER_MAX];
     int32_t chosen_row;       /* kn_token_chosen of this names the next one, in flight */
     struct eng_request *next; /* link of the submission queue */
     int32_t slot;             /* index in the engine's table of live requests */

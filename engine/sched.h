@@ -48,6 +48,7 @@
 #include <stdint.h>
 
 #include "engine/pace.h"
+#include "engine/prefix.h"
 #include "kernels/kernels.h"
 #include "offload/residency.h"
 
@@ -66,6 +67,15 @@ struct eng_sched_seq {
     int32_t far_count, returning_count, leaving_count;
     uint64_t arrival; /* serial number, set by eng_sched_add */
     int32_t preempt_count;
+    /* For the prefix cache; the caller's.  tokens: NULL keeps the sequence out of it.  The caller
+     * raises known_count, to token_count at most, and reuse_max says how many of the first tokens
+     * may be taken from the cache rather than computed. */
+    const int32_t *tokens; /* [known_count], borrowed; those known do not change */
+    int32_t known_count, reuse_max;
+    const char *salt; /* [salt_length] bytes, borrowed; 0..ENG_CACHE_SALT_MAX */
+    int32_t salt_length;
+    /* Tokens that were taken from the cache when it was first admitted, by the tier they lay in. */
+    int32_t cached_count[KN_TIER_MAX];
     struct eng_sched_seq *prev, *next; /* links of the waiting or running list */
 };
 
@@ -84,6 +94,9 @@ struct eng_sched_config {
     int32_t page_count[KN_TIER_MAX];
     struct off_residency residency; /* where a remote tier has pages: what moving them costs */
     double itl_target_s; /* duration of steps with decodes: --itl-target-ms; 0: no target */
+    /* Pages that sequences leave behind are kept as long as nobody needs their room, and found
+     * again by their tokens (prefix.h). */
+    bool prefix_cache;
 };
 
 struct eng_plan_item {
@@ -146,6 +159,13 @@ struct eng_sched_stats {
      * way; and the steps that had to wait for any. */
     uint64_t pages_out_count, pages_back_count, move_wait_count;
     int32_t pages_moving;
+    /* The prefix cache, as vLLM counts it: tokens of admitted sequences that were looked up (whole
+     * prompts), and of these the tokens found, by the tier they lay in. */
+    uint64_t prefix_query_tokens, prefix_hit_tokens[KN_TIER_MAX];
+    /* Pages of pages_used that the cache alone holds: free for whoever needs them. */
+    int32_t pages_cached[KN_TIER_MAX];
+    /* Pages the cache sent from local memory to a remote tier, and dropped for good, by tier. */
+    uint64_t prefix_sent_count, prefix_dropped_count[KN_TIER_MAX];
 };
 void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out);
 /* CHECKs the invariants; linear in sequences and pages. */

@@ -70,6 +70,9 @@ static const struct option table[] = {
      "names clients may use, comma-separated (default: the model folder's name)"},
     {"load-format", CHOICE, AT(load_format), 0, 0, "auto", "auto|safetensors|dummy",
      "dummy: seeded random weights at the shapes of config.json"},
+    {"hf-overrides", TEXT, ALL(hf_overrides), 0, 0, "", NULL,
+     "sizes that replace those of config.json, as a JSON object: {\"num_hidden_layers\": 8}; with "
+     "--load-format dummy, for a checkpoint has the sizes it has"},
     {"dtype", CHOICE, ALL(dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
      "of the weights; auto: as stored"},
     {"kv-cache-dtype", CHOICE, ALL(kv_cache_dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",

@@ -27,6 +27,7 @@ struct options {
     char served_model_name[OPT_STRING_CAP]; /* comma-separated; "" means the last part of model_dir
                                              */
     char load_format[16];                   /* auto, safetensors, dummy */
+    char hf_overrides[OPT_STRING_CAP];      /* JSON merged over config.json; "": none */
     char dtype[16];                         /* auto, float32, bfloat16, float16 */
     char kv_cache_dtype[16];                /* auto, float32, bfloat16, float16 */
     char chat_template[OPT_STRING_CAP];     /* a file, "" means the model's own */

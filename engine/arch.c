@@ -20,6 +20,7 @@
 #include "config/check.h"
 #include "config/file.h"
 #include "config/json.h"
+#include "engine/overrides.h"
 
 #define HIDDEN_MAX (1 << 17)
 #define HEADS_MAX 1024
@@ -594,12 +595,32 @@ static enum status read_generation(const cJSON *root, struct eng_model_info *m, 
 
 /* --- the files -------------------------------------------------------------------------------- */
 
-static enum status read_config(const cJSON *root, enum eng_dtype dtype, struct eng_shape *s,
-                               char *err)
+/* Sizes of another model of the same kind, to measure one that is smaller; whatever else a
+ * config.json says decides what is computed, and stays the model's. */
+static enum status override_sizes(const char *text, const struct eng_arch *a, cJSON *root,
+                                  char *err)
+{
+    const char *const keys[] = {
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "vocab_size",
+        a->intermediate_key,
+        a->kv_heads_key,
+        a->head_dim_key,
+        a->has & ENG_HAS_POSITIONS ? "max_position_embeddings" : NULL, /* rows of a table */
+    };
+    if (!text || !*text) return ST_OK;
+    return eng_overrides_apply(text, keys, (int)ARRAY_COUNT(keys), root, err);
+}
+
+static enum status read_config(cJSON *root, enum eng_dtype dtype, const char *overrides,
+                               struct eng_shape *s, char *err)
 {
     enum status st;
     if (!cJSON_IsObject(root)) return err_set(err, ST_INVALID, "an object was expected");
-    if ((st = find_arch(root, &s->arch, err)) || (st = read_sizes(root, s, err)) ||
+    if ((st = find_arch(root, &s->arch, err)) ||
+        (st = override_sizes(overrides, s->arch, root, err)) || (st = read_sizes(root, s, err)) ||
         (st = read_options(root, s, err)) || (st = read_positions(root, s, err)) ||
         (st = read_window(root, s, err)) || (st = read_dtype(root, dtype, s, err)) ||
         (st = read_tokens(root, &s->info, err)))
@@ -609,7 +630,8 @@ static enum status read_config(const cJSON *root, enum eng_dtype dtype, struct e
     return ST_OK;
 }
 
-enum status eng_shape_read(const char *dir, enum eng_dtype dtype, struct eng_shape *out, char *err)
+enum status eng_shape_read(const char *dir, enum eng_dtype dtype, const char *overrides,
+                           struct eng_shape *out, char *err)
 {
     struct eng_shape s = {.info = {.bos = -1,
                                    .temperature = NAN,
@@ -623,9 +645,11 @@ enum status eng_shape_read(const char *dir, enum eng_dtype dtype, struct eng_sha
     if ((st = file_join(path, sizeof path, dir, "config.json", err)) ||
         (st = json_parse_file(path, &config_limits, &root, err)))
         return st;
-    st = read_config(root, dtype, &s, why);
+    st = read_config(root, dtype, overrides, &s, why);
     cJSON_Delete(root);
-    if (st) return err_set(err, st, "%.200s: %.300s", path, why);
+    if (st)
+        return err_set(err, st, "%.200s%s: %.300s", path,
+                       overrides && *overrides ? " with --hf-overrides" : "", why);
     if ((st = file_join(path, sizeof path, dir, "generation_config.json", err))) return st;
     if (file_exists(path)) {
         if ((st = json_parse_file(path, &config_limits, &root, err))) return st;

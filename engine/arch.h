@@ -72,10 +72,11 @@ struct eng_shape {
 };
 
 /* Reads dir/config.json and, where it exists, dir/generation_config.json.  Every number is checked,
- * so that products of dimensions used later fit.  ST_INVALID, ST_UNSUPPORTED, ST_NOT_FOUND, ...;
- * the sentence names the file. */
-MUST_USE enum status eng_shape_read(const char *dir, enum eng_dtype dtype, struct eng_shape *out,
-                                    char *err);
+ * so that products of dimensions used later fit.  overrides: sizes in place of the file's, as the
+ * text of --hf-overrides, or NULL or "".  ST_INVALID, ST_UNSUPPORTED, ST_NOT_FOUND, ...; the
+ * sentence names the file. */
+MUST_USE enum status eng_shape_read(const char *dir, enum eng_dtype dtype, const char *overrides,
+                                    struct eng_shape *out, char *err);
 /* Sets info.dtype and kv_dtype. */
 void eng_shape_set_dtype(struct eng_shape *shape, enum kn_dtype dtype);
 bool eng_shape_has_part(const struct eng_shape *shape, enum eng_part part);

@@ -20,7 +20,11 @@ enum status eng_model_read_shape(const char *dir, const struct eng_model_options
                                  struct eng_shape *shape, char *err)
 {
     enum kn_dtype dtype;
-    enum status st = eng_shape_read(dir, opt->dtype, shape, err);
+    if (opt->hf_overrides && *opt->hf_overrides && opt->load_format != ENG_LOAD_DUMMY)
+        return err_set(err, ST_INVALID,
+                       "--hf-overrides changes sizes of the model, and a checkpoint has those of "
+                       "its config.json: add --load-format dummy, or leave it out");
+    enum status st = eng_shape_read(dir, opt->dtype, opt->hf_overrides, shape, err);
     if (st) return st;
     if (!shape->dtype_known && opt->load_format == ENG_LOAD_SAFETENSORS) {
         if ((st = eng_weights_stored_dtype(dir, shape, &dtype, err))) return st;

@@ -38,6 +38,9 @@ struct eng_model_info {
 struct eng_model_options {
     enum eng_load_format load_format;
     enum eng_dtype dtype;
+    /* Sizes in place of config.json's, as a JSON object (eng_shape_read), of dummy weights alone;
+     * NULL or "": none.  Borrowed until the model is open. */
+    const char *hf_overrides;
     uint64_t seed;  /* of dummy weights */
     double offload; /* share of the weights in the remote tiers, 0..1 */
     enum off_placement placement;

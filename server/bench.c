@@ -80,7 +80,8 @@ static enum status decide(struct bench *b, char *err)
 {
     struct options *o = &b->options;
     struct eng_model_info info;
-    const struct eng_model_options shapes_only = {.load_format = ENG_LOAD_DUMMY};
+    const struct eng_model_options shapes_only = {.load_format = ENG_LOAD_DUMMY,
+                                                  .hf_overrides = o->hf_overrides};
     int64_t length = o->input_len + o->output_len;
     enum status st;
     if ((st = srv_bench_controls_read(o, b->controls, &b->control_count, err)) ||

@@ -141,7 +141,8 @@ static enum status decide(struct mixed *x, char *err)
     struct options *o = &x->options;
     struct eng_model_info info;
     struct kn_kv kv;
-    const struct eng_model_options shapes_only = {.load_format = ENG_LOAD_DUMMY};
+    const struct eng_model_options shapes_only = {.load_format = ENG_LOAD_DUMMY,
+                                                  .hf_overrides = o->hf_overrides};
     const int32_t length = x->prompt_len + x->output_len;
     const int32_t together = x->prompts < TOGETHER_MAX ? x->prompts : TOGETHER_MAX;
     enum status st = eng_model_read_info(o->model_dir, &shapes_only, &info, err);

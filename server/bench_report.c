@@ -290,8 +290,10 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
     char date[32];
     date_text(r->unix_s, date);
     printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn), date);
-    printf("%s (%s), weights %s, KV %s, offload %s%.4g%s%s, placement %s, congestion control %s\n",
-           o->model_dir, info->architecture, kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
+    printf("%s%s%s (%s), weights %s, KV %s, offload %s%.4g%s%s, placement %s, congestion control "
+           "%s\n",
+           o->model_dir, o->hf_overrides[0] ? " " : "", o->hf_overrides, info->architecture,
+           kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
            o->offload == OPT_AUTO ? "auto: " : "", remote_share(m), o->remote[0] ? " to " : "",
            o->remote, placement_text(o, m), control_name(o, r));
     printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
@@ -463,6 +465,7 @@ void srv_bench_json_head(struct buf *b, const struct options *o, const struct sr
     put_text(b, "date", date);
     put_text(b, "backend", kn_name(m->kn));
     put_text(b, "model", o->model_dir);
+    put_text(b, "hf_overrides", o->hf_overrides);
     put_text(b, "architecture", info->architecture);
     put_text(b, "load_format", o->load_format);
     put_text(b, "weight_dtype", kn_dtype_name(info->dtype));

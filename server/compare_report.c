@@ -32,10 +32,11 @@ void srv_compare_print_head(const struct srv_comparison *c)
     char date[32];
     date_text(c->unix_s, date);
     printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), c->backend, date);
-    printf("%s (%s), weights %s, remote %s, %lld prompt and at most %lld answer tokens, congestion "
+    printf("%s%s%s (%s), weights %s, remote %s, %lld prompt and at most %lld answer tokens, "
+           "congestion "
            "control %s\n",
-           o->model_dir, c->architecture, c->dtype, o->remote, (long long)o->input_len,
-           (long long)o->output_len, o->congestion_control);
+           o->model_dir, o->hf_overrides[0] ? " " : "", o->hf_overrides, c->architecture, c->dtype,
+           o->remote, (long long)o->input_len, (long long)o->output_len, o->congestion_control);
     printf("hbm %.2f GB/s, %s %.2f GB/s", c->rate[SRV_COMPARE_HBM] / GB, c->tier,
            c->rate[SRV_COMPARE_LINK] / GB);
     if (c->copy_bytes_per_s > 0) printf(" (copy engine %.2f)", c->copy_bytes_per_s / GB);
@@ -242,6 +243,7 @@ void srv_compare_put_json(struct buf *b, const struct srv_comparison *c)
     put_text(b, ",\n  ", "backend", c->backend);
     put_text(b, ",\n  ", "device", c->device);
     put_text(b, ",\n  ", "model", o->model_dir);
+    put_text(b, ",\n  ", "hf_overrides", o->hf_overrides);
     put_text(b, ",\n  ", "architecture", c->architecture);
     put_text(b, ",\n  ", "load_format", o->load_format);
     put_text(b, ",\n  ", "weight_dtype", c->dtype);

@@ -77,8 +77,8 @@ static enum status read_model(struct report *r, char *err)
 {
     const struct options *o = r->o;
     struct kn_kv kv;
-    enum status st =
-        eng_shape_read(o->model_dir, srv_startup_model_options(o).dtype, &r->shape, err);
+    enum status st = eng_shape_read(o->model_dir, srv_startup_model_options(o).dtype,
+                                    o->hf_overrides, &r->shape, err);
     if (st) return st;
     if (!r->shape.dtype_known)
         return err_set(err, ST_INVALID,
@@ -233,7 +233,8 @@ static void print_plan(const struct report *r)
     const struct eng_model_info *info = &r->shape.info;
     printf("dakd %s (%s), plan for %s, %g TFLOPS\n", version_string(), version_commit(), o->machine,
            r->tflops);
-    printf("%s (%s), %.2f B parameters, weights %s, KV %s\n", o->model_dir, info->architecture,
+    printf("%s%s%s (%s), %.2f B parameters, weights %s, KV %s\n", o->model_dir,
+           o->hf_overrides[0] ? " " : "", o->hf_overrides, info->architecture,
            (double)info->parameter_count / 1e9, kn_dtype_name(info->dtype),
            kn_dtype_name(r->kv_dtype));
     printf("batch %lld, context %lld; HBM %.2f GiB x %g, less %.2f GiB to work in",
@@ -326,6 +327,7 @@ static void put_json(struct buf *b, const struct report *r)
     put_text(b, "commit", version_commit());
     put_text(b, "machine", o->machine);
     put_text(b, "model", o->model_dir);
+    put_text(b, "hf_overrides", o->hf_overrides);
     put_text(b, "architecture", info->architecture);
     put_text(b, "weight_dtype", kn_dtype_name(info->dtype));
     put_text(b, "kv_cache_dtype", kn_dtype_name(r->kv_dtype));

@@ -58,6 +58,7 @@ struct eng_model_options srv_startup_model_options(const struct options *o)
                                          [ENG_DTYPE_F16] = "float16"};
     struct eng_model_options m = {
         .load_format = strcmp(o->load_format, "dummy") ? ENG_LOAD_SAFETENSORS : ENG_LOAD_DUMMY,
+        .hf_overrides = o->hf_overrides,
         .seed = o->seed,
         .offload = o->offload > 0 ? o->offload : 0, /* auto: memory.c */
         .placement = strcmp(o->placement, "even") ? OFF_PLACE_AUTO : OFF_PLACE_EVEN,

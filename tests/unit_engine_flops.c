@@ -16,7 +16,7 @@ static void test_llama_8b(void **state)
     static struct eng_flops f;
     struct eng_weights w;
     char err[ERR_CAP] = "";
-    if (eng_shape_read("config/models/Llama-3.1-8B", ENG_DTYPE_AUTO, &shape, err) ||
+    if (eng_shape_read("config/models/Llama-3.1-8B", ENG_DTYPE_AUTO, NULL, &shape, err) ||
         eng_weights_shapes(&shape, &w, err))
         fail_msg("%s", err);
     eng_flops_init(&f, &shape, &w);

@@ -46,7 +46,7 @@ static void traffic_of(const char *dir, enum kn_dtype kv, int32_t remote, struct
     static struct eng_shape shape;
     struct eng_weights w = {.final_norm = vector};
     char err[ERR_CAP] = "";
-    if (eng_shape_read(dir, ENG_DTYPE_AUTO, &shape, err)) fail_msg("%s", err);
+    if (eng_shape_read(dir, ENG_DTYPE_AUTO, NULL, &shape, err)) fail_msg("%s", err);
     const struct eng_model_info *i = &shape.info;
     w.layers = calloc((size_t)i->layer_count, sizeof *w.layers);
     assert_non_null(w.layers);

@@ -185,6 +185,9 @@ static const struct option table[] = {
      "a measurement with all of them, of one loading"},
     {"input-len", INT, BENCH(input_len), 0, 16777216, "0", NULL, "tokens of each prompt, random"},
     {"output-len", INT, BENCH(output_len), 0, 16777216, "0", NULL, "tokens of each answer"},
+    {"given-context", SWITCH, BENCH(given_context), 0, 0, "off", "off|on",
+     "of --load-format dummy: sequences begin as decodes behind --input-len tokens that nobody "
+     "computed, with random KV in pages that lie where computing would have left them"},
     {"compare", SWITCH, BENCH(compare), 0, 0, "off", "off|on",
      "measure every mode at every share of the weights in the one tier of --remote and at every "
      "--batch, with --output-len tokens at most, one loading a share"},

@@ -74,6 +74,7 @@ struct options {
     /* Bench. */
     char batch[OPT_STRING_CAP];    /* numbers of sequences, comma-separated; "": not given */
     int64_t input_len, output_len; /* 0: not given */
+    bool given_context;            /* no prompts are computed */
     char control_sweep[OPT_STRING_CAP], background_copy[64], without[64];
     bool compare;                         /* modes, at the shares and placements that follow */
     char compare_modes[64];               /* "": all that the backend has */

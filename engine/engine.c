@@ -82,6 +82,7 @@ enum status eng_submit_all(struct eng_engine *e, struct eng_request *requests, i
     for (int32_t i = 0; i < count; i++) {
         const struct eng_request *r = &requests[i];
         CHECK(r->prompt_count >= 1 && r->sampling.max_tokens >= 1);
+        CHECK(r->given_count >= 0 && r->given_count < r->prompt_count);
         CHECK(r->prompt_count + r->sampling.max_tokens <= e->limits.model_len_max);
     }
     pthread_mutex_lock(&e->lock);
@@ -143,6 +144,7 @@ static void take_submissions(struct eng_engine *e)
         e->live_count++;
         r->known_count = r->prompt_count;
         r->seq = (struct eng_sched_seq){.token_count = r->prompt_count,
+                                        .given_count = r->given_count,
                                         .pages = e->page_tables +
                                                  (size_t)r->slot * (size_t)e->pages_per_seq};
         eng_sched_add(e->sched, &r->seq);

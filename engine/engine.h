@@ -35,6 +35,9 @@ struct eng_request {
     /* The prompt, with room for prompt_count + sampling.max_tokens; the engine appends here. */
     int32_t *tokens;
     int32_t prompt_count; /* >= 1 */
+    /* Of the prompt, tokens whose KV is taken for granted (eng_sched_seq); for measuring, where
+     * every page of the cache holds something that can be read.  Fewer than prompt_count. */
+    int32_t given_count;
     /* max_tokens >= 1, already clamped so that prompt and answer fit eng_limits.model_len_max. */
     struct eng_sampling sampling;
     /* Requests find each other's KV only where their salts are equal, byte for byte.  Borrowed

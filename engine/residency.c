@@ -226,6 +226,50 @@ int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct en
     return room < want ? room : want;
 }
 
+/* --- KV that is given ------------------------------------------------------------------------- */
+
+/* One full page of a running sequence, or of the one that is to be, lies behind the link from now
+ * on: as the others leave, but with nothing copied.  False where none can. */
+static bool put_out(struct eng_sched *s, struct eng_sched_seq *coming)
+{
+    struct eng_sched_seq *best = NULL;
+    struct off_residency_seq best_at = {0};
+    kn_page to;
+    for (struct eng_sched_seq *seq = coming; seq;
+         seq = seq == coming ? s->running.head : seq->next) {
+        struct off_residency_seq at = residency_of(s, seq);
+        at.read = true;
+        if (at.near == 0 || (best && !off_residency_leaves(&at, &best_at))) continue;
+        best = seq;
+        best_at = at;
+    }
+    if (!best || !eng_pages_take_far(s->pages, &to)) return false;
+    eng_pages_give(s->pages, best->pages[best->far_count]);
+    best->pages[best->far_count++] = to;
+    return true;
+}
+
+int32_t eng_residency_take_given(struct eng_sched *s, struct eng_plan *plan,
+                                 struct eng_sched_seq *seq, int32_t want)
+{
+    const int32_t count = eng_sched_pages_for(seq->given_count + want);
+    (void)join(s, plan); /* so that no page is on its way */
+    while (seq->page_count < count) {
+        if (eng_pages_tier_free(s->pages, 0) == 0 && !put_out(s, seq)) {
+            eng_residency_give(s, seq);
+            return 0;
+        }
+        CHECK(eng_pages_take(s->pages, 0, &seq->pages[seq->page_count]));
+        seq->page_count++;
+        seq->kv_count += KN_PAGE_TOKENS;
+        if (seq->kv_count > seq->given_count) seq->kv_count = seq->given_count;
+    }
+    seq->given_count = 0;
+    return want;
+}
+
+/* --- giving back ------------------------------------------------------------------------------ */
+
 /* Pages on their way are given back when they have arrived. */
 void eng_residency_give(struct eng_sched *s, struct eng_sched_seq *seq)
 {

@@ -54,7 +54,7 @@ static int32_t min_i32(int32_t a, int32_t b)
 
 static int32_t pending(const struct eng_sched_seq *seq)
 {
-    return seq->token_count - seq->kv_count;
+    return seq->token_count - seq->kv_count - seq->given_count;
 }
 
 /* --- lists ------------------------------------------------------------------------------------ */
@@ -158,6 +158,7 @@ void eng_sched_add(struct eng_sched *s, struct eng_sched_seq *seq)
     CHECK(seq->state == ENG_SEQ_NEW && seq->pages && !seq->prev && !seq->next);
     CHECK(seq->token_count >= 1 && seq->token_count <= eng_sched_seq_tokens_max(s));
     CHECK(seq->kv_count == 0 && seq->page_count == 0);
+    CHECK(seq->given_count >= 0 && seq->given_count < seq->token_count);
     seq->arrival = s->arrival_next++;
     seq->state = ENG_SEQ_WAITING;
     list_insert(&s->waiting, s->waiting.tail, seq);
@@ -252,7 +253,8 @@ static int64_t plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64
         int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
         int32_t tokens = prompt_room(s, plan, seq);
         if (tokens == 0 || eng_residency_room(s) < need + whole + reserve) break;
-        tokens = eng_residency_take(s, plan, seq, tokens);
+        if (seq->given_count) tokens = eng_residency_take_given(s, plan, seq, tokens);
+        else tokens = eng_residency_take(s, plan, seq, tokens);
         if (tokens == 0) break; /* this plan's prompts have all local pages */
         list_remove(&s->waiting, seq);
         list_insert(&s->running, s->running.tail, seq);

@@ -60,7 +60,10 @@ struct eng_sched_seq {
     enum eng_seq_state state;
     int32_t token_count; /* prompt and generated tokens known; the engine raises it */
     int32_t kv_count;    /* of these, whose KV is in the pages */
-    kn_page *pages;      /* owned by the caller: room for ceil(model_len_max / 64) entries */
+    /* Of these, the first whose KV is taken for granted, whatever pages hold: set by the caller
+     * with token_count, less than it; 0 once it has been admitted. */
+    int32_t given_count;
+    kn_page *pages; /* owned by the caller: room for ceil(model_len_max / 64) entries */
     int32_t page_count;
     /* Its oldest pages behind a link, of these the last that are on their way back, and of the
      * pages after them the first that are on their way out. */
@@ -131,8 +134,8 @@ void eng_sched_close(struct eng_sched *s);
 /* Largest number of tokens one sequence can ever hold with the pages there are.  Longer requests
  * must be refused before eng_sched_add. */
 int32_t eng_sched_seq_tokens_max(const struct eng_sched *s);
-/* Puts a new sequence (token_count = prompt length >= 1, pages set, the rest zero) at the end of
- * the queue. */
+/* Puts a new sequence (token_count = prompt length >= 1, pages and maybe given_count set, the rest
+ * zero) at the end of the queue. */
 void eng_sched_add(struct eng_sched *s, struct eng_sched_seq *seq);
 /* Takes a sequence out, in any state, and frees its pages; it is ENG_SEQ_NEW again (where it was
  * already: no effect). Not between plan and commit of a plan that holds it. */

@@ -70,6 +70,10 @@ int64_t eng_residency_room(const struct eng_sched *s);
  * is room now.  Where local pages are short others leave, and the plan's step waits for them. */
 int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
                            int32_t want);
+/* The same for a sequence that is to be admitted with KV that is given: pages for that too, which
+ * lie where they would had it been computed.  All of `want` or nothing. */
+int32_t eng_residency_take_given(struct eng_sched *s, struct eng_plan *plan,
+                                 struct eng_sched_seq *seq, int32_t want);
 /* Gives back all pages of a sequence. */
 void eng_residency_give(struct eng_sched *s, struct eng_sched_seq *seq);
 /* The plan is made, for running sequences that still lack so many pages: pages leave ahead of need,

@@ -94,6 +94,7 @@ static enum status decide(struct bench *b, char *err)
         .batch = srv_bench_batch_max(b->batches, b->batch_count),
         .input_len = (int32_t)o->input_len,
         .output_len = (int32_t)o->output_len,
+        .given = o->given_context,
         .find_steps_max = SRV_BENCH_FIND_STEPS,
         .steady_min = SRV_BENCH_STEADY_MIN,
     };
@@ -200,6 +201,12 @@ static const char *find_clash(const struct options *o)
 {
     if (!o->compare && (o->csv[0] || o->svg[0] || o->compare_modes[0]))
         return "--csv, --svg and --compare-modes are of --compare: add it, or leave them out";
+    if (o->given_context && strcmp(o->load_format, "dummy"))
+        return "--given-context takes random KV for that of the prompts, which means something to "
+               "random weights alone: add --load-format dummy, or leave it out";
+    if (o->given_context && o->request_rate > 0)
+        return "--given-context has no prompts to compute, and --request-rate measures nothing "
+               "else: leave one out";
     if (o->compare && o->without[0])
         return "--without is not measured with --compare: leave one out";
     if (o->request_rate > 0 && (o->control_sweep[0] || o->background_copy[0] || o->without[0]))

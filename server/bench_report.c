@@ -88,6 +88,7 @@ static void list_prompt(const struct options *o, const struct srv_bench_result *
     const struct srv_bench_prompt *p = &r->prompt;
     double tokens = (double)r->batch * (double)o->input_len;
     double flops_per_s = r->prefill_flops * r->stats.prefill_tokens_per_s / tokens;
+    if (o->given_context) return; /* there were none */
     add(l, NULL, "prompts, up to the last first token", 0, 0);
     add(l, "prompt_step_count", "steps (chunks)", (double)p->step_count, 0);
     add(l, "prompt_ms", "time from submission (ms)", p->s * MS, 3);
@@ -114,16 +115,18 @@ static void list_clients(const struct options *o, const struct srv_bench_result 
     add(l, NULL, "whole run", 0, 0);
     add(l, "completed_request_count", "completed requests", (double)r->batch, 0);
     add(l, "duration_s", "duration (s)", s->duration_s, 3);
-    add(l, "total_input_tokens", "input tokens", input, 0);
+    if (!o->given_context) add(l, "total_input_tokens", "input tokens", input, 0);
     add(l, "total_output_tokens", "output tokens", output, 0);
     add(l, "request_throughput_per_s", "requests/s", (double)r->batch / s->duration_s, 3);
     add(l, "output_tokens_per_s", "output throughput (tokens/s)", output / s->duration_s, 2);
-    add(l, "total_tokens_per_s", "total throughput (tokens/s)", (input + output) / s->duration_s,
-        2);
-    add(l, NULL, "time to first token (TTFT)", 0, 0);
-    add(l, "ttft_mean_ms", "mean (ms)", s->ttft_s.mean * MS, 3);
-    add(l, "ttft_median_ms", "median (ms)", s->ttft_s.median * MS, 3);
-    add(l, "ttft_p99_ms", "P99 (ms)", s->ttft_s.p99 * MS, 3);
+    if (!o->given_context) {
+        add(l, "total_tokens_per_s", "total throughput (tokens/s)",
+            (input + output) / s->duration_s, 2);
+        add(l, NULL, "time to first token (TTFT)", 0, 0);
+        add(l, "ttft_mean_ms", "mean (ms)", s->ttft_s.mean * MS, 3);
+        add(l, "ttft_median_ms", "median (ms)", s->ttft_s.median * MS, 3);
+        add(l, "ttft_p99_ms", "P99 (ms)", s->ttft_s.p99 * MS, 3);
+    }
     add(l, NULL, "time per output token (TPOT), of requests", 0, 0);
     add(l, "tpot_mean_ms", "mean (ms)", s->tpot_s.mean * MS, 3);
     add(l, "tpot_median_ms", "median (ms)", s->tpot_s.median * MS, 3);
@@ -271,10 +274,11 @@ static double prompt_counted(const struct srv_bench_prompt *p, int tier)
     return (double)p->counted_bytes[tier] / (double)p->step_count;
 }
 
-static void print_prompt(const struct srv_machine *m, const struct srv_bench_result *r)
+static void print_prompt(const struct options *o, const struct srv_machine *m,
+                         const struct srv_bench_result *r)
 {
     const struct srv_bench_prompt *p = &r->prompt;
-    if (p->link_s == 0) return;
+    if (p->link_s == 0 || o->given_context) return;
     printf("\n%-8s %12s %12s %12s\n", "link", "weights MB", "crossed MB", "times");
     for (int t = 1; t < r->bandwidth.tier_count; t++)
         printf("%-8s %12.3f %12.3f %12.4f   of a step of the prompts\n", off_tier_name(m->tiers, t),
@@ -296,9 +300,11 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
            kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
            o->offload == OPT_AUTO ? "auto: " : "", remote_share(m), o->remote[0] ? " to " : "",
            o->remote, placement_text(o, m), control_name(o, r));
-    printf("%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens\n",
-           (long long)r->batch, (long long)o->input_len, (long long)o->output_len,
-           (long long)o->max_num_batched_tokens);
+    printf(
+        "%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens%s\n",
+        (long long)r->batch, (long long)o->input_len, (long long)o->output_len,
+        (long long)o->max_num_batched_tokens,
+        o->given_context ? "; the prompts' KV is random and was not computed" : "");
     printf("\n%-8s %12s   %33s %12s\n", "", "", "read by a steady decode step", "at least");
     printf("%-8s %12s %12s %10s %12s %12s\n", "tier", "read GB/s", "weights MB", "KV MB", "all MB",
            "ms");
@@ -309,7 +315,7 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
                t == r->floor_tier ? "  <- the floor" : "");
     print_reading(m, r);
     print_crossing(m, r);
-    print_prompt(m, r);
+    print_prompt(o, m, r);
     list_all(o, r, &l);
     for (size_t i = 0; i < l.count; i++) {
         const struct figure *f = &l.at[i];
@@ -429,7 +435,8 @@ static void put_reading(struct buf *b, const struct srv_bench_result *r, int tie
     buf_putc(b, '}');
 }
 
-static void put_tiers(struct buf *b, const struct srv_machine *m, const struct srv_bench_result *r)
+static void put_tiers(struct buf *b, const struct options *o, const struct srv_machine *m,
+                      const struct srv_bench_result *r)
 {
     buf_puts(b, ",\n  \"tiers\": [");
     for (int t = 0; t < r->bandwidth.tier_count; t++) {
@@ -443,7 +450,7 @@ static void put_tiers(struct buf *b, const struct srv_machine *m, const struct s
                    (unsigned long long)r->weight_bytes[t], (unsigned long long)r->kv_bytes[t]);
         buf_printf(b, ", \"step_bytes\": %llu, \"step_at_least_ms\": %.12g",
                    (unsigned long long)r->step_bytes[t], tier_s(r, t) * MS);
-        if (t)
+        if (t && !o->given_context)
             buf_printf(b,
                        ", \"prompt_step_weight_bytes\": %.12g, "
                        "\"prompt_step_counted_bytes\": %.12g",
@@ -493,8 +500,9 @@ static void put_json(struct buf *b, const struct options *o, const struct srv_ma
     put_number(b, "batch_sequences", (double)r->batch);
     put_number(b, "input_tokens_per_sequence", (double)o->input_len);
     put_number(b, "output_tokens_per_sequence", (double)o->output_len);
+    buf_printf(b, ",\n  \"given_context\": %s", o->given_context ? "true" : "false");
     put_number(b, "step_tokens_max", (double)o->max_num_batched_tokens);
-    put_tiers(b, m, r);
+    put_tiers(b, o, m, r);
     put_text(b, "floor_tier", off_tier_name(m->tiers, r->floor_tier));
     list_all(o, r, &l);
     for (size_t i = 0; i < l.count; i++)

@@ -157,6 +157,7 @@ static enum status submit_all(struct srv_bench_run *b, int32_t input_len, int32_
         *r = (struct eng_request){
             .tokens = b->tokens + (size_t)s * (size_t)(b->now.input_len + b->now.output_len),
             .prompt_count = input_len,
+            .given_count = b->now.given ? input_len - 1 : 0,
             .sampling = {.top_p = 1,
                          .repetition_penalty = 1,
                          .max_tokens = output_len,
@@ -339,6 +340,7 @@ static int32_t prompt_steps(const struct srv_bench_workload *w)
 {
     const int64_t all = (int64_t)w->batch * w->input_len;
     int32_t steps = 0;
+    if (w->given) return 1;
     for (int64_t done = 0; done < all; steps++) {
         const int64_t room = w->step_tokens - done / w->input_len;
         done += room > 1 ? room : 1;
@@ -368,6 +370,7 @@ static void bound(struct srv_bench_run *b)
 /* All prompts of the short run fit in a step, where time matters. */
 static int32_t warm_input(const struct srv_bench_workload *w)
 {
+    if (w->given) return w->input_len;
     const int32_t most = w->input_len < WARM_INPUT ? w->input_len : WARM_INPUT;
     const int32_t each = w->seconds > 0 ? w->step_tokens / w->batch : most;
     return each >= most ? most : each > 1 ? each : 1;

@@ -19,6 +19,7 @@
 
 struct srv_bench_workload {
     int32_t batch, input_len, output_len; /* B, N, M */
+    bool given;                           /* KV of the prompts but their last tokens is given */
     int32_t find_steps_max;
     /* Above 0, a run whose steps take as long as those of the short one before it takes about so
      * long: M, and the steps that look for windows, are no more than that has room for, but as many

@@ -106,6 +106,7 @@ static enum status check_lengths(struct compare *x, char *err)
     x->workload = (struct srv_bench_workload){.batch = most,
                                               .input_len = (int32_t)o->input_len,
                                               .output_len = (int32_t)o->output_len,
+                                              .given = o->given_context,
                                               .find_steps_max = SRV_BENCH_FIND_STEPS,
                                               .seconds = o->compare_seconds,
                                               .step_tokens = (int32_t)o->max_num_batched_tokens,

@@ -7,6 +7,7 @@
 #include "config/check.h"
 #include "config/log.h"
 #include "offload/window.h"
+#include "server/given.h"
 #include "server/predict.h"
 
 #define GIB 1073741824.0
@@ -316,6 +317,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
         goto fail;
     if ((st = srv_mode_apply(o, m, err))) goto fail;
     report(m, eng_model_info(m->model));
+    if (o->given_context && (st = srv_given_fill(m, o->seed, err))) goto fail;
     if ((st = open_engine(o, hooks, &mo, m, err))) goto fail;
     report_use(m);
     srv_predict_report(m, &rates);

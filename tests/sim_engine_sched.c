@@ -15,6 +15,7 @@
  *    told of later still, unless a plan waits for them; what sequences read is theirs all the same,
  *    and new tokens go to local pages;
  *  - at the end every page is free;
+ *  - KV that is given, in some configurations, is not computed, but all after it is;
  *  - with a target of latency a prompt is in every plan all the same, with ENG_CHUNK_MIN tokens or
  *    all it has.
  *
@@ -54,6 +55,7 @@ struct job {
     kn_page pages[PAGES_MAX];
     uint64_t order;        /* of arrival */
     int32_t prompt, final; /* tokens; final counts the whole answer */
+    int32_t given;         /* tokens whose KV is, until it is lost */
     int32_t computed;      /* in this residency: the model's own kv_count */
     bool resident;
     uint64_t deadline;   /* step by which it must be finished */
@@ -74,6 +76,7 @@ struct sim {
     struct eng_sched_config config;
     int32_t tokens_max;   /* of one sequence */
     int32_t long_percent; /* of the answers that may be of any length; others are short */
+    bool given;           /* KV of prompts may be, and then pages hold anything */
     uint64_t rng;
     struct job *jobs[ALIVE_MAX]; /* in order of arrival */
     int job_count;
@@ -131,6 +134,8 @@ static void arrive(struct sim *m)
     job->planned_at = UINT64_MAX;
     job->seq.token_count = job->prompt;
     job->seq.pages = job->pages;
+    if (m->given && chance(m, 70)) job->given = between(m, 0, job->prompt - 1);
+    job->seq.given_count = job->given;
     eng_sched_add(m->sched, &job->seq);
     m->jobs[m->job_count++] = job;
     job->deadline = m->step;
@@ -185,6 +190,8 @@ static void check_item(struct sim *m, const struct eng_plan_item *item)
         job->resident = true;
         m->admitted_at = m->step;
         CHECK(job->computed == 0);
+        job->computed = job->given;
+        job->given = 0;
     }
     CHECK(item->token_begin == job->computed && item->token_count >= 1);
     CHECK(item->token_begin + item->token_count <= job->seq.token_count);
@@ -304,7 +311,7 @@ static void begin_moves(struct sim *m, const struct eng_plan *plan)
 static void compute(struct sim *m, const struct eng_plan_item *item)
 {
     struct job *job = (struct job *)item->seq;
-    for (int32_t t = 0; t < item->token_begin; t += PAGE_TOKENS) {
+    for (int32_t t = 0; t < item->token_begin && !m->given; t += PAGE_TOKENS) {
         const struct cell *cell = cell_of(m, job, t);
         CHECK(cell->order == job->order && cell->token == t);
     }
@@ -395,6 +402,7 @@ static void run_config(struct sim *m, uint64_t steps)
     m->tokens_max = eng_sched_seq_tokens_max(m->sched);
     if (m->tokens_max > longest) m->tokens_max = longest;
     m->long_percent = between(m, 0, chance(m, 50) ? 10 : 100);
+    m->given = chance(m, 20);
     m->admitted_at = 0;
     m->begun = m->copied = 0;
     m->step = 1000; /* "64 steps ago" is never negative */

@@ -443,6 +443,55 @@ static void only_when_every_tier_is_full_is_anybody_preempted(void **state)
     close_bench(b);
 }
 
+/* Nothing of it is computed or copied, and its pages lie as after computing it. */
+static void given_kv_is_taken_for_granted(void **state)
+{
+    (void)state;
+    struct bench *b = open_tiers(4, 256, 12, 64);
+    for (int i = 0; i < 4; i++) {
+        b->seq[i].given_count = 64 * 10 - 1;
+        add(b, i, 64 * 10);
+    }
+    plan(b);
+    assert_int_equal(b->plan.item_count, 4);
+    assert_int_equal(b->plan.load.decode_count, 4);
+    for (int i = 0; i < 4; i++) {
+        assert_item(b, i, i, 64 * 10 - 1, 1, true);
+        assert_in_range(b->seq[i].far_count, 6, 8); /* all have the same share, 28 of 40 */
+        assert_int_equal(b->seq[i].given_count, 0);
+    }
+    assert_int_equal(stats_of(b).pages_used[0], 12);
+    assert_int_equal(stats_of(b).pages_used[2] - b->plan.move_count, 28);
+    assert_false(b->plan.wait);
+    commit(b);
+    for (int i = 0; i < 200; i++) step_and_move(b);
+    assert_int_equal(b->seq[3].token_count, 64 * 10 + 201);
+    assert_int_equal(stats_of(b).preempt_count, 0);
+    close_bench(b);
+}
+
+/* It is given once: what a preempted sequence lost is computed. */
+static void given_kv_is_lost_by_preemption(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(2, 256, 0, 8);
+    b->seq[1].given_count = 150;
+    add(b, 0, 100);
+    add(b, 1, 200);
+    plan(b);
+    assert_item(b, 0, 0, 0, 100, true);
+    assert_item(b, 1, 1, 150, 50, true);
+    assert_int_equal(b->plan.load.prompt_tokens, 150);
+    commit(b);
+    while (stats_of(b).preempt_count == 0) step(b);
+    assert_int_equal(b->seq[1].kv_count + b->seq[1].page_count, 0);
+    eng_sched_remove(b->sched, &b->seq[0]);
+    plan(b);
+    assert_int_equal(b->plan.items[0].token_begin, 0);
+    commit(b);
+    close_bench(b);
+}
+
 /* A machine of 10 ms a step and 0.1 ms a token of a prompt; 52 ms are wanted. */
 static void teach(struct bench *b, int steps)
 {
@@ -511,6 +560,8 @@ int main(void)
         cmocka_unit_test(pages_come_back_when_there_is_room),
         cmocka_unit_test(who_goes_leaves_its_moves_to_end),
         cmocka_unit_test(only_when_every_tier_is_full_is_anybody_preempted),
+        cmocka_unit_test(given_kv_is_taken_for_granted),
+        cmocka_unit_test(given_kv_is_lost_by_preemption),
         cmocka_unit_test(a_target_of_latency_cuts_prompts_beside_decodes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -184,6 +184,24 @@ def test_several_controls_of_one_loading(tmp_path, tiny):
         assert float(ratio) == pytest.approx(result["tpot_steady_median_ms"] / best, abs=1e-4)
 
 
+def test_given_context(tmp_path, tiny):
+    """No prompt is computed, and steps read what they would behind computed ones, in every tier."""
+    flags = ["--load-format", "dummy", "--batch", 4, "--input-len", 300, "--output-len", 30, "--threads", 1]
+    result, text = bench(tmp_path, tiny, *flags, "--given-context")
+    assert result["given_context"] is True and "the prompts' KV is random and was not computed" in text
+    assert result["steady_step_count"] == 29 and result["steady_context_mean_tokens"] == 315
+    assert result["total_output_tokens"] == 120
+    for key in ("prompt_ms", "prefill_tokens_per_s", "ttft_mean_ms", "total_input_tokens", "total_tokens_per_s"):
+        assert key not in result
+    (tier,) = result["tiers"]
+    assert tier["step_kv_bytes"] == 4 * 315 * 2 * 2 * 16 * 2 * 2
+    flags += ["--kv-cache-memory-bytes", f"{8 * 64}KiB", "--kv-remote", "host:2MiB"]  # of a page: 2 layers, 2 heads, K and V
+    computed, _ = bench(tmp_path, tiny, *flags)
+    given, _ = bench(tmp_path, tiny, *flags, "--given-context")
+    assert given["kv_move_wait_step_count"] <= 2 and given["kv_pages_out_count"] < computed["kv_pages_out_count"]
+    assert given["tiers"][1]["step_kv_bytes"] > 0.5 * given["tiers"][0]["step_kv_bytes"]
+
+
 def test_cheap_bytes_leave_first(tmp_path, tiny):
     """A table of which a step reads a row a token costs nothing elsewhere."""
     result, _ = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 2, "--input-len", 5, "--output-len", 12,
@@ -238,6 +256,9 @@ def test_prompts_beside_decodes(tmp_path, tiny):
     (["--batch", 40, "--input-len", 5, "--output-len", 20, "--max-num-batched-tokens", 32], "--batch 40 sequences"),
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--max-model-len", 24], "more than --max-model-len 24"),
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--port", 1], "--port is not a flag of dakd bench"),
+    (["--batch", 1, "--input-len", 5, "--output-len", 20, "--given-context"], "add --load-format dummy, or leave it out"),
+    (["--batch", 1, "--input-len", 5, "--output-len", 20, "--given-context", "--load-format", "dummy", "--request-rate", 1],
+     "--given-context has no prompts to compute"),
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--request-rate", 1, "--control-sweep", "off"],
      "not measured with --request-rate"),
     (["--batch", 1, "--input-len", 5, "--output-len", 20, "--request-rate", 1, "--without", "split-k"],

@@ -61,8 +61,8 @@ enum status eng_residency_open(struct eng_sched *s, const struct eng_sched_confi
     const int32_t near = eng_pages_tier_total(s->pages, 0);
     const int64_t total = eng_pages_total(s->pages);
     CHECK(near >= 1);
-    s->tiered = total > near;
-    if (!s->tiered) return ST_OK;
+    if (total == near) return ST_OK;
+    s->in_place = config->kv_policy == ENG_KV_IN_PLACE;
     s->residency = config->residency;
     CHECK(s->residency.page_bytes > 0 && s->residency.link_bytes_per_s > 0);
     m->cap = (int32_t)total; /* each holds a page beside its sequence's */
@@ -90,8 +90,8 @@ static struct eng_move *move_at(const struct eng_moves *m, int32_t i)
     return &m->at[(m->first + i) % m->cap];
 }
 
-static void begin_move(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
-                       int32_t index, kn_page to, bool out)
+void eng_residency_begin(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
+                         int32_t index, kn_page to, bool out)
 {
     struct eng_moves *m = &s->moves;
     const struct kn_page_move page = {seq->pages[index], to};
@@ -136,8 +136,7 @@ void eng_sched_moved(struct eng_sched *s, uint64_t count)
     while (s->moves.over < count && s->moves.count > 0) end_move(s);
 }
 
-/* The plan's step begins when all moves begun so far are over; so they are. */
-static bool join(struct eng_sched *s, struct eng_plan *plan)
+bool eng_residency_join(struct eng_sched *s, struct eng_plan *plan)
 {
     if (s->moves.count == 0) return false;
     while (s->moves.count > 0) end_move(s);
@@ -176,8 +175,11 @@ static bool move_out(struct eng_sched *s, struct eng_plan *plan)
         best = seq;
         best_at = at;
     }
-    if (!best || !eng_pages_take_far(s->pages, &to)) return false;
-    begin_move(s, plan, best, best->far_count + best->leaving_count, to, true);
+    if (!best) return false;
+    /* Who waits loses what he has before anybody stops running. */
+    while (!eng_pages_take_far(s->pages, &to))
+        if (!eng_policy_drop(s)) return false;
+    eng_residency_begin(s, plan, best, best->far_count + best->leaving_count, to, true);
     return true;
 }
 
@@ -195,7 +197,7 @@ static bool move_back(struct eng_sched *s, struct eng_plan *plan)
         best_at = at;
     }
     if (!best || !eng_pages_take(s->pages, 0, &to)) return false;
-    begin_move(s, plan, best, best->far_count - 1 - best->returning_count, to, false);
+    eng_residency_begin(s, plan, best, best->far_count - 1 - best->returning_count, to, false);
     return true;
 }
 
@@ -203,22 +205,22 @@ static bool move_back(struct eng_sched *s, struct eng_plan *plan)
 
 int64_t eng_residency_room(const struct eng_sched *s)
 {
+    if (!s->in_place) return eng_pages_tier_free(s->pages, 0);
     return (int64_t)eng_pages_free(s->pages) + s->moves.count + s->moves.orphan_count;
 }
 
-/* A local page is free, whatever must leave for it; false where no tier has room. */
-static bool make_room(struct eng_sched *s, struct eng_plan *plan)
+bool eng_residency_make_room(struct eng_sched *s, struct eng_plan *plan)
 {
     if (eng_pages_tier_free(s->pages, 0) > 0) return true;
-    if (join(s, plan) && eng_pages_tier_free(s->pages, 0) > 0) return true;
-    return s->tiered && move_out(s, plan) && join(s, plan);
+    if (eng_residency_join(s, plan) && eng_pages_tier_free(s->pages, 0) > 0) return true;
+    return s->in_place && move_out(s, plan) && eng_residency_join(s, plan);
 }
 
 int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
                            int32_t want)
 {
     int32_t room = seq->page_count * KN_PAGE_TOKENS - seq->kv_count;
-    while (room < want && make_room(s, plan)) {
+    while (room < want && eng_residency_make_room(s, plan)) {
         CHECK(eng_pages_take(s->pages, 0, &seq->pages[seq->page_count]));
         seq->page_count++;
         room += KN_PAGE_TOKENS;
@@ -253,7 +255,7 @@ int32_t eng_residency_take_given(struct eng_sched *s, struct eng_plan *plan,
                                  struct eng_sched_seq *seq, int32_t want)
 {
     const int32_t count = eng_sched_pages_for(seq->given_count + want);
-    (void)join(s, plan); /* so that no page is on its way */
+    (void)eng_residency_join(s, plan); /* so that no page is on its way */
     while (seq->page_count < count) {
         if (eng_pages_tier_free(s->pages, 0) == 0 && !put_out(s, seq)) {
             eng_residency_give(s, seq);
@@ -334,7 +336,7 @@ static void bring_back(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 
 void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 {
-    if (!s->tiered || plan->item_count == 0) return;
+    if (!s->in_place || plan->item_count == 0) return;
     /* A prompt that waits for pages takes them as soon as it is admitted. */
     if (s->waiting.head && s->running.count < s->running_max)
         lack += eng_sched_pages_for(s->waiting.head->token_count);
@@ -382,6 +384,10 @@ void eng_residency_check(const struct eng_sched *s, int32_t *owned)
         returning += move->seq && !move->out;
     }
     CHECK(out == m->out_count && orphans == m->orphan_count);
+    for (const struct eng_sched_seq *seq = s->waiting.head; seq; seq = seq->next) {
+        for (int32_t i = 0; i < seq->page_count; i++) mark(s, seq->pages[i]);
+        *owned += seq->page_count;
+    }
     for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
         for (int32_t i = 0; i < seq->page_count; i++) {
             mark(s, seq->pages[i]);
@@ -392,6 +398,7 @@ void eng_residency_check(const struct eng_sched *s, int32_t *owned)
         returning -= seq->returning_count;
         CHECK(seq->returning_count <= seq->far_count && seq->leaving_count >= 0);
         CHECK(!seq->returning_count || !seq->leaving_count);
+        CHECK(s->in_place || seq->far_count == 0);
         CHECK(seq->far_count + seq->leaving_count <= seq->kv_count / KN_PAGE_TOKENS);
     }
     CHECK(leaving == 0 && returning == 0);

@@ -52,6 +52,12 @@ static int32_t min_i32(int32_t a, int32_t b)
     return a < b ? a : b;
 }
 
+static int32_t seq_pages_max(const struct eng_sched *s)
+{
+    return s->policy == ENG_KV_IN_PLACE ? eng_pages_total(s->pages)
+                                        : eng_pages_tier_total(s->pages, 0);
+}
+
 static int32_t pending(const struct eng_sched_seq *seq)
 {
     return seq->token_count - seq->kv_count - seq->given_count;
@@ -95,7 +101,12 @@ enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sch
     s->chunk_max = config->chunk_max ? config->chunk_max : config->tokens_step_max;
     s->paced = config->itl_target_s > 0;
     if (s->paced) eng_pace_init(&s->pace, config->itl_target_s);
-    enum status st = eng_pages_open(config->page_count, &s->pages);
+    s->policy = config->kv_policy;
+    s->admission = config->admission;
+    s->base_least_s = config->step_base_s;
+    const int32_t local[KN_TIER_MAX] = {config->page_count[0]};
+    enum status st =
+        eng_pages_open(s->policy == ENG_KV_RECOMPUTE ? local : config->page_count, &s->pages);
     if (st) goto fail_pages;
     s->running_max = min_i32(s->running_max, eng_pages_tier_total(s->pages, 0));
     if ((st = eng_residency_open(s, config))) goto fail_residency;
@@ -131,16 +142,19 @@ void eng_sched_close(struct eng_sched *s)
 /* --- preemption --------------------------------------------------------------------------------
  */
 
-/* Puts the youngest running sequence back to the front of the queue. */
+/* Puts the youngest running sequence back to the front of the queue, with its KV if policy is to
+ * park it. */
 static void preempt_youngest(struct eng_sched *s, struct eng_plan *plan)
 {
     struct eng_sched_seq *seq = s->running.tail;
     CHECK(seq != s->running.head && eng_residency_room(s) == 0);
-    eng_residency_give(s, seq);
+    if (!eng_policy_park(s, plan, seq)) {
+        eng_residency_give(s, seq);
+        seq->preempt_count++;
+    }
     list_remove(&s->running, seq);
     list_insert(&s->waiting, NULL, seq);
     seq->state = ENG_SEQ_WAITING;
-    seq->preempt_count++;
     s->preempt_count++;
     plan->preempt_count++;
 }
@@ -150,7 +164,7 @@ static void preempt_youngest(struct eng_sched *s, struct eng_plan *plan)
 int32_t eng_sched_seq_tokens_max(const struct eng_sched *s)
 {
     /* Whole pages, so that the room of a sequence's pages fits an int32_t too. */
-    return min_i32(eng_pages_total(s->pages), INT32_MAX / KN_PAGE_TOKENS) * KN_PAGE_TOKENS;
+    return min_i32(seq_pages_max(s), INT32_MAX / KN_PAGE_TOKENS) * KN_PAGE_TOKENS;
 }
 
 void eng_sched_add(struct eng_sched *s, struct eng_sched_seq *seq)
@@ -159,6 +173,7 @@ void eng_sched_add(struct eng_sched *s, struct eng_sched_seq *seq)
     CHECK(seq->token_count >= 1 && seq->token_count <= eng_sched_seq_tokens_max(s));
     CHECK(seq->kv_count == 0 && seq->page_count == 0);
     CHECK(seq->given_count >= 0 && seq->given_count < seq->token_count);
+    s->given |= seq->given_count > 0;
     seq->arrival = s->arrival_next++;
     seq->state = ENG_SEQ_WAITING;
     list_insert(&s->waiting, s->waiting.tail, seq);
@@ -250,9 +265,15 @@ static int64_t plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64
     while (s->waiting.head && s->running.count < s->running_max) {
         struct eng_sched_seq *seq = s->waiting.head;
         int32_t whole = eng_sched_pages_for(seq->token_count);
+        int32_t lacks = s->in_place ? whole - seq->page_count : whole;
         int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
         int32_t tokens = prompt_room(s, plan, seq);
-        if (tokens == 0 || eng_residency_room(s) < need + whole + reserve) break;
+        while (s->running.count == 0 && eng_residency_room(s) < lacks && eng_policy_drop(s)) {
+        }
+        if (tokens == 0 || eng_residency_room(s) < need + lacks + reserve ||
+            !eng_policy_admits(s, need, whole) ||
+            (eng_seq_is_parked(seq) && !eng_policy_return(s, plan, seq)))
+            break;
         if (seq->given_count) tokens = eng_residency_take_given(s, plan, seq, tokens);
         else tokens = eng_residency_take(s, plan, seq, tokens);
         if (tokens == 0) break; /* this plan's prompts have all local pages */
@@ -272,6 +293,7 @@ void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan)
     plan_decodes(s, plan);
     int64_t need = plan_prefills(s, plan);
     need = plan_admissions(s, plan, need);
+    if (s->given) eng_policy_settle_given(s);
     eng_residency_tend(s, plan, need);
     s->planned_count = plan->item_count;
     CHECK(plan->item_count > 0 || (s->running.count == 0 && s->waiting.count == 0));
@@ -293,6 +315,7 @@ void eng_sched_learn(struct eng_sched *s, const struct eng_load *load, double se
 {
     if (s->paced) eng_pace_learn(&s->pace, load, seconds);
     eng_residency_learn(s, seconds);
+    if (load->prompt_tokens == 0) eng_policy_learn(s, seconds);
 }
 
 /* --- looking in ------------------------------------------------------------------------------- */
@@ -322,7 +345,8 @@ static void check_list(const struct eng_seq_list *l, enum eng_seq_state state)
         CHECK(seq->state == state && seq->prev == prev);
         CHECK(!prev || prev->arrival < seq->arrival);
         CHECK(seq->kv_count >= 0 && seq->kv_count <= seq->token_count);
-        CHECK(state == ENG_SEQ_RUNNING || (seq->kv_count == 0 && seq->page_count == 0));
+        CHECK(state == ENG_SEQ_RUNNING || seq->page_count == eng_sched_pages_for(seq->kv_count));
+        CHECK(state == ENG_SEQ_RUNNING || seq->far_count == seq->page_count);
     }
     CHECK(l->tail == prev && l->count == count);
 }

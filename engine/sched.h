@@ -86,6 +86,20 @@ struct eng_sched_seq {
  * for the prefill kernels (kernels.h, invariant 2). */
 enum { ENG_CHUNK_MIN = 64 };
 
+/* What becomes of sequences for which local memory is short.
+ * IN_PLACE: full pages move to a remote tier and are read there; nobody stops.
+ * SWAP: a sequence runs with all its pages local, or waits with all of them in a remote tier: the
+ *     youngest is moved there to make room, and moved back before it runs again.
+ * RECOMPUTE: remote tiers have no pages; the youngest loses its own, and is computed again.
+ * The last two are what vLLM calls modes of preemption, to measure the first against. */
+enum eng_kv_policy { ENG_KV_IN_PLACE, ENG_KV_SWAP, ENG_KV_RECOMPUTE };
+
+/* Who is admitted although pages must lie behind a link then, where they are read in place.
+ * ALL: as many as there are pages for, so that all go on at once.
+ * THROUGHPUT: as long as steps are predicted to give more tokens a second with one more, and
+ * anybody where nobody runs. */
+enum eng_admission { ENG_ADMIT_ALL, ENG_ADMIT_THROUGHPUT };
+
 /* tokens_step_max caps the running sequences too, so that every decode fits in every step: more of
  * them would hold pages only to take turns. */
 struct eng_sched_config {
@@ -96,6 +110,9 @@ struct eng_sched_config {
      * sequences that are to run at once. */
     int32_t page_count[KN_TIER_MAX];
     struct off_residency residency; /* where a remote tier has pages: what moving them costs */
+    enum eng_kv_policy kv_policy;
+    enum eng_admission admission; /* of ENG_KV_IN_PLACE */
+    double step_base_s;           /* what a step takes beside attention, at least; 0: not known */
     double itl_target_s; /* duration of steps with decodes: --itl-target-ms; 0: no target */
     /* Pages that sequences leave behind are kept as long as nobody needs their room, and found
      * again by their tokens (prefix.h). */

@@ -47,9 +47,13 @@ struct eng_sched {
     uint8_t *mark; /* owned, [pages]: scratch of eng_sched_check */
 
     /* Pages in several tiers. */
-    bool tiered;
+    enum eng_kv_policy policy;
+    enum eng_admission admission;
+    bool given;    /* sequences were added of whose KV some is given */
+    bool in_place; /* full pages may leave local memory, and are read where they are */
     struct off_residency residency;
-    double step_s; /* of late; 0: not known */
+    double step_s;               /* of late; 0: not known */
+    double base_s, base_least_s; /* of it, beside attention: of late, and at least */
     struct eng_moves moves;
     struct kn_page_move *planned_moves; /* owned, [planned_moves_max]: of the plan */
     int32_t planned_moves_max;
@@ -59,6 +63,31 @@ static inline int32_t eng_sched_pages_for(int32_t tokens)
 {
     return tokens / KN_PAGE_TOKENS + (tokens % KN_PAGE_TOKENS != 0);
 }
+
+/* Whether it waits with KV, which is all behind the link. */
+static inline bool eng_seq_is_parked(const struct eng_sched_seq *seq)
+{
+    return seq->state == ENG_SEQ_WAITING && seq->page_count > 0;
+}
+
+/* --- policy.c --- */
+
+/* Whether a waiting sequence of `whole` pages should run beside those that do and lack `need`. */
+bool eng_policy_admits(const struct eng_sched *s, int64_t need, int32_t whole);
+/* A running sequence's pages, all local, move behind the link, and the plan's step waits for them.
+ * False where there is no room for all of them, or another policy. */
+bool eng_policy_park(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq);
+/* A parked sequence's pages come back, and the plan's step waits for them: all of them, or where
+ * they are read in place as many as there is room for, and the one that is not full.  False where
+ * there is no room for that. */
+bool eng_policy_return(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq);
+/* The youngest parked sequence but the head of the queue loses its KV; false where there is none.
+ */
+bool eng_policy_drop(struct eng_sched *s);
+/* A plan is made: given KV of sequences that wait all the same is parked, or lost. */
+void eng_policy_settle_given(struct eng_sched *s);
+/* A step of decodes alone took so long. */
+void eng_policy_learn(struct eng_sched *s, double seconds);
 
 /* --- residency.c --- */
 
@@ -74,6 +103,14 @@ int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct en
  * lie where they would had it been computed.  All of `want` or nothing. */
 int32_t eng_residency_take_given(struct eng_sched *s, struct eng_plan *plan,
                                  struct eng_sched_seq *seq, int32_t want);
+/* One local page is free, whatever must leave for it; false where no tier has room. */
+bool eng_residency_make_room(struct eng_sched *s, struct eng_plan *plan);
+/* A page of seq sets out, to `to`, which was taken for it. */
+void eng_residency_begin(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
+                         int32_t index, kn_page to, bool out);
+/* The plan's step begins when all moves begun so far are over; so they are.  False: there were
+ * none. */
+bool eng_residency_join(struct eng_sched *s, struct eng_plan *plan);
 /* Gives back all pages of a sequence. */
 void eng_residency_give(struct eng_sched *s, struct eng_sched_seq *seq);
 /* The plan is made, for running sequences that still lack so many pages: pages leave ahead of need,

@@ -13,6 +13,11 @@ double off_residency_step_s(const struct off_residency *r, int64_t near, int64_t
                 (double)far * page / r->link_bytes_per_s);
 }
 
+bool off_residency_gains(int32_t count, double without_s, double with_s)
+{
+    return (count + 1) * without_s > count * with_s;
+}
+
 int64_t off_residency_free(const struct off_residency *r, int64_t pages)
 {
     CHECK(pages >= 0 && r->local_bytes_per_s > 0 && r->link_bytes_per_s > 0);

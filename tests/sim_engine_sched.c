@@ -55,7 +55,8 @@ struct job {
     kn_page pages[PAGES_MAX];
     uint64_t order;        /* of arrival */
     int32_t prompt, final; /* tokens; final counts the whole answer */
-    int32_t given;         /* tokens whose KV is, until it is lost */
+    int32_t given;         /* tokens whose KV is, until it is admitted or parked */
+    int32_t kept;          /* tokens whose KV it keeps while it waits */
     int32_t computed;      /* in this residency: the model's own kv_count */
     bool resident;
     uint64_t deadline;   /* step by which it must be finished */
@@ -90,7 +91,7 @@ struct sim {
     struct kn_page_move moves[MOVES_MAX];
     uint64_t begun, copied;
     int32_t copy_percent; /* how busy the copy engine is: one more in so many cases */
-    uint64_t out, back, waits;
+    uint64_t out, back, waits, parked, resumed, dropped;
 };
 
 static uint64_t next_random(struct sim *m)
@@ -175,10 +176,32 @@ static int32_t note_preemptions(struct sim *m)
         CHECK(i > 0); /* never the oldest */
         CHECK(m->step > m->admitted_at + 64);
         job->resident = false;
+        job->kept = job->seq.page_count > 0 ? job->computed : 0;
+        CHECK(job->kept == 0 || m->config.kv_policy == ENG_KV_SWAP);
         job->computed = 0;
+        m->parked += job->kept > 0;
         count++;
     }
     return count;
+}
+
+/* Follows what those that wait keep: given KV, and what they lose of it. */
+static void note_kept(struct sim *m)
+{
+    for (int i = 0; i < m->job_count; i++) {
+        struct job *job = m->jobs[i];
+        if (job->resident) continue;
+        if (job->given && job->seq.given_count == 0) {
+            job->kept = job->seq.page_count > 0 ? job->given : 0;
+            job->given = 0;
+        }
+        if (job->kept && job->seq.page_count == 0) { /* for want of room, and not the oldest */
+            CHECK(i > 0 && m->config.kv_policy == ENG_KV_IN_PLACE);
+            job->kept = 0;
+            m->dropped++;
+        }
+        CHECK(job->seq.kv_count == job->kept && job->seq.given_count == job->given);
+    }
 }
 
 static void check_item(struct sim *m, const struct eng_plan_item *item)
@@ -190,8 +213,9 @@ static void check_item(struct sim *m, const struct eng_plan_item *item)
         job->resident = true;
         m->admitted_at = m->step;
         CHECK(job->computed == 0);
-        job->computed = job->given;
-        job->given = 0;
+        m->resumed += job->kept > 0;
+        job->computed = job->given + job->kept;
+        job->given = job->kept = 0;
     }
     CHECK(item->token_begin == job->computed && item->token_count >= 1);
     CHECK(item->token_begin + item->token_count <= job->seq.token_count);
@@ -339,6 +363,7 @@ static void step(struct sim *m)
     m->preempted += (uint64_t)preempted;
     m->held_back += plan.held_back;
     check_plan(m, &plan, decode);
+    note_kept(m);
     eng_sched_check(m->sched);
     begin_moves(m, &plan);
     for (int32_t i = 0; i < plan.item_count; i++) compute(m, &plan.items[i]);
@@ -360,7 +385,7 @@ static void step(struct sim *m)
     }
     for (int i = 0; i < m->job_count; i++) {
         CHECK(m->step <= m->jobs[i]->deadline);
-        CHECK(m->jobs[i]->seq.kv_count == m->jobs[i]->computed);
+        CHECK(m->jobs[i]->seq.kv_count == m->jobs[i]->computed + m->jobs[i]->kept);
     }
     eng_sched_check(m->sched);
 }
@@ -390,6 +415,9 @@ static void random_config(struct sim *m)
                                           .local_bytes_per_s = 1e12,
                                           .link_bytes_per_s = 1e12 / between(m, 1, 100),
                                           .copy_bytes_per_s = 1e12 / between(m, 1, 1000)};
+    c->kv_policy = chance(m, 50) ? ENG_KV_IN_PLACE : chance(m, 60) ? ENG_KV_SWAP : ENG_KV_RECOMPUTE;
+    c->admission = chance(m, 50) ? ENG_ADMIT_ALL : ENG_ADMIT_THROUGHPUT;
+    c->step_base_s = chance(m, 50) ? 0 : 1e-6 * between(m, 1, 1000);
     m->copy_percent = chance(m, 30) ? between(m, 1, 30) : between(m, 30, 99);
 }
 
@@ -432,7 +460,8 @@ static void run_config(struct sim *m, uint64_t steps)
     assert_int_equal(stats.waiting, 0);
     for (int t = 0; t < KN_TIER_MAX; t++) {
         assert_int_equal(stats.pages_used[t], 0);
-        assert_int_equal(stats.pages_total[t], m->config.page_count[t]);
+        const bool used = t == 0 || m->config.kv_policy != ENG_KV_RECOMPUTE;
+        assert_int_equal(stats.pages_total[t], used ? m->config.page_count[t] : 0);
     }
     eng_sched_close(m->sched);
 }
@@ -454,14 +483,18 @@ static void random_load_keeps_every_promise(void **state)
     }
     free(m.cells);
     printf("%llu configurations, %llu steps, %llu tokens, %llu finished, %llu cancelled, "
-           "%llu preempted; %llu pages moved out, %llu back, %llu steps waited\n",
+           "%llu preempted, %llu of them parked, %llu resumed, %llu dropped; %llu pages moved out, "
+           "%llu back, %llu steps waited\n",
            (unsigned long long)configs, (unsigned long long)steps,
            (unsigned long long)m.total_tokens, (unsigned long long)m.finished,
            (unsigned long long)m.cancelled, (unsigned long long)m.preempted,
-           (unsigned long long)m.out, (unsigned long long)m.back, (unsigned long long)m.waits);
+           (unsigned long long)m.parked, (unsigned long long)m.resumed,
+           (unsigned long long)m.dropped, (unsigned long long)m.out, (unsigned long long)m.back,
+           (unsigned long long)m.waits);
     /* A run that met none of these has tested nothing. */
     assert_true(m.finished > 0 && m.cancelled > 0 && m.preempted > 0 && m.held_back > 0);
     assert_true(m.out > 0 && m.back > 0 && m.waits > 0);
+    assert_true(m.parked > 0 && m.resumed > 0 && m.dropped > 0);
 }
 
 /* --- a target of latency ---------------------------------------------------------------------- */

@@ -324,12 +324,18 @@ static struct bench *open_tiers(int32_t seqs_max, int32_t tokens, int32_t near, 
     return b;
 }
 
-/* A step whose moves are over before the next one, which takes 10 ms. */
-static void step_and_move(struct bench *b)
+/* A step whose moves are over before the next one. */
+static void step_and_only_move(struct bench *b)
 {
     eng_sched_moved(b->sched, b->begun);
     step(b);
     b->begun += (uint64_t)b->plan.move_count;
+}
+
+/* And which takes 10 ms. */
+static void step_and_move(struct bench *b)
+{
+    step_and_only_move(b);
     eng_sched_learn(b->sched, &b->plan.load, 10e-3);
 }
 
@@ -492,6 +498,139 @@ static void given_kv_is_lost_by_preemption(void **state)
     close_bench(b);
 }
 
+static struct bench *open_policy(enum eng_kv_policy policy, enum eng_admission admission,
+                                 double base_s, int32_t near, int32_t far)
+{
+    struct bench *b = calloc(1, sizeof *b);
+    assert_non_null(b);
+    const struct eng_sched_config config = {.seqs_max = 4,
+                                            .tokens_step_max = 1024,
+                                            .page_count = {near, 0, far},
+                                            .residency = rates,
+                                            .kv_policy = policy,
+                                            .admission = admission,
+                                            .step_base_s = base_s};
+    assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
+    for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
+    return b;
+}
+
+/* The youngest waits with its pages in the remote tier, and nothing of it is computed again. */
+static void swap_moves_whole_sequences(void **state)
+{
+    (void)state;
+    struct bench *b = open_policy(ENG_KV_SWAP, ENG_ADMIT_ALL, 0, 9, 20);
+    assert_int_equal(eng_sched_seq_tokens_max(b->sched), 64 * 9);
+    add(b, 0, 190);
+    add(b, 1, 190);
+    while (stats_of(b).preempt_count == 0) step_and_move(b);
+    const int32_t had = b->seq[1].kv_count;
+    assert_true(had > 190);
+    assert_int_equal(b->seq[1].state, ENG_SEQ_WAITING);
+    assert_int_equal(b->seq[1].far_count, b->seq[1].page_count);
+    assert_int_equal(b->seq[1].page_count, (had + 63) / 64);
+    assert_int_equal(stats_of(b).pages_used[2], b->seq[1].page_count);
+    assert_int_equal(b->plan.move_count, b->seq[1].page_count);
+    assert_true(b->plan.wait && b->plan.urgent_count == b->plan.move_count);
+    for (int i = 0; i < 30; i++) step_and_move(b);
+    assert_int_equal(b->seq[1].kv_count, had);
+    eng_sched_remove(b->sched, &b->seq[0]);
+    plan(b);
+    assert_item(b, 0, 1, had, 1, true);
+    assert_int_equal(b->seq[1].far_count, 0);
+    assert_true(b->plan.wait && b->plan.move_count == (had + 63) / 64);
+    assert_int_equal(b->seq[1].preempt_count, 0); /* which counts what is computed again */
+    commit(b);
+    close_bench(b);
+}
+
+/* With no room behind the link it is as if there were none. */
+static void swap_computes_again_what_has_no_room(void **state)
+{
+    (void)state;
+    struct bench *b = open_policy(ENG_KV_SWAP, ENG_ADMIT_ALL, 0, 9, 2);
+    add(b, 0, 190);
+    add(b, 1, 190);
+    while (stats_of(b).preempt_count == 0) step_and_move(b);
+    assert_int_equal(b->seq[1].page_count + b->seq[1].kv_count, 0);
+    assert_int_equal(b->seq[1].preempt_count, 1);
+    assert_int_equal(stats_of(b).pages_out_count, 0);
+    close_bench(b);
+}
+
+static void recompute_has_local_pages_alone(void **state)
+{
+    (void)state;
+    struct bench *b = open_policy(ENG_KV_RECOMPUTE, ENG_ADMIT_ALL, 0, 9, 20);
+    assert_int_equal(eng_sched_seq_tokens_max(b->sched), 64 * 9);
+    b->seq[2].given_count = 400;
+    add(b, 0, 190);
+    add(b, 1, 190);
+    add(b, 2, 401);
+    while (stats_of(b).preempt_count == 0) step_and_move(b);
+    assert_int_equal(b->seq[1].page_count + b->seq[1].kv_count, 0);
+    assert_int_equal(stats_of(b).pages_total[2] + stats_of(b).move_wait_count, 0);
+    /* What is given and finds no room is lost: so much must be computed again. */
+    assert_int_equal(b->seq[2].given_count, 0);
+    assert_int_equal(b->seq[2].preempt_count, 1);
+    close_bench(b);
+}
+
+/* Ten pages each, of which local memory holds 24: two sequences; the third would read seven
+ * behind the link, some 180 us a step. */
+static void who_reads_behind_the_link_must_be_worth_it(void **state)
+{
+    (void)state;
+    static const struct {
+        double base_s;
+        int32_t running;
+    } cases[] = {{0, 2}, {1e-4, 2}, {3e-4, 3}, {5e-4, 3}, {1e-2, 4}};
+    for (size_t c = 0; c < ARRAY_COUNT(cases); c++) {
+        struct bench *b =
+            open_policy(ENG_KV_IN_PLACE, ENG_ADMIT_THROUGHPUT, cases[c].base_s, 24, 40);
+        for (int i = 0; i < 4; i++) {
+            b->seq[i].given_count = 64 * 10 - 30;
+            add(b, i, 64 * 10 - 29);
+        }
+        plan(b);
+        assert_int_equal(stats_of(b).running, cases[c].running);
+        for (int i = cases[c].running; i < 4; i++) { /* what waits keeps its KV */
+            assert_int_equal(b->seq[i].far_count, 10);
+            assert_int_equal(b->seq[i].kv_count, 64 * 10 - 30);
+        }
+        commit(b);
+        for (int i = 0; i < 5; i++) step_and_only_move(b);
+        for (int i = 0; i < cases[c].running - 1; i++) eng_sched_remove(b->sched, &b->seq[i]);
+        plan(b); /* first come, first served, with what it kept */
+        assert_true(stats_of(b).running >= 2 || cases[c].running == 4);
+        if (cases[c].running < 4) {
+            const struct eng_plan_item *last = &b->plan.items[1];
+            assert_ptr_equal(last->seq, &b->seq[cases[c].running]);
+            assert_int_equal(last->token_begin, 64 * 10 - 30);
+        }
+        commit(b);
+        close_bench(b);
+    }
+}
+
+/* Alone it may be longer than local memory, whatever it costs. */
+static void whoever_is_alone_is_admitted(void **state)
+{
+    (void)state;
+    struct bench *b = open_policy(ENG_KV_IN_PLACE, ENG_ADMIT_THROUGHPUT, 0, 4, 40);
+    b->seq[0].given_count = b->seq[1].given_count = 64 * 20;
+    add(b, 0, 64 * 20 + 1);
+    add(b, 1, 64 * 20 + 1);
+    for (int i = 0; i < 3; i++) step_and_only_move(b);
+    assert_int_equal(b->plan.item_count, 1);
+    assert_true(b->seq[0].far_count >= 16);
+    assert_int_equal(b->seq[1].far_count, 20); /* it keeps what it has */
+    eng_sched_remove(b->sched, &b->seq[0]);
+    for (int i = 0; i < 3; i++) step_and_only_move(b);
+    assert_int_equal(b->seq[1].state, ENG_SEQ_RUNNING);
+    close_bench(b);
+}
+
 /* A machine of 10 ms a step and 0.1 ms a token of a prompt; 52 ms are wanted. */
 static void teach(struct bench *b, int steps)
 {
@@ -562,6 +701,11 @@ int main(void)
         cmocka_unit_test(only_when_every_tier_is_full_is_anybody_preempted),
         cmocka_unit_test(given_kv_is_taken_for_granted),
         cmocka_unit_test(given_kv_is_lost_by_preemption),
+        cmocka_unit_test(swap_moves_whole_sequences),
+        cmocka_unit_test(swap_computes_again_what_has_no_room),
+        cmocka_unit_test(recompute_has_local_pages_alone),
+        cmocka_unit_test(who_reads_behind_the_link_must_be_worth_it),
+        cmocka_unit_test(whoever_is_alone_is_admitted),
         cmocka_unit_test(a_target_of_latency_cuts_prompts_beside_decodes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

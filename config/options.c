@@ -101,6 +101,16 @@ static const struct option table[] = {
      "a remote tier for KV pages that local memory has no room for, and its size, e.g. host:64GiB "
      "or peer:1:20GiB: full pages move there and are read in place; beside what --remote has "
      "there"},
+    {"kv-policy", CHOICE, AT(kv_policy), 0, 0, "in-place", "in-place|swap|recompute",
+     "when local KV memory is short: in-place moves full pages to --kv-remote and reads them "
+     "there; "
+     "swap and recompute are what others do, to measure against: the youngest sequence stops, and "
+     "all its pages move to --kv-remote and back before it goes on, or are computed again"},
+    {"kv-admission", CHOICE, AT(kv_admission), 0, 0, "auto", "auto|throughput|all",
+     "of in-place, which sequences begin though local KV memory is taken: throughput: those with "
+     "which steps are predicted to give more tokens a second; all: every one that --kv-remote has "
+     "room for, so that all go on at once, if slowly; auto: throughput, and of a TPOT of --batch "
+     "sequences all. None waits for ever, and none that runs stops"},
     {"device", CHOICE, MEASURED(device), 0, 0, "auto", "auto|cpu|cuda",
      "what computes; auto: the GPU where there is a supported one"},
     {"gpu-memory-utilization", REAL, ALL(gpu_memory_utilization), 0, 1, "0", NULL,
@@ -188,6 +198,10 @@ static const struct option table[] = {
     {"given-context", SWITCH, BENCH(given_context), 0, 0, "off", "off|on",
      "of --load-format dummy: sequences begin as decodes behind --input-len tokens that nobody "
      "computed, with random KV in pages that lie where computing would have left them"},
+    {"kv-sweep", TEXT, BENCH(kv_sweep), 0, 0, "", NULL,
+     "what is done when local KV memory is short, each measured until all requests are done, of "
+     "one "
+     "loading: e.g. all,throughput (of --kv-policy in-place),swap,recompute"},
     {"compare", SWITCH, BENCH(compare), 0, 0, "off", "off|on",
      "measure every mode at every share of the weights in the one tier of --remote and at every "
      "--batch, with --output-len tokens at most, one loading a share"},

@@ -39,6 +39,8 @@ struct options {
     double itl_target_ms; /* 0: none */
     int64_t max_waiting;
     char kv_remote[OPT_STRING_CAP]; /* tier and size; "": KV pages are local */
+    char kv_policy[16];             /* in-place, swap, recompute */
+    char kv_admission[16];          /* auto, throughput, all */
     uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need; at most
                                      * what gpu_memory_utilization leaves, or on the CPU 1 GiB or
                                      * one such sequence */
@@ -75,6 +77,7 @@ struct options {
     char batch[OPT_STRING_CAP];    /* numbers of sequences, comma-separated; "": not given */
     int64_t input_len, output_len; /* 0: not given */
     bool given_context;            /* no prompts are computed */
+    char kv_sweep[64];             /* policies and admissions, comma-separated */
     char control_sweep[OPT_STRING_CAP], background_copy[64], without[64];
     bool compare;                         /* modes, at the shares and placements that follow */
     char compare_modes[64];               /* "": all that the backend has */

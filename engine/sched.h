@@ -12,6 +12,8 @@
  * Pages may lie in several tiers.  New tokens go to local pages, of tier 0; where these are short,
  * full ones are moved to a remote tier, and read there by sequences that run on (residency.c).  So
  * only when every page of every tier is taken is anybody preempted, and anything computed again.
+ * That is ENG_KV_IN_PLACE, and what follows holds for it; policy.c says what the other policies do,
+ * and who is admitted where local memory is short.
  *
  *          eng_sched_add         eng_sched_plan (admitted)        eng_sched_remove
  *   (new) ----------------> WAITING ---------------------> RUNNING ----------------> (gone)
@@ -24,8 +26,8 @@
  * Pure: no clock, no I/O, no allocation after open.  Not thread-safe: the engine thread's.
  *
  * Invariants (eng_sched_check; 5 to 7 by tests/sim_engine_sched.c):
- *  1. every page is free, or owned by exactly one running sequence or move; waiting sequences own
- *     none;
+ *  1. every page is free, or owned by exactly one sequence or move; waiting sequences own none, or
+ *     are parked: all pages of their KV lie behind a link (policy.c);
  *  2. a sequence owns exactly ceil(kv_count / 64) pages after a commit; kv_count <= token_count;
  *  3. a plan's tokens <= tokens_step_max; running sequences <= min(seqs_max, tokens_step_max);
  *  4. first come, first served: running, then waiting sequences are in order of arrival, so that an
@@ -38,8 +40,8 @@
  *     before it have tokens in the end;
  *  7. nobody is preempted in an admission's own step or in the 64 steps after it, so that what is
  *     admitted stays to do some work (the watermark, sched.c);
- *  8. nobody is preempted while any tier has room; pages that are not full, and the page that a
- *     plan's new token goes to, are local.
+ *  8. nobody is preempted while any tier has room or a parked sequence has pages; pages that are
+ * not full, and the page that a plan's new token goes to, are local.
  */
 #ifndef DAKD_ENGINE_SCHED_H
 #define DAKD_ENGINE_SCHED_H

@@ -30,6 +30,7 @@
 #include "config/log.h"
 #include "server/bench_control.h"
 #include "server/bench_copy.h"
+#include "server/bench_kv.h"
 #include "server/bench_mixed.h"
 #include "server/bench_report.h"
 #include "server/bench_run.h"
@@ -100,6 +101,8 @@ static enum status decide(struct bench *b, char *err)
     };
     o->max_num_seqs = b->workload.batch;
     o->max_waiting = 0;
+    if (strcmp(o->kv_admission, "auto") == 0)
+        snprintf(o->kv_admission, sizeof o->kv_admission, "all"); /* a step is of all of them */
     if (!o->max_model_len) o->max_model_len = length;
     if (!o->plan_batch) o->plan_batch = b->workload.batch;
     if (!o->plan_context) o->plan_context = length;
@@ -204,6 +207,11 @@ static const char *find_clash(const struct options *o)
     if (o->given_context && strcmp(o->load_format, "dummy"))
         return "--given-context takes random KV for that of the prompts, which means something to "
                "random weights alone: add --load-format dummy, or leave it out";
+    if (o->kv_sweep[0] && (o->compare || o->request_rate > 0 || o->control_sweep[0] ||
+                           o->background_copy[0] || o->without[0]))
+        return "--kv-sweep is measured alone: leave out --compare, --request-rate, "
+               "--control-sweep, "
+               "--background-copy and --without, or it";
     if (o->given_context && o->request_rate > 0)
         return "--given-context has no prompts to compute, and --request-rate measures nothing "
                "else: leave one out";
@@ -228,6 +236,7 @@ int srv_bench(const struct options *o)
         fprintf(stderr, "dakd: %s\n", wrong);
         return 2;
     }
+    if (o->kv_sweep[0]) return srv_bench_kv(o);
     if (o->compare) return srv_compare(o);
     if (o->request_rate > 0) return srv_bench_mixed(o);
     b.options = *o;

@@ -207,6 +207,12 @@ static enum status run(struct srv_bench_run *b, int32_t input_len, int32_t outpu
     return st;
 }
 
+enum status srv_bench_once(struct srv_bench_run *b, const struct srv_bench_workload *w, char *err)
+{
+    b->now = *w;
+    return run(b, w->input_len, w->output_len, err);
+}
+
 /* --- the measurement -------------------------------------------------------------------------- */
 
 /* No sequence was interrupted. */

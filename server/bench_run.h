@@ -71,6 +71,10 @@ MUST_USE enum status srv_bench_check_pages(const struct srv_machine *m,
 /* The least M with which enough steps are steady, in steps of up to w->step_tokens tokens, and some
  * to spare. */
 int32_t srv_bench_output_least(const struct srv_bench_workload *w);
+/* One run of the workload `w` to its last step's mark, of which requests, submit_ns, record and
+ * step_last tell.  The engine's failures. */
+MUST_USE enum status srv_bench_once(struct srv_bench_run *b, const struct srv_bench_workload *w,
+                                    char *err);
 /* Warms up, runs, and fills in what follows from the run: r->batch, control and bandwidth are the
  * caller's.  ST_LIMIT where too few steps were steady, or sequences were preempted; the engine's
  * failures. */

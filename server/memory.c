@@ -418,7 +418,8 @@ static enum status give_kv(const struct options *o, const struct pages *p, struc
     }
     enum status st = give_far_kv(o, p, count, m, err);
     if (st) return st;
-    const int64_t all = count + m->far_page_count;
+    const bool in_place = strcmp(o->kv_policy, "in-place") == 0;
+    const int64_t all = in_place ? count + m->far_page_count : count;
     if (count < 1 ||
         (all < p->per_seq && (!m->bounded || o->max_model_len || o->kv_cache_memory_bytes)))
         return too_little_kv(o, p, all, m, err);
@@ -460,6 +461,14 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
     const struct eng_model_info *info = &shape->info;
     *m = (struct srv_memory){.gpu = gpu, .model_len = info->context_max};
     if (o->max_model_len) m->model_len = (int32_t)o->max_model_len;
+    if (strcmp(o->kv_policy, "swap") == 0 && !o->kv_remote[0])
+        return err_set(err, ST_INVALID,
+                       "--kv-policy swap moves pages to a remote tier: name one with --kv-remote, "
+                       "such as host:16GiB");
+    if (strcmp(o->kv_policy, "recompute") == 0 && o->kv_remote[0])
+        return err_set(err, ST_INVALID,
+                       "--kv-policy recompute keeps no pages in a remote tier: leave --kv-remote "
+                       "out, or it");
     if (o->force_offload && o->offload <= 0)
         return err_set(err, ST_INVALID,
                        "--force-offload is of a share: say which with --offload, such as 0.1");

@@ -1,11 +1,13 @@
 #include "server/startup.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "config/check.h"
 #include "config/log.h"
+#include "engine/traffic.h"
 #include "offload/window.h"
 #include "server/given.h"
 #include "server/predict.h"
@@ -201,9 +203,8 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
              m->page_count, KN_PAGE_TOKENS, m->page_count * page_gib, m->model_len_max);
     if (far)
         log_info("startup",
-                 "KV cache: %d pages, %.3f GiB, more in tier %s, where full pages go that local "
-                 "memory has no room for: read in place, up to %.1f %% of what a step reads beside "
-                 "local ones for nothing",
+                 "KV cache: %d pages, %.3f GiB, more in tier %s, for what local memory has no room "
+                 "for; up to %.1f %% of what a step reads there, beside local ones, costs nothing",
                  far, far * page_gib, off_tier_name(m->tiers, m->memory.kv_tier),
                  (double)off_residency_free(&m->residency, 100000) / 1000);
     else if (m->memory.kv_tier)
@@ -226,6 +227,27 @@ static struct off_residency residency_of(const struct srv_machine *m)
                                   nominal};
 }
 
+/* What a step takes beside attention, at least: its weights, where they lie. */
+static double step_base_s(const struct srv_machine *m, const struct off_bandwidth *rates)
+{
+    struct eng_traffic traffic;
+    uint64_t bytes[KN_TIER_MAX];
+    double seconds = 0;
+    eng_model_traffic(m->model, m->kv.dtype, &traffic);
+    eng_traffic_decode(&traffic, 1, 1, bytes);
+    for (int t = 0; t < rates->tier_count; t++)
+        if (rates->read_bytes_per_s[t] > 0)
+            seconds = fmax(seconds, (double)bytes[t] / rates->read_bytes_per_s[t]);
+    return seconds;
+}
+
+static enum eng_kv_policy kv_policy(const struct options *o)
+{
+    return strcmp(o->kv_policy, "swap") == 0        ? ENG_KV_SWAP
+           : strcmp(o->kv_policy, "recompute") == 0 ? ENG_KV_RECOMPUTE
+                                                    : ENG_KV_IN_PLACE;
+}
+
 static enum status open_engine(const struct options *o, const struct srv_startup_hooks *hooks,
                                const struct eng_model_options *mo, struct srv_machine *m, char *err)
 {
@@ -234,6 +256,10 @@ static enum status open_engine(const struct options *o, const struct srv_startup
                   .tokens_step_max = (int32_t)o->max_num_batched_tokens,
                   .page_count = {m->page_count},
                   .residency = m->residency,
+                  .kv_policy = kv_policy(o),
+                  .admission =
+                      strcmp(o->kv_admission, "all") ? ENG_ADMIT_THROUGHPUT : ENG_ADMIT_ALL,
+                  .step_base_s = m->step_base_s,
                   .itl_target_s = o->itl_target_ms / 1e3},
         .model_len_max = m->model_len_max,
         .queue_max = (int32_t)(o->max_num_seqs + o->max_waiting),
@@ -316,6 +342,7 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
         (st = srv_memory_check(&m->memory, m->tiers, m->model, err)))
         goto fail;
     if ((st = srv_mode_apply(o, m, err))) goto fail;
+    m->step_base_s = step_base_s(m, &rates);
     report(m, eng_model_info(m->model));
     if (o->given_context && (st = srv_given_fill(m, o->seed, err))) goto fail;
     if ((st = open_engine(o, hooks, &mo, m, err))) goto fail;

@@ -31,6 +31,7 @@ struct srv_machine {
     int32_t model_len_max;
     int32_t page_count;             /* of KV, in local memory */
     struct off_residency residency; /* of pages, where a remote tier has some */
+    double step_base_s;             /* of a step's weights, at least; 0: not known */
     int32_t queue_max;              /* sequences that may be unfinished at a time */
 };
 

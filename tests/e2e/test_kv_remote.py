@@ -2,6 +2,7 @@
 refuses what cannot be."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,7 +28,7 @@ def answers(daemon):
 
 
 @pytest.mark.parametrize("near,flags", [
-    (12, []),
+    (12, ["--kv-admission", "all"]),
     (7, ["--max-num-batched-tokens", 128]),
     (7, ["--offload", 0.3, "--force-offload", "--remote", "host:16MiB", "--async-scheduling", "on"]),
 ])
@@ -46,7 +47,7 @@ def test_answers_are_the_same(start, near, flags):
     assert now["dakd_tier_kv_read_bytes_total" + HOST] > 0
     assert now["dakd_num_preemptions_total"] == 0 and now["dakd_recomputed_tokens_total"] == 0
     assert now["dakd_tier_kv_pages_used" + HBM] == now["dakd_tier_kv_pages_used" + HOST] == now["dakd_kv_pages_moving"]
-    assert "more in tier host, where full pages go" in daemon.log()
+    assert "more in tier host, for what local memory has no room for" in daemon.log()
 
 
 def test_one_sequence_longer_than_local_memory(start):
@@ -56,6 +57,22 @@ def test_one_sequence_longer_than_local_memory(start):
     prompt = "a long way " * 60
     assert answer(daemon, prompt) == answer(start(), prompt)
     assert daemon.metrics()["dakd_tier_kv_read_bytes_total" + HOST] > 0
+
+
+@pytest.mark.parametrize("policy", ["swap", "recompute", "in-place"])
+def test_answers_are_the_same_whatever_is_done_when_short(start, policy):
+    """vLLM's two modes of preemption, and admission that weighs what the link costs."""
+    common = ["--max-num-seqs", 6, "--max-model-len", 640]
+    remote = [] if policy == "recompute" else ["--kv-remote", "host:32MiB"]
+    local = answers(start(*common))
+    daemon = start(*common, "--kv-cache-memory-bytes", 16 * PAGE, "--kv-policy", policy, *remote)
+    assert answers(daemon) == local
+    now = daemon.metrics()
+    assert (now["dakd_num_preemptions_total"] == 0) == (policy == "in-place")
+    assert (now["dakd_recomputed_tokens_total"] > 0) == (policy == "recompute")
+    if policy == "swap":
+        assert now["dakd_kv_pages_moved_out_total"] == now["dakd_kv_pages_moved_back_total"] > 0
+        assert now["dakd_tier_kv_read_bytes_total" + HOST] == 0
 
 
 def test_what_local_memory_holds_stays(start):
@@ -70,6 +87,10 @@ def test_what_local_memory_holds_stays(start):
     (["--kv-remote", "host:64"], "--kv-remote: the size '64' in 'host:64' needs a unit"),
     (["--kv-remote", "host:1KiB"], "--kv-remote host:1KiB has no room for one page of KV, 0.25 MiB"),
     (["--kv-remote", "host:1MiB,peer:1:1MiB"], "--kv-remote: 'host:1MiB,peer:1:1MiB' is more than one tier"),
+    (["--kv-policy", "swap"], "--kv-policy swap moves pages to a remote tier: name one with --kv-remote"),
+    (["--kv-policy", "recompute", "--kv-remote", "host:1MiB"], "--kv-policy recompute keeps no pages in a remote tier"),
+    (["--kv-policy", "swap", "--kv-remote", "host:64MiB", "--kv-cache-memory-bytes", "1MiB", "--max-model-len", 1024],
+     "one sequence of --max-model-len 1024"),
     (["--kv-remote", "host:1MiB", "--offload", 0.1], "--offload 0.1 needs a remote tier"),
     (["--kv-remote", "peer:3:1MiB", "--remote", "host:1MiB,peer:1:1MiB,peer:2:1MiB"], "a tier beside the 3 that --remote names"),
     (["--kv-remote", "host:1MiB", "--kv-cache-memory-bytes", "1MiB", "--max-model-len", 1024], "one sequence of --max-model-len 1024"),
@@ -95,3 +116,50 @@ def test_bench_tells_kv_by_tier(tmp_path):
     few = run("bench", MODEL, "--device", "cpu", "--batch", 6, "--input-len", 150, "--output-len", 30,
               "--kv-cache-memory-bytes", 4 * PAGE, "--kv-remote", "host:16MiB")
     assert few.returncode != 0 and "need a page of KV each in local memory and there are 4" in few.stdout
+
+
+def sweep(tmp_path, *flags):
+    path = tmp_path / "sweep.json"
+    done = run("bench", MODEL, "--device", "cpu", "--load-format", "dummy", "--batch", 6, "--input-len", 300, "--output-len", 70,
+               "--given-context", "--kv-remote", "host:16MiB", "--json", path, "--log-level", "warn", *flags)
+    return done, json.loads(path.read_text()) if done.returncode == 0 else None
+
+
+def test_sweep_of_what_is_done_when_short(tmp_path):
+    """Six sequences of 5 pages that grow to 6, where 13 are local."""
+    done, results = sweep(tmp_path, "--kv-cache-memory-bytes", 13 * PAGE, "--kv-sweep", "all,swap,recompute,throughput")
+    assert done.returncode == 0, done.stdout
+    by = {r["kv_when_short"]: r for r in results}
+    assert list(by) == ["all", "swap", "recompute", "throughput"] == re.findall(r"^(\w+) +\d+\.\d+ ", done.stdout, re.M)
+    for r in results:
+        assert r["duration_s"] > 0 and r["output_tokens_per_s"] == pytest.approx(6 * 70 / r["duration_s"], rel=1e-6)
+        assert 0 < r["ttft_mean_ms"] <= r["ttft_max_ms"] and 0 < r["itl_mean_ms"] <= r["itl_max_ms"]
+        assert (r["kv_local_pages"], r["kv_remote_pages"], r["kv_page_bytes"]) == (13, 6 * 7 - 13, PAGE)
+    assert by["all"]["step_count"] == 70 < by["swap"]["step_count"]
+    assert by["all"]["kv_remote_read_bytes"] > 70 * 16 * PAGE
+    # Two run at a time; the other four come back, whole, and of those that lost all 299 tokens each are computed again.
+    assert by["swap"]["kv_remote_read_bytes"] == by["swap"]["recomputed_tokens"] == 0
+    assert by["swap"]["kv_moved_back_bytes"] >= 4 * 5 * PAGE
+    assert by["recompute"]["recomputed_tokens"] >= 4 * 299
+    assert by["recompute"]["kv_moved_out_bytes"] == by["recompute"]["kv_moved_back_bytes"] == 0
+    assert by["all"]["recomputed_tokens"] == by["all"]["preemption_count"] == by["throughput"]["preemption_count"] == 0
+
+
+def test_one_context_longer_than_local_memory_runs_in_place_alone(tmp_path):
+    done, results = sweep(tmp_path, "--kv-cache-memory-bytes", 4 * PAGE, "--max-num-batched-tokens", 64, "--kv-sweep", "throughput,swap")
+    assert done.returncode == 0, done.stdout
+    runs, cannot = results
+    assert runs["output_tokens_per_s"] > 0
+    assert "the KV cache holds 256 tokens, fewer than one sequence of 370" in cannot["missing"] and "duration_s" not in cannot
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--kv-sweep", "all,all"], "is not a list of all, throughput, swap and recompute"),
+    (["--kv-sweep", "page"], "is not a list of all, throughput, swap and recompute"),
+    (["--kv-sweep", "all", "--kv-policy", "swap"], "are what --kv-sweep varies"),
+    (["--kv-sweep", "all", "--request-rate", 1], "--kv-sweep is measured alone"),
+    (["--kv-sweep", "all"], "nothing to measure"),
+])
+def test_sweep_refused(tmp_path, flags, words):
+    done, _ = sweep(tmp_path, *flags)
+    assert done.returncode != 0 and words in done.stdout, done.stdout

@@ -104,8 +104,8 @@ bool eng_policy_return(struct eng_sched *s, struct eng_plan *plan, struct eng_sc
 
 bool eng_policy_drop(struct eng_sched *s)
 {
-    for (struct eng_sched_seq *seq = s->waiting.tail; seq && seq != s->waiting.head;
-         seq = seq->prev) {
+    for (struct eng_sched_seq *seq = s->waiting.tail; seq; seq = seq->prev) {
+        if (seq == s->waiting.head && s->running.count == 0) break; /* it is next */
         if (seq->page_count == 0) continue;
         eng_residency_give(s, seq);
         seq->preempt_count++;

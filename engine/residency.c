@@ -257,17 +257,19 @@ int32_t eng_residency_take_given(struct eng_sched *s, struct eng_plan *plan,
     const int32_t count = eng_sched_pages_for(seq->given_count + want);
     (void)eng_residency_join(s, plan); /* so that no page is on its way */
     while (seq->page_count < count) {
-        if (eng_pages_tier_free(s->pages, 0) == 0 && !put_out(s, seq)) {
-            eng_residency_give(s, seq);
-            return 0;
-        }
+        if (eng_pages_tier_free(s->pages, 0) == 0 && !put_out(s, seq)) break;
         CHECK(eng_pages_take(s->pages, 0, &seq->pages[seq->page_count]));
         seq->page_count++;
         seq->kv_count += KN_PAGE_TOKENS;
         if (seq->kv_count > seq->given_count) seq->kv_count = seq->given_count;
     }
+    const int32_t room = seq->page_count * KN_PAGE_TOKENS - seq->given_count;
+    if (room <= 0) {
+        eng_residency_give(s, seq);
+        return 0;
+    }
     seq->given_count = 0;
-    return want;
+    return room < want ? room : want;
 }
 
 /* --- giving back ------------------------------------------------------------------------------ */

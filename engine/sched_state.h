@@ -81,8 +81,8 @@ bool eng_policy_park(struct eng_sched *s, struct eng_plan *plan, struct eng_sche
  * they are read in place as many as there is room for, and the one that is not full.  False where
  * there is no room for that. */
 bool eng_policy_return(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq);
-/* The youngest parked sequence but the head of the queue loses its KV; false where there is none.
- */
+/* The youngest parked sequence loses its KV, but not who is to be admitted where nobody runs; false
+ * where there is none. */
 bool eng_policy_drop(struct eng_sched *s);
 /* A plan is made: given KV of sequences that wait all the same is parked, or lost. */
 void eng_policy_settle_given(struct eng_sched *s);
@@ -100,7 +100,7 @@ int64_t eng_residency_room(const struct eng_sched *s);
 int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
                            int32_t want);
 /* The same for a sequence that is to be admitted with KV that is given: pages for that too, which
- * lie where they would had it been computed.  All of `want` or nothing. */
+ * lie where they would had it been computed.  0: it has none. */
 int32_t eng_residency_take_given(struct eng_sched *s, struct eng_plan *plan,
                                  struct eng_sched_seq *seq, int32_t want);
 /* One local page is free, whatever must leave for it; false where no tier has room. */

@@ -7,7 +7,8 @@
  *
  *     time_i = max(T_i, max_j C_i x_ij / B_j)        step = sum of time_i
  *
- * under the capacities of the tiers.  plan.c finds the least step of this model for any number of
+ * under the capacities of the tiers, which are one memory for all operations or, for those that are
+ * pooled (KV pages), one of their own.  plan.c finds the least step of this model for any number of
  * tiers, then takes whole tiles, which costs at most off_plan_tile_error_s.
  */
 #ifndef DAKD_OFFLOAD_PLAN_H
@@ -27,6 +28,7 @@ struct off_plan_op {
     double read_bytes;   /* by a step, over all tiles alike */
     double compute_s;
     bool pinned; /* lies in tier 0, whatever that costs */
+    bool pooled; /* lies in the plan's pools */
     /* Out, of all `count` together. */
     int64_t tiles[KN_TIER_MAX]; /* by tier */
     double seconds;             /* of a step */
@@ -43,6 +45,9 @@ struct off_plan {
     struct off_plan_op op[OFF_PLAN_OPS_MAX];
     struct off_plan_tier tier[KN_TIER_MAX]; /* 0 is local */
     int op_count, tier_count;
+    /* What the pooled operations have of each tier, beside tier[].bytes, which are the others'.  Of
+     * tier 0: 0 where all share tier[0].bytes. */
+    uint64_t pool_bytes[KN_TIER_MAX];
     /* Out. */
     double seconds;   /* of a step, with whole tiles */
     double relaxed_s; /* the least of the model, were tiles as small as one likes */

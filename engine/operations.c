@@ -62,15 +62,17 @@ static void add_attention(struct off_plan *plan, const struct eng_shape *shape,
                              .head_dim = info->head_dim};
     struct eng_traffic traffic;
     eng_traffic_init(&traffic, shape, w, step->kv_dtype);
-    double bytes = (double)step->seq_count * (double)eng_traffic_kv_bytes(&traffic, step->context) /
-                   info->layer_count;
+    double bytes = (double)step->seq_count * (double)eng_traffic_kv_bytes(&traffic, step->context);
     double tokens = bytes / (double)traffic.kv_token_bytes;
-    int32_t pages = (int32_t)div_up((size_t)step->context, KN_PAGE_TOKENS) + 1;
-    struct off_plan_op *op = add(plan, ENG_OPERATION_KV, NO_PART, info->layer_count);
-    op->tile_count = step->seq_count * pages;
-    op->tile_bytes = kn_kv_layer_bytes(&kv);
+    struct off_plan_op *op = add(plan, ENG_OPERATION_KV, NO_PART, 1);
+    op->tile_count = step->seq_count * (int32_t)div_up((size_t)step->context, KN_PAGE_TOKENS);
+    op->tile_bytes = kn_kv_page_bytes(&kv);
     op->read_bytes = bytes;
     op->compute_s = 4 * tokens * info->q_heads * info->head_dim / step->flops_per_s;
+    op->pinned = true;
+    op = add(plan, ENG_OPERATION_KV_RESERVE, NO_PART, 1);
+    op->tile_count = step->seq_count;
+    op->tile_bytes = kn_kv_page_bytes(&kv);
     op->pinned = true;
 }
 
@@ -124,6 +126,52 @@ enum status eng_operations_solve(struct off_plan *plan, char *err)
     return ST_OK;
 }
 
+/* --- KV --------------------------------------------------------------------------------------- */
+
+static struct off_plan_op *find(struct off_plan *plan, const char *name)
+{
+    for (int i = 0; i < plan->op_count; i++)
+        if (strcmp(plan->op[i].name, name) == 0) return &plan->op[i];
+    CHECK(false);
+    return NULL;
+}
+
+void eng_operations_open_kv(struct off_plan *plan, int tier, uint64_t pool_bytes,
+                            uint64_t near_bytes)
+{
+    struct off_plan_op *kv = find(plan, ENG_OPERATION_KV);
+    struct off_plan_op *reserve = find(plan, ENG_OPERATION_KV_RESERVE);
+    const uint64_t full = (uint64_t)(kv->tile_count - reserve->tile_count) * kv->tile_bytes;
+    CHECK(tier > 0 && tier < KN_TIER_MAX);
+    kv->pinned = false;
+    kv->pooled = reserve->pooled = true;
+    memset(plan->pool_bytes, 0, sizeof plan->pool_bytes);
+    plan->pool_bytes[0] = near_bytes;
+    plan->pool_bytes[tier] = size_min(pool_bytes, full);
+}
+
+void eng_operations_place_kv(struct off_plan *plan, int tier, int64_t page_count)
+{
+    struct off_plan_op *kv = find(plan, ENG_OPERATION_KV);
+    CHECK(page_count >= 0 && page_count <= kv->tile_count);
+    memset(kv->tiles, 0, sizeof kv->tiles);
+    kv->tiles[0] = kv->tile_count;
+    kv->tiles[0] -= page_count;
+    kv->tiles[tier] += page_count;
+}
+
+bool eng_operation_is_kv(const struct off_plan_op *op)
+{
+    return !strcmp(op->name, ENG_OPERATION_KV) || !strcmp(op->name, ENG_OPERATION_KV_RESERVE);
+}
+
+const struct off_plan_op *eng_operation_kv(const struct off_plan *plan)
+{
+    return find((struct off_plan *)plan, ENG_OPERATION_KV);
+}
+
+/* --- weights ---------------------------------------------------------------------------------- */
+
 const struct off_plan_op *eng_operation_of(const struct off_plan *plan, enum eng_part part)
 {
     for (int i = 0; i < plan->op_count; i++)
@@ -144,7 +192,8 @@ void eng_operations_count(const struct eng_shape *shape, const struct eng_weight
     for (int i = 0; i < plan->op_count; i++) {
         struct off_plan_op *op = &plan->op[i];
         memset(op->tiles, 0, sizeof op->tiles);
-        if (op->pinned) op->tiles[0] = (int64_t)op->count * op->tile_count;
+        if (op->pinned || eng_operation_is_kv(op))
+            op->tiles[0] = (int64_t)op->count * op->tile_count;
     }
     count(plan, ENG_PART_EMBED, &w->embed);
     if (shape->has & ENG_HAS_POSITIONS) count(plan, ENG_PART_POSITIONS, &w->positions);

@@ -27,14 +27,14 @@ struct eng_staging {
 struct eng_prediction {
     double seconds;
     double products_s;  /* products while HBM or arithmetic bound them, */
-    double links_s;     /* and what they wait longer for a link */
-    double attention_s; /* its reading of KV, and what comes with it */
+    double links_s;     /* and what they, and attention, wait longer for a link */
+    double attention_s; /* its reading of local KV, and what comes with it */
     double between_s;   /* kernels handing over, norms, sampling, the host */
 };
 
-/* The step `step` of a model whose weights lie as placed->op[].tiles says (off_plan_solve,
- * eng_operations_count; the operations are eng_operations' of the same step), in tiers as fast as
- * placed->tier[].bytes_per_s.  staging: NULL where all is read in place.
+/* The step `step` of a model whose weights and KV lie as placed->op[].tiles says (off_plan_solve,
+ * eng_operations_count, eng_operations_place_kv; the operations are eng_operations' of the same
+ * step), in tiers as fast as placed->tier[].bytes_per_s.  staging: NULL where all is read in place.
  *
  * The constants are those of dakd's kernels on an H200 (predict.c): for another GPU of its kind
  * only the bandwidths are its own, and nobody has held the sum against one.  False, and *out is

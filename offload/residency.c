@@ -5,6 +5,7 @@
 #include "config/check.h"
 
 #define PAGES_MAX (1ll << 40) /* more than there are */
+#define LEAVE_PART 8          /* of the best number: when less is missing, pages stay */
 
 double off_residency_step_s(const struct off_residency *r, int64_t near, int64_t far)
 {
@@ -23,6 +24,31 @@ int64_t off_residency_free(const struct off_residency *r, int64_t pages)
     CHECK(pages >= 0 && r->local_bytes_per_s > 0 && r->link_bytes_per_s > 0);
     return (int64_t)((double)pages * r->link_bytes_per_s /
                      (r->link_bytes_per_s + r->local_bytes_per_s));
+}
+
+int64_t off_residency_balance(const struct off_residency *r, int64_t pages)
+{
+    const int64_t free = off_residency_free(r, pages);
+    if (!(r->busy_s > 0)) return free;
+    const double near_s = (double)r->page_bytes / r->local_bytes_per_s;
+    const double far_s = (double)r->page_bytes / r->link_bytes_per_s;
+    const double crossing = (r->other_s + (double)pages * near_s - r->busy_s) / (near_s + far_s);
+    if (crossing <= 0) return 0;
+    return crossing < (double)free ? (int64_t)crossing : free;
+}
+
+int64_t off_residency_best(const struct off_residency *r, int64_t pages)
+{
+    const int64_t far = off_residency_balance(r, pages);
+    const double won =
+        off_residency_step_s(r, pages, 0) - off_residency_step_s(r, pages - far, far);
+    return far > 0 && won >= r->worth_s ? far : 0;
+}
+
+int64_t off_residency_steady(const struct off_residency *r, int64_t pages, int64_t near)
+{
+    const int64_t best = off_residency_best(r, pages);
+    return pages - best > near ? pages - near : best;
 }
 
 int64_t off_residency_moves(const struct off_residency *r, double seconds)
@@ -54,12 +80,25 @@ bool off_residency_returns(const struct off_residency_seq *a, const struct off_r
     return shares ? shares > 0 : a->far > b->far;
 }
 
+/* `count` of them, at most what is moved in so many seconds, or one. */
+static int64_t at_once(const struct off_residency *r, int64_t count, double seconds)
+{
+    const int64_t moves = off_residency_moves(r, seconds), most = moves > 1 ? moves : 1;
+    if (count > most) count = most;
+    return count > 0 ? count : 0;
+}
+
+int64_t off_residency_leave_count(const struct off_residency *r, int64_t near, int64_t far,
+                                  double seconds)
+{
+    const int64_t best = off_residency_best(r, near + far), missing = best - far;
+    if (missing <= best / LEAVE_PART) return 0;
+    return at_once(r, missing < near ? missing : near, seconds);
+}
+
 int64_t off_residency_return_count(const struct off_residency *r, int64_t near, int64_t far,
                                    int64_t room, double seconds)
 {
-    int64_t count = far - off_residency_free(r, near + far), most = off_residency_moves(r, seconds);
-    if (most < 1) most = 1;
-    if (count > most) count = most;
-    if (count > room) count = room;
-    return count > 0 ? count : 0;
+    const int64_t count = far - off_residency_balance(r, near + far);
+    return at_once(r, count < room ? count : room, seconds);
 }

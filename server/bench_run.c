@@ -314,8 +314,7 @@ static void find_floor(const struct srv_bench_run *b, struct srv_bench_result *r
     int32_t context = (int32_t)lround(r->stats.steady_context_tokens);
     eng_model_traffic(b->machine->model, b->machine->kv.dtype, &t);
     eng_traffic_decode(&t, b->now.batch, context, r->step_bytes);
-    const uint64_t all_kv = (uint64_t)b->now.batch * eng_traffic_kv_bytes(&t, context);
-    r->kv_bytes[0] = all_kv;
+    r->kv_bytes[0] = (uint64_t)b->now.batch * eng_traffic_kv_bytes(&t, context);
     for (int i = 0; i < r->bandwidth.tier_count; i++)
         r->weight_bytes[i] = r->step_bytes[i] - r->kv_bytes[i];
     if (b->machine->memory.far_page_count) find_kv(b, r);
@@ -323,8 +322,7 @@ static void find_floor(const struct srv_bench_run *b, struct srv_bench_result *r
     struct off_bandwidth best = r->bandwidth;
     memcpy(best.read_bytes_per_s, r->best_bytes_per_s, sizeof best.read_bytes_per_s);
     r->floor_s = off_floor_s(&best, r->step_bytes, &r->floor_tier);
-    if (r->kv_bytes[0] == all_kv)
-        r->prediction = srv_predict(b->machine, &r->bandwidth, b->now.batch, context);
+    r->prediction = srv_predict(b->machine, &r->bandwidth, b->now.batch, context, r->kv_bytes);
 }
 
 /* Whether every controller that looks for a window has one. */

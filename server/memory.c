@@ -6,8 +6,10 @@
 
 #include "config/check.h"
 #include "config/log.h"
+#include "config/size.h"
 #include "engine/traffic.h"
 #include "offload/probe.h"
+#include "server/kv_tiers.h"
 #include "server/probe.h"
 #include "server/staging.h"
 #include "server/startup.h"
@@ -26,6 +28,9 @@
 /* Of the host's memory, what is left for everybody else when none was named by --remote. */
 #define HOST_RESERVE 8 /* one part in so many */
 #define STAGING_ROUNDS 16
+/* Local pages of each of --max-num-seqs, however much KV leaves: that being filled, and the next.
+ */
+#define NEAR_PAGES_MIN 2
 /* Of the rate of products on chip, what those of a step of many sequences reach: measured, 600 to
  * 730 of 860 TFLOPS (kernels/cuda/prefill_gemm.cuh). */
 #define PRODUCT_USE 0.76
@@ -34,6 +39,8 @@
 struct pages {
     uint64_t bytes; /* of a page */
     int64_t per_seq, wanted, most;
+    int64_t far;      /* beside local ones, in the tier of --kv-remote */
+    int64_t workload; /* of the planned workload, at most */
 };
 
 /* --- what there is ---------------------------------------------------------------------------- */
@@ -98,15 +105,19 @@ static struct pages choose_pages(const struct options *o, const struct kn_kv *kv
                                  const struct srv_memory *m)
 {
     struct pages p = {.bytes = kn_kv_page_bytes(kv), .per_seq = pages_of(m->model_len)};
+    const bool stated = o->plan_batch || o->plan_context;
+    if (m->kv_in_place) p.far = (int64_t)(m->remote.pool_bytes[m->kv_tier - 1] / p.bytes);
     p.most = (p.per_seq + 1) * o->max_num_seqs; /* one each in reserve: sched.c */
     p.wanted = m->workload.seq_count * (pages_of(m->workload.context) + 1);
     /* Heads that are not shared make a cache larger than the weights. */
     int64_t part = (int64_t)size_max(m->usable / KV_WANTED_PART / p.bytes, 2);
-    if (m->bounded && !o->plan_batch && !o->plan_context && p.wanted > part) p.wanted = part;
-    if (o->max_model_len && p.wanted < p.per_seq) p.wanted = p.per_seq;
+    if (m->bounded && !stated && p.wanted > part) p.wanted = part;
+    if (o->max_model_len && p.wanted < p.per_seq - p.far) p.wanted = p.per_seq - p.far;
     if (o->kv_cache_memory_bytes) p.wanted = (int64_t)(o->kv_cache_memory_bytes / p.bytes);
     if (p.wanted > p.most) p.wanted = p.most;
     if (o->kv_cache_memory_bytes) p.most = p.wanted;
+    /* Far pages are for more than what is usual, unless that was asked for. */
+    p.workload = stated && o->kv_cache_memory_bytes ? p.wanted + p.far : p.wanted;
     return p;
 }
 
@@ -122,11 +133,6 @@ static void shrink_workload(struct eng_step *w, int64_t pages)
 }
 
 /* --- where weights go ------------------------------------------------------------------------- */
-
-static bool is_kv(const struct off_plan_op *op)
-{
-    return strcmp(op->name, ENG_OPERATION_KV) == 0;
-}
 
 static uint64_t kv_bytes(const struct pages *p)
 {
@@ -145,6 +151,7 @@ static uint64_t excess(const struct srv_memory *m, const struct eng_model_info *
 static enum status add_kv_tier(const struct options *o, struct srv_memory *m, char *err)
 {
     if (!o->kv_remote[0]) return ST_OK;
+    m->kv_in_place = strcmp(o->kv_policy, "in-place") == 0;
     return off_remote_add_pool(o->kv_remote, "--kv-remote", &m->remote, &m->kv_tier, err);
 }
 
@@ -152,20 +159,24 @@ static enum status add_kv_tier(const struct options *o, struct srv_memory *m, ch
 static enum status offer_host(const struct options *o, uint64_t needed, struct srv_memory *m,
                               char *err)
 {
-    uint64_t total, available;
+    uint64_t total, available, pool = 0;
+    char need[SIZE_TEXT_CAP], may[SIZE_TEXT_CAP], free_text[SIZE_TEXT_CAP], all[SIZE_TEXT_CAP];
     enum status st = kn_host_memory(&total, &available, err);
     if (st) return st;
-    uint64_t reserve = total / HOST_RESERVE;
+    if (m->kv_tier && m->remote.spec[m->kv_tier - 1].mem == KN_MEM_HOST)
+        pool = m->remote.pool_bytes[m->kv_tier - 1];
+    uint64_t reserve = total / HOST_RESERVE + pool;
     uint64_t offered = available > reserve ? available - reserve : 0;
     if (!m->gpu) offered = offered > m->usable ? offered - m->usable : 0; /* one memory */
     if (needed > offered)
         return err_set(err, ST_LIMIT,
-                       "%.2f GiB of the model do not fit in local memory beside its KV cache, and "
-                       "of the host's memory %.2f GiB may be taken (%.2f GiB are available, an "
-                       "eighth of %.2f GiB is left to others): name more with --remote, or lower "
-                       "--plan-batch, --plan-context or --kv-cache-memory-bytes",
-                       (double)needed / GIB, (double)offered / GIB, (double)available / GIB,
-                       (double)total / GIB);
+                       "%s of the model do not fit in local memory beside its KV cache, and of the "
+                       "host's memory %s may be taken (%s are available, an eighth of %s is left "
+                       "to others%s): name more with --remote, or lower --plan-batch, "
+                       "--plan-context or --kv-cache-memory-bytes",
+                       size_text(needed, need), size_text(offered, may),
+                       size_text(available, free_text), size_text(total, all),
+                       pool ? ", and --kv-remote has its own" : "");
     m->remote = (struct off_remote){.count = 1, .spec = {{KN_MEM_HOST, 0, offered}}};
     return add_kv_tier(o, m, err);
 }
@@ -178,18 +189,23 @@ static double link_rate(const struct off_link *link, const struct srv_memory *m)
     return copied && link->copy_bytes_per_s > 0 ? link->copy_bytes_per_s : link->read_bytes_per_s;
 }
 
+/* The largest of what may leave; of the weights alone. */
+static uint64_t largest_tile(const struct off_plan *p)
+{
+    uint64_t tile = 0;
+    for (int i = 0; i < p->op_count; i++)
+        if (!p->op[i].pinned && !eng_operation_is_kv(&p->op[i]))
+            tile = size_max(tile, p->op[i].tile_bytes);
+    return tile;
+}
+
 /* Bandwidths and capacities.  No tier may take more than what must leave: by the model, a step is
  * shortest with the free fraction of every weight on the link, but measured so far it is not, since
  * products with remote tiles finish their sums in a slower way. */
-static enum status set_tiers(const struct options *o, struct kn *kn, uint64_t local_bytes,
-                             uint64_t leaving, struct srv_memory *m, char *err)
+static void set_tiers(uint64_t local_bytes, uint64_t leaving, struct srv_memory *m)
 {
     struct off_plan *p = &m->plan;
-    uint64_t tile = 0;
-    enum status st = ST_OK;
-    if (m->gpu && (st = srv_probe_links(o, kn, &m->remote, &m->links, err))) return st;
-    for (int i = 0; i < p->op_count; i++)
-        if (!p->op[i].pinned) tile = size_max(tile, p->op[i].tile_bytes);
+    const uint64_t tile = largest_tile(p);
     p->tier_count = 1 + m->remote.count;
     p->tier[0] = (struct off_plan_tier){
         "hbm", m->gpu ? m->links.hbm_bytes_per_s : SRV_NOMINAL_HBM_BYTES_PER_S, local_bytes};
@@ -201,29 +217,88 @@ static enum status set_tiers(const struct options *o, struct kn *kn, uint64_t lo
             .bytes_per_s = link ? link_rate(link, m) : srv_nominal_link_bytes_per_s(spec->mem),
             .bytes = size_min(spec->bytes / KN_ALIGN * KN_ALIGN, leaving + 2 * tile)};
     }
-    return ST_OK;
 }
 
-static enum status make_plan(const struct options *o, struct kn *kn, const struct eng_shape *shape,
+/* Of the operations that are KV's, all bytes. */
+static uint64_t kv_in_plan(const struct off_plan *p)
+{
+    uint64_t bytes = 0;
+    for (int i = 0; i < p->op_count; i++) {
+        const struct off_plan_op *op = &p->op[i];
+        if (eng_operation_is_kv(op))
+            bytes += (uint64_t)op->count * (uint64_t)op->tile_count * op->tile_bytes;
+    }
+    return bytes;
+}
+
+/* Lets KV leave, where there is a tier for it.  The bytes of local memory that are kept free beside
+ * the plan's: for what is wanted beyond the workload and has no room in that tier, or what
+ * --kv-cache-memory-bytes states. */
+static uint64_t open_kv(const struct options *o, const struct pages *pages, struct srv_memory *m)
+{
+    /* The workload's KV is an operation; what is wanted beyond it is kept free.  A cache of one
+     * page is less than the workload of one token has. */
+    const uint64_t in_plan = kv_in_plan(&m->plan), wanted = size_max(kv_bytes(pages), in_plan);
+    if (!m->kv_in_place) return wanted - in_plan;
+    const uint64_t pool = (uint64_t)pages->far * pages->bytes;
+    const uint64_t given = o->kv_cache_memory_bytes ? kv_bytes(pages) : 0;
+    const int64_t leave = pages->wanted - NEAR_PAGES_MIN * o->max_num_seqs;
+    const uint64_t most = given ? pool : leave > 0 ? (uint64_t)leave * pages->bytes : 0;
+    eng_operations_open_kv(&m->plan, m->kv_tier, size_min(pool, most), given);
+    const uint64_t may_leave = m->plan.pool_bytes[m->kv_tier];
+    if (given) m->plan.pool_bytes[0] = size_max(given, in_plan - may_leave);
+    if (given) return m->plan.pool_bytes[0];
+    const uint64_t more = wanted - in_plan, beside = pool - may_leave;
+    return more > beside ? more - beside : 0;
+}
+
+/* The plan, in which no more leaves than must: where KV has left for its free fraction of the link,
+ * weights that need not leave beside it stay. */
+static enum status solve(struct srv_memory *m, char *err)
+{
+    struct off_plan *p = &m->plan;
+    enum status st = eng_operations_solve(p, err);
+    if (st || !m->kv_in_place) return st;
+    const uint64_t tile = largest_tile(p);
+    uint64_t used = 0, out[KN_TIER_MAX] = {0};
+    for (int i = 0; i < p->op_count; i++) {
+        const bool kv = eng_operation_is_kv(&p->op[i]);
+        if (!kv || !p->pool_bytes[0]) used += off_plan_stored_bytes(&p->op[i], 0);
+        for (int t = 1; t < p->tier_count && !kv; t++)
+            out[t] += off_plan_stored_bytes(&p->op[i], t);
+    }
+    uint64_t spare = p->tier[0].bytes - used;
+    if (spare <= tile) return ST_OK;
+    for (int t = p->tier_count - 1; t > 0; t--) {
+        const uint64_t stays = size_min(out[t], spare);
+        spare -= stays;
+        p->tier[t].bytes = size_min(p->tier[t].bytes, out[t] - stays + tile);
+    }
+    return eng_operations_solve(p, err);
+}
+
+/* What is known before anything is planned: where weights may go, and how fast that is. */
+static enum status prepare_plan(const struct options *o, struct kn *kn, uint64_t leaving,
+                                const struct pages *pages, struct srv_memory *m, char *err)
+{
+    const uint64_t pool = (uint64_t)pages->far * pages->bytes;
+    enum status st = ST_OK;
+    if (!o->remote[0]) st = offer_host(o, leaving > pool ? leaving - pool : 0, m, err);
+    if (st || (st = measure_arithmetic(kn, m, err))) return st;
+    return m->gpu ? srv_probe_links(o, kn, &m->remote, &m->links, err) : ST_OK;
+}
+
+static enum status make_plan(const struct eng_shape *shape, const struct options *o,
                              const struct pages *pages, struct srv_memory *m, char *err)
 {
     char why[ERR_CAP] = "";
-    uint64_t leaving = excess(m, &shape->info, pages), in_plan = 0;
-    enum status st = o->remote[0] ? ST_OK : offer_host(o, leaving, m, err);
-    if (st || (st = measure_arithmetic(kn, m, err)) ||
-        (st = eng_operations(shape, &m->workload, &m->plan, err)))
-        return st;
-    for (int i = 0; i < m->plan.op_count; i++) {
-        const struct off_plan_op *op = &m->plan.op[i];
-        if (is_kv(op)) in_plan = (uint64_t)op->count * (uint64_t)op->tile_count * op->tile_bytes;
-    }
-    /* The workload's KV is an operation; what is wanted beyond it is kept free.  A cache of one
-     * page is less than the workload of one token has. */
-    uint64_t wanted = size_max(kv_bytes(pages), in_plan), taken = m->step + wanted - in_plan;
-    leaving += wanted - kv_bytes(pages);
-    uint64_t local = m->usable > taken ? m->usable - taken : 0;
-    if ((st = set_tiers(o, kn, local, leaving, m, err))) return st;
-    if (!(st = eng_operations_solve(&m->plan, why))) return ST_OK;
+    uint64_t leaving = excess(m, &shape->info, pages);
+    enum status st = eng_operations(shape, &m->workload, &m->plan, err);
+    if (st) return st;
+    const uint64_t in_plan = kv_in_plan(&m->plan), taken = m->step + open_kv(o, pages, m);
+    if (in_plan > kv_bytes(pages)) leaving += in_plan - kv_bytes(pages);
+    set_tiers(m->usable > taken ? m->usable - taken : 0, leaving, m);
+    if (!(st = solve(m, why))) return ST_OK;
     return err_set(err, st,
                    "%.300s: raise --gpu-memory-utilization or --remote, or lower --plan-batch, "
                    "--plan-context, --max-model-len or --kv-cache-memory-bytes",
@@ -237,7 +312,9 @@ static enum status plan_share(const struct options *o, struct kn *kn, const stru
     uint64_t all = 0, tiles = 0;
     char why[ERR_CAP] = "";
     enum status st = measure_arithmetic(kn, m, err);
-    if (st || (st = eng_operations(shape, &m->workload, &m->plan, err))) return st;
+    if (st || (st = eng_operations(shape, &m->workload, &m->plan, err)) ||
+        (m->gpu && (st = srv_probe_links(o, kn, &m->remote, &m->links, err))))
+        return st;
     for (int i = 0; i < m->plan.op_count; i++) {
         const struct off_plan_op *op = &m->plan.op[i];
         const uint64_t bytes = (uint64_t)op->count * (uint64_t)op->tile_count * op->tile_bytes;
@@ -245,7 +322,7 @@ static enum status plan_share(const struct options *o, struct kn *kn, const stru
         if (!op->pinned) tiles += bytes;
     }
     const uint64_t leaving = (uint64_t)(o->offload * (double)tiles);
-    if ((st = set_tiers(o, kn, all - leaving, leaving, m, err))) return st;
+    set_tiers(all - leaving, leaving, m);
     m->planned = true;
     if (!(st = eng_operations_solve(&m->plan, why))) return ST_OK;
     return err_set(err, st, "--offload %g: %.400s: raise --remote", o->offload, why);
@@ -275,7 +352,7 @@ static void sum_plan(const struct off_plan *p, uint64_t stored[KN_TIER_MAX],
         stored[t] = 0;
         read[t] = 0;
         for (int i = 0; i < p->op_count; i++) {
-            if (!is_kv(&p->op[i])) stored[t] += off_plan_stored_bytes(&p->op[i], t);
+            if (!eng_operation_is_kv(&p->op[i])) stored[t] += off_plan_stored_bytes(&p->op[i], t);
             read[t] += off_plan_read_bytes(&p->op[i], t);
         }
     }
@@ -289,7 +366,8 @@ static void set_requests(const struct eng_model_options *mo, const struct eng_mo
     double read[KN_TIER_MAX], capacity = 0;
     sum_plan(&m->plan, stored, read);
     for (int i = 0; i < m->plan.op_count; i++)
-        if (m->plan.op[i].pinned && !is_kv(&m->plan.op[i])) tiles -= m->plan.op[i].tile_bytes;
+        if (m->plan.op[i].pinned && !eng_operation_is_kv(&m->plan.op[i]))
+            tiles -= m->plan.op[i].tile_bytes;
     for (int i = 0; i < m->remote.count; i++) capacity += (double)m->remote.spec[i].bytes;
     uint64_t out = 0;
     for (int t = KN_TIER_MAX - 1; t >= 0; t--) {
@@ -304,26 +382,64 @@ static void set_requests(const struct eng_model_options *mo, const struct eng_mo
     }
 }
 
-/* Memory that remote weights are copied through, of prompts and of decode steps, is memory that
- * weights must leave: what leaves and what it needs are found in turn, each round adding a layer's
- * part of the one before.
- */
+/* Memory that remote weights are copied through, of prompts and of decode steps, where so much of
+ * them is remote.  bare: what a step works on beside it. */
+static enum status set_aside(const struct options *o, const struct eng_model_info *info,
+                             double share, uint64_t bare, struct srv_memory *m, char *err)
+{
+    uint64_t ring = 0;
+    enum status st = srv_staging_choose(o, info, share, m->gpu, &m->staging, err);
+    if (st || (st = srv_mode_reserve(o, info, share, m->gpu, m->ring, err))) return st;
+    for (int k = 0; k < OFF_MODE_COUNT; k++) ring = size_max(ring, m->ring[k]);
+    m->step = bare + m->staging + ring;
+    return ST_OK;
+}
+
+/* What is set aside is memory that weights must leave: what leaves and what it needs are found in
+ * turn, each round adding a layer's part of the one before. */
 static enum status set_staging(const struct options *o, const struct eng_model_info *info,
                                const struct pages *p, struct srv_memory *m, char *err)
 {
-    const uint64_t step = m->step;
+    const uint64_t bare = m->step;
     const int rounds = m->planned ? STAGING_ROUNDS : 1;
     double share = o->offload > 0 ? o->offload : 0;
-    for (int i = 0; i < rounds; i++) {
+    enum status st = ST_OK;
+    for (int i = 0; i < rounds && !st; i++) {
         if (m->planned) share = fmin((double)excess(m, info, p) / (double)info->weight_bytes, 1);
-        enum status st = srv_staging_choose(o, info, share, m->gpu, &m->staging, err);
-        if (st || (st = srv_mode_reserve(o, info, share, m->gpu, m->ring, err))) return st;
-        m->step = step + m->staging;
-        uint64_t ring = 0;
-        for (int k = 0; k < OFF_MODE_COUNT; k++) ring = size_max(ring, m->ring[k]);
-        m->step += ring;
+        st = set_aside(o, info, share, bare, m, err);
+    }
+    return st;
+}
+
+/* The same where KV may leave too, so that only a plan says how much of the weights does. */
+static enum status plan_both(const struct options *o, const struct eng_shape *shape,
+                             const struct pages *p, struct srv_memory *m, char *err)
+{
+    const uint64_t bare = m->step;
+    double share = 0;
+    for (int i = 0; i < STAGING_ROUNDS; i++) {
+        uint64_t stored[KN_TIER_MAX], out = 0;
+        double read[KN_TIER_MAX];
+        enum status st = set_aside(o, &shape->info, share, bare, m, err);
+        if (st || (st = make_plan(shape, o, p, m, err))) return st;
+        sum_plan(&m->plan, stored, read);
+        for (int t = 1; t < KN_TIER_MAX; t++) out += stored[t];
+        if ((double)out <= share * (double)shape->info.weight_bytes) break;
+        share = fmin(1.001 * (double)out / (double)shape->info.weight_bytes, 1);
     }
     return ST_OK;
+}
+
+/* Of local memory, what does not fit leaves it, as the planner says. */
+static enum status place_by_plan(const struct options *o, uint64_t leaving,
+                                 const struct eng_shape *shape, const struct pages *p,
+                                 struct kn *kn, struct srv_memory *m, char *err)
+{
+    enum status st;
+    if (!m->kv_in_place && (st = set_staging(o, &shape->info, p, m, err))) return st;
+    if (!m->kv_in_place) leaving = excess(m, &shape->info, p);
+    if ((st = prepare_plan(o, kn, leaving, p, m, err))) return st;
+    return m->kv_in_place ? plan_both(o, shape, p, m, err) : make_plan(shape, o, p, m, err);
 }
 
 /* A share that was asked for, or none. */
@@ -353,17 +469,18 @@ static enum status place_by_share(const struct options *o, uint64_t leaving,
 static enum status too_little_kv(const struct options *o, const struct pages *p, int64_t count,
                                  const struct srv_memory *m, char *err)
 {
-    double need = (double)p->per_seq * (double)p->bytes / GIB;
+    char need[SIZE_TEXT_CAP], have[SIZE_TEXT_CAP];
+    (void)size_text((uint64_t)p->per_seq * p->bytes, need);
     if (o->kv_cache_memory_bytes)
         return err_set(err, ST_LIMIT,
-                       "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and "
-                       "--kv-cache-memory-bytes allows %.2f GiB: raise the one or lower the other",
-                       m->model_len, need, (double)o->kv_cache_memory_bytes / GIB);
+                       "one sequence of --max-model-len %d needs %s of KV cache, and "
+                       "--kv-cache-memory-bytes allows %s: raise the one or lower the other",
+                       m->model_len, need, size_text((uint64_t)o->kv_cache_memory_bytes, have));
     return err_set(err, ST_LIMIT,
-                   "one sequence of --max-model-len %d needs %.2f GiB of KV cache, and %.2f GiB "
-                   "of local memory are left beside the weights: lower --max-model-len, raise "
+                   "one sequence of --max-model-len %d needs %s of KV cache, and %s of local "
+                   "memory are left beside the weights: lower --max-model-len, raise "
                    "--gpu-memory-utilization, or leave out --offload",
-                   m->model_len, need, (double)count * (double)p->bytes / GIB);
+                   m->model_len, need, size_text((uint64_t)count * p->bytes, have));
 }
 
 /* Pages of the remote tier, as many as sequences may fill beside the local ones; its pool is made
@@ -375,9 +492,10 @@ static enum status give_far_kv(const struct options *o, const struct pages *p, i
     uint64_t *pool = &m->remote.pool_bytes[m->kv_tier - 1];
     const int64_t most = (p->per_seq + 1) * o->max_num_seqs - near;
     int64_t count = (int64_t)(*pool / p->bytes);
+    char page[SIZE_TEXT_CAP];
     if (count == 0)
-        return err_set(err, ST_INVALID, "--kv-remote %s has no room for one page of KV, %.2f MiB",
-                       o->kv_remote, (double)p->bytes / MIB);
+        return err_set(err, ST_INVALID, "--kv-remote %s has no room for one page of KV, %s",
+                       o->kv_remote, size_text(p->bytes, page));
     if (count > most) count = most > 0 ? most : 0;
     if (count > 0x0FFFFFFF)
         return err_set(err, ST_LIMIT, "--kv-remote would hold more than 2^28 pages");
@@ -391,6 +509,19 @@ static enum status give_far_kv(const struct options *o, const struct pages *p, i
     return ST_OK;
 }
 
+static enum status no_room(const struct options *o, const struct pages *p, uint64_t weights,
+                           const struct srv_memory *m, char *err)
+{
+    const uint64_t kv = size_max(p->bytes, o->kv_cache_memory_bytes ? kv_bytes(p) : 0);
+    char need[3][SIZE_TEXT_CAP], have[SIZE_TEXT_CAP];
+    return err_set(err, ST_LIMIT,
+                   "the model needs %s of local memory for weights, %s for KV and %s to work in, "
+                   "and %s may be used: raise --gpu-memory-utilization, lower "
+                   "--kv-cache-memory-bytes, or leave out --offload",
+                   size_text(weights, need[0]), size_text(kv, need[1]), size_text(m->step, need[2]),
+                   size_text(m->usable, have));
+}
+
 static enum status give_kv(const struct options *o, const struct pages *p, struct srv_memory *m,
                            char *err)
 {
@@ -402,15 +533,7 @@ static enum status give_kv(const struct options *o, const struct pages *p, struc
         uint64_t fixed = stored[0] + m->step;
         uint64_t left = m->usable > fixed ? m->usable - fixed : 0;
         if (o->kv_cache_memory_bytes ? kv_bytes(p) > left : left < p->bytes)
-            return err_set(err, ST_LIMIT,
-                           "the model needs %.2f GiB of local memory for weights, %.2f GiB for KV "
-                           "and %.2f GiB to work in, and %.2f GiB may be used: raise "
-                           "--gpu-memory-utilization, lower --kv-cache-memory-bytes, or leave out "
-                           "--offload",
-                           (double)stored[0] / GIB,
-                           (double)size_max(p->bytes, o->kv_cache_memory_bytes ? kv_bytes(p) : 0) /
-                               GIB,
-                           (double)m->step / GIB, (double)m->usable / GIB);
+            return no_room(o, p, stored[0], m, err);
         if ((uint64_t)count > left / p->bytes) count = (int64_t)(left / p->bytes);
     } else if (!o->kv_cache_memory_bytes) {
         int64_t usual = (int64_t)size_max(KV_DEFAULT_BYTES / p->bytes, (size_t)p->per_seq);
@@ -418,8 +541,7 @@ static enum status give_kv(const struct options *o, const struct pages *p, struc
     }
     enum status st = give_far_kv(o, p, count, m, err);
     if (st) return st;
-    const bool in_place = strcmp(o->kv_policy, "in-place") == 0;
-    const int64_t all = in_place ? count + m->far_page_count : count;
+    const int64_t all = m->kv_in_place ? count + m->far_page_count : count;
     if (count < 1 ||
         (all < p->per_seq && (!m->bounded || o->max_model_len || o->kv_cache_memory_bytes)))
         return too_little_kv(o, p, all, m, err);
@@ -453,6 +575,19 @@ static void trim_offered(const struct options *o, struct srv_memory *m)
     for (int i = 0; i < m->remote.count; i++) m->remote.spec[i].bytes = m->share[i + 1].requested;
 }
 
+static void log_plan(const struct srv_memory *m, uint64_t leaving)
+{
+    const struct eng_step *w = &m->workload;
+    char text[SIZE_TEXT_CAP], usable[SIZE_TEXT_CAP];
+    if (leaving > 0)
+        log_info("startup", "%s of weights and KV cache do not fit in the %s that may be used",
+                 size_text(leaving, text), size_text(m->usable, usable));
+    log_info("startup",
+             "what leaves is planned for a step of %d sequence%s of %d tokens, at least %.2f ms%s",
+             w->seq_count, w->seq_count == 1 ? "" : "s", w->context, m->plan.seconds * 1e3,
+             m->gpu ? "" : " on an H200");
+}
+
 enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
                               const struct eng_shape *shape, const struct kn_kv *kv,
                               struct eng_model_options *mo, struct srv_memory *m, char *err)
@@ -477,30 +612,24 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
         return st;
     const struct pages pages = choose_pages(o, kv, m);
     uint64_t leaving = excess(m, info, &pages);
-    shrink_workload(&m->workload, pages.wanted);
+    shrink_workload(&m->workload, pages.workload);
     m->planned = o->offload == OPT_AUTO && leaving > 0;
-    if ((st = set_staging(o, info, &pages, m, err))) return st;
-    if (m->planned) st = make_plan(o, kn, shape, &pages, m, err);
-    else st = place_by_share(o, leaving, shape, kn, mo, m, err);
+    if (m->planned) st = place_by_plan(o, leaving, shape, &pages, kn, m, err);
+    else if (!(st = set_staging(o, info, &pages, m, err)))
+        st = place_by_share(o, leaving, shape, kn, mo, m, err);
     if (st || (st = give_kv(o, &pages, m, err))) return st;
+    m->residency = srv_kv_residency(m, kv);
+    srv_kv_place(m, &m->workload, &m->plan);
     if (m->planned) {
         mo->plan = &m->plan;
         leaving = excess(m, info, &pages);
+        off_plan_sum_up(&m->plan);
     }
     set_requests(mo, info, m);
     trim_offered(o, m);
     if (!m->planned && o->offload == OPT_AUTO && o->remote[0])
         log_info("startup", "the model fits with its KV cache: the tiers of --remote stay empty");
-    if (m->planned && leaving > 0)
-        log_info("startup",
-                 "%.3f GiB of weights and KV cache do not fit in the %.3f GiB that may be used",
-                 (double)leaving / GIB, (double)m->usable / GIB);
-    if (m->planned)
-        log_info("startup",
-                 "what leaves is planned for a step of %d sequences of %d tokens, at least %.2f "
-                 "ms%s",
-                 m->workload.seq_count, m->workload.context, m->plan.seconds * 1e3,
-                 m->gpu ? "" : " on an H200");
+    if (m->planned) log_plan(m, leaving);
     return ST_OK;
 }
 
@@ -529,6 +658,7 @@ static enum status check_operations(const struct srv_memory *m, const struct off
 {
     struct off_plan placed = m->plan;
     eng_operations_count(eng_model_shape(model), eng_model_weights(model), &placed);
+    srv_kv_place(m, &m->workload, &placed);
     for (int i = 0; i < placed.op_count; i++)
         for (int t = 0; t < off_tiers_count(tiers); t++)
             if (placed.op[i].tiles[t] != m->plan.op[i].tiles[t])
@@ -542,34 +672,71 @@ static enum status check_operations(const struct srv_memory *m, const struct off
 
 static void log_shares(const struct srv_memory *m, const struct off_tiers *tiers)
 {
-    log_info("startup", "%-8s %12s %12s %12s   %26s", "", "weights GiB", "", "capacity",
-             "a step reads MB");
-    log_info("startup", "%-8s %12s %12s %12s   %12s %13s", "tier", "requested", "placed", "GiB",
-             "predicted", "of the placed");
+    log_info("startup", "%-8s %12s %12s %12s   %26s   %23s", "", "weights GiB", "", "capacity",
+             "a step reads MB", "KV GiB, of it read MB");
+    log_info("startup", "%-8s %12s %12s %12s   %12s %13s   %11s %11s", "tier", "requested",
+             "placed", "GiB", "predicted", "of the placed", "", "");
     for (int t = 0; t < off_tiers_count(tiers); t++) {
         const struct srv_share *s = &m->share[t];
-        log_info("startup", "%-8s %12.3f %12.3f %12.3f   %12.3f %13.3f", off_tier_name(tiers, t),
-                 (double)s->requested / GIB, (double)s->placed / GIB,
+        log_info("startup", "%-8s %12.3f %12.3f %12.3f   %12.3f %13.3f   %11.3f %11.3f",
+                 off_tier_name(tiers, t), (double)s->requested / GIB, (double)s->placed / GIB,
                  (double)off_tier_capacity(tiers, t) / GIB, s->predicted_read / 1e6,
-                 s->placed_read / 1e6);
+                 s->placed_read / 1e6, (double)s->kv_bytes / GIB, s->kv_read / 1e6);
     }
 }
 
-enum status srv_memory_check(struct srv_memory *m, const struct off_tiers *tiers,
-                             const struct eng_model *model, char *err)
+/* What a step of the planned workload reads of what was loaded, and of the KV pools there are. */
+static void measure_shares(struct srv_memory *m, const struct off_tiers *tiers,
+                           const struct eng_model *model)
 {
+    const struct eng_step *w = &m->workload;
     struct eng_traffic traffic;
-    uint64_t read[KN_TIER_MAX], tile = 0;
-    eng_model_traffic(model, m->workload.kv_dtype, &traffic);
-    eng_traffic_decode(&traffic, m->workload.seq_count, m->workload.context, read);
-    for (int i = 0; i < m->plan.op_count; i++)
-        if (!m->plan.op[i].pinned) tile = size_max(tile, m->plan.op[i].tile_bytes);
+    uint64_t read[KN_TIER_MAX];
+    double kv_share[KN_TIER_MAX];
+    eng_model_traffic(model, w->kv_dtype, &traffic);
+    eng_traffic_decode(&traffic, w->seq_count, w->context, read);
+    const double kv = (double)w->seq_count * (double)eng_traffic_kv_bytes(&traffic, w->context);
+    srv_kv_shares(m, w, kv_share);
     for (int t = 0; t < off_tiers_count(tiers); t++) {
-        m->share[t].placed = eng_model_tier_bytes(model, t);
-        m->share[t].placed_read = (double)read[t];
+        struct srv_share *s = &m->share[t];
+        s->placed = eng_model_tier_bytes(model, t);
+        s->kv_read = kv_share[t] * kv;
+        s->placed_read = (double)read[t] - (t ? 0 : kv) + s->kv_read;
     }
+}
+
+/* The pools of KV are as large as was decided. */
+static enum status check_kv(struct srv_memory *m, const struct off_tiers *tiers,
+                            const struct kn_kv *kv, char *err)
+{
+    const uint64_t page = kn_kv_page_bytes(kv);
+    for (int t = 0; t < off_tiers_count(tiers); t++) {
+        const int32_t pages = t == 0 ? m->page_count : t == m->kv_tier ? m->far_page_count : 0;
+        const uint64_t pool = off_tier_pool_bytes(tiers, t);
+        m->share[t].kv_bytes = (uint64_t)pages * page;
+        if (t > 0 && pool != m->share[t].kv_bytes)
+            return err_set(err, ST_DEVICE,
+                           "tier %s was to hold %llu bytes of KV and has a pool of %llu: this is a "
+                           "fault of dakd, not of the settings",
+                           off_tier_name(tiers, t), (unsigned long long)m->share[t].kv_bytes,
+                           (unsigned long long)pool);
+        if (pages && !kv->base[t])
+            return err_set(err, ST_DEVICE,
+                           "tier %s was to hold %d pages of KV and has no pool: this is a fault of "
+                           "dakd, not of the settings",
+                           off_tier_name(tiers, t), pages);
+    }
+    return ST_OK;
+}
+
+enum status srv_memory_check(struct srv_memory *m, const struct off_tiers *tiers,
+                             const struct eng_model *model, const struct kn_kv *kv, char *err)
+{
+    const uint64_t tile = largest_tile(&m->plan);
+    measure_shares(m, tiers, model);
+    enum status st = check_kv(m, tiers, kv, err);
     log_shares(m, tiers);
-    enum status st = check_operations(m, tiers, model, err);
+    if (!st) st = check_operations(m, tiers, model, err);
     /* A share is met to within half a tile in every tier, and so to within one in the first. */
     for (int t = 0; t < off_tiers_count(tiers) && !st; t++)
         st = srv_share_check(&m->share[t], off_tier_name(tiers, t),

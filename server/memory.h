@@ -8,10 +8,14 @@
  *               given: at most a quarter of what is usable), and for one of --max-model-len where
  *               that was given; or --kv-cache-memory-bytes.  It gets what is left beside the
  *               weights, up to --max-num-seqs longest sequences
- *               --kv-remote: more of it in a remote tier, in a pool beside the weights there
- *     weights   all local where they fit beside the KV wanted; else `--offload auto` moves out what
- *               does not, as the planner says (offload/plan.h), and no more; of a stated share
- *               --placement says which
+ *               --kv-remote: more of it in a remote tier, in a pool beside the weights there; what
+ * is wanted may then leave as well as weights weights   all local where they fit beside the KV
+ * wanted; else `--offload auto` moves out what does not, as the planner says (offload/plan.h), and
+ * no more; of a stated share
+ *               --placement says which.  Where KV may leave too the planner decides how much of
+ *               each, for the stated workload: both hide their free fraction behind the link, and
+ *               beyond it have equal shares.  --kv-cache-memory-bytes fixes what of KV is local,
+ *               --offload what of the weights
  *
  * Where nothing bounds the local memory (a CPU without --hbm-size) everything fits.
  */
@@ -20,6 +24,7 @@
 
 #include "config/options.h"
 #include "engine/operations.h"
+#include "offload/residency.h"
 #include "server/mode.h"
 
 /* On a CPU nothing is measured: the planner gets the figures of an H200. */
@@ -35,6 +40,8 @@ static inline double srv_nominal_link_bytes_per_s(enum kn_mem mem)
 struct srv_share {
     uint64_t requested, placed;
     double predicted_read, placed_read;
+    uint64_t kv_bytes; /* of the pool there */
+    double kv_read;    /* of placed_read */
 };
 
 struct srv_memory {
@@ -45,14 +52,16 @@ struct srv_memory {
     uint64_t staging;              /* of step, for the remote weights of prompts */
     uint64_t ring[OFF_MODE_COUNT]; /* of step, the largest: for those of decode steps, by mode */
     int32_t model_len;
-    int32_t page_count;     /* of KV, in local memory */
-    int kv_tier;            /* that has more of it; 0: none */
-    int32_t far_page_count; /* there */
+    int32_t page_count;             /* of KV, in local memory */
+    int kv_tier;                    /* that has more of it; 0: none */
+    bool kv_in_place;               /* which steps read there (--kv-policy) */
+    int32_t far_page_count;         /* there */
+    struct off_residency residency; /* of pages, where a remote tier has some */
     struct eng_step workload;
     struct off_remote remote;
     struct off_links links; /* measured where link_count > 0 */
     bool planned;           /* by the planner; else by place.h, or nothing is remote */
-    struct off_plan plan;   /* how the weights are to lie, by operation */
+    struct off_plan plan;   /* how the weights are to lie, and KV will, by operation */
     struct srv_share share[KN_TIER_MAX];
 };
 
@@ -67,9 +76,11 @@ MUST_USE enum status srv_memory_decide(const struct options *o, struct kn *kn, b
 /* Capacity of tier 0: the weights that are to lie there, and the KV cache. */
 uint64_t srv_memory_local_bytes(const struct srv_memory *m, const struct kn_kv *kv);
 /* Logs, a line a tier, what was asked for, what lies there and what is predicted of a step.
- * ST_DEVICE where they differ: by operation and tier from the plan, by half a tile from a share. */
+ * ST_DEVICE where they differ: by operation and tier from the plan, by half a tile from a share, by
+ * a page of KV. */
 MUST_USE enum status srv_memory_check(struct srv_memory *m, const struct off_tiers *tiers,
-                                      const struct eng_model *model, char *err);
+                                      const struct eng_model *model, const struct kn_kv *kv,
+                                      char *err);
 
 /* --- pure, for tests -------------------------------------------------------------------------- */
 

@@ -7,6 +7,7 @@
 #include "config/check.h"
 #include "config/log.h"
 #include "config/size.h"
+#include "server/kv_tiers.h"
 #include "server/staging.h"
 #include "server/startup.h"
 
@@ -224,6 +225,18 @@ static enum status set_ways(const struct options *o, struct srv_machine *m,
     return st;
 }
 
+/* Of KV, attention reads local pages alone from HBM. */
+static void leave_out_far_kv(const struct srv_machine *m, const struct eng_traffic *traffic,
+                             struct srv_mode *mode)
+{
+    const struct eng_step *w = &mode->workload;
+    const double all = (double)w->seq_count * (double)eng_traffic_kv_bytes(traffic, w->context);
+    double share[KN_TIER_MAX];
+    srv_kv_shares(&m->memory, w, share);
+    mode->local_kv_bytes = share[0] * all;
+    mode->step_bytes[0] -= all - mode->local_kv_bytes;
+}
+
 enum status srv_mode_apply(const struct options *o, struct srv_machine *m, char *err)
 {
     struct srv_mode next = {.workload = workload_of(o, m)};
@@ -240,6 +253,7 @@ enum status srv_mode_apply(const struct options *o, struct srv_machine *m, char 
     eng_model_traffic(m->model, m->kv.dtype, &traffic);
     eng_traffic_decode(&traffic, next.workload.seq_count, next.workload.context, bytes);
     for (int t = 0; t < KN_TIER_MAX; t++) next.step_bytes[t] = (double)bytes[t];
+    leave_out_far_kv(m, &traffic, &next);
     if ((st = set_ways(o, m, &traffic, &next, err))) return st;
     set_controls(m, &next);
     next.applied = true;
@@ -264,10 +278,11 @@ void srv_mode_log(const struct srv_machine *m)
         else
             log_info(
                 "startup",
-                "%s: %.1f %% of the %.1f MB that a decode step of %d sequences reads of %s come "
+                "%s: %.1f %% of the %.1f MB that a decode step of %d sequence%s reads of %s come "
                 "by the copy engine, through %.1f MiB of GPU memory",
                 name, 100 * mode->share[t], mode->step_bytes[t] / 1e6, mode->workload.seq_count,
-                tier, (double)mode->staged.ring_bytes / MIB);
+                mode->workload.seq_count == 1 ? "" : "s", tier,
+                (double)mode->staged.ring_bytes / MIB);
     }
     if (remote_bytes <= 0 && mode->mode != OFF_MODE_AUTO)
         log_info("startup", "--offload-mode %s: no weights are remote, and nothing is different",

@@ -29,7 +29,9 @@ struct srv_machine;
 struct srv_mode {
     enum off_mode mode;
     struct eng_step workload; /* that the share is right for */
-    /* Of a decode step, by tier: bytes read, those of them copied, and their share. */
+    /* Of a decode step, by tier: bytes read, those of them copied, and their share.  KV that lies
+     * in remote tiers is left out; local_kv_bytes: what of [0] is KV. */
+    double local_kv_bytes;
     double step_bytes[KN_TIER_MAX], copied_bytes[KN_TIER_MAX], share[KN_TIER_MAX];
     struct eng_staged staged;
     double predicted_s, direct_s; /* by off_mix: so, and with nothing copied; 0: links unknown */

@@ -136,7 +136,7 @@ static void sum_up(struct report *r)
             double read = off_plan_read_bytes(op, t);
             r->read[t] += read;
             r->all_read += read;
-            if (strcmp(op->name, ENG_OPERATION_KV) == 0) r->kv_read[t] += read;
+            if (eng_operation_is_kv(op)) r->kv_read[t] += read;
             r->stored[t] += off_plan_stored_bytes(op, t);
         }
     }
@@ -168,6 +168,12 @@ static double op_read(const struct off_plan_op *op)
     return op->read_bytes * op->count;
 }
 
+/* 0 of what no step reads. */
+static double op_rate(const struct off_plan_op *op)
+{
+    return op->seconds > 0 ? op_read(op) / op->seconds : 0;
+}
+
 static void print_operations(const struct report *r)
 {
     printf("\n%-16s %6s %9s   %22s %10s %10s %10s\n", "", "", "", "lies in (MB)", "read by a",
@@ -179,7 +185,7 @@ static void print_operations(const struct report *r)
         printf("%-16s %6d %9.1f %12.3f %12.3f %10.3f %10.4f %10.1f  %s\n", op->name, op->count,
                (double)op->tile_bytes / 1e3, (double)off_plan_stored_bytes(op, HBM) / 1e6,
                (double)off_plan_stored_bytes(op, LINK) / 1e6, op_read(op) / 1e6, op->seconds * MS,
-               op_read(op) / op->seconds / 1e9, bound_name(r, op->bound));
+               op_rate(op) / 1e9, op->seconds > 0 ? bound_name(r, op->bound) : "nothing");
     }
 }
 
@@ -303,8 +309,8 @@ static void put_operations(struct buf *b, const struct report *r)
                        (unsigned long long)off_plan_stored_bytes(op, t));
         buf_printf(b, ", \"step_bytes\": %.17g, \"compute_ms\": %.12g, \"at_least_ms\": %.12g",
                    op_read(op), op->compute_s * op->count * MS, op->seconds * MS);
-        buf_printf(b, ", \"read_bytes_per_s\": %.12g, \"bound\": \"%s\"}",
-                   op_read(op) / op->seconds, bound_name(r, op->bound));
+        buf_printf(b, ", \"read_bytes_per_s\": %.12g, \"bound\": \"%s\"}", op_rate(op),
+                   op->seconds > 0 ? bound_name(r, op->bound) : "nothing");
     }
     buf_puts(b, "\n  ]");
 }

@@ -10,6 +10,7 @@
 #include <math.h>
 
 #include "config/log.h"
+#include "server/kv_tiers.h"
 #include "server/probe.h"
 
 /* Of the layers' products in a tier. */
@@ -36,8 +37,21 @@ static struct eng_staging staging_of(const struct srv_machine *m, const struct o
     return s;
 }
 
+/* By the bytes that were read of each tier. */
+static void place_read(const struct srv_memory *m, const uint64_t bytes[KN_TIER_MAX],
+                       struct off_plan *placed)
+{
+    double all = 0;
+    for (int t = 0; t < KN_TIER_MAX; t++) all += (double)bytes[t];
+    if (!m->kv_tier || all <= 0) return;
+    const double share = (double)bytes[m->kv_tier] / all;
+    eng_operations_place_kv(placed, m->kv_tier,
+                            llround(share * eng_operation_kv(placed)->tile_count));
+}
+
 struct eng_prediction srv_predict(const struct srv_machine *m, const struct off_bandwidth *b,
-                                  int32_t seq_count, int32_t context)
+                                  int32_t seq_count, int32_t context,
+                                  const uint64_t kv_bytes[KN_TIER_MAX])
 {
     const struct eng_shape *shape = eng_model_shape(m->model);
     const struct eng_step step = {.seq_count = seq_count,
@@ -49,6 +63,8 @@ struct eng_prediction srv_predict(const struct srv_machine *m, const struct off_
     if (!m->memory.gpu || m->mode.mode == OFF_MODE_UVA) return p;
     if (eng_operations(shape, &step, &placed, NULL)) return p;
     eng_operations_count(shape, eng_model_weights(m->model), &placed);
+    if (kv_bytes) place_read(&m->memory, kv_bytes, &placed);
+    else srv_kv_place(&m->memory, &step, &placed);
     for (int t = 0; t < b->tier_count; t++) placed.tier[t].bytes_per_s = b->read_bytes_per_s[t];
     const struct eng_staging staging = staging_of(m, &placed);
     (void)eng_predict(shape, &step, &placed, &staging, &p); /* or it is 0 */
@@ -78,16 +94,16 @@ void srv_predict_rates(const struct options *o, const struct srv_machine *m,
 void srv_predict_report(const struct srv_machine *m, const struct off_bandwidth *b)
 {
     const struct eng_step *w = &m->memory.workload;
-    const struct eng_prediction p = srv_predict(m, b, w->seq_count, w->context);
+    const struct eng_prediction p = srv_predict(m, b, w->seq_count, w->context, NULL);
     if (!m->memory.gpu)
         log_info("startup", "no step's time is predicted: that is for GPUs, and the CPU computes");
     else if (!(p.seconds > 0))
-        log_info("startup", "no time is predicted of a step of %d sequences of %d tokens",
-                 w->seq_count, w->context);
+        log_info("startup", "no time is predicted of a step of %d sequence%s of %d tokens",
+                 w->seq_count, w->seq_count == 1 ? "" : "s", w->context);
     else
         log_info("startup",
-                 "predicted %.3g ms a step at the planned workload, %d sequences of %d tokens: "
+                 "predicted %.3g ms a step at the planned workload, %d sequence%s of %d tokens: "
                  "products %.3g, attention %.3g, waiting for links %.3g, the rest %.3g",
-                 p.seconds * 1e3, w->seq_count, w->context, p.products_s * 1e3, p.attention_s * 1e3,
-                 p.links_s * 1e3, p.between_s * 1e3);
+                 p.seconds * 1e3, w->seq_count, w->seq_count == 1 ? "" : "s", w->context,
+                 p.products_s * 1e3, p.attention_s * 1e3, p.links_s * 1e3, p.between_s * 1e3);
 }

@@ -10,9 +10,11 @@
 #include "server/startup.h"
 
 /* A step of so many sequences of that context, with the weights where they were loaded and tiers as
- * fast as `b` says.  All 0 where there is no prediction. */
+ * fast as `b` says.  kv_bytes: what it reads of KV by tier; NULL: what it will in the long run
+ * (kv_tiers.h).  All 0 where there is no prediction. */
 struct eng_prediction srv_predict(const struct srv_machine *m, const struct off_bandwidth *b,
-                                  int32_t seq_count, int32_t context);
+                                  int32_t seq_count, int32_t context,
+                                  const uint64_t kv_bytes[KN_TIER_MAX]);
 
 /* Of the machine's tiers, what was measured for the plan or is measured now; before its memory is
  * taken.  Where HBM's rate cannot be known the first one is 0. */

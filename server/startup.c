@@ -10,6 +10,7 @@
 #include "engine/traffic.h"
 #include "offload/window.h"
 #include "server/given.h"
+#include "server/kv_tiers.h"
 #include "server/predict.h"
 
 #define GIB 1073741824.0
@@ -206,25 +207,18 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
                  "KV cache: %d pages, %.3f GiB, more in tier %s, for what local memory has no room "
                  "for; up to %.1f %% of what a step reads there, beside local ones, costs nothing",
                  far, far * page_gib, off_tier_name(m->tiers, m->memory.kv_tier),
-                 (double)off_residency_free(&m->residency, 100000) / 1000);
+                 (double)off_residency_free(&m->memory.residency, 100000) / 1000);
     else if (m->memory.kv_tier)
         log_info("startup", "KV cache: local memory holds all there can be: --kv-remote stays "
                             "empty");
 }
 
-/* What moving pages costs and saves; of a link that was not measured, what its kind gives. */
+/* Of pages, in the mode that the machine has taken on. */
 static struct off_residency residency_of(const struct srv_machine *m)
 {
-    const struct srv_memory *mem = &m->memory;
-    if (!mem->kv_tier) return (struct off_residency){0};
-    const struct off_tier_spec *spec = &mem->remote.spec[mem->kv_tier - 1];
-    const struct off_link *link = off_links_of(&mem->links, spec);
-    if (link)
-        return (struct off_residency){kn_kv_page_bytes(&m->kv), mem->links.hbm_bytes_per_s,
-                                      link->read_bytes_per_s, link->busy_copy_bytes_per_s};
-    const double nominal = srv_nominal_link_bytes_per_s(spec->mem);
-    return (struct off_residency){kn_kv_page_bytes(&m->kv), SRV_NOMINAL_HBM_BYTES_PER_S, nominal,
-                                  nominal};
+    struct off_residency r = m->memory.residency;
+    srv_kv_make_way(&m->memory, &m->mode, &r);
+    return r;
 }
 
 /* What a step takes beside attention, at least: its weights, where they lie. */
@@ -255,7 +249,7 @@ static enum status open_engine(const struct options *o, const struct srv_startup
         .sched = {.seqs_max = (int32_t)o->max_num_seqs,
                   .tokens_step_max = (int32_t)o->max_num_batched_tokens,
                   .page_count = {m->page_count},
-                  .residency = m->residency,
+                  .residency = residency_of(m),
                   .kv_policy = kv_policy(o),
                   .admission =
                       strcmp(o->kv_admission, "all") ? ENG_ADMIT_THROUGHPUT : ENG_ADMIT_ALL,
@@ -335,11 +329,10 @@ enum status srv_startup(const struct options *o, const struct srv_startup_hooks 
         goto fail;
     m->model_len_max = mo.model_len_max = m->memory.model_len;
     m->page_count = m->memory.page_count;
-    m->residency = residency_of(m);
     srv_predict_rates(o, m, &rates);
     if ((st = read_controls(o, m, err)) || (st = open_tiers(&shape.info, m, err)) ||
         (st = eng_model_open(m->kn, m->tiers, o->model_dir, &mo, &m->model, err)) ||
-        (st = srv_memory_check(&m->memory, m->tiers, m->model, err)))
+        (st = srv_memory_check(&m->memory, m->tiers, m->model, &m->kv, err)))
         goto fail;
     if ((st = srv_mode_apply(o, m, err))) goto fail;
     m->step_base_s = step_base_s(m, &rates);

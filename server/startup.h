@@ -29,10 +29,9 @@ struct srv_machine {
     struct srv_mode mode;
     uint64_t staging_bytes; /* GPU memory that prompts' remote weights are copied through; or 0 */
     int32_t model_len_max;
-    int32_t page_count;             /* of KV, in local memory */
-    struct off_residency residency; /* of pages, where a remote tier has some */
-    double step_base_s;             /* of a step's weights, at least; 0: not known */
-    int32_t queue_max;              /* sequences that may be unfinished at a time */
+    int32_t page_count; /* of KV, in local memory */
+    double step_base_s; /* of a step's weights, at least; 0: not known */
+    int32_t queue_max;  /* sequences that may be unfinished at a time */
 };
 
 struct srv_startup_hooks {

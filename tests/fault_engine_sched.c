@@ -55,7 +55,10 @@ static void every_allocation(void **state)
     struct eng_sched_config config = {.seqs_max = 4,
                                       .tokens_step_max = 64,
                                       .page_count = {8},
-                                      .residency = {1 << 20, 4e12, 4e11, 3e11}};
+                                      .residency = {.page_bytes = 1 << 20,
+                                                    .local_bytes_per_s = 4e12,
+                                                    .link_bytes_per_s = 4e11,
+                                                    .copy_bytes_per_s = 3e11}};
     const long one = every_failure(&config);
     assert_true(one >= 6);
     config.page_count[2] = 8;

@@ -39,7 +39,7 @@ static uint64_t stored(const struct off_plan *p, int tier)
 {
     uint64_t sum = 0;
     for (int i = 0; i < p->op_count; i++)
-        if (strcmp(p->op[i].name, ENG_OPERATION_KV)) sum += off_plan_stored_bytes(&p->op[i], tier);
+        if (!eng_operation_is_kv(&p->op[i])) sum += off_plan_stored_bytes(&p->op[i], tier);
     return sum;
 }
 
@@ -78,9 +78,9 @@ static void test_placed_as_planned(void **state)
         const struct eng_model_options opt = {.load_format = ENG_LOAD_DUMMY, .plan = &plan};
         uint64_t kv = 0, all = shape.info.weight_bytes;
         for (int i = 0; i < plan.op_count; i++)
-            if (!strcmp(plan.op[i].name, ENG_OPERATION_KV))
-                kv = (uint64_t)plan.op[i].count * (uint64_t)plan.op[i].tile_count *
-                     plan.op[i].tile_bytes;
+            if (eng_operation_is_kv(&plan.op[i]))
+                kv += (uint64_t)plan.op[i].count * (uint64_t)plan.op[i].tile_count *
+                      plan.op[i].tile_bytes;
         for (int percent = 10; percent <= 100; percent += 18) {
             plan.tier_count = 3;
             plan.tier[0] = (struct off_plan_tier){"hbm", 4.7e12, kv + all / 100 * percent};

@@ -176,6 +176,43 @@ static void test_staged(void **state)
     assert_true(all.seconds < read_bytes(&placed, 1) / 54e9);
 }
 
+/* KV behind PCIe: what was measured (64 sequences of 1,024 tokens, the e8923df-kv-remote results),
+ * and what must hold of any share. */
+static void test_far_pages(void **state)
+{
+    (void)state;
+    static struct eng_shape shape;
+    static const struct {
+        double far_mb, ms;
+    } steps[] = {{537, 14.819}, {6979, 140.089}};
+    struct off_plan placed;
+    struct eng_prediction p, last = {0};
+    const struct eng_step step = step_of(64, 1048);
+    read_shape("Llama-3.1-8B", 0, &shape);
+    place(&shape, "host:16GiB", 0, true, &step, &placed);
+    placed.tier[0].bytes_per_s = 4646e9;
+    placed.tier[1].bytes_per_s = 51.3e9;
+    const int64_t pages = eng_operation_kv(&placed)->tile_count;
+    const double all = off_plan_read_bytes(eng_operation_kv(&placed), 0);
+    for (int i = 0; i < 2; i++) {
+        eng_operations_place_kv(&placed, 1, llround(steps[i].far_mb * 1e6 / all * (double)pages));
+        assert_true(eng_predict(&shape, &step, &placed, NULL, &p));
+        print_message("%.0f MB of KV behind PCIe: %.3f ms predicted, %.3f measured\n",
+                      steps[i].far_mb, p.seconds * 1e3, steps[i].ms);
+        assert_true(fabs(p.seconds * 1e3 / steps[i].ms - 1) < 0.03);
+    }
+    placed.tier[1].bytes_per_s = 375e9;
+    for (int64_t far = 0; far <= pages; far += pages / 64) {
+        eng_operations_place_kv(&placed, 1, far);
+        assert_true(eng_predict(&shape, &step, &placed, NULL, &p));
+        /* Shorter up to about the free fraction, 7 %, longer from then on. */
+        if (far && far <= pages / 16) assert_true(p.seconds < last.seconds);
+        if (far > pages / 10) assert_true(p.seconds > last.seconds);
+        assert_true(p.seconds >= (double)far / (double)pages * all / 375e9);
+        last = p;
+    }
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -215,9 +252,8 @@ static int close_cpu(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_measured_steps),
-        cmocka_unit_test(test_properties),
-        cmocka_unit_test(test_staged),
+        cmocka_unit_test(test_measured_steps), cmocka_unit_test(test_properties),
+        cmocka_unit_test(test_staged),         cmocka_unit_test(test_far_pages),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, open_cpu, close_cpu);

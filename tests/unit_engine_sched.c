@@ -26,7 +26,10 @@ struct bench {
 };
 
 /* Pages of 8 MB, NVLink. */
-static const struct off_residency rates = {8u << 20, 4700e9, 375e9, 256e9};
+static const struct off_residency rates = {.page_bytes = 8u << 20,
+                                           .local_bytes_per_s = 4700e9,
+                                           .link_bytes_per_s = 375e9,
+                                           .copy_bytes_per_s = 256e9};
 
 static struct bench *open_bench(int32_t seqs_max, int32_t tokens, int32_t chunk, int32_t pages)
 {

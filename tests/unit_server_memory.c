@@ -16,6 +16,7 @@
 
 #include "config/check.h"
 #include "config/log.h"
+#include "server/kv_tiers.h"
 #include "server/startup.h"
 
 #define FIXTURE "tests/fixtures/models/llama-gqa"
@@ -271,6 +272,81 @@ static void test_kv_remote(void **state)
                      ST_LIMIT);
 }
 
+static double kv_share_out(const struct srv_memory *m)
+{
+    const struct off_plan_op *kv = eng_operation_kv(&m->plan);
+    return 1 - (double)kv->tiles[0] / kv->tile_count;
+}
+
+#define MIX(...)                                                                                   \
+    LLAMA_8B, "--hbm-size", "20GiB", "--max-num-seqs", "64", "--plan-batch", "64",                 \
+        "--plan-context", "2048", __VA_ARGS__
+
+/* Where KV may leave, the planner says how much of it and of the weights: each has its balanced
+ * share, and the step is shorter than with weights alone. */
+static void test_weights_and_kv_leave(void **state)
+{
+    (void)state;
+    static struct rig weights, both, given, share;
+    assert_int_equal(DECIDE(&weights, MIX("--remote", "peer:1:64GiB")), ST_OK);
+    check_decision(&weights);
+    assert_true(kv_share_out(&weights.m) == 0);
+    assert_int_equal(DECIDE(&both, MIX("--remote", "peer:1:64GiB", "--kv-remote", "peer:1:64GiB")),
+                     ST_OK);
+    check_decision(&both);
+    assert_true(both.m.planned);
+    /* 14.96 GiB of weights and 64 x 33 pages of 8 MiB, less 20: 11.5 GiB leave, and no more. */
+    const double pages = (double)eng_operation_kv(&both.m.plan)->tiles[1];
+    const double out = (double)remote_bytes(&both.m) + pages * (8 << 20);
+    const double leaving = (double)both.shape.info.weight_bytes + 64 * 33 * 8388608. - 20 * GIB;
+    assert_true(out >= leaving && out < leaving + 0.02 * GIB);
+    assert_true(both.m.plan.seconds < 0.95 * weights.m.plan.seconds);
+    assert_float_equal(kv_share_out(&both.m), remote_part(&both.m, ENG_PART_DOWN), 0.02);
+    assert_true(kv_share_out(&both.m) > 0.3);
+    assert_float_equal(both.m.share[1].predicted_read,
+                       (double)remote_bytes(&both.m) - 128256 * 4096 * 2 + pages * (8 << 20), 4e6);
+    /* What is local beside the weights is KV, and what there is holds the workload. */
+    assert_true(both.m.page_count >= 64 * 33 - (int)pages && both.m.page_count < 64 * 34 - pages);
+    assert_int_equal(srv_kv_far_pages(&both.m, &both.m.workload), (int)pages);
+
+    /* Of a stated cache as much is local, and weights have the rest. */
+    assert_int_equal(DECIDE(&given, MIX("--remote", "peer:1:64GiB", "--kv-remote", "peer:1:64GiB",
+                                        "--kv-cache-memory-bytes", "8GiB")),
+                     ST_OK);
+    check_decision(&given);
+    assert_int_equal(given.m.page_count, 1024);
+    assert_int_equal(given.m.workload.seq_count, 64);
+    assert_float_equal((double)remote_bytes(&given.m) / GIB,
+                       (double)given.shape.info.weight_bytes / GIB - 12, 0.01);
+    assert_int_equal(srv_kv_far_pages(&given.m, &given.m.workload), 64 * 33 - 1024);
+    assert_true(given.m.plan.seconds >= both.m.plan.seconds);
+
+    /* A stated share of the weights, and KV has the rest. */
+    assert_int_equal(DECIDE(&share, MIX("--remote", "peer:1:64GiB", "--kv-remote", "peer:1:64GiB",
+                                        "--offload", "0.6")),
+                     ST_OK);
+    check_decision(&share);
+    assert_true(fabs((double)remote_bytes(&share.m) / (double)share.shape.info.weight_bytes - 0.6) <
+                0.001);
+    assert_true(share.m.page_count > both.m.page_count);
+}
+
+/* With nothing but a tier for KV: what does not fit starts, weights in the host's memory, and KV
+ * leaves no more than its pool and what is wanted allow. */
+static void test_kv_remote_alone(void **state)
+{
+    (void)state;
+    static struct rig r, without;
+    assert_int_equal(DECIDE(&without, LLAMA_8B, "--hbm-size", "14GiB"), ST_OK);
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "14GiB", "--kv-remote", "host:2GiB"),
+                     ST_OK);
+    check_decision(&r);
+    assert_true(r.m.planned && r.m.far_page_count == 256);
+    assert_true(r.m.page_count >= 128); /* two of each sequence */
+    assert_true(remote_bytes(&r.m) <= remote_bytes(&without.m));
+    assert_true(r.m.plan.seconds <= without.m.plan.seconds);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -301,7 +377,8 @@ static void test_share_check(void **state)
 {
     (void)state;
     char err[ERR_CAP] = "";
-    struct srv_share s = {1000000, 1000000, 5e9, 5e9};
+    struct srv_share s = {
+        .requested = 1000000, .placed = 1000000, .predicted_read = 5e9, .placed_read = 5e9};
     assert_int_equal(srv_share_check(&s, "host", 0, err), ST_OK);
     s.placed++;
     assert_int_equal(srv_share_check(&s, "host", 0, err), ST_DEVICE);
@@ -335,10 +412,12 @@ static void test_check_notices_every_tile(void **state)
     assert_true(r.m.planned && remote_bytes(&r.m) > 0);
     assert_int_equal(kn_open_cpu(1, &r.kn, err), ST_OK);
     r.mo.model_len_max = 0;
+    const uint64_t kv_bytes = (uint64_t)r.m.page_count * kn_kv_page_bytes(&r.kv);
     if (off_tiers_open(r.kn, srv_memory_local_bytes(&r.m, &r.kv), &r.m.remote, &tiers, err) ||
+        off_tier_alloc(tiers, 0, kv_bytes, "KV", &r.kv.base[0], err) ||
         eng_model_open(r.kn, tiers, FIXTURE, &r.mo, &model, err))
         fail_msg("%s", err);
-    if (srv_memory_check(&r.m, tiers, model, err)) fail_msg("%s", err);
+    if (srv_memory_check(&r.m, tiers, model, &r.kv, err)) fail_msg("%s", err);
     int moved = 0;
     for (int i = 0; i < r.m.plan.op_count; i++)
         for (int t = 0; t < 2; t++) {
@@ -346,7 +425,7 @@ static void test_check_notices_every_tile(void **state)
             if (!tiles[t] || r.m.plan.op[i].pinned) continue;
             tiles[t]--;
             tiles[1 - t]++;
-            assert_int_equal(srv_memory_check(&r.m, tiers, model, err), ST_DEVICE);
+            assert_int_equal(srv_memory_check(&r.m, tiers, model, &r.kv, err), ST_DEVICE);
             assert_non_null(strstr(err, r.m.plan.op[i].name));
             tiles[t]++;
             tiles[1 - t]--;
@@ -355,13 +434,13 @@ static void test_check_notices_every_tile(void **state)
     assert_true(moved >= 4);
     for (int t = 0; t < 2; t++) {
         r.m.share[t].requested += 16384;
-        assert_int_equal(srv_memory_check(&r.m, tiers, model, err), ST_DEVICE);
+        assert_int_equal(srv_memory_check(&r.m, tiers, model, &r.kv, err), ST_DEVICE);
         r.m.share[t].requested -= 16384;
         r.m.share[t].predicted_read += 4e6;
-        assert_int_equal(srv_memory_check(&r.m, tiers, model, err), ST_DEVICE);
+        assert_int_equal(srv_memory_check(&r.m, tiers, model, &r.kv, err), ST_DEVICE);
         r.m.share[t].predicted_read -= 4e6;
     }
-    assert_int_equal(srv_memory_check(&r.m, tiers, model, err), ST_OK);
+    assert_int_equal(srv_memory_check(&r.m, tiers, model, &r.kv, err), ST_OK);
     eng_model_close(model);
     off_tiers_close(tiers);
     kn_close(r.kn);
@@ -377,6 +456,8 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_little_kv),
         cmocka_unit_test(test_kv_remote),
+        cmocka_unit_test(test_weights_and_kv_leave),
+        cmocka_unit_test(test_kv_remote_alone),
         cmocka_unit_test(test_share_check),
         cmocka_unit_test(test_check_notices_every_tile),
     };

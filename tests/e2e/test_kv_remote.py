@@ -22,9 +22,9 @@ def answer(daemon, prompt):
     return result["choices"][0]["text"]
 
 
-def answers(daemon):
-    with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        return list(pool.map(lambda prompt: answer(daemon, prompt), PROMPTS))
+def answers(daemon, prompts=PROMPTS):
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(lambda prompt: answer(daemon, prompt), prompts))
 
 
 @pytest.mark.parametrize("near,flags", [
@@ -82,10 +82,40 @@ def test_what_local_memory_holds_stays(start):
     assert daemon.metrics()["dakd_tier_kv_pages" + HOST] == 0
 
 
+def test_weights_and_kv_leave_together(start):
+    """Start-up shares local memory out between both, tells where they lie, and answers are the same."""
+    common = ["--max-num-seqs", 6, "--max-model-len", 1024]
+    prompts = [prompt + prompt for prompt in PROMPTS]
+    local = answers(start(*common), prompts)
+    daemon = start(*common, "--hbm-size", "9MiB", "--plan-batch", 6, "--plan-context", 640, "--kv-remote", "host:32MiB",
+                   "--remote", "host:32MiB")
+    assert answers(daemon, prompts) == local
+    now = daemon.metrics()
+    assert now["dakd_tier_weight_bytes" + HOST] > 2**20 and now["dakd_tier_kv_read_bytes_total" + HOST] > 0
+    assert now["dakd_num_preemptions_total"] == 0
+    # The workload's pages, 66 with those in reserve: what is not local has room.
+    near, far = (now["dakd_tier_kv_pages" + tier] for tier in (HBM, HOST))
+    assert 12 <= near < 66 <= near + far
+    assert now["dakd_tier_weight_bytes" + HBM] + near * PAGE <= 9 * 2**20
+    assert "what leaves is planned for a step of 6 sequences of 640 tokens" in daemon.log()
+    row = next(line.split() for line in daemon.log().split("\n") if "startup: host " in line and "/" not in line)[-8:]
+    assert float(row[6]) == pytest.approx(far * PAGE / 2**30, abs=1e-3) and 0 < float(row[7]) < float(row[4])
+
+
+@pytest.mark.parametrize("flags", [
+    ["--hbm-size", "16MiB"],
+    ["--hbm-size", "16MiB", "--max-num-seqs", 4, "--max-model-len", 512],
+    ["--hbm-size", "40MiB"],
+])
+def test_nothing_else_is_needed(start, flags):
+    """A model that does not fit starts with a tier for KV alone, as it does with none."""
+    assert answer(start(*flags, "--kv-remote", "host:16MiB"), PROMPTS[0]) == answer(start(*flags), PROMPTS[0])
+
+
 @pytest.mark.parametrize("flags,words", [
     (["--kv-remote", "64GiB"], "--kv-remote: '64GiB' is neither host:SIZE nor peer:DEVICE:SIZE"),
     (["--kv-remote", "host:64"], "--kv-remote: the size '64' in 'host:64' needs a unit"),
-    (["--kv-remote", "host:1KiB"], "--kv-remote host:1KiB has no room for one page of KV, 0.25 MiB"),
+    (["--kv-remote", "host:1KiB"], "--kv-remote host:1KiB has no room for one page of KV, 256.00 KiB"),
     (["--kv-remote", "host:1MiB,peer:1:1MiB"], "--kv-remote: 'host:1MiB,peer:1:1MiB' is more than one tier"),
     (["--kv-policy", "swap"], "--kv-policy swap moves pages to a remote tier: name one with --kv-remote"),
     (["--kv-policy", "recompute", "--kv-remote", "host:1MiB"], "--kv-policy recompute keeps no pages in a remote tier"),

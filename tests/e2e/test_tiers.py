@@ -43,7 +43,7 @@ def check_told(daemon, tiers, exact):
             "weight", "weight_requested", "step", "step_predicted"))
         assert placed == requested if exact else placed == pytest.approx(requested, abs=3e5)
         assert reads == pytest.approx(predicted, rel=1e-3, abs=2**20)
-        row = next(line.split() for line in log.split("\n") if f"startup: {tier} " in line)[-6:]
+        row = next(line.split() for line in log.split("\n") if f"startup: {tier} " in line)[-8:]
         assert row[0] == tier
         assert float(row[1]) == pytest.approx(requested / 2**30, abs=1e-3)
         assert float(row[2]) == pytest.approx(placed / 2**30, abs=1e-3)
@@ -95,7 +95,7 @@ def test_offload_by_hand_where_it_is_needed(start):
     (["--remote", "host:64MiB", "--offload", 0.1], "where the model fits whole with its KV cache: leave it out, or add --force-offload"),
     (["--offload", 0.1], "--offload 0.1 needs a remote tier"),
     (["--force-offload"], "--force-offload is of a share"),
-    (["--hbm-size", "14MiB", "--offload", 0], "the model needs 0.02 GiB of local memory for weights"),
+    (["--hbm-size", "14MiB", "--offload", 0], "the model needs 15.52 MiB of local memory for weights"),
     (["--hbm-size", "14MiB", "--remote", "host:1MiB", "--plan-batch", 2], "all tiers hold"),
     (["--hbm-size", "1MiB", "--plan-context", 64, "--plan-batch", 4], "what must lie in hbm (KV, norms, biases) needs"),
     (["--hbm-size", "20MiB", "--kv-cache-memory-bytes", "19MiB", "--offload", 0], "lower --kv-cache-memory-bytes"),

@@ -346,41 +346,43 @@ enum status eng_weights_stored_dtype(const char *dir, const struct eng_shape *sh
 
 /* --- place ------------------------------------------------------------------------------------ */
 
-static enum status check_capacity(struct off_tiers *tiers, const struct eng_weights *w,
-                                  double share, char *err)
+static enum status check_capacity(const struct plan *p, const struct eng_weights *w,
+                                  const struct off_tiers *tiers,
+                                  const struct eng_model_options *opt, char *err)
 {
     for (int t = 0; t < off_tiers_count(tiers); t++) {
-        uint64_t capacity = off_tier_capacity(tiers, t);
-        uint64_t left = capacity - off_tier_used(tiers, t);
-        if (w->tier_bytes[t] <= left) continue;
-        char need[SIZE_TEXT_CAP], have[SIZE_TEXT_CAP], all[SIZE_TEXT_CAP];
-        return err_set(
-            err, ST_LIMIT,
-            "with --offload %g the weights need %s in tier %s, where %s of %s are free: %s", share,
-            size_text(w->tier_bytes[t], need), off_tier_name(tiers, t), size_text(left, have),
-            size_text(capacity, all),
-            t == 0 ? "raise --offload with a --remote tier to take more, or raise "
-                     "--gpu-memory-utilization"
-                   : "lower --offload, or make that tier larger in --remote");
+        const uint64_t all = p->tile_bytes_total + (t ? 0 : vector_bytes(p));
+        const uint64_t wanted = opt->everywhere ? all : w->tier_bytes[t];
+        const uint64_t left = off_tier_capacity(tiers, t) - off_tier_used(tiers, t);
+        if (wanted <= left) continue;
+        char need[SIZE_TEXT_CAP], have[SIZE_TEXT_CAP], total[SIZE_TEXT_CAP];
+        return err_set(err, ST_LIMIT,
+                       "with --offload %g the weights need %s in tier %s: %s of %s are free; %s",
+                       opt->offload, size_text(wanted, need), off_tier_name(tiers, t),
+                       size_text(left, have), size_text(off_tier_capacity(tiers, t), total),
+                       t == 0 ? "raise --offload with a --remote tier to take more, or raise "
+                                "--gpu-memory-utilization"
+                              : "lower --offload, or make that tier larger in --remote");
     }
     return ST_OK;
 }
 
 static enum status alloc_spans(struct job *j, const struct eng_shape *shape, const int32_t *tiles,
-                               struct off_tiers *tiers, char *err)
+                               bool everywhere, struct off_tiers *tiers, char *err)
 {
     struct kn_weight *w = j->weight;
     int32_t begin = 0;
     char what[ENG_TENSOR_NAME_CAP];
     eng_shape_tensor_name(shape, j->part[0], j->layer, what);
-    for (int t = 0; t < off_tiers_count(tiers); t++) {
-        if (tiles[t] == 0) continue;
+    for (int t = 0; t < off_tiers_count(tiers); begin += tiles[t++]) {
+        const int32_t held = everywhere ? w->tile_count : tiles[t];
         void *base;
-        uint64_t bytes = (uint64_t)tiles[t] * kn_weight_tile_bytes(w);
-        enum status st = off_tier_alloc(tiers, t, bytes, what, &base, err);
+        if (held == 0) continue;
+        enum status st =
+            off_tier_alloc(tiers, t, (uint64_t)held * kn_weight_tile_bytes(w), what, &base, err);
         if (st) return st;
+        if (everywhere) base = (char *)base + (size_t)begin * kn_weight_tile_bytes(w);
         w->span[t] = (struct kn_span){base, begin, tiles[t]};
-        begin += tiles[t];
     }
     return ST_OK;
 }
@@ -428,10 +430,10 @@ static enum status place(struct plan *p, struct eng_weights *w, struct off_tiers
             w->tier_bytes[t] += (uint64_t)chosen[k].tiles[t] * chosen[k].tile_bytes;
         k++;
     }
-    if (!st) st = check_capacity(tiers, w, opt->offload, err);
+    if (!st) st = check_capacity(p, w, tiers, opt, err);
     for (int32_t i = 0, k = 0; i < p->job_count && !st; i++)
         if (p->jobs[i].weight)
-            st = alloc_spans(&p->jobs[i], p->shape, chosen[k++].tiles, tiers, err);
+            st = alloc_spans(&p->jobs[i], p->shape, chosen[k++].tiles, opt->everywhere, tiers, err);
     free(chosen);
     return st;
 }
@@ -603,6 +605,18 @@ static enum kn_dtype gather_stored(const struct worker *wk, const struct job *j,
     return copy ? KN_F32 : dtype;
 }
 
+/* To its tier, or to all of them. */
+static enum status upload(const struct packer *p, const struct kn_weight *w, int32_t tile,
+                          const void *image)
+{
+    const size_t bytes = kn_weight_tile_bytes(w);
+    enum status st = ST_OK;
+    if (!p->opt->everywhere) return kn_upload(p->kn, (void *)kn_weight_tile(w, tile), image, bytes);
+    for (int t = 0; t < KN_TIER_MAX && w->span[t].base && !st; t++)
+        st = kn_upload(p->kn, eng_span_tile(w, t, tile), image, bytes);
+    return st;
+}
+
 static void pack_tile(struct worker *wk, int64_t tile)
 {
     struct packer *p = wk->packer;
@@ -616,7 +630,7 @@ static void pack_tile(struct worker *wk, int64_t tile)
     kn_pack_tile(j->weight, wk->stage, rows, dtype);
 
     pthread_mutex_lock(&p->upload);
-    enum status st = kn_upload(p->kn, (void *)kn_weight_tile(j->weight, index), wk->stage, bytes);
+    enum status st = upload(p, j->weight, index, wk->stage);
     pthread_mutex_unlock(&p->upload);
     if (st) {
         int expected = ST_OK;

@@ -149,6 +149,13 @@ void eng_model_close(struct eng_model *m)
     free(m);
 }
 
+enum status eng_model_place(struct eng_model *m, const struct off_tiers *tiers,
+                            const struct eng_model_options *opt, char *err)
+{
+    enum status st = kn_stage(m->kn, NULL, 0, 0, err);
+    return st ? st : eng_weights_place(&m->shape, tiers, opt, &m->weights, err);
+}
+
 const struct eng_model_info *eng_model_info(const struct eng_model *m)
 {
     return &m->shape.info;

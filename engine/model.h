@@ -44,6 +44,9 @@ struct eng_model_options {
     uint64_t seed;  /* of dummy weights */
     double offload; /* share of the weights in the remote tiers, 0..1 */
     enum off_placement placement;
+    /* Every tier holds all weights, and `offload` says which of them are read where:
+     * eng_model_place changes it at no cost.  To measure with; not with a plan. */
+    bool everywhere;
     /* Where each weight lies, of eng_operations and solved, in place of the two above; or NULL.
      * Borrowed until the model is open. */
     const struct off_plan *plan;
@@ -78,7 +81,13 @@ MUST_USE enum status eng_model_open(struct kn *kn, struct off_tiers *tiers, cons
                                     char *err);
 void eng_model_close(struct eng_model *model);
 const struct eng_model_info *eng_model_info(const struct eng_model *model);
-/* Bytes of weights placed in a tier. */
+/* Of a model opened with `everywhere`: from now on its weights are read as opt's share and
+ * placement have it.  No engine is open; what is staged of the weights (kn_stage) is none of them
+ * any more, and must be staged anew before a step.  What a tile holds is the same in all tiers.
+ * ST_INVALID, ST_NOMEM. */
+MUST_USE enum status eng_model_place(struct eng_model *model, const struct off_tiers *tiers,
+                                     const struct eng_model_options *opt, char *err);
+/* Bytes of weights that are read in a tier. */
 uint64_t eng_model_tier_bytes(const struct eng_model *model, int tier);
 /* The KV geometry of this model with base[] still NULL. */
 void eng_model_kv(const struct eng_model *model, struct kn_kv *kv);

@@ -25,8 +25,17 @@ struct eng_weights {
     struct kn_weight head;      /* [V,H]; the same spans as embed where the embedding is the head */
     const float *final_norm, *final_norm_bias; /* [H] */
     struct eng_layer *layers;                  /* [L], owned */
+    /* By the spans.  Of weights that are everywhere a tier holds all, and span.base is where the
+     * span's first tile would lie, of empty spans too. */
     uint64_t tier_bytes[KN_TIER_MAX];
 };
+
+/* Where a tile lies in a tier, of weights that are everywhere. */
+static inline void *eng_span_tile(const struct kn_weight *w, int tier, int32_t tile)
+{
+    const ptrdiff_t ahead = tile - w->span[tier].tile_begin;
+    return (char *)w->span[tier].base + ahead * (ptrdiff_t)kn_weight_tile_bytes(w);
+}
 
 /* The bytes all tiers together will hold: tiles with their padding, norms and biases. */
 MUST_USE enum status eng_weights_bytes(const struct eng_shape *shape, uint64_t *bytes, char *err);
@@ -49,6 +58,11 @@ MUST_USE enum status eng_weights_load(struct kn *kn, struct off_tiers *tiers, co
                                       const struct eng_shape *shape,
                                       const struct eng_model_options *opt, struct eng_weights *out,
                                       char *err);
+/* Of weights loaded with opt->everywhere: gives them the spans that eng_weights_load would choose
+ * by opt.  ST_INVALID, ST_NOMEM; they are as they were then. */
+MUST_USE enum status eng_weights_place(const struct eng_shape *shape, const struct off_tiers *tiers,
+                                       const struct eng_model_options *opt, struct eng_weights *w,
+                                       char *err);
 void eng_weights_deinit(struct eng_weights *w);
 
 #endif

@@ -52,6 +52,7 @@ struct rig {
 struct setup {
     double offload;
     int remotes, threads;
+    bool everywhere;
     enum eng_load_format format;
     enum eng_dtype dtype;
     uint64_t seed;
@@ -65,6 +66,7 @@ static void rig_open(struct rig *r, const char *dir, struct setup s)
                                     .dtype = s.dtype,
                                     .seed = s.seed,
                                     .offload = s.offload,
+                                    .everywhere = s.everywhere,
                                     .model_len_max = 0,
                                     .tokens_max = 512,
                                     .rows_max = 512};
@@ -315,6 +317,41 @@ static void placements_equal(void **state)
         free(other);
     }
     free(local);
+}
+
+/* One loading, whose weights are read elsewhere again and again: the places that a loading of each
+ * share would give them, and the same bits. */
+static void places_change(void **state)
+{
+    static const struct {
+        double offload;
+        enum off_placement placement;
+    } places[] = {{0.3, OFF_PLACE_EVEN}, {1, OFF_PLACE_AUTO}, {0, OFF_PLACE_AUTO},
+                  {0.6, OFF_PLACE_AUTO}, {1, OFF_PLACE_EVEN}, {0.1, OFF_PLACE_EVEN}};
+    size_t bytes;
+    char dir[256], err[ERR_CAP] = "";
+    struct rig r, own;
+    struct fixture f;
+    float *local = all_logits(*state, (struct setup){0}, 50, &bytes), *other = malloc(bytes);
+    snprintf(dir, sizeof dir, FIXTURES "%s", (const char *)*state);
+    rig_open(&r, dir, (struct setup){.everywhere = true, .offload = 0.5, .remotes = 2});
+    fixture_open(&f, *state, r.vocab);
+    for (size_t i = 0; i < ARRAY_COUNT(places); i++) {
+        const struct eng_model_options opt = {
+            .everywhere = true, .offload = places[i].offload, .placement = places[i].placement};
+        if (eng_model_place(r.model, r.tiers, &opt, err)) fail_msg("%s", err);
+        run_chunks(&r, f.tokens, 0, PROMPT + STEPS, 50, other);
+        assert_memory_equal(local, other, bytes);
+        if (places[i].placement != OFF_PLACE_AUTO) continue; /* rig_open's */
+        rig_open(&own, dir, (struct setup){.offload = places[i].offload, .remotes = 2});
+        for (int t = 0; t < 3; t++)
+            assert_int_equal(eng_model_tier_bytes(r.model, t), eng_model_tier_bytes(own.model, t));
+        rig_close(&own);
+    }
+    free(local);
+    free(other);
+    free(f.logits);
+    rig_close(&r);
 }
 
 /* The same sequence with others before, after and around it in every step. */
@@ -657,15 +694,14 @@ static void progress_reaches_total(void **state)
 #define NAMED(test, fixture) {#test "/" fixture, test, NULL, NULL, (void *)(uintptr_t)fixture}
 #define EACH(fixture)                                                                              \
     NAMED(reference_equals, fixture), NAMED(chunkings_equal, fixture),                             \
-    NAMED(placements_equal, fixture), NAMED(neighbours_equal, fixture),                            \
+    NAMED(placements_equal, fixture), NAMED(places_change, fixture), NAMED(neighbours_equal, fixture),                           \
     NAMED(dummy_weights, fixture),
 /* clang-format on */
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        FIXTURE_MAP(EACH)
-        NAMED(wanted_rows, "qwen3"),
+        FIXTURE_MAP(EACH) NAMED(wanted_rows, "qwen3"),
         cmocka_unit_test(dtype_option),
         cmocka_unit_test(tier_bytes),
         cmocka_unit_test(capacity_errors),

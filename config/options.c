@@ -204,7 +204,8 @@ static const struct option table[] = {
      "loading: e.g. all,throughput (of --kv-policy in-place),swap,recompute"},
     {"compare", SWITCH, BENCH(compare), 0, 0, "off", "off|on",
      "measure every mode at every share of the weights in the one tier of --remote and at every "
-     "--batch, with --output-len tokens at most, one loading a share"},
+     "--batch, with --output-len tokens at most; of one loading where every memory holds all "
+     "weights, else of one a share"},
     {"compare-modes", TEXT, BENCH(compare_modes), 0, 0, "", NULL,
      "ways to bring remote weights, e.g. direct,prefetch,uva,auto (default: all the backend has)"},
     {"compare-offload", TEXT, BENCH(compare_offload), 0, 0, "0,free,0.1,0.3,0.5,1", NULL,
@@ -213,6 +214,10 @@ static const struct option table[] = {
      "which weights a share moves, as --placement: even, auto or even,auto"},
     {"compare-seconds", REAL, BENCH(compare_seconds), 0.01, 3600, "1", NULL,
      "that a configuration's steps may take, where that is enough for a TPOT"},
+    {"compare-limit-seconds", REAL, BENCH(compare_limit_seconds), 0, 1e6, "0", NULL,
+     "of --compare: after so long no other configuration is begun; those that are missing are "
+     "told, "
+     "what was measured is written, and the exit status is 3; 0: no limit"},
     {"csv", TEXT, BENCH(csv), 0, 0, "", NULL, "of --compare: a file with a line a configuration"},
     {"request-rate", REAL, BENCH(request_rate), 0, 1e6, "0", NULL,
      "prompts that arrive a second, evenly, while --batch sequences decode: what they cost each "

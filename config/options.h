@@ -83,7 +83,8 @@ struct options {
     char compare_modes[64];               /* "": all that the backend has */
     char compare_offload[OPT_STRING_CAP]; /* shares, and the word free */
     char compare_placement[16];
-    double compare_seconds; /* of a run */
+    double compare_seconds;       /* of a run */
+    double compare_limit_seconds; /* of all; 0: none */
     char csv[OPT_STRING_CAP];
     double request_rate; /* prompts a second beside sequences that decode; 0: not given */
     int64_t num_prompts;
@@ -98,6 +99,11 @@ struct options {
     char svg[OPT_STRING_CAP];
     /* Not a flag: modes that one loading takes on later, a bit 1 << enum off_mode each. */
     unsigned offload_modes_more;
+    /* Not flags: all tiers hold all weights (eng_model_options.everywhere); numbers of sequences
+     * whose steps are recorded (eng_config.record_only). */
+    bool everywhere;
+    int32_t record_only[8];
+    int record_only_count;
     /* Not flags: what systemd or the session passes. */
     char state_dir[OPT_STRING_CAP]; /* "": there is none */
     char notify_socket[256];

@@ -54,13 +54,25 @@ static enum status check_logits(struct eng_engine *e, char *err)
     return ST_OK;
 }
 
+/* The least size above `last` that is to be recorded; 0: there is none. */
+static int32_t next_size(const struct eng_engine *e, int32_t last)
+{
+    const struct eng_config *c = &e->config;
+    int32_t next = c->record_only_count ? 0 : kn_record_tokens(e->kn, last + 1);
+    for (int i = 0; i < c->record_only_count; i++) {
+        const int32_t T = kn_record_tokens(e->kn, c->record_only[i]);
+        if (T > last && (!next || T < next)) next = T;
+    }
+    return next;
+}
+
 /* The sizes up to that which holds every running sequence, as far as the buffers go. */
 static enum status record_steps(struct eng_engine *e, char *err)
 {
     int32_t seqs = e->config.sched.seqs_max, last = 0;
     uint64_t start = clock_now_ns();
     while (last < seqs) {
-        int32_t T = kn_record_tokens(e->kn, last + 1);
+        int32_t T = next_size(e, last);
         enum status st;
         if (T == 0 || T > e->config.tokens_max || T > e->config.rows_max) break;
         issue(e, T);

@@ -100,9 +100,10 @@ enum status srv_bench_run_open(struct srv_bench_run *b, struct srv_machine *mach
     if (!b->requests || !b->tokens || !b->submit_ns || !b->record)
         return err_set(err, ST_NOMEM, "no memory for the tokens of %d sequences", most->batch);
     /* Two runs a measurement, and those that look for a window; at least a token in a step. */
+    const size_t computed = most->given ? (size_t)most->output_len : length;
     return srv_bench_clock_open(
         &b->clock,
-        (2 * batch * length + (size_t)most->find_steps_max + batch * (WARM_INPUT + FIND_OUTPUT)) *
+        (2 * batch * computed + (size_t)most->find_steps_max + batch * (WARM_INPUT + FIND_OUTPUT)) *
             (size_t)measurements,
         err);
 }
@@ -354,6 +355,7 @@ static int32_t prompt_steps(const struct srv_bench_workload *w)
 
 int32_t srv_bench_output_least(const struct srv_bench_workload *w)
 {
+    if (w->given) return 1 + w->steady_min; /* all begin in one step */
     return 1 + prompt_steps(w) + w->steady_min + SPARE_STEPS;
 }
 
@@ -365,7 +367,7 @@ static void bound(struct srv_bench_run *b)
     const struct srv_bench_mark *last = &b->clock.marks[b->step_last];
     const double step_s = (double)(last->ns - (last - 1)->ns) / (double)NS_PER_S;
     const int32_t steps = (int32_t)fmin(w->seconds / step_s, 1e6);
-    if (step_s >= SRV_BENCH_SLOW_S) w->steady_min = SRV_BENCH_STEADY_MIN_SLOW;
+    w->steady_min = srv_bench_steady_min(step_s);
     const int32_t least = srv_bench_output_least(w), most = steps > least ? steps : least;
     if (w->output_len > most) w->output_len = most;
     if (w->find_steps_max > steps) w->find_steps_max = steps;

@@ -26,8 +26,8 @@ struct srv_bench_workload {
      * as a TPOT needs.  Steps then have up to `step_tokens` tokens. */
     double seconds;
     int32_t step_tokens;
-    int32_t steady_min; /* steps: SRV_BENCH_STEADY_MIN, or where they are slow and time is bounded,
-                         * SRV_BENCH_STEADY_MIN_SLOW */
+    int32_t steady_min; /* steps: SRV_BENCH_STEADY_MIN, or where time is bounded what
+                         * srv_bench_steady_min says */
 };
 
 struct srv_bench_run {

@@ -41,6 +41,12 @@ void srv_bench_summarise(double *values, int64_t count, struct srv_bench_summary
                                       .p99 = percentile(values, count, 0.99)};
 }
 
+int32_t srv_bench_steady_min(double step_s)
+{
+    if (step_s < 0.05) return SRV_BENCH_STEADY_MIN;
+    return step_s < 0.3 ? 4 : 3;
+}
+
 /* --- clients ---------------------------------------------------------------------------------- */
 
 /* values has room for B * (M - 1). */

@@ -13,11 +13,9 @@
 
 #include "config/status.h"
 
-/* Fewer steady steps than this make no TPOT; of steps that take SRV_BENCH_SLOW_S and more, whose
- * times differ by less, so many will do. */
+/* Fewer steady steps than this make no TPOT; where time is bounded, fewer of slow steps will do,
+ * whose times differ by less (srv_bench_steady_min). */
 #define SRV_BENCH_STEADY_MIN 8
-#define SRV_BENCH_STEADY_MIN_SLOW 4
-#define SRV_BENCH_SLOW_S 0.05
 
 /* One token: which step gave it, and when it was over. */
 struct srv_bench_token {
@@ -48,6 +46,9 @@ struct srv_bench_stats {
     struct srv_bench_summary ttft_s, tpot_s, itl_s;
 };
 
+/* How many steps that take about so long make a TPOT: their median's error is then about the same
+ * part of it. */
+int32_t srv_bench_steady_min(double step_s);
 /* Sorts values; count >= 1. */
 void srv_bench_summarise(double *values, int64_t count, struct srv_bench_summary *out);
 /* M >= 2.  ST_LIMIT where there are too few steady steps, with the --output-len that would give

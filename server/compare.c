@@ -2,11 +2,18 @@
  * compare.c - see compare.h.
  *
  * The rates are probed once, before anything is loaded, so that all rows are held against the same
- * ones and the free fraction can be placed.  Then, for each placement and share, the machine is
- * started as `dakd bench` starts it, for the most sequences that fit: where start-up says that the
- * KV cache or the weights do not, the largest number of sequences gets its row with that sentence,
- * and the next is tried.  The host's memory is looked at first, for a system that hands out more
- * than it has does not say so in time.
+ * ones and the free fraction can be placed.
+ *
+ * Loading takes longer than measuring.  Where the GPU and the remote tier have room for all weights
+ * each, beside the KV of the largest batch, the model is loaded once, into both, and a share is a
+ * choice of which are read where (srv_startup_place).  Else, for each placement and share, the
+ * machine is started as `dakd bench` starts it, for the most sequences that fit: where start-up
+ * says that the KV cache or the weights do not, the largest number of sequences gets its row with
+ * that sentence, and the next is tried.  The host's memory is looked at first, for a system that
+ * hands out more than it has does not say so in time.
+ *
+ * Every row is printed, and --csv and --json are written, when it is measured: whoever ends a
+ * comparison early has what there was.  --compare-limit-seconds ends it in order.
  */
 #include "server/compare.h"
 
@@ -42,9 +49,18 @@ struct compare {
     struct off_bandwidth bandwidth;
     struct eng_shape shape;
     bool gpu;
+    uint64_t begin_ns;
     char mode[16]; /* of the engine there is; "": none yet */
     int32_t mode_batch;
 };
+
+/* Adds what it took, since *from, to where time went. */
+static void spend(struct compare *x, enum srv_compare_phase phase, uint64_t *from)
+{
+    const uint64_t now = clock_now_ns();
+    x->result.spent_s[phase] += (double)(now - *from) / (double)NS_PER_S;
+    *from = now;
+}
 
 /* --- flags ------------------------------------------------------------------------------------ */
 
@@ -140,6 +156,8 @@ static enum status decide(struct compare *x, char *err)
     if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */
     snprintf(c->architecture, sizeof c->architecture, "%s", info->architecture);
     snprintf(c->dtype, sizeof c->dtype, "%s", kn_dtype_name(info->dtype));
+    memcpy(o->record_only, c->batches, (size_t)c->batch_count * sizeof c->batches[0]);
+    o->record_only_count = c->batch_count;
     return srv_bench_run_open(&x->run, &x->machine, &x->workload, c->batch_count, o->seed, err);
 }
 
@@ -318,11 +336,13 @@ static enum status set_mode(struct compare *x, int32_t batch, const char *mode, 
 {
     if (strcmp(x->mode, mode) == 0 && (strcmp(mode, SRV_COMPARE_AUTO) || x->mode_batch == batch))
         return ST_OK;
+    uint64_t from = clock_now_ns();
     x->mode[0] = '\0';
     take_mode(x, batch, mode);
     srv_bench_clock_stop(&x->run.clock);
     enum status st = srv_startup_engine(&x->options, hooks_of(x), &x->machine, err);
     if (!st) begin_mode(x, batch, mode);
+    spend(x, SRV_COMPARE_OPENING, &from);
     return st;
 }
 
@@ -335,10 +355,25 @@ static enum status measure(struct compare *x, struct srv_compare_row *r, char *e
     if (st) return st;
     memcpy(control.control, x->machine.control, sizeof control.control);
     w.batch = r->batch;
-    if ((st = srv_bench_check_pages(&x->machine, &w, err)) ||
-        (st = srv_bench_measure(&x->run, &w, &b, err)))
-        return st;
-    return fill_row(x, &b, r, err);
+    uint64_t from = clock_now_ns();
+    st = srv_bench_check_pages(&x->machine, &w, err);
+    if (!st) st = srv_bench_measure(&x->run, &w, &b, err);
+    spend(x, SRV_COMPARE_MEASURING, &from);
+    return st ? st : fill_row(x, &b, r, err);
+}
+
+static bool is_over(const struct compare *x)
+{
+    const double limit_s = x->options.compare_limit_seconds;
+    return limit_s > 0 && (double)(clock_now_ns() - x->begin_ns) >= limit_s * (double)NS_PER_S;
+}
+
+/* No longer begun. */
+static void leave_out(struct compare *x, struct srv_compare_row *r)
+{
+    x->result.left_out_count++;
+    snprintf(r->missing, sizeof r->missing, "not measured: --compare-limit-seconds %g were over",
+             x->options.compare_limit_seconds);
 }
 
 /* What a configuration lacks makes a row that says so; what failed ends the comparison. */
@@ -354,10 +389,12 @@ static enum status measure_all(struct compare *x, const char *placement, int sha
     for (int i = 0; i < mode_count(x, share) * batches && !st; i++) {
         struct srv_compare_row *r = add_row(x, placement, share, x->result.batches[i % batches],
                                             mode_name(x, share, i / batches));
-        st = measure(x, r, err);
-        if (st) snprintf(r->missing, sizeof r->missing, "not measured: %.480s", err);
+        if (is_over(x)) leave_out(x, r);
+        else if ((st = measure(x, r, err)))
+            snprintf(r->missing, sizeof r->missing, "not measured: %.480s", err);
         if (is_lack(st) || st == ST_UNSUPPORTED) st = ST_OK; /* the next mode may do */
         srv_compare_print_row(&x->result, r);
+        if (!st) st = srv_compare_write_rows(&x->result, err);
     }
     return st;
 }
@@ -394,46 +431,99 @@ static void trim_tier(struct compare *x, double share)
     else snprintf(out, OPT_STRING_CAP, "peer:%d:%" PRIu64 "B", spec->device, bytes);
 }
 
-/* Starts up for as many sequences as fit; *batches: how many of the list. */
-static enum status load(struct compare *x, const char *placement, int share, int *batches,
-                        char *err)
+static void set_place(struct compare *x, int placement, int share)
 {
     struct options *o = &x->options;
-    struct srv_comparison *c = &x->result;
-    snprintf(o->placement, sizeof o->placement, "%s", placement);
-    o->offload = c->shares[share];
+    snprintf(o->placement, sizeof o->placement, "%s", x->result.placements[placement]);
+    o->offload = x->result.shares[share];
     o->force_offload = o->offload > 0;
-    trim_tier(x, o->offload);
-    enum status st = check_tier(x, o->offload, err);
+}
+
+/* A machine for `most` sequences, whose first engine is of the mode that is measured first. */
+static enum status start(struct compare *x, int share, int32_t most, char *err)
+{
+    uint64_t from = clock_now_ns();
+    x->options.max_num_seqs = most;
+    take_mode(x, most, mode_name(x, share, 0));
+    enum status st = srv_startup(&x->options, hooks_of(x), &x->machine, err);
+    if (!st) begin_mode(x, most, mode_name(x, share, 0));
+    spend(x, SRV_COMPARE_LOADING, &from);
+    return st;
+}
+
+static void stop(struct compare *x)
+{
+    x->mode[0] = '\0';
+    srv_bench_clock_stop(&x->run.clock);
+    srv_shutdown(&x->machine);
+}
+
+/* Starts up for as many sequences as fit; *batches: how many of the list. */
+static enum status load(struct compare *x, int placement, int share, int *batches, char *err)
+{
+    struct srv_comparison *c = &x->result;
+    set_place(x, placement, share);
+    trim_tier(x, x->options.offload);
+    enum status st = check_tier(x, x->options.offload, err);
     for (*batches = c->batch_count; *batches > 0; --*batches) {
         const int32_t most = c->batches[*batches - 1];
-        o->max_num_seqs = most;
-        take_mode(x, most, mode_name(x, share, 0));
-        if (!st) st = srv_startup(o, hooks_of(x), &x->machine, err);
-        if (!st) begin_mode(x, most, mode_name(x, share, 0));
+        if (!st) st = start(x, share, most, err);
         if (!is_lack(st)) return st;
-        add_missing(x, placement, share, most, err);
+        add_missing(x, c->placements[placement], share, most, err);
         /* What holds for the weights holds for fewer sequences too. */
-        if (!check_tier(x, o->offload, NULL)) st = ST_OK;
+        if (!check_tier(x, x->options.offload, NULL)) st = ST_OK;
     }
     return ST_OK;
+}
+
+/* One loading for all places, of the largest share, which needs the most beside it.
+ * x->result.one_loading stays false where there is no room. */
+static enum status load_everywhere(struct compare *x, char *err)
+{
+    const struct srv_comparison *c = &x->result;
+    char why[ERR_CAP] = "";
+    if (c->placement_count * c->share_count == 1 || check_tier(x, 1, NULL)) return ST_OK;
+    x->options.everywhere = true;
+    set_place(x, 0, c->share_count - 1);
+    trim_tier(x, 1);
+    enum status st = start(x, c->share_count - 1, c->batches[c->batch_count - 1], why);
+    x->result.one_loading = !st;
+    if (!st) return ST_OK;
+    x->options.everywhere = false;
+    if (!is_lack(st)) return err_set(err, st, "%s", why);
+    log_info("bench", "each share is loaded by itself: %s", why);
+    return ST_OK;
+}
+
+/* The next share's machine. */
+static enum status turn_to(struct compare *x, int placement, int share, int *batches, char *err)
+{
+    uint64_t from = clock_now_ns();
+    if (!x->result.one_loading) return load(x, placement, share, batches, err);
+    *batches = x->result.batch_count;
+    set_place(x, placement, share);
+    x->mode[0] = '\0';
+    srv_bench_clock_stop(&x->run.clock);
+    enum status st = srv_startup_place(&x->options, &x->machine, err);
+    spend(x, SRV_COMPARE_PLACING, &from);
+    return st;
 }
 
 static enum status compare(struct compare *x, char *err)
 {
     struct srv_comparison *c = &x->result;
-    enum status st = ST_OK;
+    enum status st = load_everywhere(x, err);
+    if (st) return st;
     srv_compare_print_head(c);
     for (int i = 0; i < c->placement_count * c->share_count && !st; i++) {
         const int share = i % c->share_count, placement = i / c->share_count;
-        int batches = 0;
+        int batches = c->batch_count;
         if (placement > 0 && c->shares[share] <= 0) continue; /* nothing to place */
-        st = load(x, c->placements[placement], share, &batches, err);
+        if (!is_over(x)) st = turn_to(x, placement, share, &batches, err);
         if (!st && batches > 0) st = measure_all(x, c->placements[placement], share, batches, err);
-        x->mode[0] = '\0';
-        srv_bench_clock_stop(&x->run.clock);
-        srv_shutdown(&x->machine);
+        if (!x->result.one_loading) stop(x);
     }
+    stop(x);
     return st;
 }
 
@@ -448,9 +538,12 @@ int srv_compare(const struct options *o)
         return 2;
     }
     x.result.unix_s = clock_unix_s();
+    x.begin_ns = clock_now_ns();
+    uint64_t from = x.begin_ns;
     enum status st = srv_compare_check_files(o, err);
     if (!st) st = decide(&x, err);
     if (!st) st = probe(&x, err);
+    spend(&x, SRV_COMPARE_PROBING, &from);
     if (!st) st = compare(&x, err);
     if (x.result.row_count) {
         srv_compare_print_summary(&x.result);
@@ -461,5 +554,5 @@ int srv_compare(const struct options *o)
     if (st) log_error("bench", "%s", err);
     srv_bench_run_close(&x.run);
     free(x.result.rows);
-    return st ? 1 : 0;
+    return st ? 1 : x.result.left_out_count ? SRV_COMPARE_EXIT_LIMIT : 0;
 }

@@ -16,6 +16,9 @@
 #define FILE_BYTES_MAX ((size_t)4 << 20)
 #define PATH_CAP (OPT_STRING_CAP + 32)
 
+static const char *const phases[SRV_COMPARE_PHASES] = {"probing", "loading", "placing", "opening",
+                                                       "measuring"};
+
 /* --- for people ------------------------------------------------------------------------------- */
 
 static void date_text(int64_t unix_s, char out[32])
@@ -37,6 +40,10 @@ void srv_compare_print_head(const struct srv_comparison *c)
            "control %s\n",
            o->model_dir, o->hf_overrides[0] ? " " : "", o->hf_overrides, c->architecture, c->dtype,
            o->remote, (long long)o->input_len, (long long)o->output_len, o->congestion_control);
+    if (o->given_context)
+        puts("the prompts' KV is random and was not computed: the same bytes are read of it");
+    if (c->one_loading)
+        puts("all shares of one loading: both memories hold all weights, and a share is read");
     printf("hbm %.2f GB/s, %s %.2f GB/s", c->rate[SRV_COMPARE_HBM] / GB, c->tier,
            c->rate[SRV_COMPARE_LINK] / GB);
     if (c->copy_bytes_per_s > 0) printf(" (copy engine %.2f)", c->copy_bytes_per_s / GB);
@@ -106,6 +113,18 @@ static void print_summary_line(const struct srv_comparison *c, const char *place
     putchar('\n');
 }
 
+static void print_spent(const struct srv_comparison *c)
+{
+    double all = 0;
+    for (int i = 0; i < SRV_COMPARE_PHASES; i++) all += c->spent_s[i];
+    printf("\ntook %.1f s:", all);
+    for (int i = 0; i < SRV_COMPARE_PHASES; i++)
+        printf("%s %s %.1f", i ? "," : "", phases[i], c->spent_s[i]);
+    printf("; %d configurations", c->row_count);
+    if (c->left_out_count) printf(", %d of them not measured for want of time", c->left_out_count);
+    putchar('\n');
+}
+
 void srv_compare_print_summary(const struct srv_comparison *c)
 {
     printf("\n%-5s %7s %5s", "place", "offload", "batch");
@@ -118,6 +137,7 @@ void srv_compare_print_summary(const struct srv_comparison *c)
                 if (p > 0 && c->shares[s] <= 0) continue;
                 print_summary_line(c, c->placements[p], s, c->batches[b]);
             }
+    print_spent(c);
 }
 
 /* --- for programs ----------------------------------------------------------------------------- */
@@ -256,6 +276,10 @@ void srv_compare_put_json(struct buf *b, const struct srv_comparison *c)
                c->rate[SRV_COMPARE_HBM], c->rate[SRV_COMPARE_LINK]);
     buf_printf(b, ",\n  \"copy_engine_bytes_per_s\": %.12g, \"free_fraction_ratio\": %.12g",
                c->copy_bytes_per_s, srv_compare_free_share(c->rate));
+    buf_printf(b, ",\n  \"given_context\": %s", o->given_context ? "true" : "false");
+    for (int i = 0; i < SRV_COMPARE_PHASES; i++)
+        buf_printf(b, ", \"%s_s\": %.6g", phases[i], c->spent_s[i]);
+    buf_printf(b, ",\n  \"not_measured_for_want_of_time_count\": %d", c->left_out_count);
     buf_puts(b, ",\n  \"rows\": [\n");
     for (int i = 0; i < c->row_count; i++) {
         put_row(b, c, &c->rows[i]);
@@ -283,6 +307,7 @@ static const struct output {
     {"--svg", "-tpot.svg", offsetof(struct options, svg), srv_compare_put_tpot_svg},
     {"--svg", "-window.svg", offsetof(struct options, svg), put_window_svg},
 };
+#define ROW_OUTPUTS 2 /* the first, which hold rows */
 
 /* "": not asked for. */
 static void path_of(const struct output *out, const struct options *o, char path[PATH_CAP])
@@ -302,10 +327,10 @@ enum status srv_compare_check_files(const struct options *o, char *err)
     return st;
 }
 
-enum status srv_compare_write_files(const struct srv_comparison *c, char *err)
+static enum status write_first(const struct srv_comparison *c, size_t count, char *err)
 {
     enum status st = ST_OK;
-    for (size_t i = 0; i < ARRAY_COUNT(outputs) && !st; i++) {
+    for (size_t i = 0; i < count && !st; i++) {
         char path[PATH_CAP];
         struct buf b;
         path_of(&outputs[i], c->options, path);
@@ -315,4 +340,14 @@ enum status srv_compare_write_files(const struct srv_comparison *c, char *err)
         buf_deinit(&b);
     }
     return st;
+}
+
+enum status srv_compare_write_rows(const struct srv_comparison *c, char *err)
+{
+    return write_first(c, ROW_OUTPUTS, err);
+}
+
+enum status srv_compare_write_files(const struct srv_comparison *c, char *err)
+{
+    return write_first(c, ARRAY_COUNT(outputs), err);
 }

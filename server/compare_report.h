@@ -16,6 +16,9 @@ void srv_compare_print_summary(const struct srv_comparison *c);
 
 /* Whether all files that flags name can be written.  ST_IO, ST_LIMIT. */
 MUST_USE enum status srv_compare_check_files(const struct options *o, char *err);
+/* Writes --csv and --json of the rows there are so far, which are few enough to be written anew
+ * with each.  As srv_compare_write_files. */
+MUST_USE enum status srv_compare_write_rows(const struct srv_comparison *c, char *err);
 /* Writes --csv, --json and the plots of --svg, of the rows there are.  ST_IO, ST_NOMEM, ST_LIMIT.
  */
 MUST_USE enum status srv_compare_write_files(const struct srv_comparison *c, char *err);

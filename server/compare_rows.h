@@ -19,6 +19,16 @@ enum { SRV_COMPARE_HBM, SRV_COMPARE_LINK, SRV_COMPARE_TIERS }; /* the memories c
 /* The mode that the others are held against. */
 #define SRV_COMPARE_AUTO "auto"
 
+/* Where the time of a comparison goes. */
+enum srv_compare_phase {
+    SRV_COMPARE_PROBING,
+    SRV_COMPARE_LOADING,
+    SRV_COMPARE_PLACING, /* a share, of what is loaded */
+    SRV_COMPARE_OPENING, /* engines: a mode taken on, steps recorded */
+    SRV_COMPARE_MEASURING,
+    SRV_COMPARE_PHASES
+};
+
 struct srv_compare_row {
     const char *placement, *mode; /* borrowed */
     double offload;               /* of the weights, as asked for */
@@ -56,6 +66,9 @@ struct srv_comparison {
     int placement_count, mode_count, share_count, batch_count;
     struct srv_compare_row *rows; /* [row_max], owned */
     int row_count, row_max;
+    bool one_loading;   /* of all weights into both memories */
+    int left_out_count; /* of the rows, for want of time */
+    double spent_s[SRV_COMPARE_PHASES];
 };
 
 /* The share of all bytes that the link delivers while HBM delivers the rest: both end together. */

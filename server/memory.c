@@ -522,18 +522,19 @@ static enum status no_room(const struct options *o, const struct pages *p, uint6
                    size_text(m->usable, have));
 }
 
-static enum status give_kv(const struct options *o, const struct pages *p, struct srv_memory *m,
-                           char *err)
+static enum status give_kv(const struct options *o, const struct eng_model_info *info,
+                           const struct pages *p, struct srv_memory *m, char *err)
 {
     uint64_t stored[KN_TIER_MAX];
     double read[KN_TIER_MAX];
     int64_t count = p->most;
     sum_plan(&m->plan, stored, read);
+    m->spare_bytes = o->everywhere ? info->weight_bytes - stored[0] : 0;
     if (m->bounded) {
-        uint64_t fixed = stored[0] + m->step;
+        uint64_t fixed = stored[0] + m->spare_bytes + m->step;
         uint64_t left = m->usable > fixed ? m->usable - fixed : 0;
         if (o->kv_cache_memory_bytes ? kv_bytes(p) > left : left < p->bytes)
-            return no_room(o, p, stored[0], m, err);
+            return no_room(o, p, stored[0] + m->spare_bytes, m, err);
         if ((uint64_t)count > left / p->bytes) count = (int64_t)(left / p->bytes);
     } else if (!o->kv_cache_memory_bytes) {
         int64_t usual = (int64_t)size_max(KV_DEFAULT_BYTES / p->bytes, (size_t)p->per_seq);
@@ -565,7 +566,7 @@ uint64_t srv_memory_local_bytes(const struct srv_memory *m, const struct kn_kv *
     uint64_t stored[KN_TIER_MAX];
     double read[KN_TIER_MAX];
     sum_plan(&m->plan, stored, read);
-    return stored[0] + (uint64_t)m->page_count * kn_kv_page_bytes(kv);
+    return stored[0] + m->spare_bytes + (uint64_t)m->page_count * kn_kv_page_bytes(kv);
 }
 
 /* A tier that nobody sized is as large as what goes there. */
@@ -617,7 +618,7 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
     if (m->planned) st = place_by_plan(o, leaving, shape, &pages, kn, m, err);
     else if (!(st = set_staging(o, info, &pages, m, err)))
         st = place_by_share(o, leaving, shape, kn, mo, m, err);
-    if (st || (st = give_kv(o, &pages, m, err))) return st;
+    if (st || (st = give_kv(o, info, &pages, m, err))) return st;
     m->residency = srv_kv_residency(m, kv);
     srv_kv_place(m, &m->workload, &m->plan);
     if (m->planned) {
@@ -742,4 +743,19 @@ enum status srv_memory_check(struct srv_memory *m, const struct off_tiers *tiers
         st = srv_share_check(&m->share[t], off_tier_name(tiers, t),
                              m->planned ? 0 : tile * (uint64_t)(m->remote.count + 1), err);
     return st;
+}
+
+enum status srv_memory_place(const struct options *o, const struct eng_model_options *mo,
+                             const struct off_tiers *tiers, const struct eng_model *model,
+                             struct srv_memory *m, char *err)
+{
+    const struct eng_shape *shape = eng_model_shape(model);
+    CHECK(o->everywhere && !m->planned);
+    enum status st = eng_operations(shape, &m->workload, &m->plan, err);
+    if (st || (st = srv_staging_choose(o, &shape->info, mo->offload, m->gpu, &m->staging, err)) ||
+        (st = srv_mode_reserve(o, &shape->info, mo->offload, m->gpu, m->ring, err)))
+        return st;
+    eng_operations_count(shape, eng_model_weights(model), &m->plan);
+    set_requests(mo, &shape->info, m);
+    return srv_memory_check(m, tiers, model, err);
 }

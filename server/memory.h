@@ -49,6 +49,7 @@ struct srv_memory {
     bool bounded;                  /* local memory has a bound */
     uint64_t total, available;     /* of local memory; 0 where the system does not say */
     uint64_t usable, step;         /* of it */
+    uint64_t spare_bytes;          /* of it: weights that are read elsewhere (options.everywhere) */
     uint64_t staging;              /* of step, for the remote weights of prompts */
     uint64_t ring[OFF_MODE_COUNT]; /* of step, the largest: for those of decode steps, by mode */
     int32_t model_len;
@@ -81,6 +82,12 @@ uint64_t srv_memory_local_bytes(const struct srv_memory *m, const struct kn_kv *
 MUST_USE enum status srv_memory_check(struct srv_memory *m, const struct off_tiers *tiers,
                                       const struct eng_model *model, const struct kn_kv *kv,
                                       char *err);
+
+/* Of a machine opened with o->everywhere, whose weights were placed anew by mo: brings up to date
+ * what follows from places, and checks it likewise.  ST_DEVICE, ST_INVALID. */
+MUST_USE enum status srv_memory_place(const struct options *o, const struct eng_model_options *mo,
+                                      const struct off_tiers *tiers, const struct eng_model *model,
+                                      struct srv_memory *m, char *err);
 
 /* --- pure, for tests -------------------------------------------------------------------------- */
 

@@ -63,6 +63,7 @@ struct eng_model_options srv_startup_model_options(const struct options *o)
     struct eng_model_options m = {
         .load_format = strcmp(o->load_format, "dummy") ? ENG_LOAD_SAFETENSORS : ENG_LOAD_DUMMY,
         .hf_overrides = o->hf_overrides,
+        .everywhere = o->everywhere,
         .seed = o->seed,
         .offload = o->offload > 0 ? o->offload : 0, /* auto: memory.c */
         .placement = strcmp(o->placement, "even") ? OFF_PLACE_AUTO : OFF_PLACE_EVEN,
@@ -164,7 +165,8 @@ static enum status open_tiers(const struct eng_model_info *info, struct srv_mach
     /* All tiers are one memory on a CPU, which is taken when it is written. */
     const uint64_t page_bytes = kn_kv_page_bytes(&m->kv);
     uint64_t kv_bytes = (uint64_t)mem->page_count * page_bytes;
-    uint64_t need = info->weight_bytes + kv_bytes + (uint64_t)mem->far_page_count * page_bytes;
+    uint64_t need = info->weight_bytes + mem->spare_bytes + kv_bytes +
+                    (uint64_t)mem->far_page_count * page_bytes;
     if (!mem->gpu && mem->available && need > mem->available)
         return err_set(err, ST_LIMIT,
                        "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are "
@@ -266,6 +268,9 @@ static enum status open_engine(const struct options *o, const struct srv_startup
         .wake = hooks->wake,
         .user = hooks->wake_user,
     };
+    _Static_assert(sizeof config.record_only == sizeof o->record_only, "as many");
+    memcpy(config.record_only, o->record_only, sizeof config.record_only);
+    config.record_only_count = o->record_only_count;
     if (m->memory.kv_tier) config.sched.page_count[m->memory.kv_tier] = m->memory.far_page_count;
     memcpy(config.control, m->control, sizeof config.control);
     m->queue_max = config.queue_max;
@@ -280,6 +285,16 @@ enum status srv_startup_engine(const struct options *o, const struct srv_startup
     m->engine = NULL;
     enum status st = srv_mode_apply(o, m, err);
     return st ? st : open_engine(o, hooks, &mo, m, err);
+}
+
+enum status srv_startup_place(const struct options *o, struct srv_machine *m, char *err)
+{
+    const struct eng_model_options mo = srv_startup_model_options(o);
+    if (m->engine) eng_close(m->engine);
+    m->engine = NULL;
+    m->mode.applied = false;
+    enum status st = eng_model_place(m->model, m->tiers, &mo, err);
+    return st ? st : srv_memory_place(o, &mo, m->tiers, m->model, &m->memory, err);
 }
 
 /* Shapes of the KV cache before the model is there, so that memory can be checked first. */

@@ -50,6 +50,11 @@ MUST_USE enum status srv_startup(const struct options *o, const struct srv_start
 MUST_USE enum status srv_startup_engine(const struct options *o,
                                         const struct srv_startup_hooks *hooks,
                                         struct srv_machine *m, char *err);
+/* Of a machine opened with o->everywhere: closes its engine, and has o's share of the weights read
+ * from the remote tier instead, placed by o's --placement.  o differs from what the machine was
+ * opened with in nothing else.  srv_startup_engine comes next.  ST_DEVICE where the places are not
+ * those that were asked for. */
+MUST_USE enum status srv_startup_place(const struct options *o, struct srv_machine *m, char *err);
 /* The backend that computes, as --device and --threads have it, and whether it is a GPU's. */
 MUST_USE enum status srv_startup_backend(const struct options *o, bool *gpu, struct kn **kn,
                                          char *err);

@@ -694,7 +694,8 @@ static void progress_reaches_total(void **state)
 #define NAMED(test, fixture) {#test "/" fixture, test, NULL, NULL, (void *)(uintptr_t)fixture}
 #define EACH(fixture)                                                                              \
     NAMED(reference_equals, fixture), NAMED(chunkings_equal, fixture),                             \
-    NAMED(placements_equal, fixture), NAMED(places_change, fixture), NAMED(neighbours_equal, fixture),                           \
+    NAMED(placements_equal, fixture), NAMED(places_change, fixture),                               \
+    NAMED(neighbours_equal, fixture),                                                              \
     NAMED(dummy_weights, fixture),
 /* clang-format on */
 

@@ -4,11 +4,12 @@ a row that says so; lists that make no comparison are refused with a sentence.  
 import csv
 import json
 import re
+import subprocess
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from daemon import run
+from daemon import DAKD, ROOT, environment, run
 from test_bench import TINY
 
 TEXT = "{http://www.w3.org/2000/svg}text"
@@ -104,6 +105,61 @@ def test_what_does_not_fit(tmp_path, tiny):
     _, result = read(tmp_path)
     assert [(r["batch_sequences"], "missing" in r) for r in result["rows"]] == [(64, True), (1, False), (8, False)]
     assert "KV" in result["rows"][0]["missing"]
+
+
+def test_one_loading_or_many(tmp_path, tiny):
+    """Where both memories hold all weights a share is a choice of addresses: of the same bytes as a loading of each share."""
+    rows = {}
+    for tier in ("host:64MiB", "host:620KiB"):  # of weights of 769 KiB
+        done = compare(tiny, "--compare-offload", "0,free,0.25,0.75", "--compare-placement", "even,auto", "--remote", tier,
+                       *files(tmp_path), batch="2", answer=12)
+        assert done.returncode == 0, done.stdout
+        assert ("all shares of one loading" in done.stdout) == (tier == "host:64MiB")
+        _, result = read(tmp_path)
+        rows[tier] = {(r["placement"], f"{r['offload_ratio']:.2g}", r["mode"]): [
+            r[key] for key in ("placed_ratio", "step_hbm_bytes", "step_link_bytes")]
+            for r in result["rows"] if not r["is_free_fraction"]}
+        assert result["loading_s"] > 0 and result["not_measured_for_want_of_time_count"] == 0
+    one, many = rows.values()
+    assert one == many and len(one) == 1 + 2 * 2 * 2
+
+
+def test_a_context_that_is_given(tmp_path, tiny):
+    done = compare(tiny, "--compare-offload", "0.5", "--given-context", "--input-len", 300, *files(tmp_path), answer=12)
+    assert done.returncode == 0 and "the prompts' KV is random and was not computed" in done.stdout, done.stdout
+    _, result = read(tmp_path)
+    assert result["given_context"]
+    for row in result["rows"]:
+        assert row["context_mean_tokens"] == 300 + (2 + 12) / 2 - 1 and row["steady_step_count"] == 11
+
+
+def test_a_limit_of_time(tmp_path, tiny):
+    """What was not begun is named, in rows and on the screen; files are whole; the exit status tells."""
+    done = compare(tiny, "--compare-offload", "0,0.5", "--compare-limit-seconds", 0.01, *files(tmp_path))
+    assert done.returncode == 3, done.stdout
+    rows, result = read(tmp_path)
+    assert len(rows) == 2 + 4 == result["not_measured_for_want_of_time_count"]
+    assert all(r["missing"] == "not measured: --compare-limit-seconds 0.01 were over" for r in rows)
+    assert done.stdout.count("--compare-limit-seconds 0.01 were over") == 6 and "6 of them not measured" in done.stdout
+    assert not list(tmp_path.glob("*.new")) and (tmp_path / "plot-tpot.svg").exists()
+    done = compare(tiny, "--compare-offload", "0", "--compare-limit-seconds", 600, *files(tmp_path))
+    assert done.returncode == 0 and re.search(r"^took \d+\.\d s: probing .* 2 configurations$", done.stdout, re.M), done.stdout
+
+
+def test_rows_are_written_as_they_are_measured(tmp_path, tiny):
+    """A comparison that is killed leaves the rows that it had."""
+    command = [DAKD, "bench", tiny, "--load-format", "dummy", "--compare", "--threads", 1, "--log-level", "warn", "--batch", "2",
+               "--input-len", 6, "--output-len", 400, "--remote", "host:64MiB", "--compare-offload", "0,0.5,1",
+               "--compare-seconds", 3600, *files(tmp_path)]
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, cwd=ROOT,
+                          env=environment()) as process:
+        for line in process.stdout:
+            if re.match("even +0.5000 .* auto ", line):
+                break
+        process.kill()
+        process.stdout.read()
+    rows, result = read(tmp_path)
+    assert [r["mode"] for r in rows][:2] == ["hbm", "direct"] and len(result["rows"]) == len(rows)
 
 
 def test_long_steps_are_fewer(tmp_path, tiny):

@@ -747,7 +747,7 @@ enum status srv_memory_check(struct srv_memory *m, const struct off_tiers *tiers
 
 enum status srv_memory_place(const struct options *o, const struct eng_model_options *mo,
                              const struct off_tiers *tiers, const struct eng_model *model,
-                             struct srv_memory *m, char *err)
+                             const struct kn_kv *kv, struct srv_memory *m, char *err)
 {
     const struct eng_shape *shape = eng_model_shape(model);
     CHECK(o->everywhere && !m->planned);
@@ -756,6 +756,7 @@ enum status srv_memory_place(const struct options *o, const struct eng_model_opt
         (st = srv_mode_reserve(o, &shape->info, mo->offload, m->gpu, m->ring, err)))
         return st;
     eng_operations_count(shape, eng_model_weights(model), &m->plan);
+    srv_kv_place(m, &m->workload, &m->plan);
     set_requests(mo, &shape->info, m);
-    return srv_memory_check(m, tiers, model, err);
+    return srv_memory_check(m, tiers, model, kv, err);
 }

@@ -87,7 +87,7 @@ MUST_USE enum status srv_memory_check(struct srv_memory *m, const struct off_tie
  * what follows from places, and checks it likewise.  ST_DEVICE, ST_INVALID. */
 MUST_USE enum status srv_memory_place(const struct options *o, const struct eng_model_options *mo,
                                       const struct off_tiers *tiers, const struct eng_model *model,
-                                      struct srv_memory *m, char *err);
+                                      const struct kn_kv *kv, struct srv_memory *m, char *err);
 
 /* --- pure, for tests -------------------------------------------------------------------------- */
 

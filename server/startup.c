@@ -294,7 +294,7 @@ enum status srv_startup_place(const struct options *o, struct srv_machine *m, ch
     m->engine = NULL;
     m->mode.applied = false;
     enum status st = eng_model_place(m->model, m->tiers, &mo, err);
-    return st ? st : srv_memory_place(o, &mo, m->tiers, m->model, &m->memory, err);
+    return st ? st : srv_memory_place(o, &mo, m->tiers, m->model, &m->kv, &m->memory, err);
 }
 
 /* Shapes of the KV cache before the model is there, so that memory can be checked first. */

@@ -11,10 +11,11 @@
 # build/trace/gpu); it may have been built elsewhere and brought here.  Nothing need be installed but
 # python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
 # that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
-# pcie5+copy peer10 peer30 peer10+copy); GREEDY: which of greedy's (pcie10 peer30, or of another share); COMPARE:
-# which of the cases of compare (8b-pcie 8b-peer 30b-pcie 30b-pcie-far 30b-peer), SHARES and BATCHES: of them, e.g.
-# 0,free,0.1 and 8,64; PREDICT: which of hbm pcie peer of predict.  Run from the repository's root: the tests read
-# tests/fixtures, config/demo-model and config/models.
+# pcie5+copy peer10 peer30 peer10+copy); GREEDY: which of greedy's (pcie10 peer30, or of another share); PARTS: which
+# of hbm pcie peer of parts; COMPARE: which of the cases of compare (8b-pcie 30b-pcie 70b-pcie 8b-peer 30b-peer
+# 70b-peer, or all with pcie, or with peer), SHARES, BATCHES and PROMPTS: of them, e.g. 0,free,0.1 and 8,64 and 1024;
+# PREDICT: which of hbm pcie peer of predict.  Run from the repository's root: the tests read tests/fixtures,
+# config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
 # sanitizer/.  All of bench is made to take less than seventeen minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
@@ -53,6 +54,8 @@ report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
 parts=${parts:-probe kernels hbm prefill mixed pcie peer windows greedy parts streams predict}
 model=config/models/Llama-3.1-8B
+# Where a ratio of two steps is wanted and not a time: as good of 16 layers as of 32, and loaded in half the time.
+half_the_layers='--hf-overrides={"num_hidden_layers":16}'
 # What dakd measures of the links is measured in this run.
 XDG_STATE_HOME=$(mktemp -d)
 export XDG_STATE_HOME
@@ -406,8 +409,8 @@ bench_sweep() {
     name=$1 tier=$2 share=$3 batches=$4 output=$5 controls=$6
     shift 6
     start=$(date +%s)
-    echo "-- $name: $share of the weights in $tier $*"
-    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda \
+    echo "-- $name: $share of the weights of half the layers in $tier $*"
+    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda "$half_the_layers" \
         --log-level warn --batch "$batches" --input-len 8 --output-len "$output" --max-num-batched-tokens 2048 \
         --placement even --remote "$tier" --offload "$share" --force-offload --control-sweep "$controls" \
         --json "$results/$stamp-bench-8b-windows-$name.json" "$@" 2>&1
@@ -423,29 +426,15 @@ bench_windows() {
         peer*) [ "$gpus" -gt 1 ] || { echo "one GPU: $case was not measured"; continue; } ;;
         esac
         case $case in
-        pcie5) bench_sweep $case host:4GiB 0.05 1,32,128 10 $pcie ;;
-        pcie10) bench_sweep $case host:4GiB 0.1 1,32,128 9 $pcie ;;
-        pcie5+copy) bench_sweep $case host:4GiB 0.05 1,32 12 $pcie --background-copy host:25GB/s ;;
-        peer10) bench_sweep $case peer:1:6GiB 0.1 1,32,128 24 $peer ;;
-        peer30) bench_sweep $case peer:1:6GiB 0.3 1,32,128 12 $peer ;;
-        peer10+copy) bench_sweep $case peer:1:6GiB 0.1 1,32 24 $peer --background-copy peer1:100GB/s ;;
+        pcie5) bench_sweep $case host:2GiB 0.05 1,32,128 16 $pcie ;;
+        pcie10) bench_sweep $case host:2GiB 0.1 1,32,128 10 $pcie ;;
+        pcie5+copy) bench_sweep $case host:2GiB 0.05 1,32,128 16 $pcie --background-copy host:25GB/s ;;
+        peer10) bench_sweep $case peer:1:4GiB 0.1 1,32,128 32 $peer ;;
+        peer30) bench_sweep $case peer:1:4GiB 0.3 1,32,128 24 $peer ;;
+        peer10+copy) bench_sweep $case peer:1:4GiB 0.1 1,32,128 32 $peer --background-copy peer1:100GB/s ;;
         *) echo "FAILED: WINDOWS has no case $case"; failed ;;
         esac
     done
-}
-
-# with_layers MODEL N: its shape with N layers, which load in a fraction of the time.
-with_layers() {
-    python3 - "config/models/$1" "$work/$1-$2" "$2" <<'PY'
-import json, os, sys
-source, target, layers = sys.argv[1], sys.argv[2], int(sys.argv[3])
-config = json.load(open(f"{source}/config.json")) | {"num_hidden_layers": layers}
-if "max_window_layers" in config:
-    config["max_window_layers"] = layers
-os.makedirs(target, exist_ok=True)
-json.dump(config, open(f"{target}/config.json", "w"))
-PY
-    echo "$work/$1-$2"
 }
 
 # bench_foretold NAME MODEL BATCHES INPUT OUTPUT FLAGS...: predicted against measured, a line a batch.
@@ -476,27 +465,29 @@ PY
 # Shapes, contexts and numbers of sequences that no constant of engine/predict.c was taken from.
 bench_predict() {
     flags="--placement even --force-offload --congestion-control static"
-    opt=$(with_layers OPT-6.7B 8) llama=$(with_layers Llama-3.1-70B 6) qwen=$(with_layers Qwen2.5-7B 10)
+    opt=config/models/OPT-6.7B llama=config/models/Llama-3.1-70B qwen=config/models/Qwen2.5-7B
+    eight='--hf-overrides={"num_hidden_layers":8}' six='--hf-overrides={"num_hidden_layers":6}'
+    ten='--hf-overrides={"num_hidden_layers":10}'
     : >"$work/foretold"
     for half in ${PREDICT:-hbm pcie peer}; do
         case $half in
         hbm)
             bench_foretold 8b-hbm $model 1,2,12,24,48,100 180 32
             bench_foretold qwen7b-hbm config/models/Qwen2.5-7B 1,8,32,64,128 700 32
-            bench_foretold opt-8-hbm "$opt" 2,16,32,100 1100 32
-            bench_foretold 70b-6-hbm "$llama" 1,8,24,64 1900 32
+            bench_foretold opt-8-hbm $opt 2,16,32,100 1100 32 $eight
+            bench_foretold 70b-6-hbm $llama 1,8,24,64 1900 32 $six
             ;;
         pcie)
             bench_foretold 8b-pcie1 $model 2,12,32,64,128 300 24 $flags --remote host:2GiB --offload 0.01
-            bench_foretold opt-8-pcie5 "$opt" 1,12,48,128 150 16 $flags --remote host:2GiB --offload 0.05
-            bench_foretold qwen7b-10-pcie10 "$qwen" 1,8,32,64 400 16 $flags --remote host:2GiB --offload 0.1
-            bench_foretold 70b-6-pcie30 "$llama" 1,16,64 64 12 $flags --remote host:5GiB --offload 0.3
+            bench_foretold opt-8-pcie5 $opt 1,12,48,128 150 16 $eight $flags --remote host:2GiB --offload 0.05
+            bench_foretold qwen7b-10-pcie10 $qwen 1,8,32,64 400 16 $ten $flags --remote host:2GiB --offload 0.1
+            bench_foretold 70b-6-pcie30 $llama 1,16,64 64 12 $six $flags --remote host:5GiB --offload 0.3
             ;;
         peer)
             [ "$gpus" -gt 1 ] || { echo "one GPU: no tier in a peer's memory was measured"; continue; }
-            bench_foretold opt-8-peer5 "$opt" 1,12,48,128 150 24 $flags --remote peer:1:2GiB --offload 0.05
-            bench_foretold qwen7b-10-peer10 "$qwen" 1,8,32,64,128 400 24 $flags --remote peer:1:2GiB --offload 0.1
-            bench_foretold 70b-6-peer30 "$llama" 1,16,64 64 16 $flags --remote peer:1:5GiB --offload 0.3
+            bench_foretold opt-8-peer5 $opt 1,12,48,128 150 24 $eight $flags --remote peer:1:2GiB --offload 0.05
+            bench_foretold qwen7b-10-peer10 $qwen 1,8,32,64,128 400 24 $ten $flags --remote peer:1:2GiB --offload 0.1
+            bench_foretold 70b-6-peer30 $llama 1,16,64 64 16 $six $flags --remote peer:1:5GiB --offload 0.3
             ;;
         *) echo "FAILED: PREDICT has no part $half"; failed ;;
         esac
@@ -510,32 +501,64 @@ if errors:
 PY
 }
 
-# compare_one NAME MODEL TIER SHARES BATCHES: every mode at every share and batch, one loading a share.
+# compare_one NAME MODEL LAYERS TIER SECONDS: every mode at every share and batch, contexts of 32 and of 1,024 tokens,
+# of one loading each; what is not begun after so many seconds is named.  Rows are in the CSV as they come.
 compare_one() {
-    name=$1 shape=$2 tier=$3 shares=${SHARES:-$4} batches=${BATCHES:-$5}
-    start=$(date +%s)
-    echo "-- $name: $shape, $shares of the weights in $tier"
-    timeout -k 5 "$limit" "$dir/dakd" bench config/models/$shape --load-format dummy --dtype bfloat16 --device cuda \
-        --log-level warn --compare --compare-offload "$shares" --compare-seconds 0.2 --batch "$batches" --input-len 32 \
-        --output-len 32 --remote "$tier" --congestion-control static --csv "$results/$stamp-compare-$name.csv" \
-        --json "$results/$stamp-compare-$name.json" --svg "$results/$stamp-compare-$name" 2>&1
-    status=$?
-    [ $status -eq 0 ] || failed
-    echo "-- $name: exit $status after $(($(date +%s) - start)) s"
+    name=$1 shape=$2 layers=$3 tier=$4 seconds=$5
+    for prompt in ${PROMPTS:-32 1024}; do
+        start=$(date +%s)
+        file=$results/$stamp-compare-$name-context$prompt
+        echo "-- $name-context$prompt: $layers layers of $shape, remote in $tier"
+        timeout -k 5 "$limit" "$dir/dakd" bench config/models/$shape --load-format dummy --dtype bfloat16 --device cuda \
+            --hf-overrides "{\"num_hidden_layers\": $layers}" --log-level warn --compare \
+            --compare-offload "${SHARES:-0,free,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1}" --compare-seconds 0.05 \
+            --compare-limit-seconds "$seconds" --batch "${BATCHES:-8,64,512}" --input-len "$prompt" --given-context \
+            --output-len 12 --remote "$tier" --congestion-control static --csv "$file.csv" --json "$file.json" \
+            --svg "$file" 2>&1
+        status=$?
+        [ $status -eq 0 ] || failed
+        echo "-- $name-context$prompt: exit $status after $(($(date +%s) - start)) s"
+    done
 }
 
+compare_case() {
+    case $1 in
+    *-peer) [ "$gpus" -gt 1 ] || { echo "one GPU: $1 was not measured"; return; } ;;
+    esac
+    case $1 in
+    8b-pcie) compare_one "$1" Llama-3.1-8B 8 host:64GiB 70 ;;
+    30b-pcie) compare_one "$1" OPT-30B 6 host:64GiB 95 ;;
+    70b-pcie) compare_one "$1" Llama-3.1-70B 6 host:64GiB 165 ;;
+    8b-peer) compare_one "$1" Llama-3.1-8B 8 peer:1:64GiB 55 ;;
+    30b-peer) compare_one "$1" OPT-30B 6 peer:1:64GiB 55 ;;
+    70b-peer) compare_one "$1" Llama-3.1-70B 6 peer:1:64GiB 55 ;;
+    *) echo "FAILED: COMPARE has no case $1"; failed ;;
+    esac
+}
+
+# Over PCIe each GPU has a link of its own: two lanes, where there are two GPUs and nobody chose among them.  What
+# the second says comes when the first is done, and stands in its own file meanwhile.
 bench_compare() {
-    for case in ${COMPARE:-8b-pcie 8b-peer 30b-pcie 30b-pcie-far 30b-peer}; do
+    cases=${COMPARE:-pcie 8b-peer 30b-peer 70b-peer}
+    for case in $cases; do
         case $case in
-        *-peer) [ "$gpus" -gt 1 ] || { echo "one GPU: $case was not measured"; continue; } ;;
-        esac
-        case $case in
-        8b-pcie) compare_one $case Llama-3.1-8B host:64GiB 0,free,0.1,0.3,0.5,0.7,1 8,64,512 ;;
-        8b-peer) compare_one $case Llama-3.1-8B peer:1:64GiB 0,free,0.1,0.3,0.5,0.7,1 8,64,512 ;;
-        30b-pcie) compare_one $case OPT-30B host:96GiB 0,free,0.1,0.3 8,64,512 ;;
-        30b-pcie-far) compare_one $case OPT-30B host:96GiB 1 8 ;; # a step takes more than a second
-        30b-peer) compare_one $case OPT-30B peer:1:96GiB 0,free,0.1,0.3,1 8,64,512 ;;
-        *) echo "FAILED: COMPARE has no case $case"; failed ;;
+        pcie)
+            second=$(dirname "$report")/compare-lane-2.txt
+            if [ "$gpus" -gt 1 ] && [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then
+                (
+                    export CUDA_VISIBLE_DEVICES=1
+                    compare_case 70b-pcie
+                ) >"$second" 2>&1 &
+                lane=$!
+                for one in 8b-pcie 30b-pcie; do (export CUDA_VISIBLE_DEVICES=0 && compare_case $one); done
+                wait $lane
+                cat "$second"
+            else
+                for one in 8b-pcie 30b-pcie 70b-pcie; do compare_case $one; done
+            fi
+            ;;
+        peer) for one in 8b-peer 30b-peer 70b-peer; do compare_case $one; done ;;
+        *) compare_case "$case" ;;
         esac
     done
 }
@@ -546,7 +569,8 @@ bench_part() {
     shift
     start=$(date +%s)
     timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn \
-        --batch 1,32 --input-len 512 --offload-mode direct --json "$results/$stamp-bench-8b-parts-$name.json" "$@"
+        "$half_the_layers" --batch 1,32 --input-len 512 --offload-mode direct \
+        --json "$results/$stamp-bench-8b-parts-$name.json" "$@" 2>&1
     status=$?
     [ $status -eq 0 ] || failed
     echo "-- parts-$name: exit $status after $(($(date +%s) - start)) s"
@@ -554,14 +578,22 @@ bench_part() {
 
 # What each part is worth: a step, or a prompt, without it over the same with it, each left out alone.
 bench_parts() {
-    bench_part hbm --output-len 64 --without dependent-launch,split-k
-    for link in pcie peer; do
-        tier=host:4GiB output=16
-        [ $link = pcie ] || tier=peer:1:4GiB output=32
-        [ $link = pcie ] || [ "$gpus" -gt 1 ] || { echo "one GPU: no tier in a peer's memory was measured"; continue; }
-        bench_part $link-even --output-len $output --remote $tier --offload 0.1 --force-offload --placement even \
+    for case in ${PARTS:-hbm pcie peer}; do
+        case $case in
+        hbm)
+            bench_part hbm --output-len 64 --without dependent-launch,split-k
+            continue
+            ;;
+        pcie) tier=host:2GiB output=24 ;;
+        peer)
+            tier=peer:1:2GiB output=40
+            [ "$gpus" -gt 1 ] || { echo "one GPU: no tier in a peer's memory was measured"; continue; }
+            ;;
+        *) echo "FAILED: PARTS has no case $case"; failed; continue ;;
+        esac
+        bench_part $case-even --output-len $output --remote $tier --offload 0.1 --force-offload --placement even \
             --congestion-control static --without dependent-launch,split-k,multicast
-        bench_part $link-planned --output-len $output --remote $tier --offload 0.1 --force-offload \
+        bench_part $case-planned --output-len $output --remote $tier --offload 0.1 --force-offload \
             --control-sweep static,off,adaptive
     done
     python3 - "$results/$stamp-bench-8b-parts-" <<'PY'

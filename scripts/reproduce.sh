@@ -17,7 +17,7 @@
 #     parts     what dependent launch, K cut into parts and multicast are worth            60
 #     streams   256 streams from the daemon                                               30
 #     predict   predicted steps, beside what they took                                    90
-#     compare   every mode of offloading x share x batch, with plots                     600
+#     compare   every mode of offloading x share x batch x context, with plots           660
 #
 # All of it takes about 27 minutes on an H200 with a second one beside it; times above are of that
 # machine, with weights that are made up, so nothing is downloaded.  FOLDER (build/reproduced) gets

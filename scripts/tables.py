@@ -166,6 +166,18 @@ def worth(results):
             batch = r["batch_sequences"]
             if r["without"] and batch in kept:
                 rows.append([r["without"], name[len("parts-"):], str(batch), figure(r[key] / kept[batch][key], 3)])
+    for link in ("pcie", "peer"):
+        even = {r["batch_sequences"]: r for r in results.runs.get(f"parts-{link}-even", []) if not r["without"]}
+        by = {(r["batch_sequences"], r["congestion_control"]): r["tpot_steady_median_ms"]
+              for r in results.runs.get(f"parts-{link}-planned", [])}
+        for batch in sorted(even):
+            if not all((batch, control) in by for control in ("static", "off", "adaptive")):
+                continue
+            static = by[batch, "static"]
+            rows += [["planned placement (static windows)", f"{link}, 10 %", str(batch),
+                      figure(even[batch]["tpot_steady_median_ms"] / static, 3)],
+                     ["adaptive windows (static ones instead)", f"{link}, 10 %", str(batch), figure(static / by[batch, "adaptive"], 3)],
+                     ["windows (no bound instead)", f"{link}, 10 %", str(batch), figure(by[batch, "off"] / static, 3)]]
     return table("## Parts: time without over time with", ["part", "weights", "batch", "times"], rows)
 
 
@@ -202,6 +214,24 @@ def comparison(results, name):
     return table(title, ["placement", "remote", "batch", *modes, "auto / best other", "of the copy engine's rate", "of EB(x)"], rows)
 
 
+def comparisons(results):
+    """Of every comparison what auto comes to: median and worst of its cells."""
+    rows = []
+    for name in sorted(results.names("compare-.*")):
+        run = results.runs[name]
+        both = lambda key: (f"{run[key + '_median_ratio']:.3f}, {run[key + '_worst_ratio']:.3f}" if key + "_median_ratio" in run
+                            else DASH)
+        layers = json.loads(run.get("hf_overrides") or "{}").get("num_hidden_layers")
+        rows.append([Path(run["model"]).name + (f", {layers} layers" if layers else ""), run["tier"],
+                     f"{run['input_tokens_per_sequence']:,}", both("auto_over_best_other"), both("auto_link_over_copy_engine"),
+                     both("auto_effective_over_model"), f"{run.get('auto_effective_over_model_count', 0)}"
+                     + (f" ({run['not_measured_for_want_of_time_count']} rows missing)"
+                        if run.get("not_measured_for_want_of_time_count") else "")])
+    return table("## Modes: auto beside all others; median, worst",
+                 ["model", "remote in", "context", "time / best other", "link rate / copy engine's, where the link binds",
+                  "bandwidth / EB(x)", "cells"], rows)
+
+
 def plots(results):
     found = sorted((results.folder / "results").glob("*.svg"))
     return "## Plots\n\n" + "".join(f"- results/{path.name}\n" for path in found) if found else ""
@@ -213,6 +243,7 @@ def main():
     results = Results(Path(sys.argv[1]))
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
              controls(results), worth(results), prompts(results), remote_prompts(results)]
+    parts.append(comparisons(results))
     parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
     parts.append(plots(results))
     print("".join(parts).rstrip())

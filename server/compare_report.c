@@ -56,13 +56,6 @@ void srv_compare_print_head(const struct srv_comparison *c)
     fflush(stdout);
 }
 
-/* The link's rate over its copy engine's, alone; NaN where there is none, or nothing was remote. */
-static double of_copy(const struct srv_comparison *c, const struct srv_compare_row *r)
-{
-    if (c->copy_bytes_per_s <= 0 || r->bytes[SRV_COMPARE_LINK] == 0) return NAN;
-    return srv_compare_link_bandwidth(r) / c->copy_bytes_per_s;
-}
-
 static void print_share(double value)
 {
     if (isfinite(value)) printf(" %6.3f", value);
@@ -81,7 +74,7 @@ void srv_compare_print_row(const struct srv_comparison *c, const struct srv_comp
         print_share(r->model_s / r->tpot_s);
         printf(" %9.2f %9.2f", (double)r->bytes[SRV_COMPARE_HBM] / r->tpot_s / GB,
                srv_compare_link_bandwidth(r) / GB);
-        print_share(of_copy(c, r));
+        print_share(srv_compare_of_copy(c, r));
         print_share(r->copied[SRV_COMPARE_LINK] / r->counted[SRV_COMPARE_LINK]);
         printf(" %s\n", srv_compare_bound_name(c, r));
     }
@@ -108,16 +101,36 @@ static void print_summary_line(const struct srv_comparison *c, const char *place
     if (shown) {
         printf("    %-8s", shown->mode);
         print_share(shown->model_s / shown->tpot_s);
-        print_share(of_copy(c, shown));
+        print_share(srv_compare_of_copy(c, shown));
     }
     putchar('\n');
+}
+
+/* auto over everything that was measured, a line a figure. */
+static void print_sum(const struct srv_comparison *c)
+{
+    struct srv_compare_sum sum;
+    srv_compare_sum_up(c, &sum);
+    const struct {
+        const char *name;
+        const struct srv_compare_figure *figure;
+    } lines[] = {{"auto over the best other mode, time", &sum.over_best},
+                 {"of the copy engine's rate, where the link binds", &sum.of_copy},
+                 {"of EB(x), the planner's limit of bandwidth", &sum.of_model}};
+    putchar('\n');
+    for (size_t i = 0; i < ARRAY_COUNT(lines); i++) {
+        const struct srv_compare_figure *f = lines[i].figure;
+        if (!f->row) continue;
+        printf("%-50s median %.4f, worst %.4f (%s, %.4f, batch %d), of %d\n", lines[i].name,
+               f->median, f->worst, f->row->placement, f->row->offload, f->row->batch, f->count);
+    }
 }
 
 static void print_spent(const struct srv_comparison *c)
 {
     double all = 0;
     for (int i = 0; i < SRV_COMPARE_PHASES; i++) all += c->spent_s[i];
-    printf("\ntook %.1f s:", all);
+    printf("took %.1f s:", all);
     for (int i = 0; i < SRV_COMPARE_PHASES; i++)
         printf("%s %s %.1f", i ? "," : "", phases[i], c->spent_s[i]);
     printf("; %d configurations", c->row_count);
@@ -137,6 +150,7 @@ void srv_compare_print_summary(const struct srv_comparison *c)
                 if (p > 0 && c->shares[s] <= 0) continue;
                 print_summary_line(c, c->placements[p], s, c->batches[b]);
             }
+    print_sum(c);
     print_spent(c);
 }
 
@@ -172,7 +186,7 @@ VALUE(bandwidth, srv_compare_bandwidth(r))
 VALUE(model_bandwidth, srv_compare_model_bandwidth(r))
 VALUE(over_model, r->model_s / r->tpot_s)
 VALUE(link_bandwidth, srv_compare_link_bandwidth(r))
-VALUE(over_copy, of_copy(c, r))
+VALUE(over_copy, srv_compare_of_copy(c, r))
 VALUE(outside, r->host_share)
 
 static const struct column columns[] = {
@@ -252,6 +266,22 @@ static void put_row(struct buf *b, const struct srv_comparison *c, const struct 
     buf_putc(b, '}');
 }
 
+static void put_figure(struct buf *b, const char *name, const struct srv_compare_figure *f)
+{
+    if (!f->row) return;
+    buf_printf(b, ",\n  \"%s_median_ratio\": %.6g, \"%s_worst_ratio\": %.6g, \"%s_count\": %d",
+               name, f->median, name, f->worst, name, f->count);
+}
+
+static void put_sum(struct buf *b, const struct srv_comparison *c)
+{
+    struct srv_compare_sum sum;
+    srv_compare_sum_up(c, &sum);
+    put_figure(b, "auto_over_best_other", &sum.over_best);
+    put_figure(b, "auto_link_over_copy_engine", &sum.of_copy);
+    put_figure(b, "auto_effective_over_model", &sum.of_model);
+}
+
 void srv_compare_put_json(struct buf *b, const struct srv_comparison *c)
 {
     const struct options *o = c->options;
@@ -276,6 +306,7 @@ void srv_compare_put_json(struct buf *b, const struct srv_comparison *c)
                c->rate[SRV_COMPARE_HBM], c->rate[SRV_COMPARE_LINK]);
     buf_printf(b, ",\n  \"copy_engine_bytes_per_s\": %.12g, \"free_fraction_ratio\": %.12g",
                c->copy_bytes_per_s, srv_compare_free_share(c->rate));
+    put_sum(b, c);
     buf_printf(b, ",\n  \"given_context\": %s", o->given_context ? "true" : "false");
     for (int i = 0; i < SRV_COMPARE_PHASES; i++)
         buf_printf(b, ", \"%s_s\": %.6g", phases[i], c->spent_s[i]);

@@ -130,6 +130,77 @@ double srv_compare_link_bandwidth(const struct srv_compare_row *r)
     return (double)r->bytes[SRV_COMPARE_LINK] / r->tpot_s;
 }
 
+double srv_compare_of_copy(const struct srv_comparison *c, const struct srv_compare_row *r)
+{
+    if (c->copy_bytes_per_s <= 0 || r->bytes[SRV_COMPARE_LINK] == 0) return NAN;
+    return srv_compare_link_bandwidth(r) / c->copy_bytes_per_s;
+}
+
+/* --- all of auto's ---------------------------------------------------------------------------- */
+
+static int share_of(const struct srv_comparison *c, const struct srv_compare_row *r)
+{
+    int share = 0;
+    while (c->shares[share] != r->offload) share++;
+    return share;
+}
+
+static double over_best(const struct srv_comparison *c, const struct srv_compare_row *r)
+{
+    const struct srv_compare_row *best =
+        srv_compare_best_other(c, r->placement, share_of(c, r), r->batch);
+    return best ? r->tpot_s / best->tpot_s : NAN;
+}
+
+static double of_copy_bound(const struct srv_comparison *c, const struct srv_compare_row *r)
+{
+    return r->bound == SRV_COMPARE_LINK ? srv_compare_of_copy(c, r) : NAN;
+}
+
+static double of_model(const struct srv_comparison *c, const struct srv_compare_row *r)
+{
+    (void)c;
+    return r->model_s / r->tpot_s;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static struct srv_compare_figure figure_of(const struct srv_comparison *c, bool more_is_worse,
+                                           double (*value)(const struct srv_comparison *c,
+                                                           const struct srv_compare_row *r))
+{
+    static double
+        values[SRV_COMPARE_PLACEMENTS_MAX * SRV_COMPARE_SHARES_MAX * SRV_BENCH_BATCHES_MAX];
+    struct srv_compare_figure f = {0};
+    for (int i = 0; i < c->row_count; i++) {
+        const struct srv_compare_row *r = &c->rows[i];
+        if (r->missing[0] || strcmp(r->mode, SRV_COMPARE_AUTO)) continue;
+        const double v = value(c, r);
+        if (!isfinite(v)) continue;
+        if (!f.row || (more_is_worse ? v > f.worst : v < f.worst)) {
+            f.worst = v;
+            f.row = r;
+        }
+        CHECK(f.count < (int)ARRAY_COUNT(values));
+        values[f.count++] = v;
+    }
+    if (!f.count) return f;
+    qsort(values, (size_t)f.count, sizeof values[0], by_size);
+    f.median = (values[(f.count - 1) / 2] + values[f.count / 2]) / 2;
+    return f;
+}
+
+void srv_compare_sum_up(const struct srv_comparison *c, struct srv_compare_sum *out)
+{
+    out->over_best = figure_of(c, true, over_best);
+    out->of_copy = figure_of(c, false, of_copy_bound);
+    out->of_model = figure_of(c, false, of_model);
+}
+
 const char *srv_compare_bound_name(const struct srv_comparison *c, const struct srv_compare_row *r)
 {
     if (r->bound == OFF_PLAN_COMPUTE) return "compute";

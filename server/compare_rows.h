@@ -92,11 +92,27 @@ const struct srv_compare_row *srv_compare_find(const struct srv_comparison *c,
 const struct srv_compare_row *srv_compare_best_other(const struct srv_comparison *c,
                                                      const char *placement, int share,
                                                      int32_t batch);
+/* What auto comes to over all cells that were measured: the median, and the worst with its row. */
+struct srv_compare_figure {
+    int count;
+    double median, worst;
+    const struct srv_compare_row *row; /* of the worst; NULL: no cell has it */
+};
+struct srv_compare_sum {
+    struct srv_compare_figure
+        over_best;                     /* time over that of the fastest other mode: more is worse */
+    struct srv_compare_figure of_copy; /* the link's rate over its copy engine's, alone, where the
+                                        * planner says that the link binds: less is worse */
+    struct srv_compare_figure of_model; /* effective bandwidth over EB(x): less is worse */
+};
+void srv_compare_sum_up(const struct srv_comparison *c, struct srv_compare_sum *out);
 /* All bytes of a step over its time, and over the planner's floor: EB(x). */
 double srv_compare_bandwidth(const struct srv_compare_row *r);
 double srv_compare_model_bandwidth(const struct srv_compare_row *r);
 /* What the link delivered. */
 double srv_compare_link_bandwidth(const struct srv_compare_row *r);
+/* That over the rate of its copy engine, alone; NaN where there is none, or nothing was remote. */
+double srv_compare_of_copy(const struct srv_comparison *c, const struct srv_compare_row *r);
 const char *srv_compare_bound_name(const struct srv_comparison *c, const struct srv_compare_row *r);
 
 #endif

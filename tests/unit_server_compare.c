@@ -140,6 +140,38 @@ static void test_rows(void **state)
     assert_null(srv_compare_find(&c, "auto", 1, 8, "auto"));
 }
 
+/* One cell has auto and another mode. */
+static void test_sum(void **state)
+{
+    (void)state;
+    static struct srv_comparison c;
+    struct srv_compare_sum sum;
+    make(&c, NULL);
+    srv_compare_sum_up(&c, &sum);
+    assert_int_equal(sum.over_best.count, 1);
+    assert_float_equal(sum.over_best.median, 30. / 33, 1e-12);
+    assert_float_equal(sum.over_best.worst, 30. / 33, 1e-12);
+    assert_ptr_equal(sum.over_best.row, &c.rows[3]);
+    assert_float_equal(sum.of_copy.worst, 1.6e9 / 30e-3 / 55e9, 1e-12);
+    assert_float_equal(sum.of_model.worst, 32. / 30, 1e-12);
+    /* A second one, worse in all three, and not bound by the link. */
+    c.rows[4].missing[0] = c.rows[5].missing[0] = '\0';
+    c.rows[4].tpot_s = 40e-3;
+    c.rows[5].tpot_s = 44e-3;
+    c.rows[5].bound = OFF_PLAN_COMPUTE;
+    srv_compare_sum_up(&c, &sum);
+    assert_int_equal(sum.over_best.count, 2);
+    assert_float_equal(sum.over_best.worst, 1.1, 1e-12);
+    assert_float_equal(sum.over_best.median, (1.1 + 30. / 33) / 2, 1e-12);
+    assert_int_equal(sum.of_copy.count, 1);
+    assert_float_equal(sum.of_model.worst, 32. / 44, 1e-12);
+    assert_ptr_equal(sum.of_model.row, &c.rows[5]);
+    c.row_count = 3;
+    srv_compare_sum_up(&c, &sum);
+    assert_null(sum.over_best.row);
+    assert_int_equal(sum.of_model.count, 0);
+}
+
 static int count(const char *text, const char *what)
 {
     int n = 0;
@@ -196,6 +228,8 @@ static void test_json(void **state)
     assert_null(cJSON_GetObjectItem(missing, "tpot_ms"));
     assert_non_null(cJSON_GetObjectItem(missing, "missing"));
     assert_null(cJSON_GetObjectItem(cJSON_GetArrayItem(rows, 0), "link_over_copy_engine_ratio"));
+    assert_float_equal(cJSON_GetObjectItem(root, "auto_over_best_other_worst_ratio")->valuedouble,
+                       30. / 33, 1e-5);
     cJSON_Delete(root);
     buf_deinit(&b);
 }
@@ -227,7 +261,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shares), cmocka_unit_test(test_names), cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_csv),    cmocka_unit_test(test_json),  cmocka_unit_test(test_svg),
+        cmocka_unit_test(test_sum),    cmocka_unit_test(test_csv),   cmocka_unit_test(test_json),
+        cmocka_unit_test(test_svg),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -59,6 +59,9 @@ def test_of_a_comparison(tmp_path):
     results.mkdir()
     run = {"model": "config/models/OPT-30B", "tier": "host", "hbm_read_bytes_per_s": 4.6e12, "link_read_bytes_per_s": 51e9,
            "copy_engine_bytes_per_s": 55e9, "free_fraction_ratio": 0.011, "input_tokens_per_sequence": 32,
+           "hf_overrides": '{"num_hidden_layers": 6}', "auto_over_best_other_median_ratio": 0.95, "auto_over_best_other_worst_ratio": 1.01,
+           "auto_effective_over_model_median_ratio": 0.97, "auto_effective_over_model_worst_ratio": 0.5,
+           "auto_effective_over_model_count": 33, "not_measured_for_want_of_time_count": 2,
            "rows": [row("hbm", 0, 8, 4.0), row("direct", 0.1, 8, 30.0), row("prefetch", 0.1, 8, 33.0),
                     row("auto", 0.1, 8, 28.5, link_over_copy_engine_ratio=0.97, effective_over_model_ratio=0.99),
                     {k: v for k, v in row("direct", 0.1, 512, 0).items() if k != "tpot_ms"} | {"missing": "does not fit"}]}
@@ -67,6 +70,7 @@ def test_of_a_comparison(tmp_path):
     done = tables(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "## Modes: OPT-30B over host" in done.stdout and "- results/2026-11-21-h200-0123abc-compare-30b-pcie-tpot.svg" in done.stdout
+    assert ("| OPT-30B, 6 layers | host | 32 | 0.950, 1.010 | - | 0.970, 0.500 | 33 (2 rows missing) |") in done.stdout
     assert "| even | 0 % | 8 | 4.00 | 4.00 | 4.00 | - | - | - |" in done.stdout
     assert "| even | 10 % | 8 | 30.00 | 33.00 | 28.50 | 0.950 | 0.970 | 0.990 |" in done.stdout
     assert "| even | 10 % | 512 | - | - | - | - | - | - |" in done.stdout
@@ -79,6 +83,17 @@ def test_of_parts(tmp_path):
         [one("", 4.0, 50.0), one("split-k", 5.0, 50.0), one("multicast", 4.0, 60.0)]))
     text = tables(tmp_path).stdout
     assert "| split-k | pcie-even | 32 | 1.250 |" in text and "| multicast | pcie-even | 32 | 1.200 |" in text
+
+
+def test_of_ways_to_place_and_to_bound(tmp_path):
+    (tmp_path / "results").mkdir()
+    one = lambda control, tpot: {"batch_sequences": 1, "without": "", "congestion_control": control, "tpot_steady_median_ms": tpot}
+    for what, runs in (("even", [one("static", 6.0)]), ("planned", [one("static", 5.0), one("off", 5.5), one("adaptive", 5.1)])):
+        (tmp_path / "results" / f"2026-11-21-h200-0123abc-bench-8b-parts-peer-{what}.json").write_text(json.dumps(runs))
+    text = tables(tmp_path).stdout
+    for line in ("planned placement (static windows) | peer, 10 % | 1 | 1.200", "windows (no bound instead) | peer, 10 % | 1 | 1.100",
+                 "adaptive windows (static ones instead) | peer, 10 % | 1 | 0.980"):
+        assert f"| {line} |" in text
 
 
 def test_usage(tmp_path):

@@ -89,7 +89,8 @@ struct eng_config {
     bool ahead;  /* issue a step before the one before it is over: right where kn_is_async */
     bool record; /* record decode steps where the backend can, for as many sequences as tokens_max
                     and rows_max have room for (kn_record_tokens) */
-    /* Numbers of sequences whose steps alone are recorded; none: all sizes. */
+    /* Numbers of sequences whose steps alone are recorded, of an engine that measures and whose
+     * weights are known to be whole: nothing else is computed beforehand.  None: all sizes. */
     int32_t record_only[8];
     int record_only_count;
     struct off_control control[KN_TIER_MAX]; /* how remote tiers are read */

@@ -540,6 +540,10 @@ compare_case() {
 # the second says comes when the first is done, and stands in its own file meanwhile.
 bench_compare() {
     cases=${COMPARE:-pcie 8b-peer 30b-peer 70b-peer}
+    # What lanes must know of the links, while no other uses them.
+    for gpu in ${CUDA_VISIBLE_DEVICES:-$(seq 0 $((gpus - 1)))}; do
+        CUDA_VISIBLE_DEVICES=$gpu "$dir/dakd" probe --remote host:1GiB --log-level warn | grep -E '^(HBM|host)'
+    done
     for case in $cases; do
         case $case in
         pcie)

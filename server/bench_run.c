@@ -21,9 +21,10 @@
 
 #define WARM_INPUT 64
 #define WARM_OUTPUT 4
-#define WARM_OUTPUT_BOUND                                                                          \
-    2                  /* where time is bounded: the prompts' step, and one to measure it by       \
-                        */
+/* Where time is bounded: the prompts' step, and one to measure it by; of given prompts this alone.
+ */
+#define WARM_OUTPUT_BOUND 2
+#define WARM_OUTPUT_GIVEN 1
 #define FIND_OUTPUT 32 /* of runs in which controllers find their windows */
 #define SPARE_STEPS 1  /* beside those a TPOT needs */
 
@@ -365,7 +366,8 @@ static void bound(struct srv_bench_run *b)
 {
     struct srv_bench_workload *w = &b->now;
     const struct srv_bench_mark *last = &b->clock.marks[b->step_last];
-    const double step_s = (double)(last->ns - (last - 1)->ns) / (double)NS_PER_S;
+    const uint64_t before = b->step_last ? (last - 1)->device_ns : 0;
+    const double step_s = (double)(last->device_ns - before) / (double)NS_PER_S;
     const int32_t steps = (int32_t)fmin(w->seconds / step_s, 1e6);
     w->steady_min = srv_bench_steady_min(step_s);
     const int32_t least = srv_bench_output_least(w), most = steps > least ? steps : least;
@@ -388,11 +390,13 @@ static enum status warm_up(struct srv_bench_run *b, const struct srv_bench_contr
 {
     const int32_t input = warm_input(&b->now);
     eng_set_control(b->machine->engine, c->control);
-    enum status st = run(b, input, b->now.seconds > 0 ? WARM_OUTPUT_BOUND : WARM_OUTPUT, err);
+    int32_t output = WARM_OUTPUT;
+    if (b->now.seconds > 0) output = b->now.given ? WARM_OUTPUT_GIVEN : WARM_OUTPUT_BOUND;
+    enum status st = run(b, input, output, err);
     if (!st && b->now.seconds > 0) bound(b);
     if (!srv_bench_control_adapts(c)) return st;
     const int32_t most = (int32_t)size_min((size_t)b->now.output_len, FIND_OUTPUT);
-    const int32_t output = b->now.find_steps_max < most ? b->now.find_steps_max : most;
+    output = b->now.find_steps_max < most ? b->now.find_steps_max : most;
     const uint64_t begin = atomic_load(&b->clock.marked);
     while (!st && atomic_load(&b->clock.marked) - begin < (uint64_t)b->now.find_steps_max &&
            !has_windows(b))

@@ -156,8 +156,6 @@ static enum status decide(struct compare *x, char *err)
     if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */
     snprintf(c->architecture, sizeof c->architecture, "%s", info->architecture);
     snprintf(c->dtype, sizeof c->dtype, "%s", kn_dtype_name(info->dtype));
-    memcpy(o->record_only, c->batches, (size_t)c->batch_count * sizeof c->batches[0]);
-    o->record_only_count = c->batch_count;
     return srv_bench_run_open(&x->run, &x->machine, &x->workload, c->batch_count, o->seed, err);
 }
 
@@ -312,11 +310,18 @@ static const struct srv_startup_hooks *hooks_of(struct compare *x)
     return &hooks;
 }
 
-/* What the next engine is opened for. */
+/* What the next engine is opened for: of auto one batch, else all. */
 static void take_mode(struct compare *x, int32_t batch, const char *mode)
 {
     struct options *o = &x->options;
+    const struct srv_comparison *c = &x->result;
     const bool none = strcmp(mode, SRV_COMPARE_NO_MODE) == 0;
+    memcpy(o->record_only, c->batches, (size_t)c->batch_count * sizeof c->batches[0]);
+    o->record_only_count = c->batch_count;
+    if (strcmp(mode, SRV_COMPARE_AUTO) == 0) {
+        o->record_only[0] = batch;
+        o->record_only_count = 1;
+    }
     snprintf(o->offload_mode, sizeof o->offload_mode, "%s", none ? "direct" : mode);
     o->plan_batch = batch;
     o->plan_context = o->input_len + o->output_len;

@@ -126,6 +126,15 @@ static void print_sum(const struct srv_comparison *c)
     }
 }
 
+static void print_doubt(const struct srv_comparison *c)
+{
+    const double best = srv_compare_faster_than_copy(c);
+    if (best > 0)
+        printf("the copy engine was probed at %.2f GB/s and a step got %.2f of the link: it was "
+               "disturbed then, and limits and ratios made of it are too low and too high\n",
+               c->copy_bytes_per_s / GB, best / GB);
+}
+
 static void print_spent(const struct srv_comparison *c)
 {
     double all = 0;
@@ -151,6 +160,7 @@ void srv_compare_print_summary(const struct srv_comparison *c)
                 print_summary_line(c, c->placements[p], s, c->batches[b]);
             }
     print_sum(c);
+    print_doubt(c);
     print_spent(c);
 }
 
@@ -277,6 +287,8 @@ static void put_sum(struct buf *b, const struct srv_comparison *c)
 {
     struct srv_compare_sum sum;
     srv_compare_sum_up(c, &sum);
+    buf_printf(b, ",\n  \"copy_engine_probed_low\": %s",
+               srv_compare_faster_than_copy(c) > 0 ? "true" : "false");
     put_figure(b, "auto_over_best_other", &sum.over_best);
     put_figure(b, "auto_link_over_copy_engine", &sum.of_copy);
     put_figure(b, "auto_effective_over_model", &sum.of_model);

@@ -8,6 +8,7 @@
 #include "config/check.h"
 
 #define SAME_SHARE 1e-3
+#define PROBED_LOW 1.04 /* a step may begin with what was copied before it: 1.03 was seen */
 
 double srv_compare_free_share(const double rate[SRV_COMPARE_TIERS])
 {
@@ -134,6 +135,14 @@ double srv_compare_of_copy(const struct srv_comparison *c, const struct srv_comp
 {
     if (c->copy_bytes_per_s <= 0 || r->bytes[SRV_COMPARE_LINK] == 0) return NAN;
     return srv_compare_link_bandwidth(r) / c->copy_bytes_per_s;
+}
+
+double srv_compare_faster_than_copy(const struct srv_comparison *c)
+{
+    double best = 0;
+    for (int i = 0; i < c->row_count; i++)
+        if (!c->rows[i].missing[0]) best = fmax(best, srv_compare_link_bandwidth(&c->rows[i]));
+    return c->copy_bytes_per_s > 0 && best > PROBED_LOW * c->copy_bytes_per_s ? best : 0;
 }
 
 /* --- all of auto's ---------------------------------------------------------------------------- */

@@ -105,6 +105,9 @@ struct srv_compare_sum {
                                         * planner says that the link binds: less is worse */
     struct srv_compare_figure of_model; /* effective bandwidth over EB(x): less is worse */
 };
+/* The best rate of the link in any row, where the copy engine's was probed below it: something else
+ * used the link meanwhile, and ratios to it are too high by as much.  0: none. */
+double srv_compare_faster_than_copy(const struct srv_comparison *c);
 void srv_compare_sum_up(const struct srv_comparison *c, struct srv_compare_sum *out);
 /* All bytes of a step over its time, and over the planner's floor: EB(x). */
 double srv_compare_bandwidth(const struct srv_compare_row *r);

@@ -166,6 +166,9 @@ static void test_sum(void **state)
     assert_int_equal(sum.of_copy.count, 1);
     assert_float_equal(sum.of_model.worst, 32. / 44, 1e-12);
     assert_ptr_equal(sum.of_model.row, &c.rows[5]);
+    assert_float_equal(srv_compare_faster_than_copy(&c), 0, 0);
+    c.rows[3].tpot_s = 1.6e9 / 60e9;
+    assert_float_equal(srv_compare_faster_than_copy(&c), 60e9, 1);
     c.row_count = 3;
     srv_compare_sum_up(&c, &sum);
     assert_null(sum.over_best.row);

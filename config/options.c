@@ -111,6 +111,10 @@ static const struct option table[] = {
      "which steps are predicted to give more tokens a second; all: every one that --kv-remote has "
      "room for, so that all go on at once, if slowly; auto: throughput, and of a TPOT of --batch "
      "sequences all. None waits for ever, and none that runs stops"},
+    {"prefix-cache", SWITCH, SERVE(prefix_cache), 0, 0, "on", "off|on",
+     "compute every prompt from its first token; without this flag, KV of prompts and answers "
+     "stays "
+     "while there is room, in both tiers, and a prompt that begins alike takes it from there"},
     {"device", CHOICE, MEASURED(device), 0, 0, "auto", "auto|cpu|cuda",
      "what computes; auto: the GPU where there is a supported one"},
     {"gpu-memory-utilization", REAL, ALL(gpu_memory_utilization), 0, 1, "0", NULL,
@@ -247,6 +251,17 @@ static const struct option table[] = {
      "measure the machine's links again, whatever was kept of them"},
 };
 
+/* What vLLM calls a setting, where that is not our name. */
+static const struct {
+    const char *name, *ours;
+} aliases[] = {{"enable-prefix-caching", "prefix-cache"}};
+
+/* A setting as it was named: --no-NAME turns a SWITCH off. */
+struct named {
+    const struct option *opt; /* NULL: there is none */
+    bool negated;
+};
+
 static bool is_choice(const char *choices, const char *value)
 {
     size_t n = strlen(value);
@@ -286,9 +301,10 @@ static enum status set_number(const struct option *opt, const char *from, const 
 }
 
 /* `from` is how the user gave it: "--port", "DAKD_PORT", or the file and key. */
-static enum status set_option(struct options *o, const struct option *opt, const char *from,
+static enum status set_option(struct options *o, struct named named, const char *from,
                               const char *value, char *err)
 {
+    const struct option *opt = named.opt;
     char *field = (char *)o + opt->offset;
     if (opt->kind == SHARE && strcmp(value, "auto") == 0) {
         *(double *)field = OPT_AUTO;
@@ -299,7 +315,7 @@ static enum status set_option(struct options *o, const struct option *opt, const
         return err_set(err, ST_INVALID, "%s must be one of %s, not '%s'", from, opt->choices,
                        value);
     if (opt->kind == SWITCH) {
-        *(bool *)field = strcmp(value, "on") == 0;
+        *(bool *)field = (strcmp(value, "on") == 0) != named.negated;
         return ST_OK;
     }
     if (strlen(value) >= opt->cap)
@@ -308,17 +324,43 @@ static enum status set_option(struct options *o, const struct option *opt, const
     return ST_OK;
 }
 
-/* Finds by flag name; '_' and '-' are the same. */
-static const struct option *find(const char *name, size_t len)
+/* '_' and '-' are the same. */
+static bool is_named(const char *name, size_t len, const char *want)
 {
-    for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
-        const char *want = table[i].name;
-        size_t k = 0;
-        while (k < len && want[k] && (name[k] == want[k] || (name[k] == '_' && want[k] == '-')))
-            k++;
-        if (k == len && !want[k]) return &table[i];
-    }
+    size_t k = 0;
+    while (k < len && want[k] && (name[k] == want[k] || (name[k] == '_' && want[k] == '-'))) k++;
+    return k == len && !want[k];
+}
+
+static const struct option *find_plain(const char *name, size_t len)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(aliases); i++)
+        if (is_named(name, len, aliases[i].name))
+            return find_plain(aliases[i].ours, strlen(aliases[i].ours));
+    for (size_t i = 0; i < ARRAY_COUNT(table); i++)
+        if (is_named(name, len, table[i].name)) return &table[i];
     return NULL;
+}
+
+static struct named find(const char *name, size_t len)
+{
+    struct named found = {.opt = find_plain(name, len)};
+    if (found.opt || len <= 3 || !is_named(name, 3, "no-")) return found;
+    const struct option *opt = find_plain(name + 3, len - 3);
+    if (opt && opt->kind == SWITCH) found = (struct named){.opt = opt, .negated = true};
+    return found;
+}
+
+/* In one file, or in the environment, nothing says which of two names would win. */
+static enum status set_once(struct options *o, struct named named, const char *from,
+                            const char *value, bool given[], char *err)
+{
+    bool *mine = &given[named.opt - table];
+    if (*mine)
+        return err_set(err, ST_INVALID, "%s: '%s' is set there by another name too: keep one", from,
+                       named.opt->name);
+    *mine = true;
+    return set_option(o, named, from, value, err);
 }
 
 /* `who` names the file: "--config", "DAKD_CONFIG". */
@@ -327,13 +369,14 @@ static enum status read_file(struct options *o, enum options_command command, co
 {
     cJSON *root;
     char why[ERR_CAP];
+    bool given[ARRAY_COUNT(table)] = {false};
     enum status st = json_parse_file(path, &json_limits_request, &root, why);
     if (st) return err_set(err, st, "%s %.400s", who, why);
     if (!cJSON_IsObject(root))
         st = err_set(err, ST_INVALID, "%s: an object of settings was expected", path);
     for (const cJSON *item = st ? NULL : root->child; item && !st; item = item->next) {
         char from[OPT_STRING_CAP + 64], number[64];
-        const struct option *opt = find(item->string, strlen(item->string));
+        const struct named named = find(item->string, strlen(item->string));
         const char *value = number;
         snprintf(from, sizeof from, "%.400s: \"%.80s\"", path, item->string);
         if (strcmp(item->string, "model") == 0) {
@@ -343,15 +386,15 @@ static enum status read_file(struct options *o, enum options_command command, co
             continue;
         }
         if (cJSON_IsString(item)) value = item->valuestring;
-        else if (cJSON_IsBool(item) && opt && opt->kind == SWITCH)
+        else if (cJSON_IsBool(item) && named.opt && named.opt->kind == SWITCH)
             value = cJSON_IsTrue(item) ? "on" : "off";
         else if (cJSON_IsNumber(item)) snprintf(number, sizeof number, "%.17g", item->valuedouble);
         else value = NULL;
-        if (!opt)
+        if (!named.opt)
             st = err_set(err, ST_INVALID, "%s is not a setting; see dakd %s --help", from,
                          commands[command].name);
         else if (!value) st = err_set(err, ST_INVALID, "%s must be a string or a number", from);
-        else st = set_option(o, opt, from, value, err);
+        else st = set_once(o, named, from, value, given, err);
     }
     cJSON_Delete(root);
     return st;
@@ -360,6 +403,7 @@ static enum status read_file(struct options *o, enum options_command command, co
 static enum status read_env(struct options *o, enum options_command command, char *const *env,
                             char *err)
 {
+    bool given[ARRAY_COUNT(table)] = {false};
     for (; env && *env; env++) {
         if (strncmp(*env, "DAKD_", 5)) continue;
         const char *equals = strchr(*env, '=');
@@ -370,12 +414,12 @@ static enum status read_env(struct options *o, enum options_command command, cha
         for (size_t i = 0; i < n; i++) name[i] = (char)tolower((unsigned char)(*env)[5 + i]);
         snprintf(from, sizeof from, "%.*s", (int)(n + 5), *env);
         if (n == 6 && memcmp(name, "config", 6) == 0) continue;
-        const struct option *opt = find(name, n);
-        if (!opt)
+        const struct named named = find(name, n);
+        if (!named.opt)
             return err_set(err, ST_INVALID,
                            "%s in the environment is not a setting; see dakd %s --help", from,
                            commands[command].name);
-        enum status st = set_option(o, opt, from, equals + 1, err);
+        enum status st = set_once(o, named, from, equals + 1, given, err);
         if (st) return st;
     }
     return ST_OK;
@@ -398,7 +442,7 @@ static enum status next_flag(int argc, char *const *argv, int *i, const char **n
     *name = arg;
     *len = equals ? (size_t)(equals - arg) : strlen(arg);
     *value = equals ? equals + 1 : NULL;
-    const struct option *opt = find(*name, *len);
+    const struct option *opt = find(*name, *len).opt;
     if (!*value && opt && opt->kind == SWITCH) *value = "on";
     if (!*value) {
         if (*i + 1 >= argc) return err_set(err, ST_INVALID, "%s needs a value", argv[*i]);
@@ -444,14 +488,14 @@ static enum status read_flags(struct options *o, enum options_command command, i
         if (is_config || config) continue;
         char from[128];
         snprintf(from, sizeof from, "--%.*s", (int)size_min(len, 100), name);
-        const struct option *opt = find(name, len);
-        if (!opt)
+        const struct named named = find(name, len);
+        if (!named.opt)
             return err_set(err, ST_INVALID, "unknown flag %s; see dakd %s --help", from,
                            commands[command].name);
-        if (!(opt->commands & 1u << command))
+        if (!(named.opt->commands & 1u << command))
             return err_set(err, ST_INVALID, "%s is not a flag of dakd %s; see dakd %s --help", from,
                            commands[command].name, commands[command].name);
-        if ((st = set_option(o, opt, from, value, err))) return st;
+        if ((st = set_option(o, named, from, value, err))) return st;
     }
     return ST_OK;
 }
@@ -478,7 +522,8 @@ enum status options_read(struct options *o, enum options_command command, int ar
     const char *of_env = env_value(env, "DAKD_CONFIG"), *config = of_env, *text;
     *o = (struct options){0};
     for (size_t i = 0; i < ARRAY_COUNT(table); i++)
-        CHECK(!set_option(o, &table[i], table[i].name, table[i].initial, NULL));
+        CHECK(!set_option(o, (struct named){.opt = &table[i]}, table[i].name, table[i].initial,
+                          NULL));
     if ((st = read_flags(o, command, argc, argv, first, &config, err))) return st;
     if (o->help || o->version) return ST_OK;
     const char *who = config == of_env ? "DAKD_CONFIG" : "--config";
@@ -518,7 +563,9 @@ void options_print_help(enum options_command command)
         const struct option *opt = &table[i];
         char left[96];
         if (!(opt->commands & 1u << command)) continue;
-        if (opt->kind == SWITCH) snprintf(left, sizeof left, "--%s", opt->name);
+        if (opt->kind == SWITCH)
+            snprintf(left, sizeof left, "--%s%s", strcmp(opt->initial, "on") ? "" : "no-",
+                     opt->name);
         else if (opt->choices) snprintf(left, sizeof left, "--%s %s", opt->name, opt->choices);
         else
             snprintf(left, sizeof left, "--%s %s", opt->name,

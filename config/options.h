@@ -5,7 +5,10 @@
  * A flag beats its environment variable (DAKD_ and the name in upper case), which beats the file
  * given by --config.  Names follow vLLM where it has the flag.  Unknown flags, keys and DAKD_*
  * variables are errors; so is a value out of range, and a flag of another command.  The environment
- * and the file may hold settings of other commands: they are checked and have no effect.
+ * and the file may hold settings of other commands: they are checked and have no effect.  A setting
+ * that is on or off is turned off by --no-NAME too; vLLM's name for one is taken where it differs.
+ * Of flags that say the same the last wins; in the file and in the environment a setting stands
+ * once.
  */
 #ifndef DAKD_CONFIG_OPTIONS_H
 #define DAKD_CONFIG_OPTIONS_H
@@ -44,6 +47,7 @@ struct options {
     uint64_t kv_cache_memory_bytes; /* 0: what max_num_seqs sequences of max_model_len need; at most
                                      * what gpu_memory_utilization leaves, or on the CPU 1 GiB or
                                      * one such sequence */
+    bool prefix_cache;              /* KV that is left is kept for prompts that begin alike */
     /* Machine. */
     char device[8];                /* auto, cpu, cuda */
     double gpu_memory_utilization; /* 0: not given */

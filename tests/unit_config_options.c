@@ -238,6 +238,59 @@ static void test_kinds(void **state)
     assert_string_equal(err, "--offload is not a flag of dakd probe; see dakd probe --help");
 }
 
+/* What is on or off is turned off by --no-NAME, and has vLLM's name beside ours. */
+static void test_switches(void **state)
+{
+    (void)state;
+    struct options o;
+    char err[ERR_CAP];
+    assert_int_equal(read_options(&o, ARGS("m"), no_env, err), ST_OK);
+    assert_true(o.prefix_cache);
+    static const struct {
+        const char *flag;
+        bool on;
+    } flags[] = {{"--no-prefix-cache", false},
+                 {"--prefix-cache", true},
+                 {"--no-enable-prefix-caching", false},
+                 {"--enable-prefix-caching", true},
+                 {"--no_enable_prefix_caching", false},
+                 {"--prefix-cache=off", false},
+                 {"--no-enable-prefix-caching=off", true}};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        const char *const env[] = {flags[i].on ? "DAKD_PREFIX_CACHE=off" : "DAKD_PREFIX_CACHE=on",
+                                   NULL};
+        assert_int_equal(read_options(&o, ARGS("m", flags[i].flag), env, err), ST_OK);
+        if (o.prefix_cache != flags[i].on) fail_msg("%s", flags[i].flag);
+    }
+    assert_int_equal(
+        read_options(&o, ARGS("m", "--prefix-cache", "--no-prefix-cache"), no_env, err), ST_OK);
+    assert_false(o.prefix_cache); /* the last wins */
+    static const char *const bad[] = {"--no-port", "--no-no-prefix-cache", "--no-", "--no-dtype"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(read_options(&o, ARGS("m", bad[i], "1"), no_env, err), ST_INVALID);
+        assert_non_null(strstr(err, "unknown flag"));
+    }
+    assert_int_equal(read_options(&o, ARGS("m", "--no-prefix-cache=maybe"), no_env, err),
+                     ST_INVALID);
+    assert_string_equal(err, "--no-prefix-cache must be one of off|on, not 'maybe'");
+    assert_int_equal(read_for(OPTIONS_BENCH, &o, ARGS("m", "--no-prefix-cache"), no_env, err),
+                     ST_INVALID);
+    assert_string_equal(err,
+                        "--no-prefix-cache is not a flag of dakd bench; see dakd bench --help");
+    const char *const twice[] = {"DAKD_PREFIX_CACHE=on", "DAKD_ENABLE_PREFIX_CACHING=off", NULL};
+    assert_int_equal(read_options(&o, ARGS("m"), twice, err), ST_INVALID);
+    assert_string_equal(err, "DAKD_ENABLE_PREFIX_CACHING: 'prefix-cache' is set there by another "
+                             "name too: keep one");
+    write_file("{\"enable_prefix_caching\": false}");
+    assert_int_equal(read_options(&o, ARGS("m", "--config", path), no_env, err), ST_OK);
+    assert_false(o.prefix_cache);
+    unlink(path);
+    write_file("{\"no_prefix_cache\": true, \"prefix-cache\": true}");
+    assert_int_equal(read_options(&o, ARGS("m", "--config", path), no_env, err), ST_INVALID);
+    assert_non_null(strstr(err, "by another name too"));
+    unlink(path);
+}
+
 static void test_state_dir(void **state)
 {
     (void)state;
@@ -267,7 +320,7 @@ int main(void)
         cmocka_unit_test(test_defaults),  cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_bad_flags), cmocka_unit_test(test_bad_files_and_environment),
         cmocka_unit_test(test_commands),  cmocka_unit_test(test_kinds),
-        cmocka_unit_test(test_state_dir),
+        cmocka_unit_test(test_switches),  cmocka_unit_test(test_state_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

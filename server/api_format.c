@@ -176,9 +176,11 @@ static void put_head(struct buf *out, const struct srv_head *head, const char *o
 
 static void put_usage(struct buf *out, const struct srv_usage *u)
 {
-    buf_printf(out, "{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld}",
+    buf_printf(out,
+               "{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
+               "\"prompt_tokens_details\":{\"cached_tokens\":%lld}}",
                (long long)u->prompt_tokens, (long long)u->completion_tokens,
-               (long long)(u->prompt_tokens + u->completion_tokens));
+               (long long)(u->prompt_tokens + u->completion_tokens), (long long)u->cached_tokens);
 }
 
 /* What chunks and whole answers have in common, from "logprobs" to the end of the choice. */

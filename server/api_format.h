@@ -45,6 +45,7 @@ struct srv_scores {
 
 struct srv_usage {
     int64_t prompt_tokens, completion_tokens;
+    int64_t cached_tokens; /* of the prompts': whose KV was there already */
 };
 
 struct srv_piece {

@@ -276,6 +276,21 @@ static bool read_bias(struct parser *p, cJSON *value)
     return true;
 }
 
+/* Copied: it is kept until the last sequence is over. */
+static bool read_cache_salt(struct parser *p, cJSON *value)
+{
+    struct srv_ask *r = p->out;
+    if (!cJSON_IsString(value) || !value->valuestring[0])
+        return bad(p, value, "a non-empty string");
+    size_t len = strlen(value->valuestring);
+    if (len > SRV_CACHE_SALT_BYTES_MAX)
+        return srv_fault_bad(p->fault, p->name, "'%s' has %zu bytes; at most %d are accepted.",
+                             p->name, len, SRV_CACHE_SALT_BYTES_MAX);
+    r->cache_salt = strdup(value->valuestring);
+    r->cache_salt_len = len;
+    return r->cache_salt || out_of_memory(p);
+}
+
 static bool read_seed(struct parser *p, cJSON *value)
 {
     double v;
@@ -454,6 +469,7 @@ static const struct field fields[] = {
     BOOL("continue_final_message", TEMPLATE, continue_final_message),
     READ("add_special_tokens", GENERATE | SRV_TOKENIZE, read_add_special),
     BOOL("return_token_strs", SRV_TOKENIZE, return_token_strings),
+    READ("cache_salt", GENERATE, read_cache_salt),
     /* Sampling. */
     FLOAT("temperature", GENERATE, sampling.temperature, 0, 2),
     FLOAT_POS("top_p", GENERATE, sampling.top_p, 1),
@@ -522,7 +538,6 @@ static const struct field fields[] = {
     NEUTRAL("guided_regex", GENERATE),
     NEUTRAL("guided_choice", GENERATE),
     NEUTRAL("guided_grammar", GENERATE),
-    NEUTRAL("cache_salt", GENERATE),
     NEUTRAL("kv_transfer_params", GENERATE),
     NEUTRAL("return_tokens_as_token_ids", GENERATE),
 };
@@ -714,6 +729,7 @@ void srv_ask_deinit(struct srv_ask *r)
     free(r->prompts);
     free(r->bias);
     free(r->stop_tokens);
+    free(r->cache_salt);
     srv_stop_set_deinit(&r->stops);
     cJSON_Delete(r->tree);
     *r = (struct srv_ask){0};

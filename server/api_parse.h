@@ -23,6 +23,7 @@
 #define SRV_BIAS_MAX 1024
 #define SRV_STOP_TOKENS_MAX 128
 #define SRV_TOOLS_MAX 128
+#define SRV_CACHE_SALT_BYTES_MAX 256
 
 enum srv_endpoint {
     SRV_COMPLETIONS = 1,
@@ -66,6 +67,9 @@ struct srv_ask {
     struct eng_sampling sampling; /* max_tokens is set later: srv_ask_fit */
     struct eng_logit_bias *bias;  /* owned */
     int32_t *stop_tokens;         /* owned */
+    /* Owned, or NULL: KV is shared among requests of the same salt alone. */
+    char *cache_salt;
+    size_t cache_salt_len;
     struct srv_stop_set stops;
     int32_t max_tokens; /* as asked; -1: not asked */
     int32_t n;

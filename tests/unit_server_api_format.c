@@ -107,7 +107,7 @@ static void test_chat_chunks(void **state)
 static void test_usage_chunk(void **state)
 {
     (void)state;
-    struct srv_usage usage = {.prompt_tokens = 3, .completion_tokens = 4};
+    struct srv_usage usage = {.prompt_tokens = 3, .completion_tokens = 4, .cached_tokens = 2};
     struct buf b;
     buf_init(&b, 1 << 20);
     srv_fmt_usage_chunk(&b, &completion, &usage);
@@ -116,6 +116,10 @@ static void test_usage_chunk(void **state)
     assert_null(at(t, "choices")->child);
     assert_int_equal(at(at(t, "usage"), "prompt_tokens")->valueint, 3);
     assert_int_equal(at(at(t, "usage"), "completion_tokens")->valueint, 4);
+    assert_int_equal(at(at(t, "usage"), "total_tokens")->valueint, 7);
+    cJSON *details = at(at(t, "usage"), "prompt_tokens_details");
+    assert_int_equal(at(details, "cached_tokens")->valueint, 2);
+    assert_int_equal(cJSON_GetArraySize(details), 1);
     cJSON_Delete(t);
     buf_deinit(&b);
 }

@@ -303,7 +303,10 @@ static const struct bad_case members[] = {
     {0, "\"guided_grammar\":\"a\"", "guided_grammar", 0},
     {0, "\"structured_outputs\":{\"a\":1}", "structured_outputs", 0},
     {0, "\"logits_processors\":[\"a\"]", "logits_processors", 0},
-    {0, "\"cache_salt\":\"a\"", "cache_salt", 0},
+    {0, "\"cache_salt\":\"\"", "cache_salt", 0},
+    {0, "\"cache_salt\":1", "cache_salt", 0},
+    {0, "\"cache_salt\":[\"a\"]", "cache_salt", 0},
+    {0, "\"cache_salt\":false", "cache_salt", 0},
     {COMP, "\"echo\":1", "echo", 0},
     {COMP, "\"echo\":\"yes\"", "echo", 0},
     {COMP, "\"logprobs\":true", "logprobs", 0},
@@ -485,7 +488,7 @@ static void test_everything_given(void **state)
         "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":"
         "true},"
         "\"response_format\":{\"type\":\"text\"},\"user\":\"u\",\"suffix\":null,\"length_penalty\":"
-        "1}");
+        "1,\"cache_salt\":\"tenant\"}");
     assert_string_equal(r.model, "alias");
     assert_int_equal(r.prompt_count, 2);
     assert_int_equal(r.prompts[0].token_count, 3);
@@ -510,6 +513,9 @@ static void test_everything_given(void **state)
     assert_int_equal(p->prompt_logprobs, 5);
     assert_true(r.include_stop && r.echo && r.return_token_ids && r.stream);
     assert_true(r.include_usage && r.continuous_usage);
+    srv_ask_keep_prompts(&r); /* the salt outlives the body */
+    assert_string_equal(r.cache_salt, "tenant");
+    assert_int_equal(r.cache_salt_len, 6);
     assert_false(r.skip_special || r.add_special);
     srv_ask_deinit(&r);
 }
@@ -551,6 +557,24 @@ static void test_accepted(void **state)
               body_with(cases[i].endpoint, cases[i].member, body, sizeof body));
         srv_ask_deinit(&r);
     }
+}
+
+/* The longest salt, and one of a byte more. */
+static void test_cache_salt(void **state)
+{
+    (void)state;
+    char member[512], body[1024];
+    struct srv_ask r;
+    struct srv_fault f;
+    snprintf(member, sizeof member, "\"cache_salt\":\"%0*d\"", SRV_CACHE_SALT_BYTES_MAX, 7);
+    parse(&r, CHAT, body_with(CHAT, member, body, sizeof body));
+    assert_int_equal(r.cache_salt_len, SRV_CACHE_SALT_BYTES_MAX);
+    srv_ask_deinit(&r);
+    snprintf(member, sizeof member, "\"cache_salt\":\"%0*d\"", SRV_CACHE_SALT_BYTES_MAX + 1, 7);
+    body_with(CHAT, member, body, sizeof body);
+    assert_false(srv_ask_parse(&r, CHAT, body, strlen(body), &limits, &f));
+    assert_int_equal(f.status, 400);
+    assert_string_equal(f.message, "'cache_salt' has 257 bytes; at most 256 are accepted.");
 }
 
 static void test_messages_are_normalised(void **state)
@@ -630,6 +654,7 @@ int main(void)
                                        cmocka_unit_test(test_defaults),
                                        cmocka_unit_test(test_everything_given),
                                        cmocka_unit_test(test_accepted),
+                                       cmocka_unit_test(test_cache_salt),
                                        cmocka_unit_test(test_messages_are_normalised),
                                        cmocka_unit_test(test_tool_choice_none_hides_tools),
                                        cmocka_unit_test(test_fit)};

@@ -283,9 +283,9 @@ static bool read_cache_salt(struct parser *p, cJSON *value)
     if (!cJSON_IsString(value) || !value->valuestring[0])
         return bad(p, value, "a non-empty string");
     size_t len = strlen(value->valuestring);
-    if (len > SRV_CACHE_SALT_BYTES_MAX)
+    if (len > ENG_CACHE_SALT_MAX)
         return srv_fault_bad(p->fault, p->name, "'%s' has %zu bytes; at most %d are accepted.",
-                             p->name, len, SRV_CACHE_SALT_BYTES_MAX);
+                             p->name, len, ENG_CACHE_SALT_MAX);
     r->cache_salt = strdup(value->valuestring);
     r->cache_salt_len = len;
     return r->cache_salt || out_of_memory(p);

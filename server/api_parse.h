@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "config/json.h"
+#include "engine/prefix.h"
 #include "engine/sampler.h"
 #include "server/fault.h"
 #include "server/stop.h"
@@ -23,7 +24,6 @@
 #define SRV_BIAS_MAX 1024
 #define SRV_STOP_TOKENS_MAX 128
 #define SRV_TOOLS_MAX 128
-#define SRV_CACHE_SALT_BYTES_MAX 256
 
 enum srv_endpoint {
     SRV_COMPLETIONS = 1,

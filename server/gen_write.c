@@ -236,7 +236,8 @@ static void format_piece(struct srv_job *job, struct srv_seq *s, const struct sr
                                : r->include_usage  ? SRV_USAGE_NULL
                                                    : SRV_USAGE_ABSENT;
     struct srv_usage usage = {.prompt_tokens = s->req.prompt_count,
-                              .completion_tokens = s->ended ? srv_seq_total(s) : s->read};
+                              .completion_tokens = s->ended ? srv_seq_total(s) : s->read,
+                              .cached_tokens = s->cached};
     buf_clear(&job->chunk);
     srv_fmt_chunk(&job->chunk, &job->head, piece, mode, &usage);
     buf_consume(&s->text, piece->len);
@@ -254,11 +255,15 @@ static bool pump_sequence(struct srv_job *job, struct srv_seq *s)
     }
 }
 
+/* A prompt counts once, however many choices it has: as the first of them found it. */
 static void sum_usage(struct srv_job *job)
 {
-    job->usage.completion_tokens = 0;
-    for (int32_t i = 0; i < job->seq_count; i++)
-        job->usage.completion_tokens += srv_seq_total(&job->seqs[i]);
+    job->usage.completion_tokens = job->usage.cached_tokens = 0;
+    for (int32_t i = 0; i < job->seq_count; i++) {
+        const struct srv_seq *s = &job->seqs[i];
+        job->usage.completion_tokens += srv_seq_total(s);
+        if (i % job->request.n == 0) job->usage.cached_tokens += s->cached;
+    }
 }
 
 static void pump_stream(struct srv_job *job)

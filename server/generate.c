@@ -160,6 +160,8 @@ static enum status sequence_init(struct srv_job *job, struct srv_seq *s,
     s->req.sampling = r->sampling;
     s->req.sampling.seed = seed;
     s->req.prompt_count = prompt->token_count;
+    s->req.cache_salt = r->cache_salt;
+    s->req.cache_salt_length = (int32_t)r->cache_salt_len;
     s->req.tokens = malloc((answer + asked) * sizeof *s->req.tokens);
     if (!s->req.tokens) return ST_NOMEM;
     memcpy(s->req.tokens, prompt->tokens, asked * sizeof *s->req.tokens);
@@ -424,6 +426,7 @@ void srv_gen_event(struct srv_api *api, const struct eng_event *event)
     struct srv_seq *s = event->request->user;
     struct srv_job *job = s->job;
     uint64_t now = clock_now_ns();
+    s->cached = s->req.cached_count;
     switch (event->kind) {
     case ENG_EVENT_PROMPT:
         CHECK(event->index == s->prompt_scored && s->prompt_scored < s->prompt_rows);

@@ -40,6 +40,7 @@ struct srv_seq {
      * answer tokens. */
     struct eng_logprob *scores; /* [prompt_rows + max_tokens][stride], or NULL */
     int32_t prompt_rows, prompt_scored;
+    int32_t cached;   /* tokens of the prompt that the prefix cache had; as of the first event */
     int32_t got;      /* answer tokens received, in req.tokens after the prompt */
     int32_t terminal; /* 1 where a stop token stands behind them: counted and scored, no text */
     enum eng_finish finish; /* of the engine; NONE until FINISHED */

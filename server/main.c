@@ -449,7 +449,9 @@ static int run(enum options_command command, int argc, char **argv, char **env)
     log_init((enum log_level)log_level_parse(o.log_level), o.journal);
     if (command == OPTIONS_PLAN) return srv_plan(&o);
     if (command == OPTIONS_PROBE) return srv_probe(&o);
-    return command == OPTIONS_BENCH ? srv_bench(&o) : serve(&o);
+    if (command == OPTIONS_SERVE) return serve(&o);
+    o.prefix_cache = false; /* one prompt is measured many times: each time it is computed */
+    return srv_bench(&o);
 }
 
 static void print_usage(FILE *out)

@@ -112,11 +112,17 @@ static void put_mixed(struct buf *out, const struct eng_stats *e)
                 e->itl_over_step_count);
 }
 
+/* What the prefix cache alone holds is free for whoever needs it: not in use. */
+static int32_t pages_in_use(const struct eng_sched_stats *s, int t)
+{
+    return s->pages_used[t] - s->pages_cached[t];
+}
+
 static void put_engine(struct buf *out, const struct eng_stats *e)
 {
     int64_t used = 0, total = 0;
     for (int t = 0; t < KN_TIER_MAX; t++) {
-        used += e->sched.pages_used[t];
+        used += pages_in_use(&e->sched, t);
         total += e->sched.pages_total[t];
     }
     const uint64_t busy_ns = e->device_ns_sum + e->host_ns_sum;
@@ -126,7 +132,7 @@ static void put_engine(struct buf *out, const struct eng_stats *e)
               busy_ns > 0 ? (double)e->host_ns_sum / (double)busy_ns : 0);
     put_gauge(out, "num_requests_running", "Sequences in the running batch.", e->sched.running);
     put_gauge(out, "num_requests_waiting", "Sequences waiting to run.", e->sched.waiting);
-    put_gauge(out, "kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.",
+    put_gauge(out, "kv_cache_usage_perc", "Share of the KV pages that sequences use, 0 to 1.",
               total ? (double)used / (double)total : 0);
     put_gauge(out, "engine_healthy", "1 while the engine serves, 0 after it failed.", !e->failed);
     put_counter(out, "prompt_tokens_total", "Prompt tokens computed.", e->prompt_tokens);
@@ -176,6 +182,30 @@ static double window_bytes(const struct kn_window *w)
 {
     const uint64_t bytes = off_window_bytes(w);
     return bytes == UINT64_MAX ? INFINITY : (double)bytes;
+}
+
+static void put_prefix(struct buf *out, const struct srv_metrics_view *v)
+{
+    const struct eng_sched_stats *s = &v->engine->sched;
+    uint64_t hits = 0;
+    for (int t = 0; t < KN_TIER_MAX; t++) hits += s->prefix_hit_tokens[t];
+    put_counter(out, "prefix_cache_queries_total",
+                "Tokens of prompts that were looked up in the prefix cache.",
+                s->prefix_query_tokens);
+    put_counter(out, "prefix_cache_hits_total", "Of these, tokens whose KV was there.", hits);
+    put_family(out, "tier_prefix_cache_hits_total", "counter",
+               "Of these, tokens whose KV lay in a memory tier.");
+    for (int t = 0; t < v->tier_count; t++)
+        put_tier_value(out, "tier_prefix_cache_hits_total", v->tiers[t].name,
+                       (double)s->prefix_hit_tokens[t]);
+    put_counter(out, "prefix_cache_pages_sent_total",
+                "Pages that the prefix cache sent from local memory to a remote tier.",
+                s->prefix_sent_count);
+    put_family(out, "tier_prefix_cache_pages_dropped_total", "counter",
+               "Pages of a memory tier that the prefix cache gave up.");
+    for (int t = 0; t < v->tier_count; t++)
+        put_tier_value(out, "tier_prefix_cache_pages_dropped_total", v->tiers[t].name,
+                       (double)s->prefix_dropped_count[t]);
 }
 
 /* How the tiers are read: tier 0 has neither window nor round trips. */
@@ -306,7 +336,9 @@ static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
                      "Of these, bytes that the copy engine brings ahead of the products."},
                     {"tier_capacity_bytes", "Capacity of a memory tier."},
                     {"tier_kv_pages", "KV pages a memory tier holds."},
-                    {"tier_kv_pages_used", "KV pages of a memory tier that are in use."}};
+                    {"tier_kv_pages_used", "KV pages of a memory tier that sequences use."},
+                    {"tier_kv_pages_cached", "KV pages of a memory tier that the prefix cache "
+                                             "alone holds: free for whoever needs them."}};
     for (size_t f = 0; f < ARRAY_COUNT(families); f++) {
         put_family(out, families[f].name, "gauge", families[f].help);
         for (int t = 0; t < v->tier_count; t++) {
@@ -318,7 +350,8 @@ static void put_tiers(struct buf *out, const struct srv_metrics_view *v)
                                        (uint64_t)tier->copied_step_bytes,
                                        tier->capacity_bytes,
                                        (uint64_t)s->pages_total[t],
-                                       (uint64_t)s->pages_used[t]};
+                                       (uint64_t)pages_in_use(s, t),
+                                       (uint64_t)s->pages_cached[t]};
             buf_printf(out, "dakd_%s{tier=", families[f].name);
             put_label(out, v->tiers[t].name);
             buf_printf(out, "} %llu\n", (unsigned long long)values[f]);
@@ -384,6 +417,7 @@ void srv_metrics_format(const struct srv_metrics_view *v, struct buf *out)
     buf_puts(out, "} 1\n");
     put_engine(out, v->engine);
     put_own(out, v->own);
+    put_prefix(out, v);
     put_tiers(out, v);
     if (v->http) put_http(out, v->http, v->routes);
 }

@@ -256,6 +256,7 @@ static enum status open_engine(const struct options *o, const struct srv_startup
                   .admission =
                       strcmp(o->kv_admission, "all") ? ENG_ADMIT_THROUGHPUT : ENG_ADMIT_ALL,
                   .step_base_s = m->step_base_s,
+                  .prefix_cache = o->prefix_cache,
                   .itl_target_s = o->itl_target_ms / 1e3},
         .model_len_max = m->model_len_max,
         .queue_max = (int32_t)(o->max_num_seqs + o->max_waiting),

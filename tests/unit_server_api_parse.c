@@ -566,15 +566,15 @@ static void test_cache_salt(void **state)
     char member[512], body[1024];
     struct srv_ask r;
     struct srv_fault f;
-    snprintf(member, sizeof member, "\"cache_salt\":\"%0*d\"", SRV_CACHE_SALT_BYTES_MAX, 7);
+    snprintf(member, sizeof member, "\"cache_salt\":\"%0*d\"", ENG_CACHE_SALT_MAX, 7);
     parse(&r, CHAT, body_with(CHAT, member, body, sizeof body));
-    assert_int_equal(r.cache_salt_len, SRV_CACHE_SALT_BYTES_MAX);
+    assert_int_equal(r.cache_salt_len, ENG_CACHE_SALT_MAX);
     srv_ask_deinit(&r);
-    snprintf(member, sizeof member, "\"cache_salt\":\"%0*d\"", SRV_CACHE_SALT_BYTES_MAX + 1, 7);
+    snprintf(member, sizeof member, "\"cache_salt\":\"%0*d\"", ENG_CACHE_SALT_MAX + 1, 7);
     body_with(CHAT, member, body, sizeof body);
     assert_false(srv_ask_parse(&r, CHAT, body, strlen(body), &limits, &f));
     assert_int_equal(f.status, 400);
-    assert_string_equal(f.message, "'cache_salt' has 257 bytes; at most 256 are accepted.");
+    assert_string_equal(f.message, "'cache_salt' has 129 bytes; at most 128 are accepted.");
 }
 
 static void test_messages_are_normalised(void **state)

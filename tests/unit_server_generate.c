@@ -16,7 +16,8 @@ static void test_whole_answer(void **state)
     assert_has(text, "HTTP/1.1 200");
     assert_has(text, "\"text\":\"a cab\"");
     assert_has(text, "\"finish_reason\":\"stop\"");
-    assert_has(text, "\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":6,\"total_tokens\":11}");
+    assert_has(text, "\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":6,\"total_tokens\":11,"
+                     "\"prompt_tokens_details\":{\"cached_tokens\":0}}");
     free(text);
     assert_int_equal(f->api->metrics.ended[SRV_END_STOP], 1);
 }
@@ -288,6 +289,47 @@ static void test_scores(void **state)
     free(text);
 }
 
+/* Of two prompts with two choices each: a prompt's cached tokens count once, as its first choice
+ * found them, and a chunk tells its own choice's.  The salt reaches the engine. */
+static void test_cached_tokens(void **state)
+{
+    struct fixture *f = *state;
+    static const int32_t cached[] = {3, 5, 1, 4};
+    for (int stream = 0; stream < 2; stream++) {
+        char body[256];
+        snprintf(body, sizeof body,
+                 "{\"prompt\":[\"abcdef\",\"abcdef\"],\"n\":2,\"max_tokens\":1,"
+                 "\"cache_salt\":\"tenant\"%s}",
+                 stream ? ",\"stream\":true,\"stream_options\":{\"include_usage\":true,"
+                          "\"continuous_usage_stats\":true}"
+                        : "");
+        int fd = post(f, body, 0), first = f->engine.count - 4;
+        for (int i = 0; i < 4; i++) {
+            struct eng_request *r = f->engine.request[first + i];
+            assert_int_equal(r->cache_salt_length, 6);
+            assert_memory_equal(r->cache_salt, "tenant", 6);
+            r->cached_count = cached[i]; /* before its first event, as the engine does */
+            fake_text(&f->engine, first + i, "z");
+        }
+        char *text = finish_reading(f, fd);
+        assert_has(text, "\"usage\":{\"prompt_tokens\":12,\"completion_tokens\":4,"
+                         "\"total_tokens\":16,\"prompt_tokens_details\":{\"cached_tokens\":4}}");
+        for (int i = 0; i < 4 && stream; i++) {
+            char own[64];
+            snprintf(own, sizeof own,
+                     "\"total_tokens\":7,\"prompt_tokens_details\":"
+                     "{\"cached_tokens\":%d}",
+                     (int)cached[i]);
+            assert_has(text, own);
+        }
+        free(text);
+    }
+    int fd = post(f, "{\"prompt\":\"a\",\"max_tokens\":1}", 0);
+    assert_int_equal(f->engine.request[f->engine.count - 1]->cache_salt_length, 0);
+    fake_text(&f->engine, f->engine.count - 1, "z");
+    free(finish_reading(f, fd));
+}
+
 static void test_abort_and_drain(void **state)
 {
     struct fixture *f = *state;
@@ -361,6 +403,7 @@ int main(void)
         TEST(test_abort_and_drain),
         TEST(test_abort_of_a_paused_stream),
         TEST(test_seeds),
+        TEST(test_cached_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -196,7 +196,9 @@ static void test_valid_exposition(void **state)
         "tier_weight_bytes",           "tier_kv_pages",
         "tier_window_bytes",           "tier_congestion_state",
         "http_responses_total",        "mixed_steps_total",
-        "mixed_step_seconds_total",    "itl_over_target_steps_total"};
+        "mixed_step_seconds_total",    "itl_over_target_steps_total",
+        "prefix_cache_queries_total",  "prefix_cache_hits_total",
+        "tier_kv_pages_cached",        "tier_prefix_cache_hits_total"};
     for (size_t i = 0; i < ARRAY_COUNT(wanted); i++) {
         char name[96];
         snprintf(name, sizeof name, "dakd_%s", wanted[i]);
@@ -230,8 +232,13 @@ static void test_values(void **state)
                                .host_ns_sum = 100};
     stats.sched = (struct eng_sched_stats){.running = 4,
                                            .waiting = 5,
-                                           .pages_used = {3, 1},
+                                           .pages_used = {4, 2},
+                                           .pages_cached = {1, 1},
                                            .pages_total = {6, 2},
+                                           .prefix_query_tokens = 900,
+                                           .prefix_hit_tokens = {300, 200},
+                                           .prefix_sent_count = 12,
+                                           .prefix_dropped_count = {3, 4},
                                            .preempt_count = 9};
     stats.traffic[0].bytes = 1000;
     stats.traffic[1] = (struct kn_traffic){.bytes = 32768,
@@ -261,7 +268,10 @@ static void test_values(void **state)
     char *t = page_text();
     assert_true(sample(t, "dakd_num_requests_running") == 4);
     assert_true(sample(t, "dakd_num_requests_waiting") == 5);
-    assert_true(sample(t, "dakd_kv_cache_usage_perc") == 0.5);
+    assert_true(sample(t, "dakd_kv_cache_usage_perc") == 0.5); /* what the cache holds is free */
+    assert_true(sample(t, "dakd_prefix_cache_queries_total") == 900);
+    assert_true(sample(t, "dakd_prefix_cache_hits_total") == 500);
+    assert_true(sample(t, "dakd_prefix_cache_pages_sent_total") == 12);
     assert_true(sample(t, "dakd_engine_outside_gpu_ratio") == 0.1);
     assert_true(sample(t, "dakd_prompt_tokens_total") == 11);
     assert_true(sample(t, "dakd_generation_tokens_total") == 22);
@@ -284,7 +294,12 @@ static void test_values(void **state)
     assert_true(sample(t, "dakd_tier_kv_pages_used{tier=\"hbm\"}") == 3);
     assert_true(sample(t, "dakd_tier_weight_bytes{tier=\"ho\\\"st\\\\\\n\"}") == 50);
     assert_true(sample(t, "dakd_tier_read_bytes_total{tier=\"hbm\"}") == 1000);
+    assert_true(sample(t, "dakd_tier_kv_pages_cached{tier=\"hbm\"}") == 1);
+    assert_true(sample(t, "dakd_tier_prefix_cache_hits_total{tier=\"hbm\"}") == 300);
 #define REMOTE "{tier=\"ho\\\"st\\\\\\n\"}"
+    assert_true(sample(t, "dakd_tier_prefix_cache_hits_total" REMOTE) == 200);
+    assert_true(sample(t, "dakd_tier_prefix_cache_pages_dropped_total" REMOTE) == 4);
+    assert_true(sample(t, "dakd_tier_kv_pages_used" REMOTE) == 1);
     assert_true(sample(t, "dakd_tier_read_bytes_total" REMOTE) == 32768);
     assert_true(sample(t, "dakd_tier_read_bandwidth_bytes_per_second" REMOTE) == 5e9);
     assert_true(sample(t, "dakd_tier_fetched_bytes_total" REMOTE) == 16384);

@@ -179,3 +179,13 @@ def text_of(chunks, index=0):
             if choice["index"] == index:
                 out.append(choice["text"] if "text" in choice else choice["delta"].get("content") or "")
     return "".join(out)
+
+
+def counts(usage):
+    """A usage without what was cached, which depends on what was asked before."""
+    return {key: value for key, value in usage.items() if key != "prompt_tokens_details"}
+
+
+def cached(answer):
+    """Tokens of the prompt that the prefix cache had; of an answer or a usage chunk."""
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"]

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 
+from daemon import counts
+
 PROMPTS = ["dakd", "The planner puts weights", "A KV page holds", "one", "To start the daemon, ",
            "Remote memory is read in place. " * 12]
 
@@ -14,7 +16,7 @@ def requests():
 
 def result(answer):
     choice = answer["choices"][0]
-    return choice["text"], choice["finish_reason"], choice["logprobs"], answer["usage"]
+    return choice["text"], choice["finish_reason"], choice["logprobs"], counts(answer["usage"])
 
 
 def test_batched_equals_alone(dakd):

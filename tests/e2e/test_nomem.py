@@ -43,7 +43,7 @@ REQUESTS = {
     "stream with scores": ("POST", COMPLETIONS, {"prompt": "dakd is", "max_tokens": 3, "temperature": 0, "logprobs": 2,
                                                  "n": 2, "stream": True, "seed": 1, "return_token_ids": True}),
 }
-VOLATILE = ("id", "created")
+VOLATILE = ("id", "created", "prompt_tokens_details")
 
 
 @pytest.fixture(scope="module")

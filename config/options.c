@@ -56,9 +56,10 @@ static const struct {
                                 "the link alone."},
     [OPTIONS_PLAN] =
         {"plan",
-         "Says from config.json alone which weights would lie in which tier and the floor of "
-         "a decode step:\nwhat no placement beats, and no measurement.  serve places by the "
-         "same planner\nwhat does not fit, with what dakd probe measured."},
+         "Says from config.json alone which weights, and with --kv-remote which KV, would lie in "
+         "which tier, and the floor\nof a decode step: what no placement beats, and no "
+         "measurement.  "
+         "serve places by the same planner\nwhat does not fit, with what dakd probe measured."},
     [OPTIONS_PROBE] = {"probe",
                        "Measures HBM and the links to remote tiers of this machine's GPU, "
                        "alone and side by side, and keeps the\nresult for serve and bench, "
@@ -97,7 +98,7 @@ static const struct option table[] = {
     {"kv-cache-memory-bytes", BYTES, AT(kv_cache_memory_bytes), 0, 1e15, "0", NULL,
      "of the KV cache; 0: what --max-num-seqs sequences of --max-model-len need, up to what "
      "--gpu-memory-utilization leaves, or on the CPU up to 1GiB or one sequence"},
-    {"kv-remote", TEXT, AT(kv_remote), 0, 0, "", NULL,
+    {"kv-remote", TEXT, ALL(kv_remote), 0, 0, "", NULL,
      "a remote tier for KV pages that local memory has no room for, and its size, e.g. host:64GiB "
      "or peer:1:20GiB: full pages move there and are read in place; beside what --remote has "
      "there"},
@@ -155,7 +156,7 @@ static const struct option table[] = {
      "shortest is copied and the rest read directly, prompts' copied. On the CPU: direct, auto"},
     {"prefetch-layers", INT, AT(prefetch_layers), 1, 64, "1", NULL,
      "of --offload-mode prefetch: layers that are copied ahead, in GPU memory of so many and one"},
-    {"offload-staging-bytes", TEXT, AT(offload_staging_bytes), 0, 0, "auto", NULL,
+    {"offload-staging-bytes", TEXT, ALL(offload_staging_bytes), 0, 0, "auto", NULL,
      "of --offload-mode auto: the most GPU memory through which the copy engine brings remote "
      "weights to decode steps; auto: what two layers have there, at most 512MiB; 0: none is "
      "copied"},

@@ -7,9 +7,11 @@
 #include "config/check.h"
 #include "config/log.h"
 #include "config/machine.h"
+#include "config/size.h"
 #include "config/version.h"
 #include "engine/predict.h"
 #include "engine/weights.h"
+#include "server/mode.h"
 #include "server/output.h"
 #include "server/staging.h"
 #include "server/startup.h"
@@ -30,7 +32,9 @@ struct report {
     enum kn_dtype kv_dtype;
     double tflops, utilization;
     uint64_t hbm_bytes, work_bytes;
-    uint64_t staging_bytes; /* of HBM, that prompts' remote weights are copied through */
+    /* Of HBM, that remote weights are copied through: prompts', and those of decode steps. */
+    uint64_t staging_bytes, ring_bytes;
+    uint64_t pool_bytes;                /* of the link's tier, that is for KV (--kv-remote) */
     double read[TIERS], kv_read[TIERS]; /* by a step */
     uint64_t stored[TIERS];
     double all_read;
@@ -50,6 +54,7 @@ static enum status set_tiers(struct report *r, char *err)
     const struct options *o = r->o;
     const struct machine *m = machine_find(o->machine);
     struct options sized = *o;
+    char need[SIZE_TEXT_CAP], have[SIZE_TEXT_CAP];
     CHECK(m); /* options.c lets no other name through */
     sized.max_num_seqs = o->plan_batch;
     if (sized.max_num_batched_tokens < o->plan_batch) sized.max_num_batched_tokens = o->plan_batch;
@@ -61,15 +66,38 @@ static enum status set_tiers(struct report *r, char *err)
     uint64_t usable = (uint64_t)(r->utilization * (double)r->hbm_bytes);
     if (usable <= r->work_bytes)
         return err_set(err, ST_LIMIT,
-                       "a step needs %.2f GiB to work in, and %.2f GiB of the GPU's memory may be "
-                       "used: raise --hbm-size or --gpu-memory-utilization",
-                       (double)r->work_bytes / GIB, (double)usable / GIB);
+                       "a step needs %s to work in, and %s of the GPU's memory may be used: raise "
+                       "--hbm-size or --gpu-memory-utilization",
+                       size_text(r->work_bytes, need), size_text(usable, have));
     r->plan.tier_count = TIERS;
     r->plan.tier[HBM] = (struct off_plan_tier){"hbm", or_else(o->hbm_gbps, m->hbm_gbps) * 1e9,
                                                usable - r->work_bytes};
     r->plan.tier[LINK] =
         (struct off_plan_tier){m->link_name, or_else(o->link_gbps, m->link_gbps) * 1e9,
                                o->link_size ? o->link_size : (uint64_t)(m->link_gib * GIB)};
+    return ST_OK;
+}
+
+/* What of the link's tier is for KV, which then may leave too. */
+static enum status open_kv(struct report *r, char *err)
+{
+    struct off_remote kv = {0};
+    struct off_plan_tier *link = &r->plan.tier[LINK];
+    char pool[SIZE_TEXT_CAP], all[SIZE_TEXT_CAP];
+    int tier;
+    if (!r->o->kv_remote[0]) return ST_OK;
+    enum status st = off_remote_add_pool(r->o->kv_remote, "--kv-remote", &kv, &tier, err);
+    if (st) return st;
+    if (!off_tier_is_named(&kv.spec[0], link->name))
+        return err_set(err, ST_INVALID, "--kv-remote %s: the remote tier of %s is %s",
+                       r->o->kv_remote, r->o->machine, link->name);
+    r->pool_bytes = kv.pool_bytes[0];
+    if (r->pool_bytes > link->bytes)
+        return err_set(err, ST_LIMIT,
+                       "--kv-remote asks for %s of %s, which has %s: raise --link-size",
+                       size_text(r->pool_bytes, pool), link->name, size_text(link->bytes, all));
+    link->bytes -= r->pool_bytes;
+    eng_operations_open_kv(&r->plan, LINK, r->pool_bytes, 0);
     return ST_OK;
 }
 
@@ -100,26 +128,42 @@ static enum status read_model(struct report *r, char *err)
 static double remote_share(const struct report *r)
 {
     uint64_t bytes = 0;
-    for (int i = 0; i < r->plan.op_count; i++) bytes += off_plan_stored_bytes(&r->plan.op[i], LINK);
+    for (int i = 0; i < r->plan.op_count; i++)
+        if (!eng_operation_is_kv(&r->plan.op[i]))
+            bytes += off_plan_stored_bytes(&r->plan.op[i], LINK);
     return (double)bytes / (double)r->shape.info.weight_bytes;
 }
 
-/* What prompts' remote weights are copied through is HBM that weights must leave, and the more of
- * them leave, the more it is: found in turn, from nothing upwards, so that what is set aside is
- * enough for what lies outside. */
+/* What remote weights need to be copied through, where so much of them is remote. */
+static enum status choose_staging(const struct report *r, uint64_t *staging, uint64_t *ring,
+                                  char *err)
+{
+    const double share = remote_share(r);
+    uint64_t rings[OFF_MODE_COUNT];
+    enum status st = srv_staging_choose(r->o, &r->shape.info, share, true, staging, err);
+    if (st || (st = srv_mode_reserve(r->o, &r->shape.info, share, true, rings, err))) return st;
+    *ring = 0;
+    for (int m = 0; m < OFF_MODE_COUNT; m++) *ring = size_max(*ring, rings[m]);
+    return ST_OK;
+}
+
+/* What remote weights are copied through is HBM that weights must leave, and the more of them
+ * leave, the more it is: found in turn, from nothing upwards, so that what is set aside is enough
+ * for what lies outside. */
 static enum status solve(struct report *r, char *err)
 {
     char why[ERR_CAP] = "";
     enum status st = ST_OK;
     const uint64_t usable = r->plan.tier[HBM].bytes;
     for (int i = 0; i < STAGING_ROUNDS; i++) {
-        uint64_t needed;
-        if (r->staging_bytes < usable) r->plan.tier[HBM].bytes = usable - r->staging_bytes;
-        else r->plan.tier[HBM].bytes = 0;
-        if ((st = eng_operations_solve(&r->plan, why))) break;
-        st = srv_staging_choose(r->o, &r->shape.info, remote_share(r), true, &needed, why);
-        if (st || needed <= r->staging_bytes) break;
-        r->staging_bytes = needed;
+        uint64_t staging, ring, aside = r->staging_bytes + r->ring_bytes;
+        r->plan.tier[HBM].bytes = aside < usable ? usable - aside : 0;
+        if ((st = eng_operations_solve(&r->plan, why)) ||
+            (st = choose_staging(r, &staging, &ring, why)))
+            break;
+        if (staging <= r->staging_bytes && ring <= r->ring_bytes) break;
+        r->staging_bytes = size_max(staging, r->staging_bytes);
+        r->ring_bytes = size_max(ring, r->ring_bytes);
     }
     if (st != ST_LIMIT) return st ? err_set(err, st, "%s", why) : ST_OK;
     return err_set(err, st,
@@ -150,7 +194,9 @@ static enum status make_plan(struct report *r, char *err)
                                   .context = (int32_t)r->o->plan_context,
                                   .kv_dtype = r->kv_dtype,
                                   .flops_per_s = r->tflops * 1e12};
-    if ((st = eng_operations(&r->shape, &step, &r->plan, err)) || (st = solve(r, err))) return st;
+    if ((st = eng_operations(&r->shape, &step, &r->plan, err)) || (st = open_kv(r, err)) ||
+        (st = solve(r, err)))
+        return st;
     sum_up(r);
     r->is_predicted = eng_predict(&r->shape, &step, &r->plan, NULL, &r->prediction);
     return ST_OK;
@@ -189,6 +235,12 @@ static void print_operations(const struct report *r)
     }
 }
 
+/* Of weights, and of KV. */
+static uint64_t capacity(const struct report *r, int tier)
+{
+    return r->plan.tier[tier].bytes + (tier == LINK ? r->pool_bytes : 0);
+}
+
 static void print_tiers(const struct report *r)
 {
     printf("\n%-8s %12s   %22s   %33s %12s\n", "", "", "may hold, holds (GiB)",
@@ -198,7 +250,7 @@ static void print_tiers(const struct report *r)
     for (int t = 0; t < TIERS; t++) {
         const struct off_plan_tier *tier = &r->plan.tier[t];
         printf("%-8s %12.3f %12.3f %11.3f %12.3f %10.3f %12.3f %12.4f\n", tier->name,
-               tier->bytes_per_s / 1e9, (double)tier->bytes / GIB, (double)r->stored[t] / GIB,
+               tier->bytes_per_s / 1e9, (double)capacity(r, t) / GIB, (double)r->stored[t] / GIB,
                (r->read[t] - r->kv_read[t]) / 1e6, r->kv_read[t] / 1e6, r->read[t] / 1e6,
                r->read[t] / tier->bytes_per_s * MS);
     }
@@ -223,8 +275,10 @@ static void print_prediction(const struct report *r)
                ENG_PREDICT_TOKENS_MAX);
     if (!r->is_predicted) return;
     printf("  %-44s %14.4f\n", "a step, TPOT (ms)", p->seconds * MS);
+    printf("  %-44s %14.2f\n", "decode throughput (tokens/s)",
+           (double)r->o->plan_batch / p->seconds);
     printf("  %-44s %14.4f\n", "of it products", p->products_s * MS);
-    printf("  %-44s %14.4f\n", "what they wait longer for the link", p->links_s * MS);
+    printf("  %-44s %14.4f\n", "what waits longer for the link", p->links_s * MS);
     printf("  %-44s %14.4f\n", "attention", p->attention_s * MS);
     printf("  %-44s %14.4f\n", "between kernels, norms, sampling, the host", p->between_s * MS);
     if (!was_measured(r->o))
@@ -237,6 +291,7 @@ static void print_plan(const struct report *r)
     const struct options *o = r->o;
     const struct off_plan *p = &r->plan;
     const struct eng_model_info *info = &r->shape.info;
+    char staging[SIZE_TEXT_CAP], ring[SIZE_TEXT_CAP], pool[SIZE_TEXT_CAP];
     printf("dakd %s (%s), plan for %s, %g TFLOPS\n", version_string(), version_commit(), o->machine,
            r->tflops);
     printf("%s%s%s (%s), %.2f B parameters, weights %s, KV %s\n", o->model_dir,
@@ -246,10 +301,15 @@ static void print_plan(const struct report *r)
     printf("batch %lld, context %lld; HBM %.2f GiB x %g, less %.2f GiB to work in",
            (long long)o->plan_batch, (long long)o->plan_context, (double)r->hbm_bytes / GIB,
            r->utilization, (double)r->work_bytes / GIB);
-    if (r->staging_bytes)
-        printf(" and %.2f GiB\nthat prompts' remote weights are copied through",
-               (double)r->staging_bytes / GIB);
+    if (r->staging_bytes + r->ring_bytes)
+        printf(
+            " and that\nremote weights are copied through, %s for prompts and %s for decode steps",
+            size_text(r->staging_bytes, staging), size_text(r->ring_bytes, ring));
     putchar('\n');
+    if (r->pool_bytes)
+        printf("KV may leave, up to %s; %.1f %% of what a step reads of it has left\n",
+               size_text(r->pool_bytes, pool),
+               100 * r->kv_read[LINK] / (r->kv_read[HBM] + r->kv_read[LINK]));
     print_operations(r);
     print_tiers(r);
     puts("\ndecode, at least");
@@ -288,7 +348,7 @@ static void put_tiers(struct buf *b, const struct report *r)
         buf_printf(b, "%s\n    {\"name\": \"%s\", \"read_bytes_per_s\": %.12g", t ? "," : "",
                    tier->name, tier->bytes_per_s);
         buf_printf(b, ", \"capacity_bytes\": %llu, \"stored_bytes\": %llu",
-                   (unsigned long long)tier->bytes, (unsigned long long)r->stored[t]);
+                   (unsigned long long)capacity(r, t), (unsigned long long)r->stored[t]);
         buf_printf(b, ", \"step_weight_bytes\": %.17g, \"step_kv_bytes\": %.17g",
                    r->read[t] - r->kv_read[t], r->kv_read[t]);
         buf_printf(b, ", \"step_bytes\": %.17g, \"step_at_least_ms\": %.12g}", r->read[t],
@@ -315,9 +375,10 @@ static void put_operations(struct buf *b, const struct report *r)
     buf_puts(b, "\n  ]");
 }
 
-static void put_prediction(struct buf *b, const struct eng_prediction *p)
+static void put_prediction(struct buf *b, double seqs, const struct eng_prediction *p)
 {
     put_number(b, "predicted_per_step_ms", p->seconds * MS);
+    put_number(b, "predicted_tokens_per_s", seqs / p->seconds);
     put_number(b, "predicted_products_ms", p->products_s * MS);
     put_number(b, "predicted_links_ms", p->links_s * MS);
     put_number(b, "predicted_attention_ms", p->attention_s * MS);
@@ -345,13 +406,15 @@ static void put_json(struct buf *b, const struct report *r)
     put_number(b, "gpu_memory_utilization", r->utilization);
     put_number(b, "workspace_bytes", (double)r->work_bytes);
     put_number(b, "prefill_staging_bytes", (double)r->staging_bytes);
+    put_number(b, "decode_staging_bytes", (double)r->ring_bytes);
+    put_number(b, "kv_pool_bytes", (double)r->pool_bytes);
     put_tiers(b, r);
     put_operations(b, r);
     put_number(b, "floor_per_step_ms", r->plan.seconds * MS);
     put_number(b, "relaxed_floor_per_step_ms", r->plan.relaxed_s * MS);
     put_number(b, "tile_error_at_most_ms", off_plan_tile_error_s(&r->plan) * MS);
     put_text(b, "floor_bound", bound_name(r, r->plan.bound));
-    if (r->is_predicted) put_prediction(b, &r->prediction);
+    if (r->is_predicted) put_prediction(b, (double)o->plan_batch, &r->prediction);
     put_number(b, "decode_tokens_per_s", (double)o->plan_batch / r->plan.seconds);
     put_number(b, "step_read_bytes_per_s", r->all_read / r->plan.seconds);
     buf_puts(b, "\n}\n");

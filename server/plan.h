@@ -1,7 +1,8 @@
 /*
- * plan.h - `dakd plan`: where a model's weights would lie on a machine one may not have, and the
- * floor of a decode step there.  Reads config.json alone; needs no GPU.  A floor is what the model
- * of offload/plan.h says no placement beats: a prediction of no time.
+ * plan.h - `dakd plan`: where a model's weights, and with --kv-remote its KV, would lie on a
+ * machine one may not have, and the floor of a decode step there.  Reads config.json alone; needs
+ * no GPU.  A floor is what the model of offload/plan.h says no placement beats: a prediction of no
+ * time.
  */
 #ifndef DAKD_SERVER_PLAN_H
 #define DAKD_SERVER_PLAN_H

@@ -43,6 +43,8 @@ def check_prediction(result, text):
         return
     assert close(result["predicted_per_step_ms"], sum(result[part] for part in parts))
     assert result["predicted_per_step_ms"] > 0.95 * result["floor_per_step_ms"]
+    assert close(result["predicted_tokens_per_s"], result["batch_sequences"] / result["predicted_per_step_ms"] * 1e3)
+    assert f"{result['predicted_tokens_per_s']:.2f}" in text
     for key in ["predicted_per_step_ms"] + parts:
         assert result[key] >= 0 and f"{result[key]:.4f}" in text.split("predicted of dakd's kernels")[1]
     rates = [t["read_bytes_per_s"] for t in result["tiers"]] + [result["flops_per_s"]]
@@ -69,7 +71,7 @@ def check(result, text):
             continue
         assert close(o["read_bytes_per_s"], o["step_bytes"] / o["at_least_ms"] * 1e3)
         assert o["bound"] in ("hbm", remote["name"], "compute")
-    for pinned in ("norms, biases", "KV in reserve"):
+    for pinned in ("norms, biases", "KV in reserve") + (() if result["kv_pool_bytes"] else ("attention KV",)):
         assert operations[pinned]["remote_bytes"] == 0
     floor = result["floor_per_step_ms"]
     assert close(floor, sum(o["at_least_ms"] for o in operations.values()))
@@ -79,7 +81,8 @@ def check(result, text):
     assert close(result["decode_tokens_per_s"], result["batch_sequences"] / floor * 1e3)
     assert close(result["step_read_bytes_per_s"], (local["step_bytes"] + remote["step_bytes"]) / floor * 1e3)
     usable = int(result["hbm_size_bytes"] * result["gpu_memory_utilization"])
-    staging = result["prefill_staging_bytes"]
+    staging = result["prefill_staging_bytes"] + result["decode_staging_bytes"]
+    assert result["decode_staging_bytes"] <= 512 * 2**20
     assert abs(local["capacity_bytes"] - (usable - result["workspace_bytes"] - staging)) <= 1
     assert ("copied through" in text) == (staging > 0)
     # People read the same figures, and that it is a floor.
@@ -167,11 +170,46 @@ def test_what_prompts_are_copied_through(tmp_path):
         assert asked["prefill_staging_bytes"] == staging
         if "--max-num-batched-tokens" not in flags:  # what is set aside has made way in HBM
             moved = asked["tiers"][1]["stored_bytes"] - remote
-            assert moved == pytest.approx(staging - auto["prefill_staging_bytes"], abs=2e7)
+            ring = asked["decode_staging_bytes"] - auto["decode_staging_bytes"]
+            assert moved == pytest.approx(staging + ring - auto["prefill_staging_bytes"], abs=2e7)
     # All of a small model in HBM: nothing is copied.
     result, text = plan(tmp_path, LLAMA_8B, "--link-gbps", 0.001)
     check(result, text)
     assert result["tiers"][1]["stored_bytes"] == 0 == result["prefill_staging_bytes"]
+
+
+def test_weights_and_kv(tmp_path):
+    """With --kv-remote both leave, as whole pages and whole tiles, and the step is shorter than with weights alone."""
+    common = ["--machine", "h200-nvlink-peer", "--hbm-size", "24GiB", "--plan-batch", 64, "--plan-context", 2048]
+    alone, text = plan(tmp_path, LLAMA_8B, *common)
+    check(alone, text)
+    both, text = plan(tmp_path, LLAMA_8B, *common, "--kv-remote", "peer:1:64GiB")
+    operations = check(both, text)
+    kv, down = operations["attention KV"], operations["down"]
+    page = 2 * 32 * 8 * 64 * 128 * 2
+    assert kv["tile_bytes"] == page and kv["remote_bytes"] % page == 0
+    assert kv["local_bytes"] + kv["remote_bytes"] == 64 * 32 * page and operations["KV in reserve"]["local_bytes"] == 64 * page
+    share = kv["remote_bytes"] / (kv["local_bytes"] + kv["remote_bytes"])
+    assert share == pytest.approx(down["remote_bytes"] / (down["local_bytes"] + down["remote_bytes"]), abs=0.02) and share > 0.2
+    assert both["tiers"][1]["step_kv_bytes"] == pytest.approx(kv["remote_bytes"])
+    assert both["floor_per_step_ms"] < 0.95 * alone["floor_per_step_ms"]
+    assert both["predicted_per_step_ms"] < 0.95 * alone["predicted_per_step_ms"]
+    assert f"KV may leave, up to 64.00 GiB; {100 * share:.1f} %" in text
+    # Where it fits, up to the free fraction of either: no byte of the link is idle, and the step is shorter.
+    fits, text = plan(tmp_path, LLAMA_8B, "--machine", "h200-nvlink-peer", "--plan-batch", 64, "--kv-remote", "peer:1:20GiB")
+    check(fits, text)
+    kv = check(fits, text)["attention KV"]
+    assert kv["remote_bytes"] / (kv["local_bytes"] + kv["remote_bytes"]) == pytest.approx(377 / 5007, abs=1e-3)
+
+
+def test_what_decode_steps_are_copied_through(tmp_path):
+    """It is what serve sets aside for a ring: two layers' part of what lies outside, at most 512 MiB."""
+    for flags, most in (([], 512 * 2**20), (["--offload-staging-bytes", "0"], 0), (["--offload-staging-bytes", "96MiB"], 96 * 2**20)):
+        result, text = plan(tmp_path, LLAMA_70B, "--plan-batch", 8, *flags)
+        check(result, text)
+        two_layers = 2 * (result["tiers"][1]["stored_bytes"] / 80 + 2**24)
+        assert result["decode_staging_bytes"] == pytest.approx(min(two_layers, most), abs=2e6)
+    assert run("plan", LLAMA_70B, "--offload-staging-bytes", "much").returncode == 1
 
 
 @pytest.mark.parametrize("flags,words", [
@@ -192,7 +230,9 @@ def test_refused_flags(flags, words):
     (["--hbm-size", "8GiB", "--link-size", "4GiB"], "all tiers hold"),
     (["--plan-batch", 64, "--plan-context", 65536], "what must lie in hbm (KV, norms, biases) needs"),
     (["--plan-batch", 64, "--plan-context", 65536], "lower --plan-batch or --plan-context"),
-    (["--hbm-size", "256MiB"], "to work in, and 0.22 GiB of the GPU's memory may be used"),
+    (["--hbm-size", "256MiB"], "to work in, and 230.40 MiB of the GPU's memory may be used"),
+    (["--kv-remote", "peer:1:1GiB"], "--kv-remote peer:1:1GiB: the remote tier of h200-pcie is host"),
+    (["--kv-remote", "host:600GiB"], "--kv-remote asks for 600.00 GiB of host, which has 512.00 GiB"),
     (["--prefill-staging-bytes", "much"], "--prefill-staging-bytes: 'much' is neither auto nor a size"),
     (["--json", "/nonexistent/x"], "--json /nonexistent/x: No such file"),
 ])

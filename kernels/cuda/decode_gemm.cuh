@@ -78,6 +78,7 @@ template <int TOKENS> struct cu_gemm_shape {
     static constexpr int SHARED_USED = W_SLOTS * KN_BLOCK_BYTES + X_SLOTS * X_BYTES + BARRIERS;
     /* Local blocks in flight at most: while the ring fills for the first time, and after. */
     static constexpr int FIRST_FLIGHT = 2, FLIGHT = TB == 32 ? 2 : 3;
+    static constexpr int LOADS_FLIGHT = 2; /* remote blocks in flight by loads (loads.cuh) */
     static_assert(FLIGHT <= W_SLOTS, "a slot is filled again before its landing is looked at");
 };
 

@@ -3,22 +3,25 @@
  * KN_REMOTE_LOADS, which stands for products that take the host's memory for their own.
  *
  * The weight producer of a CTA is then a whole warp.  A local block is one lane's bulk copy, as
- * ever; of a remote one the lanes load an atom at a time, 16 loads of 16 bytes each, all of them in
- * flight before the first is stored, and store it into the ring where the copy would have put it.
- * What consumers do is the same, so results are the same, bit for bit.
+ * ever; a remote one is brought by all lanes, 16 bytes a load (cp.async: the load's bytes go to
+ * shared memory past the registers), to where the copy would have put it.  What consumers do is the
+ * same, so results are the same, bit for bit.
  *
  * There are no roles and no window: every CTA that remote units fall to reads them in their order
- * (a window of all CTAs, gemm_work.cuh), and nobody takes turns.  In flight are 8 KB a CTA that
- * reads, for that is what registers hold, and nothing while a warp stores: what bounds it is the
- * trip, 8 KB in 2 us of it over PCIe, 4 GB/s a CTA.  (Products that load into rings past the
- * registers have more in flight; what that does, bulk copies without a window show.)  Nobody stamps
- * trips.
+ * (a window of all CTAs, gemm_work.cuh), and nobody takes turns.  A CTA has LOADS_FLIGHT blocks in
+ * flight, local ones among them, as pipelines of other products have; of remote ones consumers are
+ * told in order, once all lanes' loads of a block have landed and a fence has shown them to the
+ * tensor cores.  Nobody stamps trips.
  *
- * Prediction.  With remote units for all CTAs, 264 of them ask for 2 MB: PCIe is full, with trips
- * of 40 us, so that HBM gives two thirds of its rate where it is not the link that is waited for;
- * NVLink is full without harm.  With few units, as of 1 % of a product, 4 CTAs read 16 GB/s of the
- * 51 that PCIe has.  Steps that wait for the link: up to 1.1 times as long as with bulk copies;
- * those whose share is small, 1.5 to 3 times as long as the link would need.
+ * Prediction.  32 KB in flight a CTA of decode_gemm.cuh, 64 of wide_gemm.cuh: where every SM has
+ * remote units that is 8 MB, so that links are full and HBM stands nearly still meanwhile: steps
+ * take the link's time and HBM's one after the other, up to 1.1 times the time of bulk copies over
+ * PCIe and 1.5 over NVLink at 10 %.  Where few have any, links are not full: 2 us a trip make 16
+ * GB/s a CTA.
+ *
+ * Invariant: a CTA's producer waits for room in the ring with at most LOADS_FLIGHT - 1 blocks not
+ * told of, all of them newer than what consumers need to make that room; the bound of local blocks'
+ * flight looks back LOADS_FLIGHT at least; and it waits for nothing else before it has told of all.
  *
  * Prompts read so too, in the prefill GEMM's producer (loads_prefill.cu), and not through a buffer
  * in HBM that a kernel of loads fills before each product: no room need be found for a product's
@@ -27,14 +30,17 @@
  * the link once for every 256 tokens.
  *
  * Measured on H200s, products of an 8B model's layers (tests/gpu_loads --bench), time by loads over
- * that by bulk copies in the same run, for shares of 1, 10, 30 and 100 %:
- *                   host memory over PCIe      another GPU over NVLink
- *     1 token       2.04  1.01  1.01  1.00     1.51  1.55  1.04  1.00
- *     64 tokens     4.96  1.26  1.02  1.00     3.77  4.96  2.05  1.16
+ * that by bulk copies in the same run, for shares of 1, 10, 30 and 100 %, and GB/s over the link at
+ * 10 and 100 %:
+ *                   host memory over PCIe                  another GPU over NVLink
+ *     1 token       1.05  1.01  1.01  1.01   50.1 50.9     1.01  1.02  1.02  1.01   312 370
+ *     64 tokens     1.19  1.07  1.04  0.99   44.0 51.1     1.30  1.15  1.03  1.01   261 368
  * and of prompts at 10 %, where bulk copies are shared among clusters: 256, 512 and 2,048 tokens
- * 1.51, 2.55, 6.24 and 4.57, 3.40, 3.33.  So a link is as full by loads where every SM reads it;
- * what is lost is lost where few have something to read, most of all where an SM has one CTA (more
- * than 32 tokens), and where more than one wants the same.
+ * 1.02, 1.95, 5.46 and 1.35, 1.11, 1.22.  So links are full, sooner than was predicted, and what is
+ * lost is lost where few CTAs have something to read, or more than one wants the same.
+ *
+ * Before, loads went through registers, 8 KB of them at a time: at 64 tokens 4.96, 1.26, 1.02, 1.00
+ * and 3.77, 4.96, 2.05, 1.16; prompts 1.51, 2.55, 6.24 and 4.57, 3.40, 3.33.
  */
 #ifndef DAKD_KERNELS_CUDA_LOADS_CUH
 #define DAKD_KERNELS_CUDA_LOADS_CUH
@@ -42,15 +48,33 @@
 #include "kernels/cuda/gemm_work.cuh"
 #include "kernels/cuda/release.cuh"
 
-/* An atom, by a whole warp. */
-PTX_INLINE void cu_load_atom(uint8_t *shared, const uint8_t *from, int lane)
+/* Bytes of a multiple of 512 on their way to shared memory, by a whole warp. */
+template <int BYTES> PTX_INLINE void cu_load_bytes(uint8_t *shared, const uint8_t *from, int lane)
 {
-    constexpr int LOADS = KN_ATOM_BYTES / (32 * 16);
-    uint4 v[LOADS];
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) v[i] = __ldcs((const uint4 *)from + i * 32 + lane);
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) ((uint4 *)shared)[i * 32 + lane] = v[i];
+    for (int at = 0; at < BYTES; at += 32 * 16)
+        ptx_cp_async_16(shared + at + lane * 16, from + at + lane * 16, 16);
+}
+
+/* The newest blocks of a ring that were issued and not told of, `count` of them; bit k of `remote`
+ * says that the k-th newest came by loads.  Others tell of themselves, or were told of. */
+struct cu_pending {
+    int32_t count;
+    uint32_t remote;
+};
+
+/* Of a whole warp, when blocks before the n-th are issued: tells of all but the newest KEEP, which
+ * may be on their way. */
+template <class S, int KEEP, class Ring>
+PTX_INLINE void cu_loads_land(Ring &ring, int32_t n, cu_pending &pending, int lane)
+{
+    for (; pending.count > KEEP; pending.count--) {
+        if (!(pending.remote >> (pending.count - 1) & 1)) continue;
+        ptx_cp_async_wait<KEEP>();
+        ptx_fence_proxy_async();
+        __syncwarp();
+        cu_release(&ring.w_full[(n - pending.count) % S::W_SLOTS], lane);
+    }
 }
 
 /* One lane's part: the bulk copy of a local block as the ring's n-th, unless cu_gemm_begin issued
@@ -69,11 +93,17 @@ PTX_INLINE bool cu_copy_block(Ring &ring, int32_t n, int32_t begun, const uint8_
 }
 
 /* The weight producer of a decode GEMM; of a whole warp.  `begun` blocks are on their way
- * (cu_gemm_begin), issued by lane 0. */
+ * (cu_gemm_begin), issued by lane 0.  Every block is a group of loads, of none where it is local,
+ * so that groups are waited for as blocks are told of. */
 template <class S, class Ring>
 PTX_INLINE void cu_load_weights(const cu_gemm &g, const cu_work &w, Ring &ring, int32_t begun,
                                 int lane)
 {
+    constexpr int FLIGHT = S::LOADS_FLIGHT;
+    static_assert(FLIGHT < S::W_SLOTS - S::RT, "consumers want the next block to let go of one");
+    static_assert(FLIGHT <= S::FIRST_FLIGHT && FLIGHT <= S::FLIGHT,
+                  "what the bound looks back to is told of");
+    cu_pending pending = {};
     int32_t n = 0;
     for (int32_t i = 0; i < w.remote_count + w.local_count; i++) {
         const cu_unit u = cu_gemm_unit(g, w, i);
@@ -91,18 +121,17 @@ PTX_INLINE void cu_load_weights(const cu_gemm &g, const cu_work &w, Ring &ring, 
                     ptx_atomic_add_relaxed_u64(&g.traffic[tier].blocks, u.block_count);
                 if (n >= S::W_SLOTS)
                     ptx_mbarrier_wait(&ring.w_empty[slot], (n / S::W_SLOTS - 1) & 1);
-                if (tier > 0) {
-#pragma unroll 1
-                    for (int atom = 0; atom < KN_BLOCK_BYTES; atom += KN_ATOM_BYTES)
-                        cu_load_atom(ring.weights[slot] + atom, from + atom, lane);
-                    ptx_fence_proxy_async();
-                } else if (lane == 0) {
-                    copied = cu_copy_block<S>(ring, n, begun, from, tier == 0);
-                }
+                if (tier > 0) cu_load_bytes<KN_BLOCK_BYTES>(ring.weights[slot], from, lane);
+                else if (lane == 0) copied = cu_copy_block<S>(ring, n, begun, from, tier == 0);
+                ptx_cp_async_commit();
                 __syncwarp();
-                if (!copied) cu_release(&ring.w_full[slot], lane);
+                if (tier <= 0 && !copied) cu_release(&ring.w_full[slot], lane);
+                pending.remote = pending.remote << 1 | (tier > 0);
+                pending.count++;
+                cu_loads_land<S, FLIGHT - 1>(ring, n + 1, pending, lane);
             }
     }
+    cu_loads_land<S, 0>(ring, n, pending, lane);
 }
 
 #endif

@@ -127,7 +127,6 @@ template <int ROW_TILES, int TOKENS, int CLUSTER_ROWS, int CLUSTER_TOKENS> struc
     static constexpr int THREADS = (WGS + 1) * 128;
     static constexpr int CONSUMER_REGISTERS = WGS == 2 ? 232 : 152;
     static constexpr int PRODUCER_REGISTERS = 40;
-    static constexpr int LOADS_REGISTERS = 24; /* that a consumer gives to producers that load */
     static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
     static_assert(WGS * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (WGS + 1) * LAUNCH_REGISTERS,
                   "more registers than the launch gave: setmaxnreg would wait forever");
@@ -758,11 +757,11 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     __syncthreads();
     if (S::CTAS > 1) ptx_cluster_sync_relaxed();
     if (warp < S::WGS * 4) {
-        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS - LOADS * S::LOADS_REGISTERS>();
+        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
         CU_TRACE_WAITED();
         cu_prefill_consume<S>(p, ring, warp, lane);
     } else {
-        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS + LOADS * S::WGS * S::LOADS_REGISTERS>();
+        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
         if constexpr (LOADS)
             if (warp == S::WGS * 4) cu_prefill_load_weights<S>(p, ring, lane);
         if (lane == 0) {

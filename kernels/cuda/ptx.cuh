@@ -146,6 +146,16 @@ PTX_INLINE void ptx_cp_async_16(void *shared, const void *global, uint32_t bytes
                  "l"(global), "r"(bytes)
                  : "memory");
 }
+/* Makes a group of this thread's since the last; waits until only the newest PENDING groups are on
+ * their way. */
+PTX_INLINE void ptx_cp_async_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int PENDING> PTX_INLINE void ptx_cp_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 /* Waits for all of this thread's. */
 PTX_INLINE void ptx_cp_async_wait_all()
 {

@@ -74,7 +74,6 @@ template <int TOKENS> struct cu_wide_shape {
     static constexpr int THREADS = (RT + 1) * 128;
     /* An SM quarter's 512 registers a lane, for two consumer warps and one of producers. */
     static constexpr int CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
-    static constexpr int LOADS_REGISTERS = 24; /* that a consumer gives to producers that load */
     static_assert(RT * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= 3 * 168,
                   "more registers than the launch gave: setmaxnreg would wait forever");
     static constexpr int SHARED = 227 * 1024;
@@ -89,6 +88,7 @@ template <int TOKENS> struct cu_wide_shape {
      * Llama-3.1-8B of 128 sequences of 1,024 tokens, in ms: no limit 8.83, 8 8.83, 6 8.75, 6 and
      * then 8 8.76, 4 and then 8, 6, 5 8.76, 8.72, 8.70, 2 and then 4 8.76. */
     static constexpr int FIRST_FLIGHT = 4, FLIGHT = 5;
+    static constexpr int LOADS_FLIGHT = 4; /* remote blocks in flight by loads (loads.cuh) */
     static_assert(FLIGHT <= W_SLOTS, "a slot is filled again before its landing is looked at");
     static constexpr int SHARED_USED = X_SLOTS * X_BYTES + W_SLOTS * KN_BLOCK_BYTES + BARRIERS;
     static constexpr int ROUNDS = TB / 32; /* of the epilogue, 32 tokens each */
@@ -475,11 +475,11 @@ __global__ void __launch_bounds__(cu_wide_shape<TB>::THREADS, 1)
     if (warp == S::WARPS && lane == 0) begun = cu_gemm_begin<S, STAGED>(g, ring, S::FIRST_FLIGHT);
     const cu_work w = cu_gemm_work<S>(g);
     if (warp < S::WARPS) {
-        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS - LOADS * S::LOADS_REGISTERS>();
+        ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
         CU_TRACE_WAITED();
         cu_wide_consume<S>(g, w, ring, warp, lane);
     } else {
-        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS + LOADS * S::RT * S::LOADS_REGISTERS>();
+        ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
         if (LOADS && warp == S::WARPS) {
             cu_load_weights<S>(g, w, ring, __shfl_sync(0xffffffffu, begun, 0), lane);
         } else if (lane == 0) {

@@ -43,8 +43,8 @@ void srv_bench_summarise(double *values, int64_t count, struct srv_bench_summary
 
 int32_t srv_bench_steady_min(double step_s)
 {
-    if (step_s < 0.02) return SRV_BENCH_STEADY_MIN;
-    return step_s < 0.1 ? 5 : 3;
+    if (step_s < 0.01) return SRV_BENCH_STEADY_MIN;
+    return step_s < 0.05 ? 5 : 3;
 }
 
 /* --- clients ---------------------------------------------------------------------------------- */

@@ -52,6 +52,8 @@ struct compare {
     uint64_t begin_ns;
     char mode[16]; /* of the engine there is; "": none yet */
     int32_t mode_batch;
+    /* What adaptive control found at the share before, by mode and batch; no CTAs: nothing yet. */
+    struct kn_window found[SRV_COMPARE_MODES_MAX][SRV_BENCH_BATCHES_MAX];
 };
 
 /* Adds what it took, since *from, to where time went. */
@@ -351,6 +353,28 @@ static enum status set_mode(struct compare *x, int32_t batch, const char *mode, 
     return st;
 }
 
+/* Of a row with a mode; NULL: it has none. */
+static struct kn_window *found_of(struct compare *x, const struct srv_compare_row *r)
+{
+    const struct srv_comparison *c = &x->result;
+    for (int m = 0; m < c->mode_count; m++)
+        for (int b = 0; b < c->batch_count; b++)
+            if (strcmp(c->modes[m], r->mode) == 0 && c->batches[b] == r->batch)
+                return &x->found[m][b];
+    return NULL;
+}
+
+/* Adaptive control begins where it ended at the share before. */
+static void begin_with_found(struct compare *x, const struct srv_compare_row *r,
+                             struct off_control *c)
+{
+    const struct kn_window *found = found_of(x, r);
+    const int32_t start = found ? found->ctas * found->blocks : 0;
+    if (c->mode != OFF_CONTROL_ADAPTIVE || start < c->config.least || start > c->config.cap) return;
+    c->window = *found;
+    c->config.start = start;
+}
+
 static enum status measure(struct compare *x, struct srv_compare_row *r, char *err)
 {
     static struct srv_bench_control control; /* large; of the measurement under way */
@@ -359,11 +383,15 @@ static enum status measure(struct compare *x, struct srv_compare_row *r, char *e
     enum status st = set_mode(x, r->batch, r->mode, err);
     if (st) return st;
     memcpy(control.control, x->machine.control, sizeof control.control);
+    begin_with_found(x, r, &control.control[SRV_COMPARE_LINK]);
     w.batch = r->batch;
     uint64_t from = clock_now_ns();
     st = srv_bench_check_pages(&x->machine, &w, err);
     if (!st) st = srv_bench_measure(&x->run, &w, &b, err);
     spend(x, SRV_COMPARE_MEASURING, &from);
+    struct kn_window *found = found_of(x, r);
+    const struct eng_tier_control *now = &b.tier_control[SRV_COMPARE_LINK];
+    if (!st && found && now->mode == OFF_CONTROL_ADAPTIVE) *found = now->window;
     return st ? st : fill_row(x, &b, r, err);
 }
 

@@ -152,14 +152,15 @@ static const struct option table[] = {
      "how remote weights reach the GPU. direct: read where they lie, inside windows, prompts too; "
      "prefetch: all copied ahead by the copy engine; uva: read by plain loads with no window; "
      "auto: "
-     "in decode steps direct up to the free fraction, beyond it the share that makes a step "
-     "shortest is copied and the rest read directly, prompts' copied. On the CPU: direct, auto"},
+     "of what decode steps read, the share that makes them shortest is copied, up to the free "
+     "fraction none, and the rest read directly (by the links' rates; where these leave it open "
+     "steps are timed at start-up), prompts' copied. On the CPU: direct, auto"},
     {"prefetch-layers", INT, AT(prefetch_layers), 1, 64, "1", NULL,
      "of --offload-mode prefetch: layers that are copied ahead, in GPU memory of so many and one"},
     {"offload-staging-bytes", TEXT, ALL(offload_staging_bytes), 0, 0, "auto", NULL,
      "of --offload-mode auto: the most GPU memory through which the copy engine brings remote "
-     "weights to decode steps; auto: what two layers have there, at most 512MiB; 0: none is "
-     "copied"},
+     "weights to decode steps; auto: what two layers have there, at most 512MiB or a 32nd of "
+     "what is remote; 0: none is copied"},
     {"cuda-graphs", CHOICE, AT(cuda_graphs), 0, 0, "on", "on|off",
      "off: decode steps on a GPU are issued kernel by kernel (to measure against)"},
     {"async-scheduling", CHOICE, AT(async_scheduling), 0, 0, "auto", "auto|on|off",

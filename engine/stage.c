@@ -35,7 +35,7 @@ static struct off_mix_product *list_products(const struct eng_model *m, char *er
 
 static struct off_mix_deal deal_of(const struct eng_stage_want *want, bool all)
 {
-    struct off_mix_deal d = {.group = ENG_LAYER_PRODUCTS,
+    struct off_mix_deal d = {.group = want->even ? 1 : ENG_LAYER_PRODUCTS,
                              .copy_bytes_min = want->copy_bytes_min,
                              .product_bytes_max = want->product_bytes_max};
     for (int t = 1; t < KN_TIER_MAX; t++) d.share[t] = all ? 1 : want->share[t];

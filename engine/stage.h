@@ -1,8 +1,8 @@
 /*
  * stage.h - which of a model's remote weights the copy engine brings to decode steps (kn_stage): of
  * every layer's products, in the order of forward.c, so many tiles that each tier's share is met
- * (off_mix_deal), the large products first.  The head is read in place, for not every step wants
- * logits; so are tables, of which a step reads single rows.
+ * (off_mix_deal), the large products first or of all alike.  The head is read in place, for not
+ * every step wants logits; so are tables, of which a step reads single rows.
  */
 #ifndef DAKD_ENGINE_STAGE_H
 #define DAKD_ENGINE_STAGE_H
@@ -13,6 +13,7 @@
 struct eng_stage_want {
     double share[KN_TIER_MAX];                  /* of the layers' weights in a tier; 0 of tier 0 */
     uint64_t copy_bytes_min, product_bytes_max; /* of one copy, and of one product's */
+    bool even;      /* of every product alike, in place of the largest of a layer first */
     int32_t layers; /* the ring holds so many; and two products at least */
     uint64_t ring_bytes_max;
 };

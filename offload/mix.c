@@ -86,8 +86,8 @@ static struct cost cost_of(const struct off_mix *m, const struct off_mix_tier *t
     const double lost = on_lines(s, lost_bytes(&t->read, m->hbm_bytes_per_s), at,
                                  lost_bytes(&t->both, m->hbm_bytes_per_s),
                                  lost_bytes(&t->copy, m->hbm_bytes_per_s));
-    const double gaps_s =
-        copies_of(t, s) * s * OFF_MIX_GAP_S + t->group_count * (1 - s) * OFF_MIX_REST_S;
+    const double rest_s = t->group_count * OFF_MIX_REST_S + m->apart_bytes / m->hbm_bytes_per_s;
+    const double gaps_s = copies_of(t, s) * s * OFF_MIX_GAP_S + (1 - s) * rest_s;
     const double best_s = fmin(both_s, 1 / t->read.read_bytes_per_s);
     return (struct cost){.hbm_bytes = t->bytes *
                                       (fmax(lost, s) + s), /* what is copied is written at least */

@@ -5,8 +5,9 @@
  *     direct     kernels read remote tiles where they lie, inside windows
  *     prefetch   the copy engine brings all of them into local memory, some layers ahead
  *     uva        kernels read them where they lie by plain loads, with no window
- *     auto       up to the free fraction as direct; beyond it, the share that makes the step
- *                shortest goes by the copy engine, the rest as direct
+ *     auto       a share goes by the copy engine, the rest as direct: up to the free fraction
+ *                none, beyond it what makes the step shortest by the model below; where that leaves
+ *                it open, whichever of several shares makes measured steps shortest (server/mode.h)
  *
  * The model, of one step and shares s_t of the bytes R_t of each remote tier t:
  *
@@ -17,8 +18,8 @@
  *     link t takes b_t(s) seconds a byte while HBM is busy, and i_t(s) while it rests.
  *            Between two copies the engine rests for OFF_MIX_GAP_S: with n(s) of them in a step,
  *            both are n(s) s OFF_MIX_GAP_S more, since what is read in place goes on.
- *            Kernels leave the link at rest between products, OFF_MIX_REST_S a layer, in which the
- *            copy engine goes on: (1 - s) of it is lost.
+ *            Kernels leave the link at rest between products, OFF_MIX_REST_S a layer, and while
+ *            attention reads KV; the copy engine goes on: (1 - s) of both is lost.
  *            While a product computes whose tiles were all copied, nobody reads in place, and where
  *            HBM is busy the copy engine alone gets less of NVLink than kernels do: half of what it
  *            misses in s h is lost.
@@ -30,6 +31,20 @@
  * time then is linear in the share.  The rate of a mix is not the sum of its parts: over PCIe an
  * H200 gets 51.5, 54 and 55 GB/s, over NVLink 375, 403 and 256 while HBM is busy, 397 at s = 1
  * where it rests.  That is why the share hangs on how much of a step HBM is busy.
+ *
+ * What reading in place can win over prefetching over NVLink: an 8B model, steps of 8 sequences
+ * (H200; HBM 4,595 GB/s, the link 376 to kernels, to the copy engine 382, and 255 while HBM is
+ * busy), GB and ms; edges: what a step with all in HBM takes beyond its bytes' time, 0.33 ms.
+ *
+ *     share   remote  local  HBM's   link's time, by   larger + edges,   in place,   prefetched,
+ *                            time    kernels, copies   prefetched        measured    measured
+ *      7.6 %    1.13  13.93   3.03    3.01   4.44       3.36   4.44       3.55        4.44   1.25
+ *     10 %      1.49  13.57   2.95    3.98   5.1        4.31   5.1        4.34        5.20   1.20
+ *     30 %      4.50  10.55   2.30   11.98  12.5       12.3   12.5       12.29       12.49   1.02
+ *
+ * (Copies: 255 GB/s as long as HBM has its own bytes and theirs to move, 382 after.)  So the rates
+ * leave 1.47 at the free fraction were a step without edges, 1.32 with them, and less on either
+ * side: below it HBM binds both, beyond it the link does, where both are as fast once HBM rests.
  */
 #ifndef DAKD_OFFLOAD_MIX_H
 #define DAKD_OFFLOAD_MIX_H
@@ -72,8 +87,9 @@ struct off_mix_tier {
 };
 
 struct off_mix {
-    double hbm_bytes_per_s;                /* alone */
-    double hbm_bytes;                      /* that a step reads of tier 0 */
+    double hbm_bytes_per_s; /* alone */
+    double hbm_bytes;       /* that a step reads of tier 0 */
+    double apart_bytes;     /* of them, those that no product reads beside: KV of tier 0 */
     struct off_mix_tier tier[KN_TIER_MAX]; /* 1..tier_count - 1; of no bytes: not read */
     int tier_count;
     /* Out. */
@@ -95,9 +111,12 @@ double off_mix_seconds(const struct off_mix *m, const double share[KN_TIER_MAX])
 #define OFF_MIX_GAIN 0.005
 void off_mix_solve(struct off_mix *m);
 /* Whether a tier's link, everything being read in place, takes OFF_MIX_BEYOND times as long as HBM
- * for its own bytes: only then is it worth copying from.  Nearer balance HBM is what a step waits
- * for, and what staging costs a product there, about 1 us, is not in the model.  Measured on an
- * H200: OPT-30B with 1.1 % over PCIe 15.41 ms in place, 16.26 with 15 % of it copied. */
+ * for its own bytes: only then is it worth copying from where no step can be tried.  Nearer balance
+ * HBM is what a step waits for, and what staging costs a product there, 1 to 5 us, is not in the
+ * model.  Measured on an H200: OPT-30B with 1.1 % over PCIe 15.41 ms in place, 16.26 with 15 % of
+ * it copied; 8B with 1.1 % over PCIe at 8 sequences 3.92 in place and 4.12 all copied, at 64 4.86
+ * and 4.62, where kernels have an SM to themselves and each begins to read when the one before has
+ * ended. */
 #define OFF_MIX_BEYOND 1.15
 bool off_mix_is_beyond(const struct off_mix *m, int tier);
 

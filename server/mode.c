@@ -7,18 +7,30 @@
 #include "config/check.h"
 #include "config/log.h"
 #include "config/size.h"
+#include "engine/trial.h"
 #include "server/kv_tiers.h"
 #include "server/staging.h"
 #include "server/startup.h"
 
 #define MIB 1048576.0
 #define MS 1e3
-/* The ring of auto: of two layers, so that copies are a layer ahead, at most so much. */
+/* The ring of auto: of two layers, so that copies are a layer ahead, at most so much, or a part of
+ * all remote bytes that costs less than the copy engine wins over PCIe, a fourteenth: the ring's
+ * bytes might have been weights' in HBM. */
 #define AUTO_LAYERS 2
 #define AUTO_BYTES_MAX (512ull << 20)
+#define AUTO_PART 32
 /* What rounding to whole tiles may add to a layer's four products. */
 #define LAYER_SLACK_BYTES (16ull << 20)
 #define MOSTLY 0.9 /* copied: what is left tells too little of its link to adapt to */
+enum { WAYS = 7, ROUNDS = 2 };
+/* Ways whose shares differ by less are one. */
+#define ALIKE 0.03
+/* How wrong offload/mix.h may be of a step: by a part of it, and by what starting, ending and
+ * waiting for words cost a product. */
+#define DOUBT 0.03
+#define NEAR 0.08 /* ways that differ by less are timed twice */
+#define DOUBT_KERNEL_S 4e-6
 
 /* --- the flags -------------------------------------------------------------------------------- */
 
@@ -78,7 +90,8 @@ enum status srv_mode_reserve(const struct options *o, const struct eng_model_inf
     const unsigned modes = modes_of(o);
     const double layer = share * (double)info->weight_bytes / info->layer_count;
     const uint64_t each = (uint64_t)layer + LAYER_SLACK_BYTES;
-    uint64_t most = AUTO_BYTES_MAX;
+    const double remote = share * (double)info->weight_bytes;
+    uint64_t most = size_max(AUTO_BYTES_MAX, (uint64_t)(remote / AUTO_PART));
     memset(out, 0, OFF_MODE_COUNT * sizeof out[0]);
     if (!is_auto(o->offload_staging_bytes) && size_parse(o->offload_staging_bytes, &most))
         return err_set(err, ST_INVALID,
@@ -102,25 +115,70 @@ static struct eng_step workload_of(const struct options *o, const struct srv_mac
     return w;
 }
 
-/* A decode step on this machine: its bytes, and what of them may be copied.  False where the links
- * are unknown. */
-static bool describe(const struct srv_machine *m, const struct srv_mode *mode,
-                     const struct eng_stage_room *room, const double may[KN_TIER_MAX],
-                     struct off_mix *mix)
+/* A way to share out a step's remote bytes. */
+struct way {
+    struct eng_stage_want want;
+    double predicted_s, measured_s; /* of a step; 0: unknown */
+};
+
+/* A choice under way. */
+struct choice {
+    const struct options *o;
+    struct srv_machine *m;
+    const struct eng_traffic *traffic;
+    struct srv_mode *mode;
+    struct off_mix mix;
+    bool known;                   /* mix is: the links' rates are */
+    double layers[KN_TIER_MAX];   /* bytes of the layers' weights in a tier, */
+    uint64_t stored[KN_TIER_MAX]; /* padding and all */
+    struct way way[WAYS];
+    int count;
+};
+
+/* Their bounds and nothing copied. */
+static struct eng_stage_want want_of(const struct choice *c, uint64_t copy_bytes_min)
 {
-    const struct srv_memory *mem = &m->memory;
+    const uint64_t ring = c->m->memory.ring[c->mode->mode];
+    const bool prefetch = c->mode->mode == OFF_MODE_PREFETCH;
+    return (struct eng_stage_want){.layers =
+                                       prefetch ? (int32_t)c->o->prefetch_layers + 1 : AUTO_LAYERS,
+                                   .ring_bytes_max = ring,
+                                   .copy_bytes_min = copy_bytes_min,
+                                   .product_bytes_max = prefetch ? UINT64_MAX : ring / 2};
+}
+
+/* Of a step's bytes in each tier, the shares that may be copied so. */
+static enum status find_room(struct choice *c, const struct eng_stage_want *want,
+                             struct eng_stage_room *room, double share[KN_TIER_MAX], char *err)
+{
+    enum status st = eng_stage_room(c->m->model, want, room, err);
+    if (st) return st;
+    for (int t = 0; t < KN_TIER_MAX; t++) {
+        share[t] = 0;
+        c->stored[t] = t ? room->bytes[t] : 0;
+        if (!c->stored[t]) continue;
+        c->layers[t] = (double)(c->traffic->weight_bytes[t] - c->traffic->head_bytes[t]);
+        share[t] = c->layers[t] * (double)room->room[t] / (double)room->bytes[t];
+        share[t] = fmin(share[t] / c->mode->step_bytes[t], 1);
+    }
+    return ST_OK;
+}
+
+/* A decode step on this machine, but for what may be copied.  False where the links are unknown. */
+static bool describe(const struct choice *c, const struct eng_stage_room *room, struct off_mix *mix)
+{
+    const struct srv_memory *mem = &c->m->memory;
     *mix = (struct off_mix){.hbm_bytes_per_s = mem->links.hbm_bytes_per_s,
-                            .hbm_bytes = mode->step_bytes[0],
+                            .hbm_bytes = c->mode->step_bytes[0],
+                            .apart_bytes = c->mode->local_kv_bytes,
                             .tier_count = 1 + mem->remote.count};
     for (int t = 1; t < mix->tier_count; t++) {
-        if (mode->step_bytes[t] <= 0) continue;
+        if (c->mode->step_bytes[t] <= 0) continue;
         const struct off_link *link = off_links_of(&mem->links, &mem->remote.spec[t - 1]);
         if (!link) return false;
         off_mix_set_link(&mix->tier[t], &mem->links, link);
-        mix->tier[t].bytes = mode->step_bytes[t];
-        if (off_mix_is_beyond(mix, t))
-            mix->tier[t].share_max = fmin(may[t] / mode->step_bytes[t], 1);
-        mix->tier[t].group_count = eng_model_info(m->model)->layer_count;
+        mix->tier[t].bytes = c->mode->step_bytes[t];
+        mix->tier[t].group_count = eng_model_info(c->m->model)->layer_count;
         mix->tier[t].item_count = ENG_LAYER_PRODUCTS;
         memcpy(mix->tier[t].item_bytes, room->product_bytes[t], sizeof room->product_bytes[t]);
     }
@@ -138,6 +196,155 @@ static uint64_t least_copy(const struct srv_machine *m)
     return links->link_count ? (uint64_t)(10 * least * OFF_MIX_GAP_S) : 0;
 }
 
+/* Whether a way shares out bytes as one of those before does. */
+static bool is_listed(const struct choice *c, const struct way *w)
+{
+    for (int i = 0; i < c->count; i++) {
+        double most = 0;
+        for (int t = 1; t < KN_TIER_MAX; t++)
+            most = fmax(most, fabs(c->way[i].want.share[t] - w->want.share[t]));
+        if (most < ALIKE && c->way[i].want.even == w->want.even) return true;
+    }
+    return false;
+}
+
+/* Copies a part of these shares of a step's bytes; no more of the layers' than there is. */
+static void add_way(struct choice *c, struct eng_stage_want want, double part,
+                    const double share[KN_TIER_MAX])
+{
+    struct way w = {.want = want};
+    double copied[KN_TIER_MAX] = {0};
+    for (int t = 1; t < KN_TIER_MAX; t++) {
+        if (!(c->layers[t] > 0)) continue;
+        copied[t] = part * share[t];
+        w.want.share[t] = fmin(copied[t] * c->mode->step_bytes[t] / c->layers[t], 1);
+    }
+    if (c->known) w.predicted_s = off_mix_seconds(&c->mix, copied);
+    if (is_listed(c, &w)) return;
+    CHECK(c->count < WAYS);
+    c->way[c->count++] = w;
+}
+
+/* Whether steps of the workload can be tried: what is staged is of no other. */
+static bool can_try(const struct choice *c)
+{
+    const struct srv_machine *m = c->m;
+    return c->mode->workload.seq_count <= KN_STAGE_TOKENS && m->page_count > 0 && m->kv.base[0] &&
+           m->model_len_max > 0;
+}
+
+/* The workload's step, as far as the model's buffers go. */
+static struct eng_trial trial_of(const struct choice *c)
+{
+    const struct eng_step *w = &c->mode->workload;
+    const size_t rows = size_min((size_t)c->o->max_num_seqs, (size_t)c->o->max_num_batched_tokens);
+    return (struct eng_trial){
+        .seq_count = (int32_t)size_min((size_t)w->seq_count, rows),
+        .context = (int32_t)size_min((size_t)w->context, (size_t)c->m->model_len_max),
+        .page_count = c->m->page_count,
+        .record = !strcmp(c->o->cuda_graphs, "on")};
+}
+
+/* What may be copied as the model of the links likes best. */
+static void add_best(struct choice *c, struct eng_stage_want want, const double may[KN_TIER_MAX])
+{
+    for (int t = 1; t < KN_TIER_MAX; t++)
+        c->mix.tier[t].share_max = can_try(c) || off_mix_is_beyond(&c->mix, t) ? may[t] : 0;
+    off_mix_solve(&c->mix);
+    add_way(c, want, 1, c->mix.share);
+}
+
+/* Nothing copied; the model's share in large copies; where steps can be tried the same in any
+ * copies, parts, for which of them is best is not in the model, and all. */
+static enum status list_ways(struct choice *c, char *err)
+{
+    const struct eng_stage_want large = want_of(c, least_copy(c->m)), any = want_of(c, 0);
+    struct eng_stage_want even = any;
+    struct eng_stage_room room;
+    double may[KN_TIER_MAX], all[KN_TIER_MAX];
+    enum status st;
+    even.even = true;
+    if ((st = find_room(c, &any, &room, all, err)) || (st = find_room(c, &large, &room, may, err)))
+        return st;
+    c->known = describe(c, &room, &c->mix);
+    if (c->mode->mode == OFF_MODE_PREFETCH) {
+        add_way(c, any, 1, all);
+        return ST_OK;
+    }
+    add_way(c, large, 0, all);
+    if (c->mode->mode != OFF_MODE_AUTO || !c->known) return ST_OK;
+    add_best(c, large, may);
+    if (!can_try(c)) return ST_OK;
+    add_best(c, any, all);
+    add_way(c, even, 0.2, all);
+    add_way(c, any, 0.25, all);
+    add_way(c, any, 0.5, all);
+    add_way(c, any, 1, all);
+    return ST_OK;
+}
+
+/* Drops the ways that the model rules out: what it leaves out is less than that. */
+static void prune(struct choice *c)
+{
+    const double kernels = (double)ENG_LAYER_PRODUCTS * eng_model_info(c->m->model)->layer_count;
+    double least = INFINITY;
+    int kept = 0;
+    for (int i = 0; i < c->count; i++) least = fmin(least, c->way[i].predicted_s);
+    for (int i = 0; i < c->count; i++)
+        if (c->way[i].predicted_s <= (1 + DOUBT) * least + kernels * DOUBT_KERNEL_S)
+            c->way[kept++] = c->way[i];
+    c->count = kept;
+}
+
+static enum status take(struct choice *c, const struct way *w, char *err)
+{
+    return eng_model_stage(c->m->model, &w->want, &c->mode->staged, err);
+}
+
+static uint64_t staged_bytes(const struct eng_staged *s)
+{
+    uint64_t bytes = 0;
+    for (int t = 1; t < KN_TIER_MAX; t++) bytes += s->bytes[t];
+    return bytes;
+}
+
+/* Times a step one way; again, where it has been: then the less counts, for others on the host are
+ * in the way of a link now and then. */
+static enum status try_way(struct choice *c, struct way *w, char *err)
+{
+    const struct eng_trial trial = trial_of(c);
+    double seconds = 0;
+    enum status st = take(c, w, err);
+    if (!st) st = eng_model_try_step(c->m->model, &c->m->kv, &trial, &seconds, err);
+    if (st) return st;
+    w->measured_s = w->measured_s > 0 ? fmin(w->measured_s, seconds) : seconds;
+    log_info("startup",
+             "auto: a step of %d sequences of %d tokens takes %.3f ms with %.1f MB of it copied",
+             trial.seq_count, trial.context, seconds * MS,
+             (double)staged_bytes(&c->mode->staged) / 1e6);
+    return ST_OK;
+}
+
+/* Times all ways, and those near the best once more.  Of equals the one of fewer copies. */
+static enum status try_ways(struct choice *c, const struct way **best, char *err)
+{
+    struct srv_machine *m = c->m;
+    enum status st = ST_OK;
+    *best = &c->way[0];
+    for (int t = 1; t <= m->memory.remote.count; t++)
+        if (m->control_read[t].window.ctas > 0) kn_set_window(m->kn, t, &m->control_read[t].window);
+    for (int n = 0; n < ROUNDS * c->count && !st; n++) {
+        struct way *w = &c->way[n % c->count];
+        if (n >= c->count && w->measured_s > (1 + NEAR) * (*best)->measured_s) continue;
+        st = try_way(c, w, err);
+        if (n < c->count && w->measured_s < (*best)->measured_s) *best = w;
+    }
+    *best = &c->way[0];
+    for (int i = 1; i < c->count; i++)
+        if (c->way[i].measured_s < (1 - OFF_MIX_GAIN) * (*best)->measured_s) *best = &c->way[i];
+    return st;
+}
+
 static enum status no_ring(enum status st, const struct options *o, const char *why, char *err)
 {
     const bool prefetch = strcmp(o->offload_mode, "prefetch") == 0;
@@ -147,52 +354,42 @@ static enum status no_ring(enum status st, const struct options *o, const char *
                               "read remote weights where they lie");
 }
 
-/* Chooses the share, and has it staged. */
+/* What is said of the way that was taken. */
+static void note_way(struct choice *c, const struct way *w)
+{
+    static const double none[KN_TIER_MAX] = {0};
+    struct srv_mode *mode = c->mode;
+    for (int t = 1; t < KN_TIER_MAX; t++) {
+        if (!c->stored[t]) continue;
+        mode->copied_bytes[t] = c->layers[t] * (double)mode->staged.bytes[t] / (double)c->stored[t];
+        mode->share[t] = mode->copied_bytes[t] / mode->step_bytes[t];
+    }
+    mode->measured_s = w->measured_s;
+    if (!c->known) return;
+    mode->predicted_s = off_mix_seconds(&c->mix, mode->share);
+    mode->direct_s = off_mix_seconds(&c->mix, none);
+}
+
+/* Chooses the way, and has it staged. */
 static enum status stage(const struct options *o, struct srv_machine *m,
                          const struct eng_traffic *traffic, struct srv_mode *mode, char *err)
 {
-    const uint64_t ring = m->memory.ring[mode->mode];
-    struct eng_stage_room room;
-    double layers[KN_TIER_MAX] = {0}, may[KN_TIER_MAX] = {0};
-    struct eng_stage_want want = {.layers = AUTO_LAYERS,
-                                  .ring_bytes_max = ring,
-                                  .copy_bytes_min = least_copy(m),
-                                  .product_bytes_max = ring / 2};
-    struct off_mix mix;
+    struct choice c = {.o = o, .m = m, .traffic = traffic, .mode = mode};
+    const struct way *best = &c.way[0];
     char why[ERR_CAP] = "";
-    if (mode->mode == OFF_MODE_PREFETCH) {
-        want.layers = (int32_t)o->prefetch_layers + 1;
-        want.copy_bytes_min = 0;
-        want.product_bytes_max = UINT64_MAX;
-    }
-    enum status st = eng_stage_room(m->model, &want, &room, err);
+    enum status st = list_ways(&c, err);
     if (st) return st;
-    for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (!room.bytes[t]) continue;
-        layers[t] = (double)(traffic->weight_bytes[t] - traffic->head_bytes[t]);
-        may[t] = layers[t] * (double)room.room[t] / (double)room.bytes[t];
-    }
-    const bool known = describe(m, mode, &room, may, &mix);
-    if (known && mode->mode == OFF_MODE_AUTO) off_mix_solve(&mix);
-    for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (mode->mode == OFF_MODE_PREFETCH && room.bytes[t]) want.share[t] = 1;
-        if (layers[t] > 0 && mix.share[t] > 0)
-            want.share[t] = fmin(mix.share[t] * mode->step_bytes[t] / layers[t], 1);
-    }
-    st = eng_model_stage(m->model, &want, &mode->staged, why);
+    if (mode->mode == OFF_MODE_AUTO && can_try(&c)) prune(&c);
+    if (c.count > 1 && can_try(&c)) st = try_ways(&c, &best, why);
+    else best = &c.way[c.count - 1];
+    if (!st) st = take(&c, best, why);
     if (st == ST_UNSUPPORTED && mode->mode == OFF_MODE_AUTO) {
         log_warn("startup", "auto: all remote weights are read where they lie: %s", why);
+        best = &c.way[0];
         st = ST_OK;
     }
     if (st) return no_ring(st, o, why, err);
-    for (int t = 1; t < KN_TIER_MAX; t++) {
-        if (!room.bytes[t]) continue;
-        mode->copied_bytes[t] = layers[t] * (double)mode->staged.bytes[t] / (double)room.bytes[t];
-        mode->share[t] = mode->copied_bytes[t] / mode->step_bytes[t];
-    }
-    if (!known) return ST_OK;
-    mode->predicted_s = off_mix_seconds(&mix, mode->share);
-    mode->direct_s = off_mix_seconds(&mix, (const double[KN_TIER_MAX]){0});
+    note_way(&c, best);
     return ST_OK;
 }
 

@@ -14,6 +14,11 @@
  *     uva         plain loads                             plain loads              none
  *     auto        in place, and a share copied            copied                   as they are set
  *
+ * auto tries: where the model of offload/mix.h cannot tell apart nothing copied, the share it likes
+ * best and all copied, a step of the workload is timed each way (engine/trial.h), and the fastest
+ * is taken.  Near the free fraction link and HBM take equally long, and what decides is what no sum
+ * of bytes shows: tiles that make one product's link late, SMs that all wait for a word.
+ *
  * Windows adapt to what is read in place; where nine tenths of a tier are copied, what is left
  * tells too little, and the window is kept.
  */
@@ -35,6 +40,7 @@ struct srv_mode {
     double step_bytes[KN_TIER_MAX], copied_bytes[KN_TIER_MAX], share[KN_TIER_MAX];
     struct eng_staged staged;
     double predicted_s, direct_s; /* by off_mix: so, and with nothing copied; 0: links unknown */
+    double measured_s;            /* of a step, where auto tried several ways; or 0 */
     bool applied;
 };
 

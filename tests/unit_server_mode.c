@@ -24,6 +24,7 @@
 static struct options options_of(const char *mode)
 {
     struct options o = {.max_num_batched_tokens = 2048,
+                        .max_num_seqs = 8,
                         .prefetch_layers = 1,
                         .prefill_staging_bytes = "auto",
                         .offload_staging_bytes = "auto",
@@ -154,6 +155,27 @@ static enum status note_access(struct kn *kn, enum kn_remote_access access, char
 }
 
 static struct kn_backend noting;
+static enum status (*cpu_step_wait)(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err);
+
+/* Of a step with nothing staged, with some and with all, as long as it is to take. */
+static struct {
+    uint64_t ns[3], all_bytes;
+    int tried[3];
+    enum status fail;
+} timed;
+
+static enum status note_wait(struct kn *kn, uint64_t step, uint64_t *busy_ns, char *err)
+{
+    uint64_t bytes = 0;
+    const enum status st = cpu_step_wait(kn, step, busy_ns, err);
+    if (st || timed.fail) return st ? st : err_set(err, timed.fail, "a step failed");
+    for (int32_t i = 0; i < told.count; i++)
+        bytes += (uint64_t)told.items[i].tiles * kn_weight_tile_bytes(told.items[i].w);
+    const int way = bytes == 0 ? 0 : bytes < timed.all_bytes ? 1 : 2;
+    timed.tried[way]++;
+    *busy_ns = timed.ns[way];
+    return ST_OK;
+}
 
 /* An H200's PCIe, a ten-thousandth as fast, for a model as small. */
 static const struct off_links links = {.hbm_bytes_per_s = 4.7e8,
@@ -187,6 +209,8 @@ static void machine_open(struct srv_machine *m, double share)
     noting.stage = note_stage;
     noting.fetch_reserve = note_fetch;
     noting.set_remote_access = note_access;
+    cpu_step_wait = m->kn->backend->step_wait;
+    noting.step_wait = note_wait;
     m->kn->backend = &noting;
     eng_model_kv(m->model, &m->kv);
     m->memory.workload = (struct eng_step){4, 64, m->kv.dtype, 1e12};
@@ -323,6 +347,69 @@ static void test_free_fraction(void **state)
     srv_shutdown(&m);
 }
 
+/* With KV pages to try steps on: the links say that a share is best copied, and measurement says
+ * which. */
+static void try_modes(struct srv_machine *m, uint64_t none, uint64_t some, uint64_t all)
+{
+    const struct options o = options_of("auto");
+    timed.ns[0] = none;
+    timed.ns[1] = some;
+    timed.ns[2] = all;
+    memset(timed.tried, 0, sizeof timed.tried);
+    m->mode.applied = false;
+    apply(m, &o);
+}
+
+static void test_trials(void **state)
+{
+    (void)state;
+    static struct srv_machine m;
+    const struct eng_stage_want unbounded = {.product_bytes_max = UINT64_MAX};
+    const uint64_t ms = 1000000;
+    struct options o = options_of("auto");
+    struct eng_stage_room room;
+    char err[ERR_CAP] = "";
+    machine_open(&m, 0.4);
+    struct off_link *link = &m.memory.links.link[0];
+    m.page_count = 8;
+    m.model_len_max = 64;
+    const size_t kv_bytes = (size_t)m.page_count * kn_kv_page_bytes(&m.kv);
+    if (kn_alloc(m.kn, KN_MEM_LOCAL, 0, kv_bytes, &m.kv.base[0], err)) fail_msg("%s", err);
+    assert_int_equal(eng_stage_room(m.model, &unbounded, &room, err), ST_OK);
+    timed.all_bytes = room.bytes[1];
+    /* A link whose ways are as good as each other: all three are tried. */
+    link->both_copy_bytes_per_s = link->busy_copy_bytes_per_s = link->copy_bytes_per_s = 52e5;
+    try_modes(&m, 50 * ms, 40 * ms, 45 * ms);
+    assert_true(timed.tried[0] >= 3 && timed.tried[1] >= 3 && timed.tried[2] >= 3);
+    assert_true(told.count > 0 && staged_bytes(&m) < timed.all_bytes);
+    assert_true(m.mode.measured_s == 0.040);
+    try_modes(&m, 50 * ms, 45 * ms, 40 * ms);
+    assert_true(staged_bytes(&m) == timed.all_bytes && m.mode.measured_s == 0.040);
+    try_modes(&m, 40 * ms, 50 * ms, 45 * ms);
+    assert_true(told.count == 0 && m.mode.share[1] == 0 && m.mode.measured_s == 0.040);
+    /* What wins next to nothing is not copied. */
+    try_modes(&m, 40000000, 39900000, 39850000);
+    assert_true(told.count == 0);
+    /* Larger steps stage nothing, and are not tried. */
+    o.plan_batch = KN_STAGE_TOKENS + 1;
+    memset(timed.tried, 0, sizeof timed.tried);
+    apply(&m, &o);
+    assert_true(timed.tried[0] + timed.tried[1] + timed.tried[2] == 0 && m.mode.measured_s == 0);
+    /* Nor is what the links rule out: over one a quarter as fast for kernels. */
+    link->read_bytes_per_s = link->point[0].link_bytes_per_s = link->both_read_bytes_per_s = 12e5;
+    try_modes(&m, 10 * ms, 50 * ms, 50 * ms);
+    assert_true(timed.tried[0] == 0 && told.count > 0);
+    timed.fail = ST_DEVICE;
+    m.mode.applied = false;
+    link->read_bytes_per_s = link->point[0].link_bytes_per_s = link->both_read_bytes_per_s = 515e4;
+    o = options_of("auto");
+    assert_int_equal(srv_mode_apply(&o, &m, err), ST_DEVICE);
+    assert_non_null(strstr(err, "a step failed"));
+    timed.fail = ST_OK;
+    kn_free(m.kn, KN_MEM_LOCAL, m.kv.base[0], kv_bytes);
+    srv_shutdown(&m);
+}
+
 /* A tier of nothing but KV pages, whose link nobody measured, is in nobody's way. */
 static void test_tier_without_weights(void **state)
 {
@@ -363,13 +450,10 @@ static void test_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_read),
-        cmocka_unit_test(test_reserve),
-        cmocka_unit_test(test_modes),
-        cmocka_unit_test(test_ring_bounds),
-        cmocka_unit_test(test_free_fraction),
-        cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_tier_without_weights),
+        cmocka_unit_test(test_read),          cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_modes),         cmocka_unit_test(test_ring_bounds),
+        cmocka_unit_test(test_free_fraction), cmocka_unit_test(test_trials),
+        cmocka_unit_test(test_failures),      cmocka_unit_test(test_tier_without_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -38,7 +38,10 @@
  * step that is issued enqueues the copy of each place right before its product, when its way has
  * been told to be given back, and a chain is followed by its step at once.  (With the chain
  * launched at the first product of an issued step a test hung, most likely at a kernel that was
- * loaded later in it.)
+ * loaded later in it.)  Nothing is loaded between the two: the kernels of a recording are on the
+ * device before it can be played, for it was issued before, captured and uploaded (record.c); and
+ * a copy of an issued step waits for what is in the queue alone, so that whoever loads a kernel
+ * behind it waits for an end that comes.
  *
  * Invariants
  *  1. Only copies write 1, in order of places; only a kernel or copy of the main stream after the

@@ -82,6 +82,7 @@ enum status eng_submit_all(struct eng_engine *e, struct eng_request *requests, i
     for (int32_t i = 0; i < count; i++) {
         const struct eng_request *r = &requests[i];
         CHECK(r->prompt_count >= 1 && r->sampling.max_tokens >= 1);
+        CHECK(r->cache_salt_length >= 0 && r->cache_salt_length <= ENG_CACHE_SALT_MAX);
         CHECK(r->given_count >= 0 && r->given_count < r->prompt_count);
         CHECK(r->prompt_count + r->sampling.max_tokens <= e->limits.model_len_max);
     }
@@ -143,10 +144,16 @@ static void take_submissions(struct eng_engine *e)
         e->live[r->slot] = r;
         e->live_count++;
         r->known_count = r->prompt_count;
-        r->seq = (struct eng_sched_seq){.token_count = r->prompt_count,
-                                        .given_count = r->given_count,
-                                        .pages = e->page_tables +
-                                                 (size_t)r->slot * (size_t)e->pages_per_seq};
+        /* What is given is random: others are not to find it. */
+        r->seq = (struct eng_sched_seq){
+            .token_count = r->prompt_count,
+            .tokens = r->given_count ? NULL : r->tokens,
+            .known_count = r->prompt_count,
+            .reuse_max = r->sampling.prompt_logprobs < 0 ? INT32_MAX : 0,
+            .salt = r->cache_salt,
+            .salt_length = r->cache_salt_length,
+            .given_count = r->given_count,
+            .pages = e->page_tables + (size_t)r->slot * (size_t)e->pages_per_seq};
         eng_sched_add(e->sched, &r->seq);
         r = next;
     }
@@ -230,7 +237,8 @@ static enum status turn(struct eng_engine *e, struct eng_step **flying, bool *id
     struct eng_step *before = *flying, *next = NULL;
     take_submissions(e);
     drop_cancelled(e);
-    if (e->tiered) eng_sched_moved(e->sched, kn_moves_done(e->kn) - e->moves_before);
+    if (e->tiered || e->config.sched.prefix_cache)
+        eng_sched_moved(e->sched, kn_moves_done(e->kn) - e->moves_before);
     eng_sched_plan(e->sched, &plan);
     *idle = !before && plan.item_count == 0;
     if (plan.item_count > 0) {

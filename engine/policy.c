@@ -32,36 +32,44 @@
 
 /* --- admission -------------------------------------------------------------------------------- */
 
-static int64_t running_pages(const struct eng_sched *s)
+/* Pages that a step of all that run reads; *own: how many there are, shared ones counted once. */
+static int64_t running_pages(const struct eng_sched *s, int64_t *own)
 {
     int64_t pages = 0;
     for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next)
         pages += seq->page_count;
+    *own = pages - eng_prefix_shared(s->prefix);
     return pages;
 }
 
-/* What attention to so many pages takes, of which no more are local than there can be. */
-static double attention_s(const struct eng_sched *s, int64_t pages)
+/* What attention to so many pages takes, of which no more are local than there can be; shared ones
+ * are. */
+static double attention_s(const struct eng_sched *s, int64_t pages, int64_t own)
 {
     const int64_t local = eng_pages_tier_total(s->pages, 0);
-    const int64_t near = pages < local ? pages : local;
-    return off_residency_step_s(&s->residency, near, pages - near);
+    const int64_t far = own < local ? 0 : own - local;
+    return off_residency_step_s(&s->residency, pages - far, far);
 }
 
-bool eng_policy_admits(const struct eng_sched *s, int64_t need, int32_t whole)
+bool eng_policy_admits(const struct eng_sched *s, int64_t need, int32_t own, int32_t whole)
 {
     if (!s->in_place || s->admission == ENG_ADMIT_ALL || s->running.count == 0) return true;
-    const int64_t now = running_pages(s) + need, then = now + whole + 1; /* it will grow */
-    if (then <= eng_pages_tier_total(s->pages, 0)) return true;
+    int64_t now_own;
+    const int64_t now = running_pages(s, &now_own) + need, then = now + whole + 1;
+    now_own += need;
+    const int64_t then_own = now_own + own + 1; /* it will grow */
+    if (then_own <= eng_pages_tier_total(s->pages, 0)) return true;
     const double base = s->base_s > s->base_least_s ? s->base_s : s->base_least_s;
-    return off_residency_gains(s->running.count, base + attention_s(s, now),
-                               base + attention_s(s, then));
+    return off_residency_gains(s->running.count, base + attention_s(s, now, now_own),
+                               base + attention_s(s, then, then_own));
 }
 
 void eng_policy_learn(struct eng_sched *s, double seconds)
 {
     if (!s->in_place) return;
-    const double beside = seconds - attention_s(s, running_pages(s));
+    int64_t own;
+    const int64_t pages = running_pages(s, &own);
+    const double beside = seconds - attention_s(s, pages, own);
     s->base_s += (s->base_s > 0 ? BASE_WEIGHT : 1) * ((beside > 0 ? beside : 0) - s->base_s);
 }
 
@@ -75,12 +83,12 @@ static int32_t far_free(const struct eng_sched *s)
 bool eng_policy_park(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq)
 {
     if (s->policy != ENG_KV_SWAP || far_free(s) < seq->page_count) return false;
+    eng_reuse_unfill(s, seq);
     for (int32_t i = 0; i < seq->page_count; i++) {
         kn_page to;
         CHECK(eng_pages_take_far(s->pages, &to));
-        eng_residency_begin(s, plan, seq, i, to, true);
+        eng_residency_shift(s, plan, seq, i, to);
     }
-    (void)eng_residency_join(s, plan);
     return true;
 }
 
@@ -90,15 +98,15 @@ bool eng_policy_return(struct eng_sched *s, struct eng_plan *plan, struct eng_sc
     /* The page that new tokens go to, though nothing else is wanted back. */
     const int32_t least = s->in_place ? seq->kv_count % KN_PAGE_TOKENS != 0 : seq->page_count;
     int32_t count = 0;
+    (void)eng_residency_join(s, plan);
     for (kn_page to; count < seq->page_count; count++) {
         /* Each running one may soon want a page more. */
         if (eng_pages_tier_free(s->pages, 0) <= s->running.count + 1 &&
             (count >= least || !eng_residency_make_room(s, plan)))
             break;
         CHECK(eng_pages_take(s->pages, 0, &to));
-        eng_residency_begin(s, plan, seq, seq->page_count - 1 - count, to, false);
+        eng_residency_shift(s, plan, seq, seq->page_count - 1 - count, to);
     }
-    (void)eng_residency_join(s, plan);
     return count >= least;
 }
 
@@ -107,7 +115,7 @@ bool eng_policy_drop(struct eng_sched *s)
     for (struct eng_sched_seq *seq = s->waiting.tail; seq; seq = seq->prev) {
         if (seq == s->waiting.head && s->running.count == 0) break; /* it is next */
         if (seq->page_count == 0) continue;
-        eng_residency_give(s, seq);
+        eng_reuse_give(s, seq);
         seq->preempt_count++;
         return true;
     }

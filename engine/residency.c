@@ -1,5 +1,5 @@
 /*
- * residency.c - where the pages of running sequences lie.
+ * residency.c - where pages lie: those of running sequences, and those the prefix cache keeps.
  *
  * New tokens go to local pages alone.  When these run short, full pages leave for a remote tier,
  * where attention reads them in place: nobody stops running, and nothing is computed again as long
@@ -13,28 +13,27 @@
  *                                          returning <--------------- full, behind the link
  *                                                     begin_move back
  *
- * Until a move is over the sequence's table names the place the page is from, and both are taken.
- * Then the table names the other, and the first is free: whoever reads it there does so in a step
- * issued before, and steps run in order (kernels.h says what kn_move_pages orders).
+ * A full page is a node (prefix.h), which may be in the tables of several sequences, or of none.
+ * Until its move is over they name the place it is from, and both places are taken.  Then they name
+ * the other, and the first is free: whoever reads it there does so in a step issued before, and
+ * steps run in order (kernels.h says what kn_move_pages orders).
  *
  * Over.  The engine tells which moves the machine has made (eng_sched_moved).  A plan that cannot
  * do without their pages declares all moves begun so far over (join), and says so: its step waits
  * for them on the device, hence whatever it writes comes after.
  *
- * Who leaves is offload/residency.h's to say.  Of a sequence it is the oldest page that is local,
- * and the youngest of the others that comes back, so that
- *
- *     pages[0, far_count)                          lie behind the link, the last returning_count of
- *                                                  them being on their way back
- *     pages[far_count, far_count + leaving_count)  are on their way out
- *     the others                                   are local,
- *
- * and a sequence has no pages on both ways at a time.
+ * Who leaves.  First pages that are idle, which no step reads, those least likely to be found again
+ * before others (prefix.h); a remote tier that is full has room where one of its own is less likely
+ * still, which is dropped.  With nothing to be had behind the link idle pages are dropped
+ * themselves, only when their room is needed and then at no cost: so they count as free.  Then full
+ * pages of running sequences, whose order is offload/residency.h's to say.  Of a sequence it is the
+ * oldest local page that it does not share, for a shared one would cross the link for each who
+ * reads it; and of the others the youngest comes back.
  *
  * Never stuck.  There are at most as many running sequences as local pages.  One that needs a page
  * has only full ones, each of the others at most one that is not full, or not yet written: so when
- * no move is under way and no local page is free, one of them is full.  It can leave unless every
- * page of every tier is taken, which is when sched.c preempts.
+ * no move is under way, and no local page is free or idle, one of them is full.  It can leave
+ * unless every page of every tier is taken by running sequences, which is when sched.c preempts.
  *
  * Ahead of need.  A plan's step should not wait.  After each plan the local pages are counted that
  * the next steps need: of decodes, exactly those that fill their last page within so many steps; of
@@ -61,13 +60,17 @@ enum status eng_residency_open(struct eng_sched *s, const struct eng_sched_confi
     const int32_t near = eng_pages_tier_total(s->pages, 0);
     const int64_t total = eng_pages_total(s->pages);
     CHECK(near >= 1);
-    if (total == near) return ST_OK;
-    s->in_place = config->kv_policy == ENG_KV_IN_PLACE;
-    s->residency = config->residency;
-    CHECK(s->residency.page_bytes > 0 && s->residency.link_bytes_per_s > 0);
-    m->cap = (int32_t)total; /* each holds a page beside its sequence's */
-    /* A plan takes a local page once, and then as many leave, or come back, as there are. */
-    s->planned_moves_max = 2 * near;
+    const bool tiered = total > near;
+    if (!tiered && !config->prefix_cache) return ST_OK;
+    s->in_place = tiered && config->kv_policy == ENG_KV_IN_PLACE;
+    if (tiered) s->residency = config->residency;
+    CHECK(!tiered || s->residency.page_bytes > 0);
+    CHECK(!tiered || s->residency.link_bytes_per_s > 0);
+    m->cap = (int32_t)total + 1; /* each holds a page beside its node's, but for one copy */
+    /* A plan takes a local page once, or twice where an admission came to nothing or somebody was
+     * preempted; then as many leave, or come back, as there are.  Beside those, a copy for each
+     * sequence.  Where there were more, pages would wait for the next plan. */
+    s->planned_moves_max = 4 * near + s->running_max;
     m->at = calloc((size_t)m->cap, sizeof *m->at);
     s->planned_moves = calloc((size_t)s->planned_moves_max, sizeof *s->planned_moves);
     if (m->at && s->planned_moves) return ST_OK;
@@ -90,17 +93,60 @@ static struct eng_move *move_at(const struct eng_moves *m, int32_t i)
     return &m->at[(m->first + i) % m->cap];
 }
 
-void eng_residency_begin(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
-                         int32_t index, kn_page to, bool out)
+/* A page of its node is on its way, or no more: those who read it count it. */
+static void count_readers(struct eng_sched *s, const struct eng_move *move, int32_t sign)
+{
+    const int32_t depth = eng_prefix_depth(s->prefix, move->node);
+    const kn_page page = eng_prefix_page(s->prefix, move->node);
+    int32_t left = eng_prefix_refs(s->prefix, move->node);
+    for (struct eng_sched_seq *seq = s->running.head; seq && left > 0; seq = seq->next) {
+        if (seq->page_count <= depth || seq->pages[depth] != page) continue;
+        if (move->out) seq->leaving_count += sign;
+        else seq->returning_count += sign;
+        left--;
+    }
+}
+
+static void push_move(struct eng_sched *s, struct eng_plan *plan, const struct eng_move *move)
 {
     struct eng_moves *m = &s->moves;
-    const struct kn_page_move page = {seq->pages[index], to};
     CHECK(m->count < m->cap && plan->move_count < s->planned_moves_max);
-    *move_at(m, m->count++) = (struct eng_move){page, seq, index, out};
-    plan->moves[plan->move_count++] = page;
-    m->out_count += out;
-    if (out) m->out++, seq->leaving_count++;
-    else m->back++, seq->returning_count++;
+    *move_at(m, m->count++) = *move;
+    plan->moves[plan->move_count++] = move->page;
+}
+
+/* Whether the plan has room for a move more, a copy for each sequence left aside. */
+static bool has_room(const struct eng_sched *s, const struct eng_plan *plan)
+{
+    return plan->move_count < s->planned_moves_max - s->running_max;
+}
+
+static void begin_move(struct eng_sched *s, struct eng_plan *plan, int32_t node, kn_page to)
+{
+    struct eng_moves *m = &s->moves;
+    const struct eng_move move = {.page = {eng_prefix_page(s->prefix, node), to},
+                                  .node = node,
+                                  .out = kn_page_tier(to) > 0,
+                                  .spare = eng_prefix_refs(s->prefix, node) == 0};
+    push_move(s, plan, &move);
+    eng_prefix_move(s->prefix, node);
+    count_readers(s, &move, 1);
+    m->out_count += move.out;
+    m->spare_out_count += move.out && move.spare;
+    if (move.out) m->out++;
+    else m->back++;
+}
+
+static void end_node_move(struct eng_sched *s, const struct eng_move *move)
+{
+    const int32_t node = move->node;
+    CHECK(eng_prefix_page(s->prefix, node) == move->page.from);
+    count_readers(s, move, -1);
+    eng_reuse_place(s, node, move->page.to);
+    eng_pages_give(s->pages, move->page.from);
+    if (!eng_prefix_moved(s->prefix, node)) return;
+    eng_reuse_forget(s, move->page.to);
+    eng_pages_give(s->pages, move->page.to);
 }
 
 /* The oldest move is over. */
@@ -108,27 +154,13 @@ static void end_move(struct eng_sched *s)
 {
     struct eng_moves *m = &s->moves;
     CHECK(m->count > 0);
-    const struct eng_move *move = move_at(m, 0);
-    struct eng_sched_seq *seq = move->seq;
-    eng_pages_give(s->pages, move->page.from);
-    if (!seq) {
-        eng_pages_give(s->pages, move->page.to);
-        m->orphan_count--;
-    } else if (move->out) {
-        CHECK(move->index == seq->far_count && seq->pages[move->index] == move->page.from);
-        seq->pages[move->index] = move->page.to;
-        seq->far_count++;
-        seq->leaving_count--;
-    } else {
-        CHECK(move->index == seq->far_count - 1 && seq->pages[move->index] == move->page.from);
-        seq->pages[move->index] = move->page.to;
-        seq->far_count--;
-        seq->returning_count--;
-    }
-    m->out_count -= move->out;
+    const struct eng_move move = *move_at(m, 0);
+    m->out_count -= move.out;
+    m->spare_out_count -= move.out && move.spare;
     m->first = (m->first + 1) % m->cap;
     m->count--;
     m->over++;
+    if (move.node != ENG_NODE_NONE) end_node_move(s, &move);
 }
 
 void eng_sched_moved(struct eng_sched *s, uint64_t count)
@@ -143,6 +175,75 @@ bool eng_residency_join(struct eng_sched *s, struct eng_plan *plan)
     s->moves.waits += !plan->wait;
     plan->wait = true;
     plan->urgent_count = plan->move_count;
+    return true;
+}
+
+void eng_residency_copy(struct eng_sched *s, struct eng_plan *plan, kn_page from, kn_page to)
+{
+    const struct eng_move copy = {.page = {from, to}, .node = ENG_NODE_NONE};
+    CHECK(s->moves.count == 0);
+    push_move(s, plan, &copy);
+    end_move(s);
+    plan->wait = true;
+    plan->urgent_count = plan->move_count;
+}
+
+void eng_residency_shift(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
+                         int32_t index, kn_page to)
+{
+    const kn_page from = seq->pages[index];
+    const bool out = kn_page_tier(to) > 0;
+    CHECK(eng_reuse_node(s, from) == ENG_NODE_NONE && out == (kn_page_tier(from) == 0));
+    s->moves.waits += !plan->wait;
+    eng_residency_copy(s, plan, from, to);
+    seq->pages[index] = to;
+    seq->far_count += out ? 1 : -1;
+    eng_pages_give(s->pages, from);
+    if (out) s->moves.out++;
+    else s->moves.back++;
+}
+
+/* --- idle pages ------------------------------------------------------------------------------- */
+
+/* A page behind the link: a free one, or one whose idle node is worth less than that of `leaving`.
+ * ENG_NODE_NONE: a running sequence's, before which those go that wait. */
+static bool take_far(struct eng_sched *s, int32_t leaving, kn_page *to)
+{
+    while (!eng_pages_take_far(s->pages, to)) {
+        const int32_t worst = eng_prefix_worst(s->prefix, true);
+        if (worst == ENG_NODE_NONE) {
+            if (leaving == ENG_NODE_NONE && eng_policy_drop(s)) continue;
+            return false;
+        }
+        if (leaving != ENG_NODE_NONE && !eng_prefix_is_worse(s->prefix, worst, leaving))
+            return false;
+        const int32_t leaf = eng_prefix_leaf(s->prefix, worst);
+        if (eng_prefix_is_moving(s->prefix, leaf)) return false;
+        eng_reuse_drop(s, leaf);
+    }
+    return true;
+}
+
+/* One idle local page leaves; false where none is to be kept behind the link. */
+static bool send_idle(struct eng_sched *s, struct eng_plan *plan)
+{
+    const int32_t worst = eng_prefix_worst(s->prefix, false);
+    kn_page to;
+    if (!s->in_place || worst == ENG_NODE_NONE || !has_room(s, plan)) return false;
+    if (!take_far(s, worst, &to)) return false;
+    begin_move(s, plan, worst, to);
+    s->counts.sent++;
+    return true;
+}
+
+/* One idle page, of local ones the least worth or one behind it, is free from now on. */
+static bool drop_idle(struct eng_sched *s)
+{
+    const int32_t worst = eng_prefix_worst(s->prefix, false);
+    if (worst == ENG_NODE_NONE) return false;
+    const int32_t leaf = eng_prefix_leaf(s->prefix, worst);
+    if (eng_prefix_is_moving(s->prefix, leaf)) return false;
+    eng_reuse_drop(s, leaf);
     return true;
 }
 
@@ -162,7 +263,21 @@ static struct off_residency_seq residency_of(const struct eng_sched *s,
         .near = seq->kv_count / KN_PAGE_TOKENS - far, .far = far, .read = is_read_next(s, seq)};
 }
 
-/* One full page leaves; false where none can. */
+/* The oldest of a sequence's local full pages that are not on their way, if it can be one that no
+ * other reads. */
+static int32_t node_to_leave(const struct eng_sched *s, const struct eng_sched_seq *seq)
+{
+    int32_t shared = ENG_NODE_NONE;
+    for (int32_t i = 0; i < seq->kv_count / KN_PAGE_TOKENS; i++) {
+        const int32_t node = eng_reuse_node(s, seq->pages[i]);
+        if (kn_page_tier(seq->pages[i]) > 0 || eng_prefix_is_moving(s->prefix, node)) continue;
+        if (eng_prefix_refs(s->prefix, node) == 1) return node;
+        if (shared == ENG_NODE_NONE) shared = node;
+    }
+    return shared;
+}
+
+/* One full page of a running sequence leaves; false where none can. */
 static bool move_out(struct eng_sched *s, struct eng_plan *plan)
 {
     struct eng_sched_seq *best = NULL;
@@ -175,11 +290,8 @@ static bool move_out(struct eng_sched *s, struct eng_plan *plan)
         best = seq;
         best_at = at;
     }
-    if (!best) return false;
-    /* Who waits loses what he has before anybody stops running. */
-    while (!eng_pages_take_far(s->pages, &to))
-        if (!eng_policy_drop(s)) return false;
-    eng_residency_begin(s, plan, best, best->far_count + best->leaving_count, to, true);
+    if (!best || !has_room(s, plan) || !take_far(s, ENG_NODE_NONE, &to)) return false;
+    begin_move(s, plan, node_to_leave(s, best), to);
     return true;
 }
 
@@ -196,24 +308,31 @@ static bool move_back(struct eng_sched *s, struct eng_plan *plan)
         best = seq;
         best_at = at;
     }
-    if (!best || !eng_pages_take(s->pages, 0, &to)) return false;
-    eng_residency_begin(s, plan, best, best->far_count - 1 - best->returning_count, to, false);
+    if (!best || !has_room(s, plan) || !eng_pages_take(s->pages, 0, &to)) return false;
+    int32_t i = best->kv_count / KN_PAGE_TOKENS - 1, node;
+    do node = eng_reuse_node(s, best->pages[i]);
+    while ((kn_page_tier(best->pages[i]) == 0 || eng_prefix_is_moving(s->prefix, node)) && i-- > 0);
+    CHECK(i >= 0);
+    begin_move(s, plan, node, to);
     return true;
 }
 
-/* --- taking and giving ------------------------------------------------------------------------ */
+/* --- taking pages ----------------------------------------------------------------------------- */
 
 int64_t eng_residency_room(const struct eng_sched *s)
 {
-    if (!s->in_place) return eng_pages_tier_free(s->pages, 0);
-    return (int64_t)eng_pages_free(s->pages) + s->moves.count + s->moves.orphan_count;
+    const int64_t room = (int64_t)eng_pages_tier_free(s->pages, 0) + eng_prefix_spare(s->prefix);
+    if (!s->in_place) return room;
+    return room + eng_pages_free(s->pages) - eng_pages_tier_free(s->pages, 0) + s->moves.count;
 }
 
 bool eng_residency_make_room(struct eng_sched *s, struct eng_plan *plan)
 {
-    if (eng_pages_tier_free(s->pages, 0) > 0) return true;
-    if (eng_residency_join(s, plan) && eng_pages_tier_free(s->pages, 0) > 0) return true;
-    return s->in_place && move_out(s, plan) && eng_residency_join(s, plan);
+    while (eng_pages_tier_free(s->pages, 0) == 0) {
+        if (eng_residency_join(s, plan) || send_idle(s, plan) || drop_idle(s)) continue;
+        if (!s->in_place || !move_out(s, plan)) return false;
+    }
+    return true;
 }
 
 int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
@@ -230,68 +349,46 @@ int32_t eng_residency_take(struct eng_sched *s, struct eng_plan *plan, struct en
 
 /* --- KV that is given ------------------------------------------------------------------------- */
 
-/* One full page of a running sequence, or of the one that is to be, lies behind the link from now
- * on: as the others leave, but with nothing copied.  False where none can. */
-static bool put_out(struct eng_sched *s, struct eng_sched_seq *coming)
+/* One full page of a running sequence lies behind the link from now on: as the others leave, but
+ * with nothing copied.  False where none can. */
+static bool put_out(struct eng_sched *s)
 {
     struct eng_sched_seq *best = NULL;
     struct off_residency_seq best_at = {0};
     kn_page to;
-    for (struct eng_sched_seq *seq = coming; seq;
-         seq = seq == coming ? s->running.head : seq->next) {
+    for (struct eng_sched_seq *seq = s->running.tail; seq; seq = seq->prev) {
         struct off_residency_seq at = residency_of(s, seq);
         at.read = true;
         if (at.near == 0 || (best && !off_residency_leaves(&at, &best_at))) continue;
         best = seq;
         best_at = at;
     }
-    if (!best || !eng_pages_take_far(s->pages, &to)) return false;
-    eng_pages_give(s->pages, best->pages[best->far_count]);
-    best->pages[best->far_count++] = to;
+    if (!best || !take_far(s, ENG_NODE_NONE, &to)) return false;
+    const int32_t node = node_to_leave(s, best);
+    const kn_page from = eng_prefix_page(s->prefix, node);
+    eng_reuse_place(s, node, to);
+    eng_pages_give(s->pages, from);
     return true;
 }
 
 int32_t eng_residency_take_given(struct eng_sched *s, struct eng_plan *plan,
                                  struct eng_sched_seq *seq, int32_t want)
 {
-    const int32_t count = eng_sched_pages_for(seq->given_count + want);
+    const int32_t given = seq->given_count, count = eng_sched_pages_for(given + want);
     (void)eng_residency_join(s, plan); /* so that no page is on its way */
-    while (seq->page_count < count) {
-        if (eng_pages_tier_free(s->pages, 0) == 0 && !put_out(s, seq)) break;
+    while (seq->page_count < count && (eng_pages_tier_free(s->pages, 0) > 0 || put_out(s))) {
+        const int32_t before = seq->kv_count;
         CHECK(eng_pages_take(s->pages, 0, &seq->pages[seq->page_count]));
         seq->page_count++;
         seq->kv_count += KN_PAGE_TOKENS;
-        if (seq->kv_count > seq->given_count) seq->kv_count = seq->given_count;
+        if (seq->kv_count > given) seq->kv_count = given;
+        eng_reuse_fill(s, seq, before);
     }
-    const int32_t room = seq->page_count * KN_PAGE_TOKENS - seq->given_count;
-    if (room <= 0) {
-        eng_residency_give(s, seq);
-        return 0;
-    }
-    seq->given_count = 0;
+    const int32_t room = seq->page_count * KN_PAGE_TOKENS - given;
+    if (room > 0) seq->given_count = 0;
+    else eng_reuse_give(s, seq);
+    if (room <= 0) return 0;
     return room < want ? room : want;
-}
-
-/* --- giving back ------------------------------------------------------------------------------ */
-
-/* Pages on their way are given back when they have arrived. */
-void eng_residency_give(struct eng_sched *s, struct eng_sched_seq *seq)
-{
-    struct eng_moves *m = &s->moves;
-    const int32_t begin = seq->far_count - seq->returning_count;
-    const int32_t end = seq->far_count + seq->leaving_count;
-    for (int32_t i = 0; i < m->count; i++)
-        if (move_at(m, i)->seq == seq) {
-            move_at(m, i)->seq = NULL;
-            m->orphan_count++;
-        }
-    while (seq->page_count > 0) {
-        const int32_t i = --seq->page_count;
-        if (i < begin || i >= end) eng_pages_give(s->pages, seq->pages[i]);
-        seq->pages[i] = KN_PAGE_NONE;
-    }
-    seq->kv_count = 0;
-    seq->far_count = seq->leaving_count = seq->returning_count = 0;
 }
 
 /* --- ahead of need ---------------------------------------------------------------------------- */
@@ -318,8 +415,10 @@ static void send_ahead(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
     /* However small the local memory, half of it stays to be read. */
     const int32_t half = eng_pages_tier_total(s->pages, 0) / 2;
     if (need > half) need = half;
-    for (int64_t i = soon; i < need && move_out(s, plan); i++) {
-    }
+    int64_t missing = need - soon;
+    while (missing > 0 && send_idle(s, plan)) missing--;
+    missing -= eng_prefix_idle(s->prefix, 0); /* dropped when they are wanted */
+    while (missing > 0 && move_out(s, plan)) missing--;
 }
 
 static void bring_back(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
@@ -330,9 +429,14 @@ static void bring_back(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
         far += seq->far_count - seq->returning_count;
         near += seq->page_count - seq->far_count + seq->returning_count;
     }
-    const int64_t room = eng_pages_tier_free(s->pages, 0) - need_of(s, lack, AHEAD_MAX);
+    const int64_t room = eng_pages_tier_free(s->pages, 0) + eng_prefix_idle(s->prefix, 0) -
+                         need_of(s, lack, AHEAD_MAX);
     int64_t count = off_residency_return_count(&s->residency, near, far, room, s->step_s);
-    while (count-- > 0 && move_back(s, plan)) {
+    for (; count > 0; count--) {
+        /* What has set out makes room for a later plan's. */
+        if (eng_pages_tier_free(s->pages, 0) == 0 && send_idle(s, plan)) continue;
+        if (eng_pages_tier_free(s->pages, 0) == 0 && !drop_idle(s)) return;
+        if (!move_back(s, plan)) return;
     }
 }
 
@@ -343,7 +447,7 @@ void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack
     if (s->waiting.head && s->running.count < s->running_max)
         lack += eng_sched_pages_for(s->waiting.head->token_count);
     send_ahead(s, plan, lack);
-    if (!plan->wait && s->moves.out_count == 0) bring_back(s, plan, lack);
+    if (!plan->wait && s->moves.out_count == s->moves.spare_out_count) bring_back(s, plan, lack);
 }
 
 void eng_residency_learn(struct eng_sched *s, double seconds)
@@ -355,53 +459,43 @@ void eng_residency_learn(struct eng_sched *s, double seconds)
 
 static void check_move(const struct eng_sched *s, const struct eng_move *move)
 {
-    const struct eng_sched_seq *seq = move->seq;
     CHECK(eng_pages_is_taken(s->pages, move->page.from));
     CHECK(eng_pages_is_taken(s->pages, move->page.to));
     CHECK((kn_page_tier(move->page.from) == 0) == move->out);
     CHECK((kn_page_tier(move->page.to) == 0) != move->out);
-    CHECK(!seq || (seq->state == ENG_SEQ_RUNNING && seq->pages[move->index] == move->page.from));
+    CHECK(eng_prefix_is_moving(s->prefix, move->node));
+    CHECK(eng_prefix_page(s->prefix, move->node) == move->page.from);
+    CHECK(eng_reuse_node(s, move->page.to) == ENG_NODE_NONE);
 }
 
-static void mark(const struct eng_sched *s, kn_page page)
+static void check_seq(const struct eng_sched *s, const struct eng_sched_seq *seq)
 {
-    uint8_t *at = &s->mark[eng_pages_slot(s->pages, page)];
-    CHECK(eng_pages_is_taken(s->pages, page) && !*at);
-    *at = 1;
+    int32_t far = 0, leaving = 0, returning = 0;
+    for (int32_t i = 0; i < seq->page_count; i++) {
+        const int32_t node = eng_reuse_node(s, seq->pages[i]);
+        const bool is_far = kn_page_tier(seq->pages[i]) > 0;
+        CHECK(!is_far || node != ENG_NODE_NONE);
+        far += is_far;
+        if (node == ENG_NODE_NONE || !eng_prefix_is_moving(s->prefix, node)) continue;
+        leaving += !is_far;
+        returning += is_far;
+    }
+    CHECK(far == seq->far_count);
+    CHECK(leaving == seq->leaving_count && returning == seq->returning_count);
 }
 
 void eng_residency_check(const struct eng_sched *s, int32_t *owned)
 {
     const struct eng_moves *m = &s->moves;
-    int32_t out = 0, leaving = 0, returning = 0, orphans = 0;
+    int32_t out = 0, spare = 0;
     for (int32_t i = 0; i < m->count; i++) {
         const struct eng_move *move = move_at(m, i);
         check_move(s, move);
-        mark(s, move->page.to);
-        if (!move->seq) mark(s, move->page.from);
-        *owned += move->seq ? 1 : 2;
+        eng_reuse_mark(s, move->page.to, owned);
         out += move->out;
-        orphans += !move->seq;
-        leaving += move->seq && move->out;
-        returning += move->seq && !move->out;
+        spare += move->out && move->spare;
     }
-    CHECK(out == m->out_count && orphans == m->orphan_count);
-    for (const struct eng_sched_seq *seq = s->waiting.head; seq; seq = seq->next) {
-        for (int32_t i = 0; i < seq->page_count; i++) mark(s, seq->pages[i]);
-        *owned += seq->page_count;
-    }
-    for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
-        for (int32_t i = 0; i < seq->page_count; i++) {
-            mark(s, seq->pages[i]);
-            CHECK((kn_page_tier(seq->pages[i]) > 0) == (i < seq->far_count));
-        }
-        *owned += seq->page_count;
-        leaving -= seq->leaving_count;
-        returning -= seq->returning_count;
-        CHECK(seq->returning_count <= seq->far_count && seq->leaving_count >= 0);
-        CHECK(!seq->returning_count || !seq->leaving_count);
-        CHECK(s->in_place || seq->far_count == 0);
-        CHECK(seq->far_count + seq->leaving_count <= seq->kv_count / KN_PAGE_TOKENS);
-    }
-    CHECK(leaving == 0 && returning == 0);
+    CHECK(out == m->out_count && spare == m->spare_out_count);
+    CHECK(m->count == eng_prefix_moving(s->prefix));
+    for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) check_seq(s, seq);
 }

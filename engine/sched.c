@@ -13,7 +13,8 @@
  *                    pages allow.  One for which no tier has a page preempts from the tail as long
  *                    as that is a prefill too (a decode there is already in the plan); failing that
  *                    it waits, with what it has.
- *   plan_admissions  waiting sequences from the head, unless something was just preempted.
+ *   plan_admissions  waiting sequences from the head, unless something was just preempted; each
+ *                    begins with what others computed of it (reuse.c).
  *
  * Where pages lie is residency.c's: a page that is wanted here is a local one, for which others may
  * have to leave local memory.
@@ -34,6 +35,9 @@
  * that a sequence gains at most 64 tokens, hence one page beyond need: nobody can be preempted
  * (invariant 7).  A sequence that runs alone needs no reserve, as there is nobody it must share
  * with.
+ *
+ * With a prefix cache free pages are those too that the cache alone holds, and its own pages those
+ * that no running sequence has already.
  *
  * A plan costs O(running + admitted + pages taken or given back), and O(running) a page moved.
  */
@@ -109,6 +113,7 @@ enum status eng_sched_open(const struct eng_sched_config *config, struct eng_sch
         eng_pages_open(s->policy == ENG_KV_RECOMPUTE ? local : config->page_count, &s->pages);
     if (st) goto fail_pages;
     s->running_max = min_i32(s->running_max, eng_pages_tier_total(s->pages, 0));
+    if ((st = eng_reuse_open(s, config))) goto fail_reuse;
     if ((st = eng_residency_open(s, config))) goto fail_residency;
     st = ST_NOMEM;
     s->items = calloc((size_t)s->running_max, sizeof *s->items);
@@ -123,6 +128,8 @@ fail_mark:
 fail_items:
     eng_residency_close(s);
 fail_residency:
+    eng_reuse_close(s);
+fail_reuse:
     eng_pages_close(s->pages);
 fail_pages:
     free(s);
@@ -135,6 +142,7 @@ void eng_sched_close(struct eng_sched *s)
     free(s->mark);
     free(s->items);
     eng_residency_close(s);
+    eng_reuse_close(s);
     eng_pages_close(s->pages);
     free(s);
 }
@@ -149,7 +157,7 @@ static void preempt_youngest(struct eng_sched *s, struct eng_plan *plan)
     struct eng_sched_seq *seq = s->running.tail;
     CHECK(seq != s->running.head && eng_residency_room(s) == 0);
     if (!eng_policy_park(s, plan, seq)) {
-        eng_residency_give(s, seq);
+        eng_reuse_give(s, seq);
         seq->preempt_count++;
     }
     list_remove(&s->running, seq);
@@ -183,7 +191,8 @@ void eng_sched_remove(struct eng_sched *s, struct eng_sched_seq *seq)
 {
     if (seq->state == ENG_SEQ_NEW) return;
     for (int32_t i = 0; i < s->planned_count; i++) CHECK(s->items[i].seq != seq);
-    eng_residency_give(s, seq);
+    if (seq->state == ENG_SEQ_RUNNING) eng_reuse_enter(s, seq);
+    eng_reuse_give(s, seq);
     list_remove(seq->state == ENG_SEQ_RUNNING ? &s->running : &s->waiting, seq);
     seq->state = ENG_SEQ_NEW;
 }
@@ -223,15 +232,17 @@ static void plan_decodes(struct eng_sched *s, struct eng_plan *plan)
     }
 }
 
-/* The tokens of a prompt that this plan has room for. */
+/* The tokens of a prompt that this plan has room for; `reused`: of which so many are to be had from
+ * others. */
 static int32_t prompt_room(const struct eng_sched *s, struct eng_plan *plan,
-                           const struct eng_sched_seq *seq)
+                           const struct eng_sched_seq *seq, int32_t reused)
 {
+    const int32_t kv_count = seq->kv_count + reused;
     int32_t left = s->tokens_step_max - plan->token_count;
-    int32_t want = min_i32(min_i32(pending(seq), s->chunk_max), left);
+    int32_t want = min_i32(min_i32(pending(seq) - reused, s->chunk_max), left);
     if (!s->paced || plan->load.decode_count == 0) return want;
     if (plan->held_back) return 0;
-    int32_t room = eng_pace_tokens(&s->pace, &plan->load, seq->kv_count, want);
+    int32_t room = eng_pace_tokens(&s->pace, &plan->load, kv_count, want);
     if (room == want) return want;
     plan->held_back = true;
     int32_t whole = (plan->token_count + room) / TILE_TOKENS * TILE_TOKENS - plan->token_count;
@@ -246,7 +257,7 @@ static int64_t plan_prefills(struct eng_sched *s, struct eng_plan *plan)
     int64_t need = 0;
     for (struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
         if (pending(seq) == 1) continue;
-        int32_t want = prompt_room(s, plan, seq);
+        int32_t want = prompt_room(s, plan, seq, 0);
         int32_t got = eng_residency_take(s, plan, seq, want);
         while (got == 0 && want > 0 && eng_residency_room(s) == 0 && seq != s->running.tail &&
                pending(s->running.tail) > 1) {
@@ -259,29 +270,67 @@ static int64_t plan_prefills(struct eng_sched *s, struct eng_plan *plan)
     return need;
 }
 
+/* From the head of one list to the tail of the other, and back. */
+static void run(struct eng_sched *s, struct eng_sched_seq *seq)
+{
+    list_remove(&s->waiting, seq);
+    list_insert(&s->running, s->running.tail, seq);
+    seq->state = ENG_SEQ_RUNNING;
+}
+
+static void unrun(struct eng_sched *s, struct eng_sched_seq *seq)
+{
+    eng_reuse_give(s, seq);
+    list_remove(&s->running, seq);
+    list_insert(&s->waiting, NULL, seq);
+    seq->state = ENG_SEQ_WAITING;
+}
+
+/* Pages for up to `tokens` tokens of a sequence that has begun to run, beside what others computed
+ * of it; returns for how many. */
+static int32_t admit(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
+                     struct eng_reuse *reuse, int32_t tokens)
+{
+    if (seq->given_count) return eng_residency_take_given(s, plan, seq, tokens);
+    if (seq->page_count) eng_reuse_fill(s, seq, 0); /* it was parked */
+    else eng_reuse_take(s, seq, reuse);
+    int32_t got = eng_residency_take(s, plan, seq, tokens);
+    if (got <= 0 && reuse->match.tail_count) { /* the page it is copied from may be the last one */
+        eng_reuse_leave_tail(s, seq, reuse);
+        got = eng_residency_take(s, plan, seq, tokens);
+    }
+    if (got <= 0) return 0;
+    eng_reuse_copy_tail(s, plan, seq, reuse);
+    eng_reuse_count(s, seq, reuse);
+    return got;
+}
+
 /* Returns what the running sequences lack then. */
 static int64_t plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64_t need)
 {
     while (s->waiting.head && s->running.count < s->running_max) {
         struct eng_sched_seq *seq = s->waiting.head;
-        int32_t whole = eng_sched_pages_for(seq->token_count);
+        if (plan->token_count == s->tokens_step_max) break;
+        struct eng_reuse reuse = eng_reuse_find(s, seq);
+        if (reuse.wait) break;
+        int32_t whole = eng_sched_pages_for(seq->token_count) - reuse.in_use_count;
         int32_t lacks = s->in_place ? whole - seq->page_count : whole;
         int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
-        int32_t tokens = prompt_room(s, plan, seq);
+        int32_t tokens = prompt_room(s, plan, seq, reuse.token_count);
         while (s->running.count == 0 && eng_residency_room(s) < lacks && eng_policy_drop(s)) {
         }
         if (tokens == 0 || eng_residency_room(s) < need + lacks + reserve ||
-            !eng_policy_admits(s, need, whole) ||
+            !eng_policy_admits(s, need, whole, eng_sched_pages_for(seq->token_count)) ||
             (eng_seq_is_parked(seq) && !eng_policy_return(s, plan, seq)))
             break;
-        if (seq->given_count) tokens = eng_residency_take_given(s, plan, seq, tokens);
-        else tokens = eng_residency_take(s, plan, seq, tokens);
-        if (tokens == 0) break; /* this plan's prompts have all local pages */
-        list_remove(&s->waiting, seq);
-        list_insert(&s->running, s->running.tail, seq);
-        seq->state = ENG_SEQ_RUNNING;
+        run(s, seq);
+        tokens = admit(s, plan, seq, &reuse, tokens);
+        if (tokens == 0) { /* this plan's prompts have all local pages */
+            unrun(s, seq);
+            break;
+        }
         plan_put(s, plan, seq, tokens);
-        need += whole - seq->page_count;
+        need += eng_sched_pages_for(seq->token_count) - seq->page_count;
     }
     return need;
 }
@@ -290,6 +339,7 @@ void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan)
 {
     CHECK(s->planned_count == 0);
     *plan = (struct eng_plan){.items = s->items, .moves = s->planned_moves};
+    eng_reuse_enter_all(s);
     plan_decodes(s, plan);
     int64_t need = plan_prefills(s, plan);
     need = plan_admissions(s, plan, need);
@@ -306,6 +356,7 @@ void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan)
         const struct eng_plan_item *item = &plan->items[i];
         CHECK(item->seq->state == ENG_SEQ_RUNNING && item->seq->kv_count == item->token_begin);
         item->seq->kv_count += item->token_count;
+        eng_reuse_fill(s, item->seq, item->token_begin);
         CHECK(item->sample == (pending(item->seq) == 0));
     }
     s->planned_count = 0;
@@ -330,10 +381,16 @@ void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out)
         .pages_back_count = s->moves.back,
         .pages_moving = s->moves.count,
         .move_wait_count = s->moves.waits,
+        .prefix_query_tokens = s->counts.query_tokens,
+        .prefix_sent_count = s->counts.sent,
+        .prefix_copied_count = s->counts.copied,
     };
     for (int t = 0; t < KN_TIER_MAX; t++) {
         out->pages_total[t] = eng_pages_tier_total(s->pages, t);
         out->pages_used[t] = out->pages_total[t] - eng_pages_tier_free(s->pages, t);
+        out->pages_cached[t] = eng_prefix_idle(s->prefix, t);
+        out->prefix_hit_tokens[t] = s->counts.hit_tokens[t];
+        out->prefix_dropped_count[t] = s->counts.dropped[t];
     }
 }
 
@@ -360,8 +417,9 @@ void eng_sched_check(const struct eng_sched *s)
     if (s->running.tail && s->waiting.head)
         CHECK(s->running.tail->arrival < s->waiting.head->arrival);
 
-    int32_t owned = 0;
+    int32_t owned = 0; /* pages of nodes, of sequences alone, and where moves go */
     memset(s->mark, 0, (size_t)eng_pages_total(s->pages));
+    eng_reuse_check(s, &owned);
     eng_residency_check(s, &owned);
     for (const struct eng_sched_seq *seq = s->running.head; seq && !s->planned_count;
          seq = seq->next)

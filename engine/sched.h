@@ -15,6 +15,10 @@
  * That is ENG_KV_IN_PLACE, and what follows holds for it; policy.c says what the other policies do,
  * and who is admitted where local memory is short.
  *
+ * With a prefix cache, pages that sequences leave behind are kept until their room is needed, and a
+ * sequence begins with those that hold its own first tokens (prefix.h, reuse.c); full pages may so
+ * be several sequences'.  Pages that the cache alone holds count as free.
+ *
  *          eng_sched_add         eng_sched_plan (admitted)        eng_sched_remove
  *   (new) ----------------> WAITING ---------------------> RUNNING ----------------> (gone)
  *                              ^------------------------------|
@@ -26,9 +30,11 @@
  * Pure: no clock, no I/O, no allocation after open.  Not thread-safe: the engine thread's.
  *
  * Invariants (eng_sched_check; 5 to 7 by tests/sim_engine_sched.c):
- *  1. every page is free, or owned by exactly one sequence or move; waiting sequences own none, or
- *     are parked: all pages of their KV lie behind a link (policy.c);
- *  2. a sequence owns exactly ceil(kv_count / 64) pages after a commit; kv_count <= token_count;
+ *  1. every page is free, or has exactly one owner: a full page its node, which counts the running
+ *     sequences that have it in their tables; any other the sequence that fills it, or the move
+ *     that goes there.  Waiting sequences have none, or are parked: all pages of their KV lie
+ * behind a link, and are theirs alone (policy.c).  A node that nobody counts is the cache's;
+ *  2. a sequence has exactly ceil(kv_count / 64) pages after a commit; kv_count <= token_count;
  *  3. a plan's tokens <= tokens_step_max; running sequences <= min(seqs_max, tokens_step_max);
  *  4. first come, first served: running, then waiting sequences are in order of arrival, so that an
  *     admitted sequence arrived no later than every one still waiting, and those put back by
@@ -67,9 +73,10 @@ struct eng_sched_seq {
     int32_t given_count;
     kn_page *pages; /* owned by the caller: room for ceil(model_len_max / 64) entries */
     int32_t page_count;
-    /* Its oldest pages behind a link, of these the last that are on their way back, and of the
-     * pages after them the first that are on their way out. */
+    /* Its pages behind a link, of these those on their way back, and of the others those on their
+     * way out; its first pages that are in the tree of prefixes. */
     int32_t far_count, returning_count, leaving_count;
+    int32_t entered_count;
     uint64_t arrival; /* serial number, set by eng_sched_add */
     int32_t preempt_count;
     /* For the prefix cache; the caller's.  tokens: NULL keeps the sequence out of it.  The caller
@@ -188,6 +195,7 @@ struct eng_sched_stats {
     int32_t pages_cached[KN_TIER_MAX];
     /* Pages the cache sent from local memory to a remote tier, and dropped for good, by tier. */
     uint64_t prefix_sent_count, prefix_dropped_count[KN_TIER_MAX];
+    uint64_t prefix_copied_count; /* pages copied for their first tokens */
 };
 void eng_sched_stats(const struct eng_sched *s, struct eng_sched_stats *out);
 /* CHECKs the invariants; linear in sequences and pages. */

@@ -151,16 +151,20 @@ static void put_item(struct eng_step *s, int32_t i, const struct eng_request *r,
            div_up((size_t)kv_count, KN_PAGE_TOKENS) * sizeof *s->pages);
 }
 
-/* Where what the step reads of a sequence's KV lies; its pages that are not local are its oldest.
- */
+/* Where what the step reads of a sequence's KV lies: of runs of pages that lie in one tier. */
 static void note_kv(const struct eng_engine *e, struct eng_step *s, const struct kn_seq *seq,
-                    const struct eng_sched_seq *from)
+                    const kn_page *pages)
 {
-    const uint64_t all = eng_traffic_kv_bytes(&e->traffic, seq->kv_count);
-    const int32_t far_tokens = from->far_count * KN_PAGE_TOKENS;
-    const uint64_t far = eng_traffic_kv_far_bytes(&e->traffic, seq->kv_count, far_tokens);
-    s->kv_bytes[kn_page_tier(from->pages[0])] += far;
-    s->kv_bytes[0] += all - far;
+    const int32_t count = (int32_t)div_up((size_t)seq->kv_count, KN_PAGE_TOKENS);
+    uint64_t before = 0; /* in the pages before the run */
+    for (int32_t i = 0; i < count;) {
+        const unsigned tier = kn_page_tier(pages[i]);
+        while (i < count && kn_page_tier(pages[i]) == tier) i++;
+        const int32_t tokens = i < count ? i * KN_PAGE_TOKENS : seq->kv_count;
+        const uint64_t bytes = eng_traffic_kv_far_bytes(&e->traffic, seq->kv_count, tokens);
+        s->kv_bytes[tier] += bytes - before;
+        before = bytes;
+    }
 }
 
 static void build_batch(struct eng_engine *e, const struct eng_plan *plan, struct eng_step *s)
@@ -179,7 +183,7 @@ static void build_batch(struct eng_engine *e, const struct eng_plan *plan, struc
                                              .generated = r->seq.token_count - r->prompt_count,
                                              .sample = item->sample};
         put_item(s, i, r, token, page);
-        if (e->tiered) note_kv(e, s, &s->seqs[i], item->seq);
+        if (e->tiered) note_kv(e, s, &s->seqs[i], item->seq->pages);
         token += item->token_count;
         page += (int32_t)div_up((size_t)s->seqs[i].kv_count, KN_PAGE_TOKENS);
     }
@@ -205,6 +209,10 @@ static void note_items(struct eng_engine *e, const struct eng_plan *plan, struct
         struct eng_request *r = request_of(item->seq);
         if (r->first_ns == 0) {
             r->first_ns = s->start_ns;
+            for (int t = 0; t < KN_TIER_MAX; t++) {
+                r->cached_tier_count[t] = r->seq.cached_count[t];
+                r->cached_count += r->seq.cached_count[t];
+            }
             pthread_mutex_lock(&e->lock);
             e->stats.queue_ns_sum += s->start_ns - r->submit_ns;
             e->stats.queue_count++;
@@ -243,22 +251,28 @@ static void choose_rows(struct eng_engine *e, struct eng_step *s, int32_t begin,
     }
 }
 
-/* Pages that leave local memory or come back, within the step that waits for some of them, so that
- * the wait counts as the machine's time. */
-static void issue_moves(struct eng_engine *e, const struct eng_plan *plan)
+/* The first time that pages leave local memory is worth a word. */
+static void tell_of_moves(struct eng_engine *e, const struct eng_plan *plan)
 {
-    if (!e->tiered) return;
-    if (plan->move_count && !e->moved)
+    for (int32_t i = 0; i < plan->move_count && !e->moved; i++) {
+        if (kn_page_tier(plan->moves[i].to) == 0) continue;
+        e->moved = true;
         log_info("engine", "local KV pages run short: from now on full ones move to a remote tier, "
                            "and come back when there is room");
-    e->moved |= plan->move_count > 0;
-    if (plan->move_count)
-        log_debug("engine", "%d KV pages set out%s", plan->move_count,
-                  plan->wait ? ", and the step waits for some" : "");
-    kn_move_pages(e->kn, &e->kv, plan->moves, plan->urgent_count);
+    }
+    log_debug("engine", "%d KV pages set out%s", plan->move_count,
+              plan->wait ? ", and the step waits for some" : "");
+}
+
+/* Pages that leave local memory or come back, or are copied, within the step that waits for some of
+ * them, so that the wait counts as the machine's time. */
+static void issue_moves(struct eng_engine *e, const struct eng_plan *plan)
+{
+    const int32_t urgent = plan->urgent_count, others = plan->move_count - urgent;
+    if (plan->move_count) tell_of_moves(e, plan);
+    if (urgent) kn_move_pages(e->kn, &e->kv, plan->moves, urgent);
     if (plan->wait) kn_moves_wait(e->kn);
-    kn_move_pages(e->kn, &e->kv, plan->moves + plan->urgent_count,
-                  plan->move_count - plan->urgent_count);
+    if (others) kn_move_pages(e->kn, &e->kv, plan->moves + urgent, others);
 }
 
 /* Rows are computed in groups of rows_max; with the first, the model's layers.  plan: NULL with the
@@ -320,6 +334,8 @@ static void send_prompt_token(struct eng_engine *e, struct eng_request *r, int32
                         &event.sample);
     else event.sample = (struct eng_sample){.token = r->tokens[position], .logprob = NAN};
     r->scored_count = position + 1;
+    /* Who comes back from a preemption must compute what is still to be scored. */
+    r->seq.reuse_max = r->scored_count < r->prompt_count ? position : INT32_MAX;
     eng_push_event(e, &event);
 }
 
@@ -371,6 +387,7 @@ static void take_token(struct eng_engine *e, struct eng_request *r, const struct
         return;
     }
     r->tokens[r->known_count++] = sample->token;
+    r->seq.known_count = r->known_count;
     struct eng_event event = {.kind = ENG_EVENT_TOKEN,
                               .request = r,
                               .index = generated,

@@ -63,6 +63,8 @@ static void every_allocation(void **state)
     assert_true(one >= 6);
     config.page_count[2] = 8;
     assert_int_equal(every_failure(&config), one + 2);
+    config.prefix_cache = true;
+    assert_int_equal(every_failure(&config), one + 2);
 }
 
 int main(void)

@@ -11,10 +11,12 @@
  * never preempted;
  *  - nobody is preempted in the 64 steps after an admission;
  *  - every sequence ends within the bound of sched.h's invariant 6;
+ *  - with a prefix cache a sequence begins where others' tokens were the same, of which it computes
+ *    none again, and what it reads was computed from its own tokens, all of them and in order;
  *  - pages that are moved are copied some time after the plan that says so, one after another, and
  *    told of later still, unless a plan waits for them; what sequences read is theirs all the same,
  *    and new tokens go to local pages;
- *  - at the end every page is free;
+ *  - at the end every page is free, or the cache's alone;
  *  - KV that is given, in some configurations, is not computed, but all after it is;
  *  - with a target of latency a prompt is in every plan all the same, with ENG_CHUNK_MIN tokens or
  *    all it has.
@@ -49,24 +51,28 @@
 #define ALIVE_MAX 96
 #define PAGES_MAX 640
 #define PAGE_TOKENS KN_PAGE_TOKENS
+#define TEXT_MAX (1024 * 12 + 512)
 
 struct job {
     struct eng_sched_seq seq; /* first: a plan's seq is its job */
     kn_page pages[PAGES_MAX];
-    uint64_t order;        /* of arrival */
-    int32_t prompt, final; /* tokens; final counts the whole answer */
-    int32_t given;         /* tokens whose KV is, until it is admitted or parked */
-    int32_t kept;          /* tokens whose KV it keeps while it waits */
-    int32_t computed;      /* in this residency: the model's own kv_count */
+    int32_t tokens[TEXT_MAX];
+    uint64_t text[TEXT_MAX]; /* of salt and tokens up to this one */
+    uint64_t order;          /* of arrival */
+    int32_t prompt, final;   /* tokens; final counts the whole answer */
+    int32_t given;           /* tokens whose KV is, until it is admitted or parked */
+    int32_t kept;            /* tokens whose KV it keeps while it waits */
+    int32_t computed;        /* in this residency: the model's own kv_count */
     bool resident;
     uint64_t deadline;   /* step by which it must be finished */
     uint64_t cancel_at;  /* step; UINT64_MAX: never */
     uint64_t planned_at; /* last step with an item of it */
 };
 
-/* Who wrote token slot i of a page, and which of its tokens. */
+/* What token slot i of a page was computed from: the text up to it; and which of its tokens it is.
+ */
 struct cell {
-    uint64_t order;
+    uint64_t text;
     int32_t token;
 };
 
@@ -87,6 +93,9 @@ struct sim {
     uint64_t step, order_next;
     uint64_t admitted_at; /* step of the last admission */
     uint64_t total_tokens, finished, cancelled, preempted, held_back;
+    bool ahead;
+    struct job *last;                          /* the last that left: others may go on as it did */
+    uint64_t reused, copied_tails, sent, gone; /* by the cache */
     /* Moves begun and copied, since the scheduler was opened; the last MOVES_MAX of them. */
     struct kn_page_move moves[MOVES_MAX];
     uint64_t begun, copied;
@@ -120,16 +129,54 @@ static uint64_t env_u64(const char *name, uint64_t fallback)
 
 /* --- arrivals and departures ------------------------------------------------------------------ */
 
+static uint64_t mix(uint64_t h)
+{
+    h = (h ^ h >> 31) * 0x9E3779B97F4A7C15u;
+    return h ^ h >> 29;
+}
+
+/* What comes after equal texts is mostly equal too. */
+static void write_text(struct sim *m, struct job *job, const struct job *as, int32_t same)
+{
+    static const char salts[] = "ab";
+    const int32_t noise = chance(m, 50) ? 0 : between(m, 1, 50);
+    job->seq.salt = salts;
+    job->seq.salt_length = as && chance(m, 90) ? as->seq.salt_length : between(m, 0, 2);
+    uint64_t h = mix((uint64_t)job->seq.salt_length);
+    for (int32_t t = 0; t < job->final; t++) {
+        job->tokens[t] = as && t < same ? as->tokens[t] : (int32_t)(h % 3);
+        if (chance(m, noise)) job->tokens[t] = between(m, 0, 2);
+        job->text[t] = h = mix(h + 7 + (uint64_t)job->tokens[t]);
+    }
+    job->seq.tokens = job->tokens;
+    job->seq.known_count = job->prompt;
+    job->seq.reuse_max =
+        m->config.prefix_cache && chance(m, 10) ? between(m, 0, job->prompt) : INT32_MAX;
+}
+
 static void arrive(struct sim *m)
 {
-    struct job *job = m->spare[--m->spare_count];
-    memset(job, 0, sizeof *job);
+    struct job *job = m->spare[m->spare_count - 1];
+    if (job == m->last && m->spare_count > 1) { /* its text may be wanted */
+        m->spare[m->spare_count - 1] = m->spare[m->spare_count - 2];
+        m->spare[m->spare_count - 2] = job;
+        job = m->spare[m->spare_count - 1];
+    }
+    m->spare_count--;
+    const struct job *as = m->job_count && chance(m, 50) ? m->jobs[between(m, 0, m->job_count - 1)]
+                           : m->last != job && chance(m, 70) ? m->last
+                                                             : NULL;
+    memset(job, 0, offsetof(struct job, tokens));
     int32_t long_max = chance(m, 10) ? m->tokens_max : (m->tokens_max + 3) / 4;
     job->prompt = between(m, 1, long_max);
     if (chance(m, 25)) job->prompt = between(m, 1, 1 + (long_max - 1) / PAGE_TOKENS) * PAGE_TOKENS;
+    if (as && chance(m, 50)) job->prompt = as->prompt; /* n answers to one prompt */
     if (job->prompt > long_max) job->prompt = long_max;
     int32_t room = m->tokens_max - job->prompt + 1; /* the last token sampled is not computed */
     job->final = job->prompt + between(m, 1, chance(m, m->long_percent) || room < 120 ? room : 120);
+    write_text(m, job, as, as ? between(m, 0, as->final) : 0);
+    job->resident = false;
+    job->computed = job->given = job->kept = 0;
     job->order = m->order_next++;
     job->cancel_at = chance(m, 10) ? m->step + (uint64_t)between(m, 0, 300) : UINT64_MAX;
     job->planned_at = UINT64_MAX;
@@ -153,6 +200,7 @@ static void leave(struct sim *m, struct job *job)
     memmove(&m->jobs[at], &m->jobs[at + 1], (size_t)(m->job_count - at - 1) * sizeof m->jobs[0]);
     m->job_count--;
     m->spare[m->spare_count++] = job;
+    m->last = job;
 }
 
 static void cancel_some(struct sim *m)
@@ -214,8 +262,11 @@ static void check_item(struct sim *m, const struct eng_plan_item *item)
         m->admitted_at = m->step;
         CHECK(job->computed == 0);
         m->resumed += job->kept > 0;
-        job->computed = job->given + job->kept;
+        job->computed = m->config.prefix_cache ? job->seq.kv_count : job->given + job->kept;
         job->given = job->kept = 0;
+        CHECK(job->computed < job->seq.token_count);
+        CHECK(job->computed <= job->seq.reuse_max && job->computed <= job->seq.known_count);
+        m->reused += m->config.prefix_cache ? (uint64_t)job->computed : 0;
     }
     CHECK(item->token_begin == job->computed && item->token_count >= 1);
     CHECK(item->token_begin + item->token_count <= job->seq.token_count);
@@ -322,7 +373,9 @@ static void begin_moves(struct sim *m, const struct eng_plan *plan)
     CHECK(m->begun - m->copied + (uint64_t)plan->move_count <= MOVES_MAX);
     const uint64_t urgent = m->begun + (uint64_t)plan->urgent_count;
     for (int32_t i = 0; i < plan->move_count; i++) {
-        CHECK((kn_page_tier(plan->moves[i].from) == 0) != (kn_page_tier(plan->moves[i].to) == 0));
+        const bool out = kn_page_tier(plan->moves[i].to) > 0;
+        const bool near = kn_page_tier(plan->moves[i].from) == 0;
+        CHECK(near == out || i < plan->urgent_count); /* a copy is waited for */
         m->moves[m->begun++ % MOVES_MAX] = plan->moves[i];
     }
     if (plan->wait) copy_until(m, urgent);
@@ -331,18 +384,20 @@ static void begin_moves(struct sim *m, const struct eng_plan *plan)
 
 /* Writes the item's tokens to its pages, and reads those before: a page that was handed to another
  * one meanwhile would show.  Reading every token of every step would be quadratic: one of each page
- * does. */
+ * does, and all of the last. */
 static void compute(struct sim *m, const struct eng_plan_item *item)
 {
     struct job *job = (struct job *)item->seq;
-    for (int32_t t = 0; t < item->token_begin && !m->given; t += PAGE_TOKENS) {
-        const struct cell *cell = cell_of(m, job, t);
-        CHECK(cell->order == job->order && cell->token == t);
+    const int32_t last = item->token_begin / PAGE_TOKENS * PAGE_TOKENS;
+    for (int32_t t = 0; t < item->token_begin && !m->given; t += t < last ? PAGE_TOKENS : 1) {
+        const int32_t at = t < last ? t + PAGE_TOKENS - 1 : t;
+        const struct cell *cell = cell_of(m, job, at);
+        CHECK(cell->text == job->text[at] && cell->token == at);
     }
     for (int32_t i = 0; i < item->token_count; i++) {
         int32_t t = item->token_begin + i;
         CHECK(kn_page_tier(job->pages[t / PAGE_TOKENS]) == 0);
-        *cell_of(m, job, t) = (struct cell){.order = job->order, .token = t};
+        *cell_of(m, job, t) = (struct cell){.text = job->text[t], .token = t};
     }
     job->computed += item->token_count;
     m->total_tokens += (uint64_t)item->token_count;
@@ -358,6 +413,8 @@ static void step(struct sim *m)
     eng_sched_check(m->sched);
     copy_some(m);
     eng_sched_plan(m->sched, &plan);
+    for (int i = 0; i < m->job_count; i++) /* steps ahead learn of tokens a plan late */
+        m->jobs[i]->seq.known_count = m->jobs[i]->seq.token_count;
     int32_t preempted = note_preemptions(m);
     CHECK(preempted == plan.preempt_count);
     m->preempted += (uint64_t)preempted;
@@ -379,6 +436,7 @@ static void step(struct sim *m)
         struct job *job = sampled[i];
         CHECK(job->seq.kv_count == job->seq.token_count);
         job->seq.token_count++;
+        if (!m->ahead) job->seq.known_count++;
         if (job->seq.token_count < job->final) continue;
         m->finished++;
         leave(m, job);
@@ -401,6 +459,7 @@ static void random_config(struct sim *m)
     c->chunk_max = chance(m, 50) ? 0 : between(m, 1, c->tokens_step_max);
     if (chance(m, 25)) c->chunk_max = 1; /* prefills as slow as decodes */
     if (chance(m, 50)) c->itl_target_s = 1e-6 * between(m, 1, 1000);
+    m->ahead = chance(m, 50);
     int32_t pages_max = chance(m, 20) ? PAGES_MAX : 60;
     int32_t pages = chance(m, 15) ? between(m, 1, 6) : between(m, 4, pages_max);
     int tiers = between(m, 1, KN_TIER_MAX);
@@ -418,6 +477,7 @@ static void random_config(struct sim *m)
     c->kv_policy = chance(m, 50) ? ENG_KV_IN_PLACE : chance(m, 60) ? ENG_KV_SWAP : ENG_KV_RECOMPUTE;
     c->admission = chance(m, 50) ? ENG_ADMIT_ALL : ENG_ADMIT_THROUGHPUT;
     c->step_base_s = chance(m, 50) ? 0 : 1e-6 * between(m, 1, 1000);
+    c->prefix_cache = c->kv_policy != ENG_KV_SWAP && chance(m, 60);
     m->copy_percent = chance(m, 30) ? between(m, 1, 30) : between(m, 30, 99);
 }
 
@@ -430,7 +490,7 @@ static void run_config(struct sim *m, uint64_t steps)
     m->tokens_max = eng_sched_seq_tokens_max(m->sched);
     if (m->tokens_max > longest) m->tokens_max = longest;
     m->long_percent = between(m, 0, chance(m, 50) ? 10 : 100);
-    m->given = chance(m, 20);
+    m->given = !m->config.prefix_cache && chance(m, 50);
     m->admitted_at = 0;
     m->begun = m->copied = 0;
     m->step = 1000; /* "64 steps ago" is never negative */
@@ -452,14 +512,19 @@ static void run_config(struct sim *m, uint64_t steps)
     eng_sched_check(m->sched);
     eng_sched_stats(m->sched, &stats);
     assert_int_equal(stats.pages_moving, 0);
-    assert_int_equal(stats.pages_out_count + stats.pages_back_count, m->begun);
+    assert_int_equal(stats.pages_out_count + stats.pages_back_count + stats.prefix_copied_count,
+                     m->begun);
+    m->copied_tails += stats.prefix_copied_count;
+    m->sent += stats.prefix_sent_count;
+    for (int t = 0; t < KN_TIER_MAX; t++) m->gone += stats.prefix_dropped_count[t];
     m->out += stats.pages_out_count;
     m->back += stats.pages_back_count;
     m->waits += stats.move_wait_count;
     assert_int_equal(stats.running, 0);
     assert_int_equal(stats.waiting, 0);
     for (int t = 0; t < KN_TIER_MAX; t++) {
-        assert_int_equal(stats.pages_used[t], 0);
+        assert_int_equal(stats.pages_used[t], stats.pages_cached[t]);
+        assert_true(m->config.prefix_cache || stats.pages_cached[t] == 0);
         const bool used = t == 0 || m->config.kv_policy != ENG_KV_RECOMPUTE;
         assert_int_equal(stats.pages_total[t], used ? m->config.page_count[t] : 0);
     }
@@ -491,7 +556,12 @@ static void random_load_keeps_every_promise(void **state)
            (unsigned long long)m.parked, (unsigned long long)m.resumed,
            (unsigned long long)m.dropped, (unsigned long long)m.out, (unsigned long long)m.back,
            (unsigned long long)m.waits);
+    printf("%llu tokens reused, %llu pages copied for their first tokens, %llu idle ones moved, "
+           "%llu gone\n",
+           (unsigned long long)m.reused, (unsigned long long)m.copied_tails,
+           (unsigned long long)m.sent, (unsigned long long)m.gone);
     /* A run that met none of these has tested nothing. */
+    assert_true(m.reused > 0 && m.copied_tails > 0 && m.sent > 0 && m.gone > 0);
     assert_true(m.finished > 0 && m.cancelled > 0 && m.preempted > 0 && m.held_back > 0);
     assert_true(m.out > 0 && m.back > 0 && m.waits > 0);
     assert_true(m.parked > 0 && m.resumed > 0 && m.dropped > 0);

@@ -601,6 +601,10 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
         return err_set(err, ST_INVALID,
                        "--kv-policy swap moves pages to a remote tier: name one with --kv-remote, "
                        "such as host:16GiB");
+    if (strcmp(o->kv_policy, "swap") == 0 && o->prefix_cache)
+        return err_set(err, ST_INVALID,
+                       "--kv-policy swap moves pages of one sequence alone, and the prefix cache "
+                       "shares them: add --no-prefix-cache");
     if (strcmp(o->kv_policy, "recompute") == 0 && o->kv_remote[0])
         return err_set(err, ST_INVALID,
                        "--kv-policy recompute keeps no pages in a remote tier: leave --kv-remote "

@@ -65,7 +65,7 @@ def test_answers_are_the_same_whatever_is_done_when_short(start, policy):
     common = ["--max-num-seqs", 6, "--max-model-len", 640]
     remote = [] if policy == "recompute" else ["--kv-remote", "host:32MiB"]
     local = answers(start(*common))
-    daemon = start(*common, "--kv-cache-memory-bytes", 16 * PAGE, "--kv-policy", policy, *remote)
+    daemon = start(*common, "--kv-cache-memory-bytes", 16 * PAGE, "--kv-policy", policy, "--no-prefix-cache", *remote)
     assert answers(daemon) == local
     now = daemon.metrics()
     assert (now["dakd_num_preemptions_total"] == 0) == (policy == "in-place")
@@ -119,7 +119,9 @@ def test_nothing_else_is_needed(start, flags):
     (["--kv-remote", "host:1MiB,peer:1:1MiB"], "--kv-remote: 'host:1MiB,peer:1:1MiB' is more than one tier"),
     (["--kv-policy", "swap"], "--kv-policy swap moves pages to a remote tier: name one with --kv-remote"),
     (["--kv-policy", "recompute", "--kv-remote", "host:1MiB"], "--kv-policy recompute keeps no pages in a remote tier"),
-    (["--kv-policy", "swap", "--kv-remote", "host:64MiB", "--kv-cache-memory-bytes", "1MiB", "--max-model-len", 1024],
+    (["--kv-policy", "swap", "--kv-remote", "host:64MiB"], "--kv-policy swap moves pages of one sequence alone"),
+    (["--kv-policy", "swap", "--no-prefix-cache", "--kv-remote", "host:64MiB", "--kv-cache-memory-bytes", "1MiB",
+      "--max-model-len", 1024],
      "one sequence of --max-model-len 1024"),
     (["--kv-remote", "host:1MiB", "--offload", 0.1], "--offload 0.1 needs a remote tier"),
     (["--kv-remote", "peer:3:1MiB", "--remote", "host:1MiB,peer:1:1MiB,peer:2:1MiB"], "a tier beside the 3 that --remote names"),

@@ -38,6 +38,7 @@ struct eng_load {
     int32_t prompt_tokens;
     int64_t decode_kv_tokens; /* that decodes read, all together */
     int64_t prompt_pairs;     /* of a prompt's token and a key it sees */
+    bool waits;               /* for KV pages on their way: its duration tells of those */
 };
 
 /* One token at position kv_count - 1. */

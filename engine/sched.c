@@ -345,6 +345,7 @@ void eng_sched_plan(struct eng_sched *s, struct eng_plan *plan)
     need = plan_admissions(s, plan, need);
     if (s->given) eng_policy_settle_given(s);
     eng_residency_tend(s, plan, need);
+    plan->load.waits = plan->wait;
     s->planned_count = plan->item_count;
     CHECK(plan->item_count > 0 || (s->running.count == 0 && s->waiting.count == 0));
 }
@@ -364,9 +365,9 @@ void eng_sched_commit(struct eng_sched *s, const struct eng_plan *plan)
 
 void eng_sched_learn(struct eng_sched *s, const struct eng_load *load, double seconds)
 {
-    if (s->paced) eng_pace_learn(&s->pace, load, seconds);
+    if (s->paced && !load->waits) eng_pace_learn(&s->pace, load, seconds);
     eng_residency_learn(s, seconds);
-    if (load->prompt_tokens == 0) eng_policy_learn(s, seconds);
+    if (load->prompt_tokens == 0 && !load->waits) eng_policy_learn(s, seconds);
 }
 
 /* --- looking in ------------------------------------------------------------------------------- */

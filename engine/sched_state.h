@@ -101,7 +101,7 @@ bool eng_policy_return(struct eng_sched *s, struct eng_plan *plan, struct eng_sc
 bool eng_policy_drop(struct eng_sched *s);
 /* A plan is made: given KV of sequences that wait all the same is parked, or lost. */
 void eng_policy_settle_given(struct eng_sched *s);
-/* A step of decodes alone took so long. */
+/* A step of decodes alone, which waited for no page, took so long. */
 void eng_policy_learn(struct eng_sched *s, double seconds);
 
 /* --- residency.c --- */

@@ -33,7 +33,10 @@ enum status srv_bench_controls_read(const struct options *o,
                                     int *count, char *err)
 {
     struct off_remote remote;
+    int kv_tier;
     enum status st = off_remote_parse(o->remote, &remote, err);
+    if (!st && o->kv_remote[0])
+        st = off_remote_add_pool(o->kv_remote, "--kv-remote", &remote, &kv_tier, err);
     *count = 0;
     if (st) return st;
     if (!o->control_sweep[0]) {
@@ -45,7 +48,7 @@ enum status srv_bench_controls_read(const struct options *o,
     if (remote.count == 0)
         return err_set(err, ST_INVALID,
                        "--control-sweep compares ways to read a remote tier, and "
-                       "--remote names none");
+                       "--remote names none, nor --kv-remote");
     for (const char *p = o->control_sweep; p && !st;) {
         char part[OFF_PART_CAP];
         if (!off_take_part(&p, part) || *count == SRV_BENCH_CONTROLS_MAX)

@@ -591,6 +591,8 @@ static void who_reads_behind_the_link_must_be_worth_it(void **state)
     for (size_t c = 0; c < ARRAY_COUNT(cases); c++) {
         struct bench *b =
             open_policy(ENG_KV_IN_PLACE, ENG_ADMIT_THROUGHPUT, cases[c].base_s, 24, 40);
+        const struct eng_load waited = {.decode_count = 1, .waits = true};
+        eng_sched_learn(b->sched, &waited, 1); /* which says nothing of other steps */
         for (int i = 0; i < 4; i++) {
             b->seq[i].given_count = 64 * 10 - 30;
             add(b, i, 64 * 10 - 29);

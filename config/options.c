@@ -110,8 +110,8 @@ static const struct option table[] = {
     {"kv-admission", CHOICE, AT(kv_admission), 0, 0, "auto", "auto|throughput|all",
      "of in-place, which sequences begin though local KV memory is taken: throughput: those with "
      "which steps are predicted to give more tokens a second; all: every one that --kv-remote has "
-     "room for, so that all go on at once, if slowly; auto: throughput, and of a TPOT of --batch "
-     "sequences all. None waits for ever, and none that runs stops"},
+     "room for, so that all go on at once, if slowly; auto: throughput, and all where bench times "
+     "steps. None waits for ever, and none that runs stops"},
     {"prefix-cache", SWITCH, SERVE(prefix_cache), 0, 0, "on", "off|on",
      "compute every prompt from its first token; without this flag, KV of prompts and answers "
      "stays "

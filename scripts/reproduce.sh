@@ -17,6 +17,7 @@
 #     parts     what dependent launch, K cut into parts and multicast are worth            60
 #     streams   256 streams from the daemon                                               30
 #     predict   predicted steps, beside what they took                                    90
+#     kv        live KV beyond HBM                                                       100
 #     compare   every mode of offloading x share x batch x context, with plots           660
 #
 # All of it takes about 27 minutes on an H200 with a second one beside it; times above are of that
@@ -32,7 +33,7 @@
 # missing from the tables, and the exit status is 1.
 set -u
 
-all="test probe hbm kernels prefill mixed pcie peer windows greedy parts streams predict compare"
+all="test probe hbm kernels prefill mixed pcie peer windows greedy parts streams predict kv compare"
 usage() {
     sed -n '/^[^#]/q; 2,$s/^# \{0,1\}//p' "$0" >&2
     exit 2

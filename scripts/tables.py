@@ -22,7 +22,7 @@ class Results:
         self.folder = folder
         self.runs = {}
         for path in sorted((folder / "results").glob("*.json"), key=lambda p: p.stat().st_mtime):
-            match = re.fullmatch(r"\d{4}-\d\d-\d\d-[^-]+-[0-9a-f]+\+?-(?:bench-8b-)?(.+)\.json", path.name)
+            match = re.fullmatch(r"\d{4}-\d\d-\d\d-[^-]+-[0-9a-f]+\+?-(?:bench-(?:8b-)?)?(.+)\.json", path.name)
             if match:
                 self.runs[match[1]] = json.loads(path.read_text())
 
@@ -181,6 +181,58 @@ def worth(results):
     return table("## Parts: time without over time with", ["part", "weights", "batch", "times"], rows)
 
 
+# --- KV beyond HBM ------------------------------------------------------------------------------------------------
+
+LINKS = {"peer": "NVLink", "pcie": "PCIe"}
+
+
+def live(results):
+    """Steps of sequences of which an eighth of the KV is in HBM."""
+    rows = []
+    for name in results.names(r"kv-(peer|pcie)-\d+x\d+"):
+        for batch, r in results.batches(name).items():
+            near, far = r["tiers"]
+            rows.append([f"{batch} × {r['input_tokens_per_sequence']:,.0f} over {LINKS[name.split('-')[1]]}",
+                         figure(near["step_kv_bytes"] / 1e9), figure(far["step_kv_bytes"] / 1e9),
+                         figure(r["floor_per_step_ms"]), figure(r["tpot_steady_median_ms"]),
+                         figure(1 / r["floor_over_tpot_ratio"], 3)])
+    return table("## Live KV beyond HBM, read in place",
+                 ["sequences", "KV read of HBM, GB", "over the link, GB", "floor, ms", "a step, ms", "step / floor"], rows)
+
+
+def short(results):
+    """A workload to its end, by what is done about KV that HBM has no room for."""
+    rows = []
+    for name in results.names(r"kv-short-\w+"):
+        for r in results.runs[name]:
+            shape = f"{r['batch_sequences']} × {r['input_tokens_per_sequence']:,} and {r['output_tokens_per_sequence']}"
+            gib = lambda key: figure(r[key] / 1e9 if key in r else None)
+            ms = lambda key: figure(r.get(key), 1)
+            rows.append([f"{name[len('kv-short-'):]}, {shape}: {r['kv_when_short']}", figure(r.get("duration_s")),
+                         figure(r.get("output_tokens_per_s"), 0), ms("ttft_max_ms"), ms("itl_max_ms"),
+                         figure(r.get("recomputed_tokens"), 0), gib("kv_moved_back_bytes"), gib("kv_remote_read_bytes")])
+    return table("## A workload with more live KV than HBM has room for, until all is done",
+                 ["link, sequences, when short", "all done, s", "tokens/s", "longest wait for a first token, ms",
+                  "longest pause, ms", "tokens computed again", "moved back, GB", "read in place, GB"], rows)
+
+
+def opt(results):
+    """OPT-30B's shape, six layers: the same bytes behind the link, as KV, as weights, or as planned."""
+    rows = []
+    for name in results.names(r"kv-opt-\w+-\d+-mix"):
+        link, batch = name.split("-")[2:4]
+        row = [f"{LINKS[link]}, batch {batch}"]
+        for what in ("kv", "weights", "mix"):
+            r = results.batches(f"{name[:-len('mix')]}{what}").get(int(batch))
+            row.append(f"{r['tpot_steady_median_ms']:.2f} ms ({r['floor_over_tpot_ratio']:.2f})" if r else DASH)
+        mix = results.batches(name)[int(batch)]
+        far = mix["tiers"][1]
+        row += [f"{far['step_kv_bytes'] / 1e9:.2f} + {far['step_weight_bytes'] / 1e9:.2f}"]
+        rows.append(row)
+    return table("## OPT-30B, 6 of 48 layers, contexts of 1,024: the same bytes over the link (floor / time)",
+                 ["", "KV alone", "weights alone", "the planner's mix", "its KV + weights, GB a step"], rows)
+
+
 # --- comparison -----------------------------------------------------------------------------------------------------------
 
 def comparison(results, name):
@@ -242,7 +294,7 @@ def main():
         sys.exit("usage: python3 scripts/tables.py FOLDER   (of scripts/reproduce.sh)")
     results = Results(Path(sys.argv[1]))
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
-             controls(results), worth(results), prompts(results), remote_prompts(results)]
+             controls(results), worth(results), live(results), short(results), opt(results), prompts(results), remote_prompts(results)]
     parts.append(comparisons(results))
     parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
     parts.append(plots(results))

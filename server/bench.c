@@ -106,7 +106,8 @@ static enum status decide(struct bench *b, char *err)
     if (!o->max_model_len) o->max_model_len = length;
     if (!o->plan_batch) o->plan_batch = b->workload.batch;
     if (!o->plan_context) o->plan_context = length;
-    if (!o->kv_cache_memory_bytes) o->kv_cache_memory_bytes = INT64_MAX; /* no more than needed */
+    /* No more than needed; where it may leave, what is local is planned. */
+    if (!o->kv_cache_memory_bytes && !o->kv_remote[0]) o->kv_cache_memory_bytes = INT64_MAX;
     return ST_OK;
 }
 

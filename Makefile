@@ -4,6 +4,7 @@
 #   make demo       set up, build, one chat answer make SAN=address,undefined | SAN=thread
 #   make test       set up, build, every test that needs no GPU
 #   make gpu        what runs on a GPU      make TRACE=1 gpu   the same, kernels writing down times
+#   make soak       a daemon under everything that clients do, for 21 minutes: SOAK="--seconds 60"
 #
 # Sources and tests are found by wildcard; each build flavour has its own directory.  CUDA sources
 # (kernels/cuda/*.cu) are compiled for sm_90a when nvcc is on the PATH and left out otherwise.
@@ -65,7 +66,7 @@ TEST_SRC := $(wildcard tests/unit_*.c tests/sim_*.c tests/fuzz_*.c tests/fault_*
 TEST_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(TEST_SRC))
 TOOL_BIN := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/tool_*.c))
 
-.PHONY: all tests demo run test setup install clean cuda-note gpu gpu-test gpu-bench gpu-quick gpu-profile
+.PHONY: all tests demo run test soak setup install clean cuda-note gpu gpu-test gpu-bench gpu-quick gpu-profile
 .DEFAULT_GOAL := all
 
 all: cuda-note $(OUT)/dakd
@@ -168,6 +169,11 @@ run: setup
 
 test: setup
 	@scripts/test.sh
+
+# The sanitizer keeps what was freed for a while, which is not a leak.
+soak: all
+	@ASAN_OPTIONS=detect_leaks=1:quarantine_size_mb=16 python3 scripts/soak.py $(OUT)/dakd \
+	  config/demo-model $(or $(SOAK),--seconds 1260)
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system \

@@ -3,7 +3,8 @@
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
 #     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows greedy
-#                                                    parts streams predict kv compare; all but compare without one
+#                                                    parts streams chat predict kv compare; all but compare without one
+#     scripts/gpu.sh soak  [DIR [REPORT]]            the served demo model under everything that clients do, SOAK seconds
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
 #     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
 #
@@ -15,16 +16,16 @@
 # of hbm pcie peer of parts; COMPARE: which of the cases of compare (8b-pcie 30b-pcie 70b-pcie 8b-peer 30b-peer
 # 70b-peer, or all with pcie, or with peer), SHARES, BATCHES and PROMPTS: of them, e.g. 0,free,0.1 and 8,64 and 1024;
 # PREDICT: which of hbm pcie peer of predict; KV: which of the cases of kv (steady-peer steady-pcie short-peer
-# short-pcie short-both opt-peer opt-pcie opt512-peer).  Run from the repository's root: the tests read tests/fixtures,
+# short-pcie short-both opt-peer opt-pcie opt512-peer); SOAK: seconds (420).  Run from the repository's root: the tests read tests/fixtures,
 # config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
-# sanitizer/.  All of bench is made to take less than nineteen minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
-# 90 s, greedy 40 s, parts 60 s, predict 90 s and kv 100 s of them; compare, which is apart, takes ten more.
+# sanitizer/.  All of bench is made to take less than twenty minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
+# 90 s, greedy 40 s, parts 60 s, chat 60 s, predict 90 s and kv 100 s of them; compare, which is apart, takes ten more.
 set -u
 
 usage() {
-    sed -n 's/^# \{0,1\}//; 4,8p' "$0" >&2
+    sed -n 's/^# \{0,1\}//; 4,9p' "$0" >&2
     exit 2
 }
 [ $# -gt 0 ] || set -- test
@@ -32,14 +33,14 @@ mode=$1
 shift
 parts=
 case $mode in
-test) default=build/gpu ;;
+test | soak) default=build/gpu ;;
 quick) default=build/debug/gpu ;;
 profile) default=build/trace/gpu ;;
 bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | greedy | parts | streams | predict | kv | compare)
+        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | greedy | parts | streams | chat | predict | kv | compare)
             parts="$parts $1"
             ;;
         *) break ;;
@@ -53,7 +54,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-probe kernels hbm prefill mixed pcie peer windows greedy parts streams predict kv}
+parts=${parts:-probe kernels hbm prefill mixed pcie peer windows greedy parts streams chat predict kv}
 model=config/models/Llama-3.1-8B
 # Where a ratio of two steps is wanted and not a time: as good of 16 layers as of 32, and loaded in half the time.
 half_the_layers='--hf-overrides={"num_hidden_layers":16}'
@@ -672,6 +673,20 @@ bench_streams() {
         --json "$results/$stamp-streams-8b-256.json" -- --device cuda
 }
 
+# 200 conversations of 8 turns, of which HBM holds a third; with the prefix cache and without.
+bench_chat() {
+    run python3 scripts/chat.py "$dir/dakd" $model --json "$results/$stamp-chat-8b.json" -- --load-format dummy \
+        --dtype bfloat16 --device cuda --log-level warn --kv-cache-memory-bytes 4GiB --kv-remote host:16GiB
+}
+
+# --- soak -------------------------------------------------------------------------------------------
+
+soak() {
+    limit=$((${SOAK:-420} + 120))
+    run python3 scripts/soak.py "$dir/dakd" config/demo-model --seconds "${SOAK:-420}" --clients 24 --growth 64 \
+        --reference told -- --device cuda
+}
+
 # ----------------------------------------------------------------------------------------------------
 
 all() {
@@ -684,6 +699,7 @@ all() {
     [ "$mode" != bench ] || mkdir -p "$results"
     case $mode in
     test) test_all ;;
+    soak) soak ;;
     quick) quick_all ;;
     profile) run "$dir/gpu_profile" ;;
     bench) for part in $parts; do

@@ -16,11 +16,12 @@
 #     greedy    planned placement beside an even one, 512 sequences                        40
 #     parts     what dependent launch, K cut into parts and multicast are worth            60
 #     streams   256 streams from the daemon                                               30
+#     chat      conversations of many turns, with the prefix cache and without             60
 #     predict   predicted steps, beside what they took                                    90
 #     kv        live KV beyond HBM                                                       100
 #     compare   every mode of offloading x share x batch x context, with plots           660
 #
-# All of it takes about 27 minutes on an H200 with a second one beside it; times above are of that
+# All of it takes about 28 minutes on an H200 with a second one beside it; times above are of that
 # machine, with weights that are made up, so nothing is downloaded.  FOLDER (build/reproduced) gets
 #
 #     tables.md      the tables, with commit, device, driver and date
@@ -33,7 +34,7 @@
 # missing from the tables, and the exit status is 1.
 set -u
 
-all="test probe hbm kernels prefill mixed pcie peer windows greedy parts streams predict kv compare"
+all="test probe hbm kernels prefill mixed pcie peer windows greedy parts streams chat predict kv compare"
 usage() {
     sed -n '/^[^#]/q; 2,$s/^# \{0,1\}//p' "$0" >&2
     exit 2

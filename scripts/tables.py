@@ -233,6 +233,28 @@ def opt(results):
                  ["", "KV alone", "weights alone", "the planner's mix", "its KV + weights, GB a step"], rows)
 
 
+def chat(results):
+    """Multi-turn chat, of scripts/chat.py: under load, and one request at a time."""
+    rows, alone = [], []
+    for name in results.names("chat-.+"):
+        run = results.runs[name]
+        for key in ("on", "off") if "load" in run else ():
+            f = run["load"][key]
+            p50 = lambda what: figure(f[what] and f[what]["p50_ms"], 1)
+            tiers = ", ".join(f"{tier} {100 * share:.1f} %" for tier, share in f["hits_by_tier"].items())
+            rows.append([f"{name[len('chat-'):]}, {key}", figure(f["seconds"]), f"{100 * f['hit_ratio']:.1f} % ({tiers})",
+                         p50("ttft_cached"), p50("ttft_uncached"), p50("itl")])
+        for turn in run.get("pairs", {}):
+            for what in ("ttft", "itl", "total"):
+                v = run["pairs"][turn][what]
+                alone.append([f"{name[len('chat-'):]}, {turn} turn", what, figure(v["off_p50_ms"], 3), figure(v["on_over_off"], 3),
+                              figure(v["off_over_off"], 3), f"{v['slower']} ({v['off_slower'][0]}, {v['off_slower'][1]})"])
+    return table("## Chat of many turns, with the prefix cache and without",
+                 ["model, cache", "seconds", "prompt tokens found", "TTFT of cached turns, ms", "of others, ms", "ITL, ms"], rows) + table(
+                 "## One request at a time: with the cache over without (without again over without)",
+                 ["model", "time", "without, ms", "with / without", "again / without", "3 % over both others (the others)"], alone)
+
+
 # --- comparison -----------------------------------------------------------------------------------------------------------
 
 def comparison(results, name):
@@ -294,7 +316,7 @@ def main():
         sys.exit("usage: python3 scripts/tables.py FOLDER   (of scripts/reproduce.sh)")
     results = Results(Path(sys.argv[1]))
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
-             controls(results), worth(results), live(results), short(results), opt(results), prompts(results), remote_prompts(results)]
+             controls(results), worth(results), live(results), short(results), opt(results), prompts(results), remote_prompts(results), chat(results)]
     parts.append(comparisons(results))
     parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
     parts.append(plots(results))

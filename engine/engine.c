@@ -263,6 +263,7 @@ static void *engine_main(void *arg)
     e->rested = true;
     while (!st && !stopping(e)) {
         st = turn(e, &flying, &idle, err);
+        DCHECK((eng_sched_check(e->sched), true)); /* after every step of a debug build */
         if (st || !idle) continue;
         wake(e);
         if (!wait_for_work(e)) break;

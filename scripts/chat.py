@@ -226,7 +226,7 @@ def in_turns(on, off, args, vocab):
     clients = [Client(daemon.port) for daemon in (off, on, off)]
     rng, rows = random.Random(args.seed + 1), []
     for pair in range(-2, args.pairs):  # the first two warm up
-        prompts = [tokens(rng, args.system_len, vocab)] * len(clients)
+        prompts = [tokens(rng, args.pair_len, vocab)] * len(clients)
         for turn in range(2):
             more = tokens(rng, args.user_len, vocab)
             prompts = [prompt + more for prompt in prompts]
@@ -298,7 +298,8 @@ def pairs(on, off, args, vocab):
 
 def run(args, result, vocab):
     workload = Workload(args, vocab)
-    flags = ["--max-num-seqs", args.clients, "--max-model-len", workload.tokens_max() + 64, *args.flags]
+    longest = max(workload.tokens_max(), args.pair_len + 2 * (args.user_len + args.answer_len))
+    flags = ["--max-num-seqs", args.clients, "--max-model-len", longest + 64, *args.flags]
     daemons = []
     try:
         for more in ([], [OFF]):
@@ -336,6 +337,7 @@ def main():
     parser.add_argument("--user-len", type=int, default=40, help="mean")
     parser.add_argument("--answer-len", type=int, default=16, help="mean")
     parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--pair-len", type=int, default=1024, help="tokens of their system prompts")
     parser.add_argument("--only", choices=("load", "pairs"))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("DAKD_TEST_SEED", "42")))
     parser.add_argument("--json")

@@ -40,7 +40,7 @@ def test_chat(tmp_path):
     results.mkdir()
     path = results / "2026-11-22-cpu-0123abc-chat-demo.json"
     done = script("chat.py", DAKD, MODEL, "--conversations", 4, "--turns", 3, "--clients", 2, "--pairs", 1,
-                  "--system-len", 130, "--user-len", 20, "--answer-len", 8, "--json", path, "--", *FLAGS)
+                  "--system-len", 130, "--pair-len", 130, "--user-len", 20, "--answer-len", 8, "--json", path, "--", *FLAGS)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(path.read_text())
     on, off = result["load"]["on"], result["load"]["off"]

@@ -277,8 +277,10 @@ class Soak:
             thread.start()
         began, rests = time.monotonic(), []
         try:
-            while not self.failures and time.monotonic() - began < self.args.seconds:
-                until = min(time.monotonic() + self.args.segment, began + self.args.seconds)
+            while not self.failures and (len(rests) < 2 or time.monotonic() - began < self.args.seconds):
+                until = time.monotonic() + self.args.segment
+                if len(rests) >= 2:
+                    until = min(until, began + self.args.seconds)
                 with self.lock:
                     self.open = True
                     self.lock.notify_all()

@@ -3,7 +3,8 @@
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
 #     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows greedy
-#                                                    parts streams chat predict kv compare; all but compare without one
+#                                                    parts streams chat predict kv compare; all but compare without one,
+#                                                    and greedy, which is a part of parts
 #     scripts/gpu.sh soak  [DIR [REPORT]]            the served demo model under everything that clients do, SOAK seconds
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
 #     scripts/gpu.sh profile [DIR [REPORT]]          where a step's time goes; DIR: build/trace/gpu
@@ -13,7 +14,7 @@
 # python3.  GPU_LIMIT: seconds a program may take; RATIOS: per cent of the weights
 # that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
 # pcie5+copy peer10 peer30 peer10+copy); GREEDY: which of greedy's (pcie10 peer30, or of another share); PARTS: which
-# of hbm pcie peer of parts; COMPARE: which of the cases of compare (8b-pcie 30b-pcie 70b-pcie 8b-peer 30b-peer
+# of hbm pcie peer greedy of parts; COMPARE: which of the cases of compare (8b-pcie 30b-pcie 70b-pcie 8b-peer 30b-peer
 # 70b-peer, or all with pcie, or with peer), SHARES, BATCHES and PROMPTS: of them, e.g. 0,free,0.1 and 8,64 and 1024;
 # PREDICT: which of hbm pcie peer of predict; KV: which of the cases of kv (steady-peer steady-pcie short-peer
 # short-pcie short-both opt-peer opt-pcie opt512-peer); SOAK: seconds (420).  Run from the repository's root: the tests read tests/fixtures,
@@ -21,11 +22,12 @@
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
 # sanitizer/.  All of bench is made to take less than twenty minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
-# 90 s, greedy 40 s, parts 60 s, chat 60 s, predict 90 s and kv 100 s of them; compare, which is apart, takes ten more.
+# 90 s, parts 80 s with greedy's 40, chat 60 s, predict 90 s and kv 100 s of them; compare, which is apart, takes eleven
+# more.
 set -u
 
 usage() {
-    sed -n 's/^# \{0,1\}//; 4,9p' "$0" >&2
+    sed -n 's/^# \{0,1\}//; 4,10p' "$0" >&2
     exit 2
 }
 [ $# -gt 0 ] || set -- test
@@ -54,7 +56,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-probe kernels hbm prefill mixed pcie peer windows greedy parts streams chat predict kv}
+parts=${parts:-probe kernels hbm prefill mixed pcie peer windows parts streams chat predict kv}
 model=config/models/Llama-3.1-8B
 # Where a ratio of two steps is wanted and not a time: as good of 16 layers as of 32, and loaded in half the time.
 half_the_layers='--hf-overrides={"num_hidden_layers":16}'
@@ -529,11 +531,11 @@ compare_case() {
     esac
     case $1 in
     8b-pcie) compare_one "$1" Llama-3.1-8B 8 host:64GiB 80 ;;
-    30b-pcie) compare_one "$1" OPT-30B 4 host:64GiB 80 ;;
-    70b-pcie) compare_one "$1" Llama-3.1-70B 4 host:64GiB 110 ;;
+    30b-pcie) compare_one "$1" OPT-30B 5 host:64GiB 90 ;;
+    70b-pcie) compare_one "$1" Llama-3.1-70B 5 host:64GiB 120 ;;
     8b-peer) compare_one "$1" Llama-3.1-8B 8 peer:1:64GiB 55 ;;
-    30b-peer) compare_one "$1" OPT-30B 4 peer:1:64GiB 55 ;;
-    70b-peer) compare_one "$1" Llama-3.1-70B 4 peer:1:64GiB 55 ;;
+    30b-peer) compare_one "$1" OPT-30B 5 peer:1:64GiB 55 ;;
+    70b-peer) compare_one "$1" Llama-3.1-70B 5 peer:1:64GiB 55 ;;
     *) echo "FAILED: COMPARE has no case $1"; failed ;;
     esac
 }
@@ -565,52 +567,32 @@ bench_part() {
     echo "-- parts-$name: exit $status after $(($(date +%s) - start)) s"
 }
 
-# What each part is worth: a step, or a prompt, without it over the same with it, each left out alone.
+# What each part is worth: a step, or a prompt, without it over the same with it, each left out alone.  Windows: static
+# ones, none and adaptive ones of one loading; placements: greedy's.
 bench_parts() {
-    for case in ${PARTS:-hbm pcie peer}; do
+    for case in ${PARTS:-hbm pcie peer greedy}; do
         case $case in
         hbm)
             bench_part hbm --output-len 64 --without dependent-launch,split-k
             continue
             ;;
-        pcie) tier=host:2GiB output=24 ;;
+        pcie) tier=host:2GiB output=24 bounded_share=0.05 ;;
         peer)
-            tier=peer:1:2GiB output=40
+            tier=peer:1:2GiB output=40 bounded_share=0.1
             [ "$gpus" -gt 1 ] || { echo "one GPU: no tier in a peer's memory was measured"; continue; }
+            ;;
+        greedy)
+            bench_greedy
+            continue
             ;;
         *) echo "FAILED: PARTS has no case $case"; failed; continue ;;
         esac
         bench_part $case-even --output-len $output --remote $tier --offload 0.1 --force-offload --placement even \
             --congestion-control static --without dependent-launch,split-k,multicast
-        bench_part $case-planned --output-len $output --remote $tier --offload 0.1 --force-offload \
-            --control-sweep static,off,adaptive
+        bench_part $case-control --output-len $output --remote $tier --offload $bounded_share --force-offload \
+            --placement even --given-context --control-sweep static,off,adaptive
     done
-    python3 - "$results/$stamp-bench-8b-parts-" <<'PY'
-import json, os, sys
-def read(name):
-    path = f"{sys.argv[1]}{name}.json"
-    return json.load(open(path)) if os.path.exists(path) else []
-def row(what, where, batch, kept, left, key="tpot_steady_median_ms"):
-    print(f"{what:26} {where:12} b{batch:<3} {kept[key]:9.3f} ms, without {left[key]:9.3f}  without/with {left[key] / kept[key]:.3f}")
-for where in "hbm", "pcie-even", "peer-even":
-    runs = read(where)
-    kept = {r["batch_sequences"]: r for r in runs if not r["without"]}
-    for r in runs:
-        if not r["without"]:
-            continue
-        batch, multicast = r["batch_sequences"], r["without"] == "multicast"
-        row(r["without"] + (" (prompt)" if multicast else ""), where, batch, kept[batch], r,
-            "prompt_ms" if multicast else "tpot_steady_median_ms")
-for link in "pcie", "peer":
-    even = {r["batch_sequences"]: r for r in read(f"{link}-even") if not r["without"]}
-    by = {(r["batch_sequences"], r["congestion_control"]): r for r in read(f"{link}-planned")}
-    for batch in sorted(even):
-        if (batch, "adaptive") not in by:
-            continue
-        row("planned placement", f"{link} 10 %", batch, by[batch, "static"], even[batch])
-        row("adaptive windows", f"{link} 10 %", batch, by[batch, "adaptive"], by[batch, "static"])
-        row("windows", f"{link} 10 %", batch, by[batch, "static"], by[batch, "off"])
-PY
+    python3 scripts/tables.py --parts "$(dirname "$report")"
 }
 
 # read_share JSON: of all weights, what a step of that run reads over the link.

@@ -13,8 +13,8 @@
 #     pcie      a share of the weights in the host's memory                              130
 #     peer      a share of them in another GPU's, where there is one                      90
 #     windows   how many remote bytes may be in flight                                    90
-#     greedy    planned placement beside an even one, 512 sequences                        40
-#     parts     what dependent launch, K cut into parts and multicast are worth            60
+#     parts     what dependent launch, K cut into parts, multicast, windows and planned
+#               placement are worth                                                        80
 #     streams   256 streams from the daemon                                               30
 #     chat      conversations of many turns, with the prefix cache and without             60
 #     predict   predicted steps, beside what they took                                    90
@@ -34,7 +34,7 @@
 # missing from the tables, and the exit status is 1.
 set -u
 
-all="test probe hbm kernels prefill mixed pcie peer windows greedy parts streams chat predict kv compare"
+all="test probe hbm kernels prefill mixed pcie peer windows parts streams chat predict kv compare"
 usage() {
     sed -n '/^[^#]/q; 2,$s/^# \{0,1\}//p' "$0" >&2
     exit 2

@@ -156,7 +156,7 @@ def remote_prompts(results):
 
 
 def worth(results):
-    """What is slower without a part of dakd: a step, or for multicast a prompt."""
+    """What is slower without a part of dakd: a step, or for multicast a prompt; with other windows, or placements."""
     rows = []
     for name in sorted(results.names(r"parts-(hbm|pcie-even|peer-even)")):
         runs = results.runs[name]
@@ -166,18 +166,23 @@ def worth(results):
             batch = r["batch_sequences"]
             if r["without"] and batch in kept:
                 rows.append([r["without"], name[len("parts-"):], str(batch), figure(r[key] / kept[batch][key], 3)])
-    for link in ("pcie", "peer"):
-        even = {r["batch_sequences"]: r for r in results.runs.get(f"parts-{link}-even", []) if not r["without"]}
-        by = {(r["batch_sequences"], r["congestion_control"]): r["tpot_steady_median_ms"]
-              for r in results.runs.get(f"parts-{link}-planned", [])}
-        for batch in sorted(even):
-            if not all((batch, control) in by for control in ("static", "off", "adaptive")):
-                continue
-            static = by[batch, "static"]
-            rows += [["planned placement (static windows)", f"{link}, 10 %", str(batch),
-                      figure(even[batch]["tpot_steady_median_ms"] / static, 3)],
-                     ["adaptive windows (static ones instead)", f"{link}, 10 %", str(batch), figure(static / by[batch, "adaptive"], 3)],
-                     ["windows (no bound instead)", f"{link}, 10 %", str(batch), figure(by[batch, "off"] / static, 3)]]
+    for name in sorted(results.names(r"parts-(pcie|peer)-control")):
+        by = {(r["batch_sequences"], r["congestion_control"]): r for r in results.runs[name]}
+        for batch in sorted({batch for batch, _ in by}):
+            ms = {control: by[batch, control]["tpot_steady_median_ms"] for control in ("static", "off", "adaptive")
+                  if (batch, control) in by}
+            where = f"{name[len('parts-'):-len('-control')]}, {100 * next(iter(by.values()))['offload_ratio']:.0f} %"
+            if len(ms) == 3:
+                rows += [["windows (none instead)", where, str(batch), figure(ms["off"] / ms["static"], 3)],
+                         ["adaptive windows (static ones instead)", where, str(batch), figure(ms["static"] / ms["adaptive"], 3)]]
+    for name in sorted(results.names(r"greedy-.*-planned")):
+        planned, case = results.batches(name), name[len("greedy-"):-len("-planned")]
+        where = re.sub(r"([0-9.]+)$", r", \1 %", case)
+        for other, what in (("even", "every weight alike instead"), ("even-as-read", "the same, as many bytes read")):
+            for batch, r in results.batches(f"greedy-{case}-{other}").items():
+                if batch in planned:
+                    rows.append([f"planned placement ({what})", where, str(batch),
+                                 figure(r["tpot_steady_median_ms"] / planned[batch]["tpot_steady_median_ms"], 3)])
     return table("## Parts: time without over time with", ["part", "weights", "batch", "times"], rows)
 
 
@@ -298,12 +303,12 @@ def comparisons(results):
         layers = json.loads(run.get("hf_overrides") or "{}").get("num_hidden_layers")
         rows.append([Path(run["model"]).name + (f", {layers} layers" if layers else ""), run["tier"],
                      f"{run['input_tokens_per_sequence']:,}", both("auto_over_best_other"), both("auto_link_over_copy_engine"),
-                     both("auto_effective_over_model"), f"{run.get('auto_effective_over_model_count', 0)}"
+                     both("auto_effective_over_model"), both("auto_limit_over_time"), f"{run.get('auto_effective_over_model_count', 0)}"
                      + (f" ({run['not_measured_for_want_of_time_count']} rows missing)"
                         if run.get("not_measured_for_want_of_time_count") else "")])
     return table("## Modes: auto beside all others; median, worst",
-                 ["model", "remote in", "context", "time / best other", "link rate / copy engine's, where the link binds",
-                  "bandwidth / EB(x)", "cells"], rows)
+                 ["model", "remote in", "context", "time / best other", "link rate / copy engine's, where that is the limit",
+                  "bandwidth / EB(x)", "of the limit", "cells"], rows)
 
 
 def plots(results):
@@ -312,9 +317,14 @@ def plots(results):
 
 
 def main():
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("usage: python3 scripts/tables.py FOLDER   (of scripts/reproduce.sh)")
-    results = Results(Path(sys.argv[1]))
+    parts_alone = sys.argv[1:2] == ["--parts"]
+    folder = sys.argv[-1]
+    if len(sys.argv) != 2 + parts_alone or not Path(folder).is_dir():
+        sys.exit("usage: python3 scripts/tables.py [--parts] FOLDER   (of scripts/reproduce.sh; --parts: that table alone)")
+    results = Results(Path(folder))
+    if parts_alone:
+        print(worth(results).rstrip())
+        return
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
              controls(results), worth(results), live(results), short(results), opt(results), prompts(results), remote_prompts(results), chat(results)]
     parts.append(comparisons(results))

@@ -279,6 +279,15 @@ static enum status find_model(const struct compare *x, struct srv_compare_row *r
     off_plan_sum_up(&plan);
     r->model_s = plan.seconds;
     r->bound = plan.bound;
+    r->limit_s = 0;
+    r->limit_bound = OFF_PLAN_COMPUTE;
+    for (int i = 0; i < plan.op_count; i++) r->limit_s += plan.op[i].count * plan.op[i].compute_s;
+    for (int t = 0; t < plan.tier_count; t++) {
+        const double s = (double)r->bytes[t] / x->result.best[t];
+        if (s <= r->limit_s) continue;
+        r->limit_s = s;
+        r->limit_bound = t;
+    }
     return ST_OK;
 }
 

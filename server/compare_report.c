@@ -48,11 +48,11 @@ void srv_compare_print_head(const struct srv_comparison *c)
            c->rate[SRV_COMPARE_LINK] / GB);
     if (c->copy_bytes_per_s > 0) printf(" (copy engine %.2f)", c->copy_bytes_per_s / GB);
     printf(", free fraction %.4f\n\n", srv_compare_free_share(c->rate));
-    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %9s %9s %6s %6s %s\n", "", "", "", "", "",
-           "", "", "effective", "EB(x)", "", "HBM", c->tier, "of", "of it", "");
-    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %9s %9s %6s %6s %s\n", "place", "offload",
-           "batch", "mode", "steps", "TPOT ms", "tokens/s", "GB/s", "GB/s", "ratio", "GB/s", "GB/s",
-           "copy", "copied", "binds");
+    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %6s %9s %9s %6s %6s %s\n", "", "", "", "",
+           "", "", "", "effective", "EB(x)", "of", "of the", "HBM", c->tier, "of", "of it", "");
+    printf("%-5s %7s %5s %-8s %5s %10s %10s %10s %10s %6s %6s %9s %9s %6s %6s %s\n", "place",
+           "offload", "batch", "mode", "steps", "TPOT ms", "tokens/s", "GB/s", "GB/s", "EB(x)",
+           "limit", "GB/s", "GB/s", "copy", "copied", "limit");
     fflush(stdout);
 }
 
@@ -72,11 +72,12 @@ void srv_compare_print_row(const struct srv_comparison *c, const struct srv_comp
         printf(" %5lld %10.4f %10.1f %10.2f %10.2f", (long long)r->steps, r->tpot_s * MS,
                r->tokens_per_s, srv_compare_bandwidth(r) / GB, srv_compare_model_bandwidth(r) / GB);
         print_share(r->model_s / r->tpot_s);
+        print_share(r->limit_s / r->tpot_s);
         printf(" %9.2f %9.2f", (double)r->bytes[SRV_COMPARE_HBM] / r->tpot_s / GB,
                srv_compare_link_bandwidth(r) / GB);
         print_share(srv_compare_of_copy(c, r));
         print_share(r->copied[SRV_COMPARE_LINK] / r->counted[SRV_COMPARE_LINK]);
-        printf(" %s\n", srv_compare_bound_name(c, r));
+        printf(" %s\n", srv_compare_bound_name(c, r->limit_bound));
     }
     fflush(stdout);
 }
@@ -101,6 +102,7 @@ static void print_summary_line(const struct srv_comparison *c, const char *place
     if (shown) {
         printf("    %-8s", shown->mode);
         print_share(shown->model_s / shown->tpot_s);
+        print_share(shown->limit_s / shown->tpot_s);
         print_share(srv_compare_of_copy(c, shown));
     }
     putchar('\n');
@@ -115,8 +117,9 @@ static void print_sum(const struct srv_comparison *c)
         const char *name;
         const struct srv_compare_figure *figure;
     } lines[] = {{"auto over the best other mode, time", &sum.over_best},
-                 {"of the copy engine's rate, where the link binds", &sum.of_copy},
-                 {"of EB(x), the planner's limit of bandwidth", &sum.of_model}};
+                 {"of the copy engine's rate, where that is the limit", &sum.of_copy},
+                 {"of EB(x), the planner's effective bandwidth", &sum.of_model},
+                 {"of the limit of all bytes and all arithmetic", &sum.of_limit}};
     putchar('\n');
     for (size_t i = 0; i < ARRAY_COUNT(lines); i++) {
         const struct srv_compare_figure *f = lines[i].figure;
@@ -151,8 +154,8 @@ void srv_compare_print_summary(const struct srv_comparison *c)
 {
     printf("\n%-5s %7s %5s", "place", "offload", "batch");
     for (int m = 0; m < c->mode_count; m++) printf(" %10s", c->modes[m]);
-    printf(" %10s    %-8s %6s %6s   TPOT ms; * the free fraction\n", "auto/best", "of which",
-           "/EB(x)", "/copy");
+    printf(" %10s    %-8s %6s %6s %6s   TPOT ms; * the free fraction\n", "auto/best", "of which",
+           "/EB(x)", "/limit", "/copy");
     for (int p = 0; p < c->placement_count; p++)
         for (int s = 0; s < c->share_count; s++)
             for (int b = 0; b < c->batch_count; b++) {
@@ -192,6 +195,8 @@ VALUE(predicted_ms, r->predicted_s > 0 ? r->predicted_s * MS : NAN)
 VALUE(hbm_ms, (double)r->bytes[SRV_COMPARE_HBM] / c->best[SRV_COMPARE_HBM] * MS)
 VALUE(link_ms, (double)r->bytes[SRV_COMPARE_LINK] / c->best[SRV_COMPARE_LINK] * MS)
 VALUE(model_ms, r->model_s *MS)
+VALUE(limit_ms, r->limit_s *MS)
+VALUE(over_limit, r->limit_s / r->tpot_s)
 VALUE(bandwidth, srv_compare_bandwidth(r))
 VALUE(model_bandwidth, srv_compare_model_bandwidth(r))
 VALUE(over_model, r->model_s / r->tpot_s)
@@ -213,6 +218,8 @@ static const struct column columns[] = {
     {"hbm_at_least_ms", hbm_ms},
     {"link_at_least_ms", link_ms},
     {"model_floor_ms", model_ms},
+    {"limit_ms", limit_ms},
+    {"limit_over_tpot_ratio", over_limit},
     {"mode_predicted_ms", predicted_ms},
     {"effective_bytes_per_s", bandwidth},
     {"model_bytes_per_s", model_bandwidth},
@@ -237,7 +244,7 @@ void srv_compare_put_csv(struct buf *b, const struct srv_comparison *c)
 {
     buf_puts(b, "placement,offload_ratio,is_free_fraction,batch_sequences,mode");
     for (size_t i = 0; i < ARRAY_COUNT(columns); i++) buf_printf(b, ",%s", columns[i].name);
-    buf_puts(b, ",bound,missing\n");
+    buf_puts(b, ",bound,limit_bound,missing\n");
     for (int i = 0; i < c->row_count; i++) {
         const struct srv_compare_row *r = &c->rows[i];
         buf_printf(b, "%s,%.6g,%d,%d,%s", r->placement, r->offload, r->free, r->batch, r->mode);
@@ -246,7 +253,8 @@ void srv_compare_put_csv(struct buf *b, const struct srv_comparison *c)
             if (isfinite(v)) buf_printf(b, ",%.9g", v);
             else buf_putc(b, ',');
         }
-        buf_printf(b, ",%s,", r->missing[0] ? "" : srv_compare_bound_name(c, r));
+        buf_printf(b, ",%s", r->missing[0] ? "" : srv_compare_bound_name(c, r->bound));
+        buf_printf(b, ",%s,", r->missing[0] ? "" : srv_compare_bound_name(c, r->limit_bound));
         if (r->missing[0]) put_csv_text(b, r->missing);
         buf_putc(b, '\n');
     }
@@ -271,7 +279,8 @@ static void put_row(struct buf *b, const struct srv_comparison *c, const struct 
             const double v = columns[k].value(c, r);
             if (isfinite(v)) buf_printf(b, ", \"%s\": %.12g", columns[k].name, v);
         }
-        put_text(b, ", ", "bound", srv_compare_bound_name(c, r));
+        put_text(b, ", ", "bound", srv_compare_bound_name(c, r->bound));
+        put_text(b, ", ", "limit_bound", srv_compare_bound_name(c, r->limit_bound));
     }
     buf_putc(b, '}');
 }
@@ -292,6 +301,7 @@ static void put_sum(struct buf *b, const struct srv_comparison *c)
     put_figure(b, "auto_over_best_other", &sum.over_best);
     put_figure(b, "auto_link_over_copy_engine", &sum.of_copy);
     put_figure(b, "auto_effective_over_model", &sum.of_model);
+    put_figure(b, "auto_limit_over_time", &sum.of_limit);
 }
 
 void srv_compare_put_json(struct buf *b, const struct srv_comparison *c)

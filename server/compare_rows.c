@@ -163,13 +163,19 @@ static double over_best(const struct srv_comparison *c, const struct srv_compare
 
 static double of_copy_bound(const struct srv_comparison *c, const struct srv_compare_row *r)
 {
-    return r->bound == SRV_COMPARE_LINK ? srv_compare_of_copy(c, r) : NAN;
+    return r->limit_bound == SRV_COMPARE_LINK ? srv_compare_of_copy(c, r) : NAN;
 }
 
 static double of_model(const struct srv_comparison *c, const struct srv_compare_row *r)
 {
     (void)c;
     return r->model_s / r->tpot_s;
+}
+
+static double of_limit(const struct srv_comparison *c, const struct srv_compare_row *r)
+{
+    (void)c;
+    return r->limit_s / r->tpot_s;
 }
 
 static int by_size(const void *a, const void *b)
@@ -208,10 +214,11 @@ void srv_compare_sum_up(const struct srv_comparison *c, struct srv_compare_sum *
     out->over_best = figure_of(c, true, over_best);
     out->of_copy = figure_of(c, false, of_copy_bound);
     out->of_model = figure_of(c, false, of_model);
+    out->of_limit = figure_of(c, false, of_limit);
 }
 
-const char *srv_compare_bound_name(const struct srv_comparison *c, const struct srv_compare_row *r)
+const char *srv_compare_bound_name(const struct srv_comparison *c, int bound)
 {
-    if (r->bound == OFF_PLAN_COMPUTE) return "compute";
-    return r->bound == SRV_COMPARE_HBM ? "hbm" : c->tier;
+    if (bound == OFF_PLAN_COMPUTE) return "compute";
+    return bound == SRV_COMPARE_HBM ? "hbm" : c->tier;
 }

@@ -45,6 +45,11 @@ struct srv_compare_row {
     double host_share;                 /* of a step, the machine waits for the engine */
     double model_s; /* the planner's floor of this placement (offload/plan.h), with best rates */
     int bound;      /* what binds there: a memory, or OFF_PLAN_COMPUTE */
+    /* And the limit of any way to bring the bytes: all of a memory's at its best rate, or all that
+     * is computed, whichever is longest.  The planner has each operation wait for the one before,
+     * which copies that run ahead need not. */
+    double limit_s;
+    int limit_bound;
 };
 
 struct srv_comparison {
@@ -99,11 +104,10 @@ struct srv_compare_figure {
     const struct srv_compare_row *row; /* of the worst; NULL: no cell has it */
 };
 struct srv_compare_sum {
-    struct srv_compare_figure
-        over_best;                     /* time over that of the fastest other mode: more is worse */
-    struct srv_compare_figure of_copy; /* the link's rate over its copy engine's, alone, where the
-                                        * planner says that the link binds: less is worse */
-    struct srv_compare_figure of_model; /* effective bandwidth over EB(x): less is worse */
+    /* Time over that of the fastest other mode: more is worse.  Of the others less is: the link's
+     * rate over its copy engine's, alone, where the link's is the limit; effective bandwidth over
+     * EB(x); the limit over the time. */
+    struct srv_compare_figure over_best, of_copy, of_model, of_limit;
 };
 /* The best rate of the link in any row, where the copy engine's was probed below it: something else
  * used the link meanwhile, and ratios to it are too high by as much.  0: none. */
@@ -116,6 +120,7 @@ double srv_compare_model_bandwidth(const struct srv_compare_row *r);
 double srv_compare_link_bandwidth(const struct srv_compare_row *r);
 /* That over the rate of its copy engine, alone; NaN where there is none, or nothing was remote. */
 double srv_compare_of_copy(const struct srv_comparison *c, const struct srv_compare_row *r);
-const char *srv_compare_bound_name(const struct srv_comparison *c, const struct srv_compare_row *r);
+/* Of a row's bound or limit_bound. */
+const char *srv_compare_bound_name(const struct srv_comparison *c, int bound);
 
 #endif

@@ -113,7 +113,10 @@ static void make(struct srv_comparison *c, const struct options *o)
                                       .tpot_s = made[i].tpot_s,
                                       .bytes = {(uint64_t)(16e9 - remote), (uint64_t)remote},
                                       .model_s = remote > 0 ? 32e-3 : 4e-3,
-                                      .bound = remote > 0 ? SRV_COMPARE_LINK : SRV_COMPARE_HBM};
+                                      .bound = remote > 0 ? SRV_COMPARE_LINK : SRV_COMPARE_HBM,
+                                      .limit_s = remote > 0 ? 1600. / 55e3 : 4e-3,
+                                      .limit_bound =
+                                          remote > 0 ? SRV_COMPARE_LINK : SRV_COMPARE_HBM};
         if (made[i].tpot_s <= 0)
             snprintf(r->missing, sizeof r->missing, "does not fit: \"KV\", too large");
     }
@@ -132,7 +135,7 @@ static void test_rows(void **state)
     assert_float_equal(srv_compare_bandwidth(own), 16e9 / 30e-3, 1);
     assert_float_equal(srv_compare_model_bandwidth(own), 16e9 / 32e-3, 1);
     assert_float_equal(srv_compare_link_bandwidth(own), 1.6e9 / 30e-3, 1);
-    assert_string_equal(srv_compare_bound_name(&c, own), "host");
+    assert_string_equal(srv_compare_bound_name(&c, own->bound), "host");
     /* All in HBM is every mode's row; what was not measured is none. */
     assert_ptr_equal(srv_compare_find(&c, "auto", 0, 512, "auto"), &c.rows[1]);
     assert_null(srv_compare_find(&c, "even", 1, 512, "auto"));
@@ -154,11 +157,12 @@ static void test_sum(void **state)
     assert_ptr_equal(sum.over_best.row, &c.rows[3]);
     assert_float_equal(sum.of_copy.worst, 1.6e9 / 30e-3 / 55e9, 1e-12);
     assert_float_equal(sum.of_model.worst, 32. / 30, 1e-12);
+    assert_float_equal(sum.of_limit.worst, 1600. / 55 / 30, 1e-12);
     /* A second one, worse in all three, and not bound by the link. */
     c.rows[4].missing[0] = c.rows[5].missing[0] = '\0';
     c.rows[4].tpot_s = 40e-3;
     c.rows[5].tpot_s = 44e-3;
-    c.rows[5].bound = OFF_PLAN_COMPUTE;
+    c.rows[5].limit_bound = OFF_PLAN_COMPUTE;
     srv_compare_sum_up(&c, &sum);
     assert_int_equal(sum.over_best.count, 2);
     assert_float_equal(sum.over_best.worst, 1.1, 1e-12);

@@ -70,7 +70,7 @@ def test_of_a_comparison(tmp_path):
     done = tables(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "## Modes: OPT-30B over host" in done.stdout and "- results/2026-11-21-h200-0123abc-compare-30b-pcie-tpot.svg" in done.stdout
-    assert ("| OPT-30B, 6 layers | host | 32 | 0.950, 1.010 | - | 0.970, 0.500 | 33 (2 rows missing) |") in done.stdout
+    assert ("| OPT-30B, 6 layers | host | 32 | 0.950, 1.010 | - | 0.970, 0.500 | - | 33 (2 rows missing) |") in done.stdout
     assert "| even | 0 % | 8 | 4.00 | 4.00 | 4.00 | - | - | - |" in done.stdout
     assert "| even | 10 % | 8 | 30.00 | 33.00 | 28.50 | 0.950 | 0.970 | 0.990 |" in done.stdout
     assert "| even | 10 % | 512 | - | - | - | - | - | - |" in done.stdout
@@ -87,13 +87,20 @@ def test_of_parts(tmp_path):
 
 def test_of_ways_to_place_and_to_bound(tmp_path):
     (tmp_path / "results").mkdir()
-    one = lambda control, tpot: {"batch_sequences": 1, "without": "", "congestion_control": control, "tpot_steady_median_ms": tpot}
-    for what, runs in (("even", [one("static", 6.0)]), ("planned", [one("static", 5.0), one("off", 5.5), one("adaptive", 5.1)])):
-        (tmp_path / "results" / f"2026-11-21-h200-0123abc-bench-8b-parts-peer-{what}.json").write_text(json.dumps(runs))
+    one = lambda control, tpot: {"batch_sequences": 1, "without": "", "congestion_control": control, "tpot_steady_median_ms": tpot,
+                                 "offload_ratio": 0.1}
+    for what, runs in (("parts-peer-control", [one("static", 5.0), one("off", 5.5), one("adaptive", 5.1)]),
+                       ("greedy-pcie10-even", one("static", 6.0)), ("greedy-pcie10-planned", one("static", 5.0)),
+                       ("greedy-pcie10-even-as-read", one("static", 5.2))):
+        (tmp_path / "results" / f"2026-11-21-h200-0123abc-bench-8b-{what}.json").write_text(json.dumps(runs))
     text = tables(tmp_path).stdout
-    for line in ("planned placement (static windows) | peer, 10 % | 1 | 1.200", "windows (no bound instead) | peer, 10 % | 1 | 1.100",
-                 "adaptive windows (static ones instead) | peer, 10 % | 1 | 0.980"):
+    lines = ("windows (none instead) | peer, 10 % | 1 | 1.100", "adaptive windows (static ones instead) | peer, 10 % | 1 | 0.980",
+             "planned placement (every weight alike instead) | pcie, 10 % | 1 | 1.200",
+             "planned placement (the same, as many bytes read) | pcie, 10 % | 1 | 1.040")
+    for line in lines:
         assert f"| {line} |" in text
+    alone = subprocess.run([sys.executable, ROOT / "scripts" / "tables.py", "--parts", tmp_path], capture_output=True, text=True)
+    assert alone.returncode == 0 and alone.stdout in text and all(line in alone.stdout for line in lines)
 
 
 def test_usage(tmp_path):

@@ -14,6 +14,10 @@
  *     product       .. | word 1? | reads the place as local tiles
  *     the next one  .. waits for the kernels before it | word := 0
  *
+ * A link rests for 6 us between two copies that words pass between.  So in a chain, small places
+ * that follow each other go as a run, up to a quarter of the ring: the words of all their ways are
+ * asked before the first copy, and their own are written after the last.
+ *
  * All steps issue the same products in the same order, so what a step copies, where to and after
  * whom is the same as well.  The copies of a step that is played are a graph of their own, the
  * chain, launched before the step's; that one knows nothing of it but addresses.  The host is a
@@ -25,13 +29,14 @@
  * all before it have ended) writes the word.  Where none follows, a copy to the word does
  * (kn_cu_staging_settle).
  *
- * Nobody waits for ever.  A product waits for its own copy alone.  That waits for the copy before
- * it, and for its way to be read, which comes before it; a place is given back by a kernel no later
- * than the product that waits, by a thread that waits for the kernels before alone.  So the first
- * product that has not ended waits for a copy that waits for products that have.  A kernel that
- * spins keeps none from running that it waits for: all CTAs of the older ones are on SMs when its
- * first begins.  The chain has a stream of its own, of the highest priority, so that it shares no
- * queue with kernels that wait for it, and no kernels in it.
+ * Nobody waits for ever.  A product waits for its own run's copies alone.  These wait for the
+ * copies before them, and for the run's ways to be read, which come before the run's first product;
+ * a place is given back by a kernel no later than that one, by a thread that waits for the kernels
+ * before alone.  So the first product that has not ended, which is in the run that it waits for or
+ * behind it, waits for copies that wait for products that have.  A kernel that spins keeps none
+ * from running that it waits for: all CTAs of the older ones are on SMs when its first begins.  The
+ * chain has a stream of its own, of the highest priority, so that it shares no queue with kernels
+ * that wait for it, and no kernels in it.
  *
  * Beyond that, whatever is in the queue waits for what is in the queue: between two operations of
  * an issued step the host may load a kernel or allocate memory, which waits for all streams.  So a
@@ -75,6 +80,11 @@
  * 378, -, 377 (another GPU, 30 %, a fifth). The host enqueues a chain of 128 copies in 0.27 ms.  5
  * % over PCIe stays below the 0.96 that was predicted: 0.94 at best.
  *
+ * Runs: the same at 8 and at 64 tokens, all staged, ring of two layers, ms a step without runs and
+ * with, host memory: 1.1 %  3.79 -> 3.76, 3.95 -> 3.95   2 %  5.92 -> 5.76, 6.02 -> 5.84   5 %
+ * 13.39 -> 13.23, 13.40 -> 13.25   10 %  25.97 -> 25.80, 25.96 -> 25.84.  Runs of half the ring: 2
+ * % 5.81, 5.80, 10 % 26.00, 26.06: the ring has too little ahead.
+ *
  * Tried and dropped: two and four chains side by side, in rings of their own, to hide the 5.5 us
  * between copies (alone, 6 MB each: 53.0, 53.7 and 54.2 GB/s; in steps no difference).
  */
@@ -87,6 +97,9 @@
 _Static_assert(KN_STAGE_TOKENS == KN_CU_DECODE_MAX, "whose kernels know what is staged");
 
 #define MIB 1048576.0
+/* A run of places has so many at most, and of the ring's bytes one in so many. */
+#define RUN_PLACES 8
+#define RING_RUNS 4
 
 static enum status failed(const struct kn_cu *cu, char *err)
 {
@@ -128,25 +141,47 @@ static bool enqueue_ops(struct kn_cu *cu, CUstreamBatchMemOpParams *ops, unsigne
     return kn_cu_st(cu, st, err);
 }
 
-/* Of places [begin, end): each when its way has been read.  What is said after one copy and asked
- * before the next is one operation. */
+/* Where a run of places ends that begins at `begin`: none of them has another in its way. */
+static int32_t run_end(const struct kn_cu_staging *s, int32_t begin, int32_t end)
+{
+    size_t bytes = s->places[begin].bytes;
+    int32_t i = begin + 1;
+    for (; i < end && i < begin + RUN_PLACES; i++) {
+        bytes += s->places[i].bytes;
+        if (bytes > s->bytes / RING_RUNS) break;
+        if (s->places[i].way >= begin && s->places[i].way < i) break;
+    }
+    return i;
+}
+
+static bool enqueue_copies(struct kn_cu *cu, const struct kn_stage_place *p)
+{
+    struct kn_cu_staging *s = &cu->staging;
+    for (int32_t k = p->item; k < p->item + p->item_count; k++)
+        if (!kn_cu_ok(cu,
+                      cudaMemcpyAsync(s->copy[k].to, s->copy[k].from, s->copy[k].bytes,
+                                      cudaMemcpyDefault, s->stream),
+                      "to stage weights"))
+            return false;
+    return true;
+}
+
+/* Of places [begin, end), run by run: when the ways of all have been read.  What is said after one
+ * run and asked before the next is one operation. */
 static bool enqueue_places(struct kn_cu *cu, int32_t begin, int32_t end)
 {
     struct kn_cu_staging *s = &cu->staging;
-    CUstreamBatchMemOpParams ops[2];
+    CUstreamBatchMemOpParams ops[2 * RUN_PLACES];
     unsigned count = 0;
-    for (int32_t i = begin; i < end; i++) {
-        const struct kn_stage_place *p = &s->places[i];
-        ops[count++] = wait_op(s, p->way);
+    for (int32_t run = begin, next; run < end; run = next) {
+        next = run_end(s, run, end);
+        for (int32_t i = run; i < next; i++) ops[count++] = wait_op(s, s->places[i].way);
         if (!enqueue_ops(cu, ops, count)) return false;
-        for (int32_t k = p->item; k < p->item + p->item_count; k++)
-            if (!kn_cu_ok(cu,
-                          cudaMemcpyAsync(s->copy[k].to, s->copy[k].from, s->copy[k].bytes,
-                                          cudaMemcpyDefault, s->stream),
-                          "to stage weights"))
-                return false;
-        ops[0] = write_op(s, i);
-        count = 1;
+        count = 0;
+        for (int32_t i = run; i < next; i++) {
+            if (!enqueue_copies(cu, &s->places[i])) return false;
+            ops[count++] = write_op(s, i);
+        }
     }
     return enqueue_ops(cu, ops, count);
 }
@@ -247,6 +282,7 @@ static enum status alloc_ring(struct kn_cu *cu, size_t bytes, char *err)
         !kn_cu_ok(cu, cudaStreamSynchronize(cu->stream), "in a step"))
         return failed(cu, err);
     s->memory = (char *)round_up((uintptr_t)s->raw, KN_ALIGN);
+    s->bytes = bytes;
     return ST_OK;
 }
 

@@ -176,7 +176,7 @@ struct kn_cu_attend {
     struct kn_cu_prefill_state *prefill; /* in second_plan */
     struct kn_cu_attention_plan plan[KN_CU_ATTENTION_PLANS];
     struct kn_cu_planned_step {
-        uint64_t serial; /* of the batch; 0: none */
+        uint64_t serial;                /* of the batch; 0: none */
         int32_t window, at, begin, end; /* tokens [begin, end) of those from `at` on */
     } planned[KN_CU_ATTENTION_PLANS];
     unsigned next;          /* the plan to overwrite */
@@ -220,6 +220,7 @@ struct kn_cu_staged_copy {
 struct kn_cu_staging {
     char *raw;                      /* owned, device; NULL where nothing is staged */
     char *memory;                   /* in it: the ring */
+    size_t bytes;                   /* of it */
     uint32_t *words;                /* owned, device: [count * KN_CU_WORD_STRIDE] */
     struct kn_stage_place *places;  /* owned, [count]: of a step, in its order */
     struct kn_cu_staged_copy *copy; /* owned: of place p, copy[p.item .. p.item + p.item_count) */

@@ -159,8 +159,8 @@ static const struct option table[] = {
      "of --offload-mode prefetch: layers that are copied ahead, in GPU memory of so many and one"},
     {"offload-staging-bytes", TEXT, ALL(offload_staging_bytes), 0, 0, "auto", NULL,
      "of --offload-mode auto: the most GPU memory through which the copy engine brings remote "
-     "weights to decode steps; auto: what two layers have there, at most 512MiB or a 32nd of "
-     "what is remote; 0: none is copied"},
+     "weights to decode steps; auto: what two layers have there, at most 512MiB where --offload "
+     "is not given; 0: none is copied"},
     {"cuda-graphs", CHOICE, AT(cuda_graphs), 0, 0, "on", "on|off",
      "off: decode steps on a GPU are issued kernel by kernel (to measure against)"},
     {"async-scheduling", CHOICE, AT(async_scheduling), 0, 0, "auto", "auto|on|off",

@@ -14,12 +14,10 @@
 
 #define MIB 1048576.0
 #define MS 1e3
-/* The ring of auto: of two layers, so that copies are a layer ahead, at most so much, or a part of
- * all remote bytes that costs less than the copy engine wins over PCIe, a fourteenth: the ring's
- * bytes might have been weights' in HBM. */
+/* The ring of auto: of two layers, so that copies are a layer ahead.  Where what leaves HBM is
+ * planned, the ring's bytes might have been weights': then at most so much. */
 #define AUTO_LAYERS 2
 #define AUTO_BYTES_MAX (512ull << 20)
-#define AUTO_PART 32
 /* What rounding to whole tiles may add to a layer's four products. */
 #define LAYER_SLACK_BYTES (16ull << 20)
 #define MOSTLY 0.9 /* copied: what is left tells too little of its link to adapt to */
@@ -28,8 +26,10 @@ enum { WAYS = 7, ROUNDS = 2 };
 #define ALIKE 0.03
 /* How wrong offload/mix.h may be of a step: by a part of it, and by what starting, ending and
  * waiting for words cost a product. */
-#define DOUBT 0.03
-#define NEAR 0.08 /* ways that differ by less are timed twice */
+#define DOUBT 0.02
+/* Ways that differ by less are timed twice, where steps are so short that it matters. */
+#define NEAR 0.08
+#define SHORT_S 20e-3
 #define DOUBT_KERNEL_S 4e-6
 
 /* --- the flags -------------------------------------------------------------------------------- */
@@ -90,8 +90,7 @@ enum status srv_mode_reserve(const struct options *o, const struct eng_model_inf
     const unsigned modes = modes_of(o);
     const double layer = share * (double)info->weight_bytes / info->layer_count;
     const uint64_t each = (uint64_t)layer + LAYER_SLACK_BYTES;
-    const double remote = share * (double)info->weight_bytes;
-    uint64_t most = size_max(AUTO_BYTES_MAX, (uint64_t)(remote / AUTO_PART));
+    uint64_t most = o->offload > 0 ? UINT64_MAX : AUTO_BYTES_MAX;
     memset(out, 0, OFF_MODE_COUNT * sizeof out[0]);
     if (!is_auto(o->offload_staging_bytes) && size_parse(o->offload_staging_bytes, &most))
         return err_set(err, ST_INVALID,
@@ -335,7 +334,8 @@ static enum status try_ways(struct choice *c, const struct way **best, char *err
         if (m->control_read[t].window.ctas > 0) kn_set_window(m->kn, t, &m->control_read[t].window);
     for (int n = 0; n < ROUNDS * c->count && !st; n++) {
         struct way *w = &c->way[n % c->count];
-        if (n >= c->count && w->measured_s > (1 + NEAR) * (*best)->measured_s) continue;
+        const double near_s = fmin((1 + NEAR) * (*best)->measured_s, SHORT_S);
+        if (n >= c->count && w->measured_s > near_s) continue;
         st = try_way(c, w, err);
         if (n < c->count && w->measured_s < (*best)->measured_s) *best = w;
     }

@@ -104,6 +104,13 @@ static void test_h200(void **state)
         m = model_of(measured[i].tier, measured[i].bytes / 15);
         assert_true(fabs(off_mix_seconds(&m, share) * 1e3 / measured[i].ms - 1) < 0.02);
     }
+    /* While attention reads KV, kernels leave a link at rest, and the copy engine does not. */
+    const double direct[KN_TIER_MAX] = {0}, copied[KN_TIER_MAX] = {0, 1};
+    struct off_mix kv = m = model_of(&pcie, 0.05);
+    kv.hbm_bytes += 4.71e9;
+    kv.apart_bytes = 4.71e9;
+    assert_true(fabs(off_mix_seconds(&kv, direct) - off_mix_seconds(&m, direct) - 1e-3) < 1e-5);
+    assert_true(fabs(off_mix_seconds(&kv, copied) - off_mix_seconds(&m, copied)) < 1e-4);
     /* What may not be copied is not. */
     struct off_mix_tier some = nvlink;
     some.share_max = 0.25;

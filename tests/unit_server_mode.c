@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/model_state.h"
@@ -88,6 +89,12 @@ static void test_reserve(void **state)
     assert_int_equal(ring[OFF_MODE_PREFETCH] | ring[OFF_MODE_DIRECT] | ring[OFF_MODE_UVA], 0);
     assert_int_equal(srv_mode_reserve(&o, &info, 1, true, ring, err), ST_OK);
     assert_int_equal(ring[OFF_MODE_AUTO], 512 * MIB); /* the cap */
+    o.offload = 0.5;                                  /* stated: no cap */
+    assert_int_equal(srv_mode_reserve(&o, &info, 0.5, true, ring, err), ST_OK);
+    assert_in_range(ring[OFF_MODE_AUTO], 500000000, 500000000 + 33 * MIB);
+    assert_int_equal(srv_mode_reserve(&o, &info, 1, true, ring, err), ST_OK);
+    assert_in_range(ring[OFF_MODE_AUTO], 1000000000, 1000000000 + 33 * MIB);
+    o.offload = 0;
     snprintf(o.offload_staging_bytes, sizeof o.offload_staging_bytes, "48MiB");
     assert_int_equal(srv_mode_reserve(&o, &info, 1, true, ring, err), ST_OK);
     assert_int_equal(ring[OFF_MODE_AUTO], 48 * MIB);
@@ -308,6 +315,30 @@ static void test_modes(void **state)
     srv_shutdown(&m);
 }
 
+/* A share of every product alike, or of the large ones first. */
+static void test_even(void **state)
+{
+    (void)state;
+    static struct srv_machine m;
+    struct eng_stage_want want = {.share = {0, 0.5}, .layers = 2, .ring_bytes_max = 16 * MIB};
+    struct eng_staged staged;
+    char err[ERR_CAP] = "";
+    machine_open(&m, 0.9);
+    want.product_bytes_max = UINT64_MAX;
+    assert_int_equal(eng_model_stage(m.model, &want, &staged, err), ST_OK);
+    const uint64_t bytes = staged.bytes[1];
+    const int32_t products = staged.product_count;
+    assert_true(bytes == staged_bytes(&m) && products < 4 * eng_model_info(m.model)->layer_count);
+    want.even = true;
+    assert_int_equal(eng_model_stage(m.model, &want, &staged, err), ST_OK);
+    assert_true(staged.bytes[1] == staged_bytes(&m) && staged.product_count > products);
+    for (int32_t i = 0; i < told.count; i++)
+        assert_true(abs(2 * told.items[i].tiles - told.items[i].w->span[1].tile_count) <= 2);
+    const double off = (double)staged.bytes[1] - (double)bytes;
+    assert_true(fabs(off) < 0.02 * (double)bytes);
+    srv_shutdown(&m);
+}
+
 /* No ring is larger than what was set aside, and a product has half of it at most. */
 static void test_ring_bounds(void **state)
 {
@@ -378,7 +409,9 @@ static void test_trials(void **state)
     assert_int_equal(eng_stage_room(m.model, &unbounded, &room, err), ST_OK);
     timed.all_bytes = room.bytes[1];
     /* A link whose ways are as good as each other: all three are tried. */
-    link->both_copy_bytes_per_s = link->busy_copy_bytes_per_s = link->copy_bytes_per_s = 52e5;
+    link->busy_copy_bytes_per_s = link->copy_bytes_per_s = 52e5;
+    link->read_bytes_per_s = link->point[0].link_bytes_per_s = 519e4;
+    link->both_copy_bytes_per_s = 255e4;
     try_modes(&m, 50 * ms, 40 * ms, 45 * ms);
     assert_true(timed.tried[0] >= 3 && timed.tried[1] >= 3 && timed.tried[2] >= 3);
     assert_true(told.count > 0 && staged_bytes(&m) < timed.all_bytes);
@@ -450,10 +483,15 @@ static void test_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_read),          cmocka_unit_test(test_reserve),
-        cmocka_unit_test(test_modes),         cmocka_unit_test(test_ring_bounds),
-        cmocka_unit_test(test_free_fraction), cmocka_unit_test(test_trials),
-        cmocka_unit_test(test_failures),      cmocka_unit_test(test_tier_without_weights),
+        cmocka_unit_test(test_read),
+        cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_modes),
+        cmocka_unit_test(test_even),
+        cmocka_unit_test(test_ring_bounds),
+        cmocka_unit_test(test_free_fraction),
+        cmocka_unit_test(test_trials),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_tier_without_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,21 +11,22 @@
 
 #include "config/check.h"
 #include "kernels/convert.h"
+#include "kernels/e4m3.h"
 #include "kernels/kernels.h"
 
 enum { CHUNK_BYTES = 16, CHUNKS_PER_ROW = KN_ATOM_ROW_BYTES / CHUNK_BYTES };
 
 size_t kn_dtype_bytes(enum kn_dtype dtype)
 {
-    CHECK((unsigned)dtype < KN_DTYPE_COUNT);
-    return dtype == KN_F32 ? 4 : 2;
+    CHECK((unsigned)dtype <= KN_E4M3);
+    return dtype == KN_F32 ? 4 : dtype == KN_E4M3 ? 1 : 2;
 }
 
 const char *kn_dtype_name(enum kn_dtype dtype)
 {
     static const char *const names[] = {
-        [KN_F32] = "float32", [KN_BF16] = "bfloat16", [KN_F16] = "float16"};
-    CHECK((unsigned)dtype < KN_DTYPE_COUNT);
+        [KN_F32] = "float32", [KN_BF16] = "bfloat16", [KN_F16] = "float16", [KN_E4M3] = "fp8_e4m3"};
+    CHECK((unsigned)dtype <= KN_E4M3);
     return names[dtype];
 }
 
@@ -115,6 +116,7 @@ float kn_weight_at(const struct kn_weight *w, int32_t row, int32_t col)
 size_t kn_kv_head_bytes(const struct kn_kv *kv)
 {
     CHECK(kv->head_dim > 0);
+    if (kv->dtype == KN_E4M3) return kn_e4m3_exponents_at(kv->head_dim) + 2 * KN_PAGE_TOKENS;
     return 2 * div_up((size_t)kv->head_dim, atom_cols(kv->dtype)) * KN_ATOM_BYTES;
 }
 

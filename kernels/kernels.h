@@ -24,6 +24,13 @@
  * as many for V (the last one zero-padded).  A page-table entry (kn_page) names tier and index;
  * pages of one sequence may lie in different tiers.
  *
+ * KV in fp8 (KN_E4M3).  A token's K and its V of one kv-head are rows of D e4m3 numbers, each row
+ * with a scale of its own, a power of two that is fixed when the row is appended: so a row depends
+ * on its token alone, and nothing is calibrated or written twice.  Heads of more than 64 dimensions
+ * have K atoms of 128 dimensions, then V atoms; of up to 64 one atom, K in the first 64 bytes of a
+ * row and V in the last.  Behind the atoms lie the scales' exponents, a byte each, biased by 127
+ * (OCP's E8M0): 64 of K, then 64 of V.  kernels/e4m3.h says how a row is made.
+ *
  * Invariants every backend keeps, and tests hold it to:
  *  1. fp32 accumulation everywhere.
  *  2. What a token's row comes to depends on that row's inputs alone: not on its neighbours, on
@@ -48,7 +55,8 @@
 extern "C" {
 #endif
 
-enum kn_dtype { KN_F32, KN_BF16, KN_F16, KN_DTYPE_COUNT };
+/* KN_E4M3 is a KV cache's alone: weights have none of it, so it stands behind the count. */
+enum kn_dtype { KN_F32, KN_BF16, KN_F16, KN_DTYPE_COUNT, KN_E4M3 = KN_DTYPE_COUNT };
 
 #define KN_ATOM_ROWS 64
 #define KN_ATOM_ROW_BYTES 128
@@ -68,7 +76,8 @@ static inline size_t kn_atom_offset(unsigned r, unsigned b)
 }
 
 size_t kn_dtype_bytes(enum kn_dtype dtype);
-const char *kn_dtype_name(enum kn_dtype dtype); /* "float32", "bfloat16", "float16" */
+/* "float32", "bfloat16", "float16", "fp8_e4m3". */
+const char *kn_dtype_name(enum kn_dtype dtype);
 
 /* --- weights ---------------------------------------------------------------------------------- */
 
@@ -133,7 +142,7 @@ struct kn_kv {
     void *base[KN_TIER_MAX]; /* borrowed: pool of each tier, NULL where it has none */
 };
 
-/* K and V of one head in one page: 2 * atoms * 8 KB. */
+/* K and V of one head in one page: 2 * atoms * 8 KB; in fp8 as said above. */
 size_t kn_kv_head_bytes(const struct kn_kv *kv);
 size_t kn_kv_layer_bytes(const struct kn_kv *kv); /* Hkv * head_bytes */
 size_t kn_kv_page_bytes(const struct kn_kv *kv);  /* L * layer_bytes */

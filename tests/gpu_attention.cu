@@ -694,7 +694,7 @@ int main(int argc, char **argv)
 {
     const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
     CUDA(cudaSetDevice(0));
-    if (argc > 1 && !strcmp(argv[1], "--bench")) return bench();
+    if (argc > 1 && !strcmp(argv[1], "--bench")) return bench(KN_BF16);
     CUDA(cudaMalloc(&g_pools.base[0], LOCAL_BYTES));
     CUDA(cudaHostAlloc(&g_pools.base[1], HOST_BYTES, cudaHostAllocMapped));
     CUDA(cudaMalloc(&g_windows, sizeof(kn_cu_window) * KN_TIER_MAX));

@@ -75,11 +75,11 @@ static int bench_length(const bench_case &c, int s)
     return c.length ? c.length : 64 + (int)(random_bits(17, s, 0) % 4033);
 }
 
-static double bench_case_run(const bench_case &c, uint8_t *kv_memory, const bench_cut &cut,
-                             bool finish, cudaStream_t stream)
+static double bench_case_run(const bench_case &c, kn_dtype dtype, uint8_t *kv_memory,
+                             const bench_cut &cut, bool finish, cudaStream_t stream)
 {
     char err[ERR_CAP];
-    kn_kv kv = {KN_BF16, c.layers, 8, 128, {kv_memory}};
+    kn_kv kv = {dtype, c.layers, 8, 128, {kv_memory}};
     int total = 0;
     for (int s = 0; s < c.sequences; s++) total += (bench_length(c, s) + 63) / 64;
     std::vector<kn_page> pages;
@@ -134,7 +134,7 @@ static double bench_case_run(const bench_case &c, uint8_t *kv_memory, const benc
     return us;
 }
 
-static int bench()
+static int bench(kn_dtype dtype)
 {
     const size_t capacity = (size_t)5 << 30;
     uint8_t *kv;
@@ -162,18 +162,19 @@ static int bench()
     for (const bench_case &c : cases) {
         size_t pages = 0;
         for (int s = 0; s < c.sequences; s++) pages += (bench_length(c, s) + 63) / 64;
-        const size_t bytes = pages * 8 * 32768;
+        const kn_kv one = {dtype, 1, 8, 128, {}};
+        const size_t bytes = pages * kn_kv_layer_bytes(&one);
         if (c.length) printf("%3d x %6d: ", c.sequences, c.length);
         else printf("%3d x 64..4096: ", c.sequences);
         printf("%7.1f MB, %.1f us at the probe's rate\n", bytes / 1e6, bytes / peak / 1e3);
         for (const bench_cut &cut : cuts) {
             if (cut.split_pages > 1 && c.length && cut.split_pages * 64 > c.length) continue;
-            const double us = bench_case_run(c, kv, cut, false, stream);
+            const double us = bench_case_run(c, dtype, kv, cut, false, stream);
             printf("    %-20s %8.2f us, %5.0f GB/s, %.3f of the probe\n", cut.name, us,
                    bytes / us / 1e3, bytes / us / 1e3 / peak);
         }
         printf("    with the qkv finish  %8.2f us\n",
-               bench_case_run(c, kv, bench_cut(), true, stream));
+               bench_case_run(c, dtype, kv, bench_cut(), true, stream));
         fflush(stdout);
     }
     return 0;

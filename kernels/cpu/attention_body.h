@@ -17,6 +17,7 @@
 #include <math.h>
 
 #include "kernels/cpu/gemm_body.h"
+#include "kernels/e4m3.h"
 
 /* Up to 24 rows on their way through the pages. */
 struct attend {
@@ -47,13 +48,43 @@ INLINE float sum_lanes(v8 v)
     return ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]));
 }
 
-/* Widens rows [row_begin, row_end) of a head's K or V atoms into s->page. */
-static void widen_keys(struct attend *at, const char *atoms, int row_begin, int row_end)
+/* Elements of a K or V row with its padding: the row stride in scratch. */
+static int padded_dim_of(const struct kn_kv *kv)
 {
-    int atom_cols = at->a->kv->dtype == KN_F32 ? 32 : 64;
+    if (kv->dtype == KN_E4M3) return kn_e4m3_width(kv->head_dim);
+    int atom_cols = kv->dtype == KN_F32 ? 32 : 64;
+    return (kv->head_dim + atom_cols - 1) / atom_cols * atom_cols;
+}
+
+/* One row of fp8; exact.  Elements of NaN come with a scale of NaN. */
+static void widen_e4m3(const struct kn_kv *kv, const char *head, bool value, int row, float *out)
+{
+    const char *exponents = head + kn_e4m3_exponents_at(kv->head_dim);
+    const float scale = kn_e4m3_scale((uint8_t)exponents[(value ? KN_PAGE_TOKENS : 0) + row]);
+    for (int32_t d = 0; d < kn_e4m3_width(kv->head_dim); d += 16) {
+        const char *chunk = head + kn_e4m3_at(kv->head_dim, value, (unsigned)row, d);
+        for (int i = 0; i < 16; i++) {
+            const uint32_t bits = (uint8_t)chunk[i], magnitude = bits & 0x7F;
+            const float x = magnitude < 8 ? (float)magnitude * 0x1p-9f
+                                          : kn_f32_from_bits((magnitude << 20) + (120u << 23));
+            out[d + i] = (bits & 0x80 ? -x : x) * scale;
+        }
+    }
+}
+
+/* Widens rows [row_begin, row_end) of a head's K, or of its V, into s->page. */
+static void widen_keys(struct attend *at, const char *head, bool value, int row_begin, int row_end)
+{
+    const struct kn_kv *kv = at->a->kv;
+    if (kv->dtype == KN_E4M3) {
+        for (int r = row_begin; r < row_end; r++)
+            widen_e4m3(kv, head, value, r, at->s->page + (size_t)r * (size_t)at->padded_dim);
+        return;
+    }
+    const char *atoms = head + (value ? kn_kv_head_bytes(kv) / 2 : 0);
+    int atom_cols = kv->dtype == KN_F32 ? 32 : 64;
     for (int c = 0; c < at->padded_dim; c += atom_cols, atoms += KN_ATOM_BYTES)
-        widen_atom(at->a->kv->dtype, atoms, row_begin, row_end, at->s->page + c,
-                   (size_t)at->padded_dim);
+        widen_atom(kv->dtype, atoms, row_begin, row_end, at->s->page + c, (size_t)at->padded_dim);
 }
 
 /* s->score of all rows against keys [8 * group_begin, 8 * group_end) of the widened page. */
@@ -180,11 +211,11 @@ static void attend_page(struct attend *at, const char *head, int32_t first)
     }
     if (row_begin >= row_end) return;
     int group_begin = row_begin / 8, group_end = (row_end + 7) / 8;
-    widen_keys(at, head, group_begin * 8, group_end * 8);
+    widen_keys(at, head, false, group_begin * 8, group_end * 8);
     score_keys(at, group_begin, group_end);
     for (int r = 0; r < at->row_count; r++)
         if (seen_keys(at, r, first, &from, &to)) soften_row(at, r, from, to);
-    widen_keys(at, head + kn_kv_head_bytes(at->a->kv) / 2, row_begin, row_end);
+    widen_keys(at, head, true, row_begin, row_end);
     add_page_values(at, first);
 }
 
@@ -233,8 +264,7 @@ static void isa_attention(const struct kn_cpu_attention_item *item,
 {
     const struct kn_kv *kv = item->args->kv;
     struct attend at = {.a = item->args, .s = s};
-    int atom_cols = kv->dtype == KN_F32 ? 32 : 64;
-    at.padded_dim = (kv->head_dim + atom_cols - 1) / atom_cols * atom_cols;
+    at.padded_dim = padded_dim_of(kv);
     int32_t group = item->args->q_heads / kv->kv_heads;
     int64_t row_total = (int64_t)item->token_count * group;
     for (int64_t first = 0; first < row_total; first += at.row_count) {

@@ -109,7 +109,7 @@ void kn_cpu_for(struct kn_cpu *cpu, kn_pool_fn *fn, const void *arg, int32_t ite
 
 /* Row `row` of a weight as fp32 [K]. */
 void kn_cpu_weight_row(const struct kn_weight *w, int32_t row, float *out);
-/* Start of the K atoms of a head in the page of a sequence's position; the V atoms follow them. */
+/* Start of a head's K and V in a page. */
 char *kn_cpu_kv_head(const struct kn_kv *kv, int32_t layer, int32_t kv_head, kn_page page);
 
 void kn_cpu_embed(struct kn *kn, const struct kn_batch *batch, const struct kn_embed_args *a);

@@ -9,6 +9,7 @@
 #include "config/check.h"
 #include "kernels/convert.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/e4m3.h"
 
 struct qkv_job {
     const struct kn_batch *batch;
@@ -54,6 +55,22 @@ static void append_row(enum kn_dtype dtype, char *atoms, unsigned row, const flo
     }
 }
 
+/* The same in fp8: row `row` of a head's K, or of its V, and its exponent. */
+static void append_e4m3(char *head, bool value, unsigned row, const float *x, int32_t n)
+{
+    uint8_t image[KN_HEAD_DIM_MAX] = {0};
+    const uint8_t exponent = kn_e4m3_row(x, n, image);
+    for (int32_t d = 0; d < kn_e4m3_width(n); d += 16)
+        memcpy(head + kn_e4m3_at(n, value, row, d), image + d, 16);
+    head[kn_e4m3_exponents_at(n) + (value ? KN_PAGE_TOKENS : 0) + row] = (char)exponent;
+}
+
+static void append(const struct kn_kv *kv, char *head, bool value, unsigned row, const float *x)
+{
+    if (kv->dtype == KN_E4M3) append_e4m3(head, value, row, x, kv->head_dim);
+    else append_row(kv->dtype, head + (value ? kn_kv_head_bytes(kv) / 2 : 0), row, x, kv->head_dim);
+}
+
 static void qkv_item(const void *arg, int32_t token, int worker)
 {
     (void)worker;
@@ -77,9 +94,9 @@ static void qkv_item(const void *arg, int32_t token, int worker)
         float turned[KN_HEAD_DIM_MAX];
         memcpy(turned, k + h * dim, (size_t)dim * sizeof(float));
         turn_head(a, a->k_norm, position, turned);
-        char *atoms = kn_cpu_kv_head(kv, a->layer, h, page);
-        append_row(kv->dtype, atoms, row, turned, dim);
-        append_row(kv->dtype, atoms + kn_kv_head_bytes(kv) / 2, row, v + h * dim, dim);
+        char *head = kn_cpu_kv_head(kv, a->layer, h, page);
+        append(kv, head, false, row, turned);
+        append(kv, head, true, row, v + h * dim);
     }
 }
 

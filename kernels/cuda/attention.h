@@ -56,7 +56,7 @@ struct kn_cu_attention {
     int32_t units_max;
     int32_t cta_count; /* one per SM */
     struct kn_cu_attention_plan plan;
-    uint8_t *q; /* [T][Hkv] query rows as mma fragments, bf16 */
+    uint8_t *q; /* [T][Hkv] query rows as mma fragments: bf16, or f16 where KV is e4m3 */
     /* Partials as words (attention_combine.cuh); they and the counts are zero between launches. */
     uint32_t *partial;       /* [units_max][Hq][D] */
     uint32_t *partial_ml;    /* [units_max][Hq][2]: maximum (log2 domain) and sum */
@@ -66,6 +66,9 @@ struct kn_cu_attention {
     uint32_t *root_count;  /* [units_max][Hkv] */
 };
 
+/* Whether attention has kernels for KV of this dtype and head dimension; ST_UNSUPPORTED says what
+ * to give instead. */
+MUST_USE enum status kn_cu_kv_check(const struct kn_kv *kv, char *err);
 /* Bytes of device memory for kn_cu_attention_init.  ST_UNSUPPORTED names what the kernels lack. */
 MUST_USE enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape *shape, size_t *bytes,
                                            char *err);

@@ -92,6 +92,13 @@ PTX_INLINE uint32_t cu_att_q_offset(int rows, int row, int d)
     return step * rows * 32 + lane * (rows == 8 ? 8 : 16) + reg * 4 + (c & 1) * 2;
 }
 
+/* The place of dimension d in a query tile where KV is e4m3 (decode_attention_e4m3.cuh): of 16, the
+ * pair 4c, 4c + 1 lies at 2c and the pair 4c + 2, 4c + 3 at 2c + 8. */
+PTX_INLINE int cu_att_e4m3_slot(int d)
+{
+    return (d & ~15) + (d >> 2 & 3) * 2 + (d & 2) * 4 + (d & 1);
+}
+
 /* kn_page_tier, kn_page_index and kn_atom_offset for device code. */
 PTX_INLINE uint32_t cu_page_tier(kn_page page)
 {

@@ -11,8 +11,11 @@
 
 enum {
     CU_ATT_STAGES_MAX = 6,
-    CU_ATT_STAGE_BYTES = KN_BLOCK_BYTES,
 };
+
+/* What heads the kernels are made for, their parameter ATOMS: 1, 2 or 4 atoms of bf16, or heads of
+ * 65..128 dimensions in e4m3. */
+enum { CU_ATT_E4M3 = 8 };
 
 /* What a launch needs; passed by value. */
 struct cu_att_params {
@@ -35,7 +38,8 @@ struct cu_att_params {
 };
 
 template <int ATOMS, int ROWS> struct cu_att_shape {
-    static constexpr int PAGE_STAGES = ATOMS; /* 16 KB stages of one head's page: K and V */
+    static constexpr int PAGE_STAGES = ATOMS; /* of one head's page: K and V */
+    static constexpr int STAGE_BYTES = KN_BLOCK_BYTES;
     static constexpr int TEAMS = ATOMS == 4 ? 2 : 1;
     static constexpr int CONSUMERS = 4 * TEAMS; /* warps */
     static constexpr int COMBINERS = TEAMS == 1 ? 4 : 2;
@@ -51,6 +55,24 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int DUMP_ROW = TILES * 16 + 4; /* floats; the 4 keep rows in distinct banks */
     static constexpr int HALVES = ROWS / 8;
     static constexpr int QUADS = ROWS * ATOMS * 16 / (COMBINERS * 32); /* of a combiner thread */
+    /* In a tile of output, dimensions of an accumulator's row and the one eight rows on. */
+    static constexpr int ROW_DIMS = 1, ROW_8_DIMS = 8;
+};
+
+/* A page of a head is one stage. */
+template <int ROWS> struct cu_att_shape<CU_ATT_E4M3, ROWS> {
+    static constexpr int PAGE_STAGES = 1;
+    static constexpr int STAGE_BYTES = 2 * KN_ATOM_BYTES + 2 * KN_PAGE_TOKENS;
+    static constexpr int TEAMS = 1, CONSUMERS = 4, COMBINERS = 4;
+    static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
+    static constexpr int REGISTERS = ROWS == 8 ? 128 : 184;
+    static constexpr int TILES = 8, STEPS = 8;
+    static constexpr int Q_BYTES = ROWS * 256;
+    static constexpr int Q_SLOTS = CU_ATT_STAGES_MAX;
+    static constexpr int DUMP_ROW = TILES * 16 + 4;
+    static constexpr int HALVES = ROWS / 8;
+    static constexpr int QUADS = ROWS * 32 / (COMBINERS * 32);
+    static constexpr int ROW_DIMS = 2, ROW_8_DIMS = 1;
 };
 
 /* Of a page: it begins an item, begins a unit, ends a unit, ends an item, is of an item that is all
@@ -86,7 +108,7 @@ struct __align__(16) cu_att_finished
     int32_t flags; /* of the unit's last page */
 };
 
-/* Shared memory but for the ring (`stages` * 16 KB, first) and the dump (last). */
+/* Shared memory but for the ring (`stages` stages, first) and the dump (last). */
 template <int ATOMS, int ROWS> struct cu_att_shared {
     using shape = cu_att_shape<ATOMS, ROWS>;
     uint8_t q[shape::Q_SLOTS][shape::Q_BYTES];
@@ -101,7 +123,7 @@ template <int ATOMS, int ROWS> struct cu_att_shared {
 /* Ring stage s. */
 template <typename SHARED> PTX_INLINE uint8_t *cu_att_ring(SHARED &sh, int stages, int s)
 {
-    return (uint8_t *)&sh - (stages - s) * CU_ATT_STAGE_BYTES;
+    return (uint8_t *)&sh - (stages - s) * SHARED::shape::STAGE_BYTES;
 }
 /* The finished unit's accumulators, [warp][group][DUMP_ROW]. */
 template <typename SHARED> PTX_INLINE float *cu_att_dump(SHARED &sh)
@@ -111,7 +133,7 @@ template <typename SHARED> PTX_INLINE float *cu_att_dump(SHARED &sh)
 template <int ATOMS, int ROWS> constexpr int cu_att_shared_bytes(int stages, int group)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    return stages * CU_ATT_STAGE_BYTES +
+    return stages * shape::STAGE_BYTES +
            (int)((sizeof(cu_att_shared<ATOMS, ROWS>) + 15) / 16 * 16) +
            shape::CONSUMERS * group * shape::DUMP_ROW * 4;
 }
@@ -288,7 +310,7 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
               first_key = (begin + lane) * KN_PAGE_TOKENS;
     const int tier = cu_page_tier(entry), old_count = item.c.y - begin;
     const uint8_t *from = p.base[tier] + (size_t)cu_page_index(entry) * p.page_bytes +
-                          (size_t)item.head * (shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
+                          (size_t)item.head * (shape::PAGE_STAGES * shape::STAGE_BYTES);
     const int shift = item.c.z, unit_last = (1 << shift) - 1;
     const int flags = (lane == 0 ? CU_ATT_ITEM : 0) | (lane & unit_last ? 0 : CU_ATT_FIRST) |
                       (lane == count - 1 ? CU_ATT_LAST | CU_ATT_ITEM_LAST : 0) |
@@ -300,7 +322,7 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
     const uint8_t *q = cu_att_q<shape>(p, item.a.x, item.head);
     /* What the step has yet to write of a page goes to L2, where the rest of it may wait. */
     if (!is.waited && lane >= old_count && lane < count)
-        ptx_bulk_prefetch(from, shape::PAGE_STAGES * CU_ATT_STAGE_BYTES);
+        ptx_bulk_prefetch(from, shape::PAGE_STAGES * shape::STAGE_BYTES);
     for (int i = 0; i < count; i++) {
         if (i == (count > 1)) *next_entry = cu_att_load_entry(p, next, lane);
         if (!is.waited && (i >= old_count || is.at.used + shape::PAGE_STAGES > p.stages))
@@ -321,9 +343,9 @@ PTX_INLINE void cu_att_issue(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> 
                 if (REMOTE) sh.trip[s] = {tier, ptx_clock()};
                 const bool with_q = j == 0 && (flags & CU_ATT_ITEM);
                 ptx_mbarrier_expect_tx(&sh.full[s],
-                                       CU_ATT_STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
-                ptx_bulk_load_hint(cu_att_ring(sh, p.stages, s), from + j * CU_ATT_STAGE_BYTES,
-                                   CU_ATT_STAGE_BYTES, &sh.full[s], policy);
+                                       shape::STAGE_BYTES + (with_q ? shape::Q_BYTES : 0));
+                ptx_bulk_load_hint(cu_att_ring(sh, p.stages, s), from + j * shape::STAGE_BYTES,
+                                   shape::STAGE_BYTES, &sh.full[s], policy);
                 if (with_q && is.waited)
                     ptx_bulk_load(sh.q[is.q_slot], q, shape::Q_BYTES, &sh.full[s]);
             }

@@ -1,9 +1,9 @@
 /*
- * decode_attention.cu - the workspace of attention, and the launcher of its kernel.
+ * decode_attention.cu - the workspace of attention, its kernel, and the kernel's launcher.
  */
 #include <cuda_runtime.h>
 
-#include "kernels/cuda/decode_attention.cuh"
+#include "kernels/cuda/decode_attention_e4m3.cuh"
 #include "kernels/cuda/launch.cuh"
 
 extern "C" {
@@ -11,6 +11,46 @@ extern "C" {
 }
 
 enum { MEMORY_ALIGN = 256 };
+
+/* --- the kernel --- */
+
+template <int ATOMS, int ROWS>
+__global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
+    __maxnreg__((cu_att_shape<ATOMS, ROWS>::REGISTERS))
+        sm90_decode_attention(const __grid_constant__ cu_att_params p)
+{
+    CU_TRACE(ATTENTION, 0);
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    extern __shared__ __align__(1024) uint8_t shared[]; /* no swizzle unit reads it: 16 would do */
+    cu_att_shared<ATOMS, ROWS> &sh =
+        *(cu_att_shared<ATOMS, ROWS> *)(shared + p.stages * shape::STAGE_BYTES);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const cu_att_role role = cu_att_role_of(p, blockIdx.x, gridDim.x);
+    /* Nothing to do: lets the next kernel in, which waits for those who have. */
+    if (role.spread_pages && role.rank >= role.local_items) return;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < p.stages; s++) {
+            ptx_mbarrier_init(&sh.full[s], 1);
+            ptx_mbarrier_init(&sh.empty[s], CU_ARRIVALS * shape::CONSUMERS + (role.tier != 0));
+        }
+        ptx_mbarrier_init(&sh.finished_full, 32 * shape::CONSUMERS);
+        ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);
+        ptx_fence_mbarrier_init();
+    }
+    __syncthreads();
+    if (warp < shape::CONSUMERS) {
+        if constexpr (ATOMS == CU_ATT_E4M3) cu_att_consume_e4m3<ROWS>(p, sh, warp, lane);
+        else cu_att_consume<ATOMS, ROWS>(p, sh, warp, lane);
+    } else if (warp == shape::CONSUMERS) {
+        if (role.tier == 0) cu_att_produce<ATOMS, ROWS, false>(p, sh, role, lane);
+        else cu_att_produce<ATOMS, ROWS, true>(p, sh, role, lane);
+    } else if (warp == shape::CONSUMERS + 1) {
+        if (role.tier == 0) CU_TRACE_WAITED();
+        else if (lane == 0) cu_att_poll(p, sh);
+    } else {
+        cu_att_combine(p, sh, role.spread_pages, threadIdx.x - 32 * (shape::CONSUMERS + 2));
+    }
+}
 
 /* --- sizes and layout --- */
 
@@ -35,6 +75,21 @@ static uint8_t *carve(uint8_t **at, size_t bytes)
     uint8_t *p = *at;
     *at += padded(bytes);
     return p;
+}
+
+extern "C" enum status kn_cu_kv_check(const struct kn_kv *kv, char *err)
+{
+    if (kv->dtype == KN_BF16) return ST_OK;
+    if (kv->dtype != KN_E4M3)
+        return err_set(err, ST_UNSUPPORTED,
+                       "the GPU keeps KV in bfloat16 or fp8, not %s: give --kv-cache-dtype "
+                       "bfloat16, or --device cpu",
+                       kn_dtype_name(kv->dtype));
+    if (kv->head_dim > 64 && kv->head_dim <= 128) return ST_OK;
+    return err_set(err, ST_UNSUPPORTED,
+                   "fp8 KV for heads of %d dimensions: the GPU has kernels for 65 to 128; give "
+                   "--kv-cache-dtype bfloat16, or --device cpu",
+                   kv->head_dim);
 }
 
 extern "C" int32_t kn_cu_attention_unit_count(int32_t pages)
@@ -119,7 +174,7 @@ template <int ATOMS, int ROWS> static int ring_stages(int group)
 template <int ATOMS, int ROWS> static cudaError_t allow_shared()
 {
     static_assert(cu_att_shared_bytes<ATOMS, ROWS>(CU_ATT_STAGES_MAX, ROWS) <= SHARED_MAX);
-    return cudaFuncSetAttribute(sm90_bf16_decode_attention<ATOMS, ROWS>,
+    return cudaFuncSetAttribute(sm90_decode_attention<ATOMS, ROWS>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
 }
 
@@ -143,6 +198,8 @@ extern "C" enum status kn_cu_attention_init(struct kn_cu_attention *a,
     if (!e) e = allow_shared<2, 16>();
     if (!e) e = allow_shared<4, 8>();
     if (!e) e = allow_shared<4, 16>();
+    if (!e) e = allow_shared<CU_ATT_E4M3, 8>();
+    if (!e) e = allow_shared<CU_ATT_E4M3, 16>();
     if (e) return err_set(err, ST_DEVICE, "setting up attention failed: %s", cudaGetErrorString(e));
     return ST_OK;
 }
@@ -158,7 +215,7 @@ static cudaError_t launch(const struct kn_cu_attention *a, cu_att_params &p, voi
     if (p.group << p.row_shift > 32 * cu_att_shape<ATOMS, ROWS>::COMBINERS) p.row_shift--;
     const cu_launch l(a->cta_count, cu_att_shape<ATOMS, ROWS>::THREADS,
                       cu_att_shared_bytes<ATOMS, ROWS>(p.stages, p.group), stream);
-    return cudaLaunchKernelEx(&l.config, sm90_bf16_decode_attention<ATOMS, ROWS>, p);
+    return cudaLaunchKernelEx(&l.config, sm90_decode_attention<ATOMS, ROWS>, p);
 }
 
 extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
@@ -169,9 +226,8 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
 {
     const struct kn_cu_attention_shape *s = &a->shape;
     const struct kn_kv *kv = args->kv;
-    if (kv->dtype != KN_BF16)
-        return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels read bfloat16",
-                       kn_dtype_name(kv->dtype));
+    enum status st = kn_cu_kv_check(kv, err);
+    if (st) return st;
     CHECK(kv->kv_heads == s->kv_heads && kv->head_dim == s->head_dim);
     CHECK(args->scale > 0 && args->token_rows % 8 == 0);
     CHECK(args->query_begin + batch->token_count <= s->tokens_max);
@@ -204,10 +260,13 @@ extern "C" enum status kn_cu_decode_attention(const struct kn_cu_attention *a,
     p.scale_log2 = args->scale * 1.44269504088896340736f;
     const bool wide = cu_att_rows(p.group) == 16;
     cudaError_t e = cudaErrorInvalidValue;
-    switch (cu_att_atoms(s->head_dim)) {
+    switch (kv->dtype == KN_E4M3 ? CU_ATT_E4M3 : cu_att_atoms(s->head_dim)) {
     case 1: e = wide ? launch<1, 16>(a, p, stream) : launch<1, 8>(a, p, stream); break;
     case 2: e = wide ? launch<2, 16>(a, p, stream) : launch<2, 8>(a, p, stream); break;
     case 4: e = wide ? launch<4, 16>(a, p, stream) : launch<4, 8>(a, p, stream); break;
+    case CU_ATT_E4M3:
+        e = wide ? launch<CU_ATT_E4M3, 16>(a, p, stream) : launch<CU_ATT_E4M3, 8>(a, p, stream);
+        break;
     }
     return launched(e, "decode attention", err);
 }

@@ -294,11 +294,12 @@ PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, RO
             sum += __shfl_xor_sync(0xffffffffu, sum, 16);
             if (row >= p.group) continue;
             if (warp < 4 && lane < 4) sh.ml[warp][row] = make_float2(st.max[h][j], sum);
-            float *to = cu_att_dump(sh) + (warp * p.group + row) * shape::DUMP_ROW + (lane >> 2);
+            float *to = cu_att_dump(sh) + (warp * p.group + row) * shape::DUMP_ROW +
+                        (lane >> 2) * shape::ROW_DIMS;
 #pragma unroll
             for (int n = 0; n < shape::TILES; n++) {
                 to[n * 16] = st.out[h][n][j];
-                to[n * 16 + 8] = st.out[h][n][2 + j];
+                to[n * 16 + shape::ROW_8_DIMS] = st.out[h][n][2 + j];
             }
         }
     ptx_mbarrier_arrive(&sh.finished_full);
@@ -337,12 +338,12 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
 
         float parts[shape::CHAINS][shape::HALVES][4] = {};
         uint32_t v[shape::PIECES][4];
-        uint32_t stage = ring + at.stage * CU_ATT_STAGE_BYTES;
+        uint32_t stage = ring + at.stage * shape::STAGE_BYTES;
         if (ATOMS == 4) {
             cu_att_score<ATOMS, ROWS, 0, 8>(st, parts, stage, k_row, k_half);
             cu_att_release(sh, &at, p.stages, lane);
             ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
-            stage = ring + at.stage * CU_ATT_STAGE_BYTES;
+            stage = ring + at.stage * shape::STAGE_BYTES;
         }
         cu_att_score<ATOMS, ROWS, ATOMS == 4 ? shape::STEPS - 8 : 0, ATOMS == 1 ? 4 : 8>(
             st, parts, stage, k_row, k_half);
@@ -355,7 +356,7 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
                 cu_att_release(sh, &at, p.stages, lane);
                 ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
             }
-            stage = ring + at.stage * CU_ATT_STAGE_BYTES;
+            stage = ring + at.stage * shape::STAGE_BYTES;
         }
         cu_att_read_values<0>(v, stage, v_row, v_half);
         if (shape::PIECES == shape::TILES) cu_att_release(sh, &at, p.stages, lane);
@@ -390,45 +391,6 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
     if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
     if (warp == 0 && lane == 0) sh.finished.flags = CU_ATT_END;
     ptx_mbarrier_arrive(&sh.finished_full);
-}
-
-/* --- the kernel --- */
-
-template <int ATOMS, int ROWS>
-__global__ void __launch_bounds__(cu_att_shape<ATOMS, ROWS>::THREADS)
-    __maxnreg__((cu_att_shape<ATOMS, ROWS>::REGISTERS))
-        sm90_bf16_decode_attention(const __grid_constant__ cu_att_params p)
-{
-    CU_TRACE(ATTENTION, 0);
-    using shape = cu_att_shape<ATOMS, ROWS>;
-    extern __shared__ __align__(1024) uint8_t shared[]; /* no swizzle unit reads it: 16 would do */
-    cu_att_shared<ATOMS, ROWS> &sh =
-        *(cu_att_shared<ATOMS, ROWS> *)(shared + p.stages * CU_ATT_STAGE_BYTES);
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const cu_att_role role = cu_att_role_of(p, blockIdx.x, gridDim.x);
-    /* Nothing to do: lets the next kernel in, which waits for those who have. */
-    if (role.spread_pages && role.rank >= role.local_items) return;
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < p.stages; s++) {
-            ptx_mbarrier_init(&sh.full[s], 1);
-            ptx_mbarrier_init(&sh.empty[s], CU_ARRIVALS * shape::CONSUMERS + (role.tier != 0));
-        }
-        ptx_mbarrier_init(&sh.finished_full, 32 * shape::CONSUMERS);
-        ptx_mbarrier_init(&sh.finished_empty, 32 * shape::COMBINERS);
-        ptx_fence_mbarrier_init();
-    }
-    __syncthreads();
-    if (warp < shape::CONSUMERS) {
-        cu_att_consume<ATOMS, ROWS>(p, sh, warp, lane);
-    } else if (warp == shape::CONSUMERS) {
-        if (role.tier == 0) cu_att_produce<ATOMS, ROWS, false>(p, sh, role, lane);
-        else cu_att_produce<ATOMS, ROWS, true>(p, sh, role, lane);
-    } else if (warp == shape::CONSUMERS + 1) {
-        if (role.tier == 0) CU_TRACE_WAITED();
-        else if (lane == 0) cu_att_poll(p, sh);
-    } else {
-        cu_att_combine(p, sh, role.spread_pages, threadIdx.x - 32 * (shape::CONSUMERS + 2));
-    }
 }
 
 #endif

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <stdlib.h>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/prefill_attention.cuh"
 
@@ -121,9 +122,8 @@ extern "C" enum status kn_cu_prefill_check(int32_t q_heads, const struct kn_kv *
     if (kv->kv_heads <= 0 || q_heads <= 0 || q_heads % kv->kv_heads)
         return err_set(err, ST_INVALID, "attention of %d query and %d kv-heads", q_heads,
                        kv->kv_heads);
-    if (kv->dtype != KN_BF16)
-        return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels read bfloat16",
-                       kn_dtype_name(kv->dtype));
+    enum status st = kn_cu_kv_check(kv, err);
+    if (st) return st;
     const int32_t atoms = (kv->head_dim + 63) / 64;
     if (kv->head_dim <= 0 || kv->head_dim % 8 || (atoms != 1 && atoms != 2 && atoms != 4))
         return err_set(err, ST_UNSUPPORTED,
@@ -133,11 +133,11 @@ extern "C" enum status kn_cu_prefill_check(int32_t q_heads, const struct kn_kv *
     return ST_OK;
 }
 
-template <int DIM> static cudaError_t allow_shared()
+template <int DIM, bool PACKED = false> static cudaError_t allow_shared()
 {
-    return cudaFuncSetAttribute(sm90_bf16_prefill_attention<DIM>,
+    return cudaFuncSetAttribute(sm90_prefill_attention<DIM, PACKED>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                sizeof(cu_pre_shared<cu_pre_shape<DIM>>));
+                                sizeof(cu_pre_shared<cu_pre_shape<DIM, PACKED>>));
 }
 
 extern "C" enum status kn_cu_prefill_attention_init(char *err)
@@ -146,14 +146,17 @@ extern "C" enum status kn_cu_prefill_attention_init(char *err)
     if (!e) e = allow_shared<96>();
     if (!e) e = allow_shared<128>();
     if (!e) e = allow_shared<256>();
+    if (!e) e = allow_shared<96, true>();
+    if (!e) e = allow_shared<128, true>();
     if (!e) return ST_OK;
     return err_set(err, ST_DEVICE, "setting up prefill attention failed: %s",
                    cudaGetErrorString(e));
 }
 
-template <int DIM> static cudaError_t launch(const cu_pre_params &p, void *stream)
+template <int DIM, bool PACKED = false>
+static cudaError_t launch(const cu_pre_params &p, void *stream)
 {
-    using S = cu_pre_shape<DIM>;
+    using S = cu_pre_shape<DIM, PACKED>;
     int device, sm_count;
     cudaError_t e = cudaGetDevice(&device);
     if (!e) e = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device);
@@ -163,7 +166,7 @@ template <int DIM> static cudaError_t launch(const cu_pre_params &p, void *strea
     if (ctas > sm_count) ctas = sm_count;
     if (ctas > KN_CU_PREFILL_SLOTS) ctas = KN_CU_PREFILL_SLOTS;
     const cu_launch l(ctas, S::THREADS, sizeof(cu_pre_shared<S>), stream);
-    return cudaLaunchKernelEx(&l.config, sm90_bf16_prefill_attention<DIM>, p);
+    return cudaLaunchKernelEx(&l.config, sm90_prefill_attention<DIM, PACKED>, p);
 }
 
 /* Entries at the list's begin whose sections a window hides from every tile. */
@@ -222,10 +225,13 @@ extern "C" enum status kn_cu_prefill_attention_launch(const struct kn_cu_prefill
     p.head_dim = kv->head_dim;
     p.window = a->window;
     p.scale_log2 = a->scale * 1.44269504088896340736f;
-    cudaError_t e = kv->head_dim <= 64    ? launch<64>(p, stream)
-                    : kv->head_dim <= 96  ? launch<96>(p, stream)
-                    : kv->head_dim <= 128 ? launch<128>(p, stream)
-                                          : launch<256>(p, stream);
+    const bool packed = kv->dtype == KN_E4M3;
+    cudaError_t e =
+        packed ? kv->head_dim <= 96 ? launch<96, true>(p, stream) : launch<128, true>(p, stream)
+        : kv->head_dim <= 64  ? launch<64>(p, stream)
+        : kv->head_dim <= 96  ? launch<96>(p, stream)
+        : kv->head_dim <= 128 ? launch<128>(p, stream)
+                              : launch<256>(p, stream);
     if (!e) return ST_OK;
     return err_set(err, ST_DEVICE, "launching prefill attention failed: %s", cudaGetErrorString(e));
 }

@@ -102,6 +102,7 @@
 #ifndef DAKD_KERNELS_CUDA_PREFILL_ATTENTION_CUH
 #define DAKD_KERNELS_CUDA_PREFILL_ATTENTION_CUH
 
+#include "kernels/cuda/prefill_attention_e4m3.cuh"
 #include "kernels/cuda/prefill_attention_ring.cuh"
 #include "kernels/cuda/trace.h"
 
@@ -494,12 +495,12 @@ PTX_INLINE void cu_pre_consume(const cu_pre_params &p, cu_pre_shared<S> &sh, int
 
 /* --- the kernel --- */
 
-template <int DIM>
-__global__ void __launch_bounds__(cu_pre_shape<DIM>::THREADS, 1)
-    sm90_bf16_prefill_attention(const __grid_constant__ cu_pre_params p)
+template <int DIM, bool PACKED>
+__global__ void __launch_bounds__(cu_pre_shape<DIM, PACKED>::THREADS, 1)
+    sm90_prefill_attention(const __grid_constant__ cu_pre_params p)
 {
     CU_TRACE(ATTENTION, 1);
-    using S = cu_pre_shape<DIM>;
+    using S = cu_pre_shape<DIM, PACKED>;
     extern __shared__ __align__(1024) uint8_t shared[];
     cu_pre_shared<S> &sh = *(cu_pre_shared<S> *)shared;
     static_assert(sizeof(cu_pre_shared<S>) <= 227 * 1024, "the ring outgrew its shared memory");
@@ -508,9 +509,11 @@ __global__ void __launch_bounds__(cu_pre_shape<DIM>::THREADS, 1)
     if (threadIdx.x == 0) {
         if (ptx_shared(shared) & 1023) __trap(); /* the swizzle counts from 1 KB boundaries */
         for (int i = 0; i < S::SLOTS; i++) {
-            ptx_mbarrier_init(&sh.full[i], 1);
-            ptx_mbarrier_init(&sh.empty[i], CU_ARRIVALS * S::CONSUMER_WARPS + (p.windows ? 1 : 0));
+            ptx_mbarrier_init(&sh.full[i], S::PACKED ? CU_PRE_CONVERTERS : 1);
+            ptx_mbarrier_init(&sh.empty[i],
+                              CU_ARRIVALS * S::CONSUMER_WARPS + (p.windows && !S::PACKED ? 1 : 0));
         }
+        if constexpr (S::PACKED) cu_pre_init_stages<S>(sh, p.windows);
         for (int i = 0; i < S::Q_SLOTS; i++) {
             ptx_mbarrier_init(&sh.q_full[i], 32);
             ptx_mbarrier_init(&sh.q_empty[i], CU_ARRIVALS * S::CONSUMER_WARPS);
@@ -523,6 +526,9 @@ __global__ void __launch_bounds__(cu_pre_shape<DIM>::THREADS, 1)
         ptx_setmaxnreg_inc<S::CONSUMER_REGISTERS>();
         CU_TRACE_WAITED();
         cu_pre_consume<S>(p, sh, warp, lane);
+    } else if (S::PACKED && warp >= S::CONSUMER_WARPS + 4) {
+        ptx_setmaxnreg_dec<S::PACKED ? S::CONVERTER_REGISTERS : 24>();
+        if constexpr (S::PACKED) cu_pre_convert<S>(sh, threadIdx.x % CU_PRE_CONVERTERS, lane);
     } else {
         ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
         if (warp == S::CONSUMER_WARPS) cu_pre_produce<S>(p, sh, lane);

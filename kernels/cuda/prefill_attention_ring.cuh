@@ -33,8 +33,10 @@ struct cu_pre_params {
     bool by_section;
 };
 
-/* Constants of heads of up to DIM dimensions. */
-template <int DIM_MAX> struct cu_pre_shape {
+/* Constants of heads of up to DIM dimensions; PACKED: KV is in fp8, of 65..128 dimensions, and
+ * lands in stages, from which converters fill the ring (prefill_attention_e4m3.cuh). */
+template <int DIM_MAX, bool IS_PACKED = false> struct cu_pre_shape {
+    static constexpr bool PACKED = IS_PACKED;
     static constexpr int DIM = DIM_MAX;
     static constexpr int ATOMS = (DIM + 63) / 64;
     static constexpr int PAGES = DIM > 128 ? 1 : 2; /* of a step */
@@ -48,15 +50,25 @@ template <int DIM_MAX> struct cu_pre_shape {
     static constexpr int Q_SLOTS = DIM > 128 ? 1 : 2;
     static constexpr int TILE_SLOTS = 4; /* a tile is known from before its queries are there until
                                             it has been stored */
-    static constexpr int ROOM = 227 * 1024 - 1024 - Q_SLOTS * Q_BYTES;
+    /* Where copies land, and what each brings: K or V of a head's pages. */
+    static constexpr int STAGE_PAGE_BYTES = PACKED ? KN_ATOM_BYTES + KN_PAGE_TOKENS : HEAD_BYTES;
+    static constexpr int STAGE_BYTES = PACKED ? PAGES * STAGE_PAGE_BYTES : 0;
+    static constexpr int COPIED_ATOMS = PACKED ? 1 : ATOMS; /* of a page's K, and of its V */
+    static constexpr int ROOM =
+        227 * 1024 - 1024 - Q_SLOTS * Q_BYTES - (PACKED ? 2 * STAGE_BYTES : 0);
     static constexpr int SLOTS = ROOM / SLOT_BYTES;
-    static constexpr int THREADS = 128 * (WARPGROUPS + 1);
+    static constexpr int STAGES = PACKED ? 2 : SLOTS;
+    static constexpr int THREADS = 128 * (WARPGROUPS + 1 + PACKED);
     static constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
-    static constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : 160,
-                         PRODUCER_REGISTERS = WARPGROUPS == 2 ? 40 : 32;
-    static_assert(WARPGROUPS * CONSUMER_REGISTERS + PRODUCER_REGISTERS <=
-                      (WARPGROUPS + 1) * (65536 / THREADS / 8 * 8),
+    static constexpr int CONSUMER_REGISTERS = PACKED            ? 208
+                                              : WARPGROUPS == 2 ? 232
+                                                                : 160,
+                         PRODUCER_REGISTERS = WARPGROUPS == 2 ? 40 : 32,
+                         CONVERTER_REGISTERS = PACKED ? 56 : 0;
+    static_assert(WARPGROUPS * CONSUMER_REGISTERS + PRODUCER_REGISTERS + CONVERTER_REGISTERS <=
+                      (WARPGROUPS + 1 + PACKED) * (65536 / THREADS / 8 * 8),
                   "more registers than the launch gave: setmaxnreg would wait forever");
+    static_assert(!PACKED || (DIM > 64 && DIM <= 128), "heads that have one atom of K in fp8");
     static_assert(SLOTS >= 4, "K and V of two steps must fit");
 };
 
@@ -80,17 +92,41 @@ struct __align__(16) cu_pre_trip
     uint32_t unused[2];
 };
 
+/* Where fp8 lands, and what the converters are told of it. */
+template <class S, bool PACKED = S::PACKED> struct cu_pre_stages {
+};
+template <class S> struct cu_pre_stages<S, true> {
+    uint8_t bytes[S::STAGES][S::STAGE_BYTES];
+    uint64_t full[S::STAGES], empty[S::STAGES];
+    /* What it holds: cu_pre_packed, and of each page how many rows of V a token has written. */
+    int32_t what[S::STAGES], rows[S::STAGES][S::PAGES];
+};
+enum cu_pre_packed { CU_PRE_KEYS, CU_PRE_VALUES, CU_PRE_END };
+
 template <class S> struct cu_pre_shared {
     uint8_t q[S::Q_SLOTS][S::Q_BYTES];
     uint8_t ring[S::SLOTS][S::SLOT_BYTES];
+    cu_pre_stages<S> stages;
     uint64_t full[S::SLOTS], empty[S::SLOTS];
     uint64_t tile_full[S::TILE_SLOTS], q_full[S::Q_SLOTS], q_empty[S::Q_SLOTS];
     cu_pre_tile tile[S::TILE_SLOTS];
-    cu_pre_trip trip[S::SLOTS]; /* kept where there are windows */
+    cu_pre_trip trip[S::STAGES]; /* kept where there are windows */
     /* The producer's: cu_pre_bound, and remote pages of which it has brought keys and values. */
     int32_t bound[KN_TIER_MAX];
     uint32_t remote_pages[KN_TIER_MAX];
 };
+
+/* Barriers of what copies land in. */
+template <class S> PTX_INLINE uint64_t *cu_pre_landing(cu_pre_shared<S> &sh, int i)
+{
+    if constexpr (S::PACKED) return &sh.stages.full[i];
+    else return &sh.full[i];
+}
+template <class S> PTX_INLINE uint64_t *cu_pre_vacant(cu_pre_shared<S> &sh, int i)
+{
+    if constexpr (S::PACKED) return &sh.stages.empty[i];
+    else return &sh.empty[i];
+}
 
 /* A place in a ring, and the parity of the pass. */
 struct cu_pre_place {
@@ -268,12 +304,13 @@ template <class S>
 PTX_INLINE void cu_pre_await(const cu_pre_params &p, cu_pre_shared<S> &sh, cu_pre_place &at,
                              const kn_page (&page)[S::PAGES], int lane)
 {
-    ptx_mbarrier_wait(&sh.empty[at.slot], at.parity ^ 1);
+    ptx_mbarrier_wait(cu_pre_vacant(sh, at.slot), at.parity ^ 1);
     if (!p.windows) return;
     int32_t atoms = 0;
 #pragma unroll
     for (int j = 0; j < S::PAGES; j++)
-        if (page[j] != KN_PAGE_NONE && page[j] >> 28) atoms += S::ATOMS << (page[j] >> 28) * 8;
+        if (page[j] != KN_PAGE_NONE && page[j] >> 28)
+            atoms += S::COPIED_ATOMS << (page[j] >> 28) * 8;
 #pragma unroll 1
     for (int tier = 1; tier < KN_TIER_MAX && atoms; tier++) {
         const int32_t count = atoms >> tier * 8 & 255;
@@ -356,6 +393,41 @@ PTX_INLINE void cu_pre_issue_values(const cu_pre_params &p, cu_pre_shared<S> &sh
     cu_pre_next<S::SLOTS>(at);
 }
 
+/* The same for KV in fp8, of keys or of values: the copies, and what the converters are to know. */
+template <class S>
+PTX_INLINE void cu_pre_issue_packed(const cu_pre_params &p, cu_pre_shared<S> &sh, cu_pre_place &at,
+                                    const kn_page (&page)[S::PAGES], size_t head, bool value,
+                                    int32_t left, int lane)
+{
+    cu_pre_await<S>(p, sh, at, page, lane);
+    if (lane == 0) {
+        uint64_t *full = &sh.stages.full[at.slot];
+        uint8_t *stage = sh.stages.bytes[at.slot];
+        uint32_t bytes = 0;
+        sh.stages.what[at.slot] = value ? CU_PRE_VALUES : CU_PRE_KEYS;
+#pragma unroll
+        for (int j = 0; j < S::PAGES; j++) {
+            const bool there = page[j] != KN_PAGE_NONE;
+            sh.stages.rows[at.slot][j] =
+                there ? max(0, min(left - j * KN_PAGE_TOKENS, KN_PAGE_TOKENS)) : 0;
+            bytes += there ? S::STAGE_PAGE_BYTES : 0;
+        }
+        ptx_mbarrier_expect_tx(full, bytes);
+#pragma unroll
+        for (int j = 0; j < S::PAGES; j++) {
+            if (page[j] == KN_PAGE_NONE) continue;
+            const uint8_t *from = cu_pre_page(p, page[j]) + head;
+            uint8_t *to = stage + j * S::STAGE_PAGE_BYTES;
+            ptx_bulk_load(to, from + value * KN_ATOM_BYTES, KN_ATOM_BYTES, full);
+            ptx_bulk_load(to + KN_ATOM_BYTES, from + 2 * KN_ATOM_BYTES + value * KN_PAGE_TOKENS,
+                          KN_PAGE_TOKENS, full);
+            if (value && page[j] >> 28) sh.remote_pages[page[j] >> 28]++;
+        }
+    }
+    __syncwarp();
+    cu_pre_next<S::STAGES>(at);
+}
+
 /* Lane i: the tile's page-table entry `first` + i; KN_PAGE_NONE where no row sees it. */
 PTX_INLINE kn_page cu_pre_entry(const cu_pre_params &p, const cu_pre_tile &t, int32_t first,
                                 int lane)
@@ -372,7 +444,7 @@ PTX_INLINE void cu_pre_produce_section(const cu_pre_params &p, cu_pre_shared<S> 
                                        int32_t end, int lane)
 {
     const int32_t first_page = begin * S::PAGES, kv_count = cu_pre_uniform(t.kv_count);
-    const size_t head = (size_t)cu_pre_uniform(t.kv_head) * (2 * S::HEAD_BYTES);
+    const size_t head = (size_t)cu_pre_uniform(t.kv_head) * (2 * S::STAGE_PAGE_BYTES);
     kn_page entry = KN_PAGE_NONE, next = cu_pre_entry(p, t, first_page, lane);
     kn_page page[S::PAGES], old[S::PAGES];
 #pragma unroll 1
@@ -388,10 +460,14 @@ PTX_INLINE void cu_pre_produce_section(const cu_pre_params &p, cu_pre_shared<S> 
 #pragma unroll
             for (int j = 0; j < S::PAGES; j++)
                 page[j] = __shfl_sync(0xffffffffu, entry, (i + j) % 32);
-            cu_pre_issue_keys<S>(p, sh, at, page, head, lane);
+            if constexpr (S::PACKED)
+                cu_pre_issue_packed<S>(p, sh, at, page, head, false, S::KEYS, lane);
+            else cu_pre_issue_keys<S>(p, sh, at, page, head, lane);
         }
-        if (step > begin)
-            cu_pre_issue_values<S>(p, sh, at, old, head, kv_count - (step - 1) * S::KEYS, lane);
+        if (step == begin) continue;
+        const int32_t left = kv_count - (step - 1) * S::KEYS;
+        if constexpr (S::PACKED) cu_pre_issue_packed<S>(p, sh, at, old, head, true, left, lane);
+        else cu_pre_issue_values<S>(p, sh, at, old, head, left, lane);
     }
 }
 
@@ -425,20 +501,21 @@ PTX_INLINE void cu_pre_produce(const cu_pre_params &p, cu_pre_shared<S> &sh, int
         }
     }
     if (lane) return;
-    if (p.windows) { /* the poller's end */
-        ptx_mbarrier_wait(&sh.empty[at.slot], at.parity ^ 1);
+    if (p.windows || S::PACKED) { /* the poller's end, and the converters' */
+        ptx_mbarrier_wait(cu_pre_vacant(sh, at.slot), at.parity ^ 1);
         sh.trip[at.slot].atoms = -1;
-        ptx_mbarrier_arrive(&sh.full[at.slot]);
+        if constexpr (S::PACKED) sh.stages.what[at.slot] = CU_PRE_END;
+        ptx_mbarrier_arrive(cu_pre_landing(sh, at.slot));
     }
     if (!p.traffic) return;
 #pragma unroll 1
     for (int tier = 1; tier < KN_TIER_MAX; tier++) {
         const uint32_t remote = sh.remote_pages[tier];
         if (remote)
-            ptx_atomic_add_relaxed_u64(&p.traffic[tier].blocks, (uint64_t)remote * S::ATOMS);
+            ptx_atomic_add_relaxed_u64(&p.traffic[tier].blocks, (uint64_t)remote * S::COPIED_ATOMS);
         pages -= remote;
     }
-    ptx_atomic_add_relaxed_u64(&p.traffic[0].blocks, (uint64_t)pages * S::ATOMS);
+    ptx_atomic_add_relaxed_u64(&p.traffic[0].blocks, (uint64_t)pages * S::COPIED_ATOMS);
 }
 
 /* --- poller --- */
@@ -460,12 +537,12 @@ PTX_INLINE void cu_pre_landed(const cu_pre_params &p, int tier, uint32_t atoms, 
 template <class S> PTX_INLINE void cu_pre_poll(const cu_pre_params &p, cu_pre_shared<S> &sh)
 {
     ptx_griddep_wait();
-    for (cu_pre_place at;; cu_pre_next<S::SLOTS>(at)) {
-        ptx_mbarrier_wait(&sh.full[at.slot], at.parity);
+    for (cu_pre_place at;; cu_pre_next<S::STAGES>(at)) {
+        ptx_mbarrier_wait(cu_pre_landing(sh, at.slot), at.parity);
         const uint32_t now = ptx_clock();
         const cu_pre_trip trip = sh.trip[at.slot];
         if (trip.atoms < 0) break;
-        ptx_mbarrier_arrive(&sh.empty[at.slot]);
+        ptx_mbarrier_arrive(cu_pre_vacant(sh, at.slot));
 #pragma unroll 1
         for (int tier = 1; tier < KN_TIER_MAX; tier++) {
             const uint32_t atoms = trip.atoms >> tier * 8 & 255;

@@ -398,6 +398,43 @@ PTX_INLINE void ptx_mma_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, u
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* The same, f16 in. */
+PTX_INLINE void ptx_mma_f16_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, "
+                 "%6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* --- e4m3 (9.7.9.21) --- */
+
+/* Two numbers, those of the word's low or high half, as f16; exact. */
+PTX_INLINE uint32_t ptx_f16x2_of_e4m3x2_low(uint32_t word)
+{
+    uint32_t d;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low; }"
+        : "=r"(d)
+        : "r"(word));
+    return d;
+}
+PTX_INLINE uint32_t ptx_f16x2_of_e4m3x2_high(uint32_t word)
+{
+    uint32_t d;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, high; }"
+        : "=r"(d)
+        : "r"(word));
+    return d;
+}
+/* Rounds to nearest even, at most 448; NaN stays NaN. */
+PTX_INLINE uint16_t ptx_e4m3x2_of_f32(float low, float high)
+{
+    uint16_t d;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(high), "f"(low));
+    return d;
+}
+
 /* --- warpgroup matrices (9.7.15) ---
  *
  * d[64 x N] (+)= a[64 x 16] . b[N x 16]^T, bf16 in, fp32 out; both operands in shared memory,

@@ -1,6 +1,6 @@
 /*
  * qkv.cu - what happens between the QKV product and attention: RMSNorm per head, rotary embedding,
- * k and v appended to the pages in bf16, q laid out for the matrix instruction.
+ * k and v appended to the pages in bf16 or fp8, q laid out for the matrix instruction.
  *
  * Floor: nothing but latency; a decode step has T * (Hq + 2 Hkv) heads of D floats.  One warp per
  * head, a thread holding pairs (2i, 2i + 1) of the lower half and their partners of the upper half,
@@ -15,17 +15,22 @@
  * on an H200: 12 warps in place of 4 take 1.2 us a layer less at 32 tokens; with 64 registers they
  * took 2.0 us more; 2 warps in place of 4 took 1.4 us more at 8 tokens.
  */
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/attention_plan.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/trace.h"
 
+#include "kernels/e4m3.h"
+
 extern "C" {
 #include "config/check.h"
 }
 
 enum { QKV_WARPS_MIN = 4, QKV_WARPS_MAX = 16 };
+/* K and V of a head in fp8, of more than 64 dimensions. */
+enum { QKV_E4M3_HEAD_BYTES = 2 * KN_ATOM_BYTES + 2 * KN_PAGE_TOKENS };
 
 struct qkv_params {
     kn_cu_parts qkv;
@@ -126,6 +131,41 @@ PTX_INLINE void qkv_append(const qkv_params &p, const qkv_head<PAIRS> &x, kn_pag
         *(uint32_t *)(to + qkv_row_offset(row, d)) = 0;
 }
 
+/* The same in fp8 (kernels/e4m3.h). */
+PTX_INLINE void qkv_append_e4m3(const qkv_params &p, const qkv_head<1> &x, kn_page page,
+                                int position, int kv_head, bool value, int lane)
+{
+    const int dim = p.head_dim, half = dim / 2, row = position % KN_PAGE_TOKENS;
+    uint8_t *head = p.base[cu_page_tier(page)] + cu_page_index(page) * p.page_bytes +
+                    (size_t)kv_head * QKV_E4M3_HEAD_BYTES;
+    const float element[4] = {x.low[0].x, x.low[0].y, x.high[0].x, x.high[0].y};
+    uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) most = max(most, __float_as_uint(element[i]) & 0x7FFFFFFFu);
+    const uint32_t exponent = kn_e4m3_exponent(__reduce_max_sync(0xffffffffu, most));
+    const float inverse =
+        __uint_as_float(exponent == KN_E4M3_NAN ? 0x7FC00000u : 254 - exponent << 23);
+    const uint16_t low = ptx_e4m3x2_of_f32(element[0] * inverse, element[1] * inverse),
+                   high = ptx_e4m3x2_of_f32(element[2] * inverse, element[3] * inverse);
+    uint8_t *to = head + value * KN_ATOM_BYTES;
+    const int d = 2 * lane;
+    if (d < half) {
+        *(uint16_t *)(to + cu_atom_offset(row, d)) = low;
+        *(uint16_t *)(to + cu_atom_offset(row, half + d)) = high;
+    }
+    for (int i = dim + d; i < KN_ATOM_ROW_BYTES; i += 64)
+        *(uint16_t *)(to + cu_atom_offset(row, i)) = 0;
+    if (lane == 0) head[2 * KN_ATOM_BYTES + value * KN_PAGE_TOKENS + row] = (uint8_t)exponent;
+}
+
+template <bool E4M3, int PAIRS>
+PTX_INLINE void qkv_append_as(const qkv_params &p, const qkv_head<PAIRS> &x, kn_page page,
+                              int position, int kv_head, bool value, int lane)
+{
+    if constexpr (E4M3) qkv_append_e4m3(p, x, page, position, kv_head, value, lane);
+    else qkv_append(p, x, page, position, kv_head, value, lane);
+}
+
 /* A query head as a row of bf16. */
 template <int PAIRS>
 PTX_INLINE void qkv_store_row(const qkv_head<PAIRS> &x, uint8_t *to, int dim, int lane)
@@ -139,8 +179,20 @@ PTX_INLINE void qkv_store_row(const qkv_head<PAIRS> &x, uint8_t *to, int dim, in
     }
 }
 
+/* Two elements of a query tile, and where the first of a pair lies. */
+template <bool E4M3> PTX_INLINE uint32_t qkv_pack_q(float2 v)
+{
+    if (!E4M3) return qkv_pack(v);
+    const __half2 pair = __floats2half2_rn(v.x, v.y);
+    return *(const uint32_t *)&pair;
+}
+template <bool E4M3> PTX_INLINE uint32_t qkv_q_offset(int rows, int row, int d)
+{
+    return cu_att_q_offset(rows, row, E4M3 ? cu_att_e4m3_slot(d) : d);
+}
+
 /* A query head as a row of its tile in the workspace; of a key's the tile's idle rows, zero. */
-template <int PAIRS>
+template <int PAIRS, bool E4M3>
 PTX_INLINE void qkv_store_tile(const qkv_params &p, const qkv_head<PAIRS> &x, int token, int head,
                                bool is_q, int lane)
 {
@@ -158,11 +210,11 @@ PTX_INLINE void qkv_store_tile(const qkv_params &p, const qkv_head<PAIRS> &x, in
     for (int i = 0; i < PAIRS; i++) {
         const int d = 2 * lane + 64 * i;
         if (d >= half) break;
-        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = qkv_pack(x.low[i]);
-        *(uint32_t *)(q + cu_att_q_offset(rows, row, half + d)) = qkv_pack(x.high[i]);
+        *(uint32_t *)(q + qkv_q_offset<E4M3>(rows, row, d)) = qkv_pack_q<E4M3>(x.low[i]);
+        *(uint32_t *)(q + qkv_q_offset<E4M3>(rows, row, half + d)) = qkv_pack_q<E4M3>(x.high[i]);
     }
     for (int d = dim + 2 * lane; d < padded; d += 64)
-        *(uint32_t *)(q + cu_att_q_offset(rows, row, d)) = 0;
+        *(uint32_t *)(q + qkv_q_offset<E4M3>(rows, row, d)) = 0;
 }
 
 /* The head that begins at `at` of each part. */
@@ -194,9 +246,9 @@ PTX_INLINE void qkv_read(qkv_head<PAIRS> &x, const kn_cu_parts &parts, size_t at
     }
 }
 
-/* ROWS: q goes to q_rows.  Not decided while it runs, for registers are short beside the products.
- */
-template <int PAIRS, bool ROWS>
+/* ROWS: q goes to q_rows; E4M3: KV is in fp8.  Not decided while it runs, for registers are short
+ * beside the products. */
+template <int PAIRS, bool ROWS, bool E4M3>
 __global__ void __launch_bounds__(QKV_WARPS_MAX * 32, 2)
     sm90_qkv_finish(const __grid_constant__ qkv_params p)
 {
@@ -223,7 +275,7 @@ __global__ void __launch_bounds__(QKV_WARPS_MAX * 32, 2)
     if (!is_v && p.rope) qkv_rotate(x, angles);
     if (!is_q) {
         const int kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
-        qkv_append(p, x, page, position, kv_head, is_v, lane);
+        qkv_append_as<E4M3>(p, x, page, position, kv_head, is_v, lane);
         if (is_v) return;
     }
     if constexpr (ROWS) {
@@ -231,7 +283,7 @@ __global__ void __launch_bounds__(QKV_WARPS_MAX * 32, 2)
         if (is_q) qkv_store_row(x, p.q_rows + ((size_t)token * heads + head) * dim * 4, dim, lane);
         return;
     }
-    qkv_store_tile(p, x, token, head, is_q, lane);
+    qkv_store_tile<PAIRS, E4M3>(p, x, token, head, is_q, lane);
 }
 
 /* --- many tokens ---
@@ -254,7 +306,7 @@ PTX_INLINE void qkv_read_plain(qkv_head<PAIRS> &x, const float *from, int half, 
     }
 }
 
-template <int PAIRS, bool ROWS>
+template <int PAIRS, bool ROWS, bool E4M3>
 __global__ void __launch_bounds__(MANY_WARPS * 32, PAIRS == 1 ? 8 : 4)
     sm90_qkv_many(const __grid_constant__ qkv_params p)
 {
@@ -289,12 +341,25 @@ __global__ void __launch_bounds__(MANY_WARPS * 32, PAIRS == 1 ? 8 : 4)
         if (!is_v && norm) qkv_norm(x[h], norm, p.norm_eps, dim, lane);
         if (!is_v && p.rope) qkv_rotate(x[h], angles);
         if (!is_q)
-            qkv_append(p, x[h], page, position, head - p.q_heads - (is_v ? p.kv_heads : 0), is_v,
-                       lane);
+            qkv_append_as<E4M3>(p, x[h], page, position, head - p.q_heads - (is_v ? p.kv_heads : 0),
+                                is_v, lane);
         else if (ROWS)
             qkv_store_row(x[h], p.q_rows + ((size_t)token * heads + head) * dim * 4, dim, lane);
-        if (!ROWS && !is_v) qkv_store_tile(p, x[h], token, head, is_q, lane);
+        if (!ROWS && !is_v) qkv_store_tile<PAIRS, E4M3>(p, x[h], token, head, is_q, lane);
     }
+}
+
+typedef void qkv_kernel(qkv_params);
+
+template <bool ROWS> static qkv_kernel *kernel(const struct kn_kv *kv)
+{
+    if (kv->dtype == KN_E4M3) return sm90_qkv_finish<1, ROWS, true>;
+    return kv->head_dim <= 128 ? sm90_qkv_finish<1, ROWS, false> : sm90_qkv_finish<2, ROWS, false>;
+}
+template <bool ROWS> static qkv_kernel *many_kernel(const struct kn_kv *kv)
+{
+    if (kv->dtype == KN_E4M3) return sm90_qkv_many<1, ROWS, true>;
+    return kv->head_dim <= 128 ? sm90_qkv_many<1, ROWS, false> : sm90_qkv_many<2, ROWS, false>;
 }
 
 /* Warps of a CTA: enough to have one CTA an SM, or few where that cannot be. */
@@ -316,9 +381,8 @@ extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
 {
     const struct kn_cu_attention_shape *s = &a->shape;
     const struct kn_kv *kv = args->kv;
-    if (kv->dtype != KN_BF16)
-        return err_set(err, ST_UNSUPPORTED, "KV of %s: the GPU kernels write bfloat16",
-                       kn_dtype_name(kv->dtype));
+    enum status st = kn_cu_kv_check(kv, err);
+    if (st) return st;
     CHECK(kv->kv_heads == s->kv_heads && kv->head_dim == s->head_dim);
     CHECK(args->q_rows || batch->token_count <= s->tokens_max);
     qkv_params p;
@@ -346,19 +410,12 @@ extern "C" enum status kn_cu_qkv_finish(const struct kn_cu_attention *a,
     if ((p.q_rows || p.token_count > KN_CU_TOKENS_MAX) && p.qkv.count == 1 && !p.qkv.bias) {
         const int sets = p.token_count * ((heads + MANY_HEADS - 1) / MANY_HEADS);
         const cu_launch l((sets + MANY_WARPS - 1) / MANY_WARPS, MANY_WARPS * 32, 0, stream);
-        void (*const to_tiles)(qkv_params) =
-            p.head_dim <= 128 ? sm90_qkv_many<1, false> : sm90_qkv_many<2, false>;
-        void (*const to_rows)(qkv_params) =
-            p.head_dim <= 128 ? sm90_qkv_many<1, true> : sm90_qkv_many<2, true>;
-        e = cudaLaunchKernelEx(&l.config, p.q_rows ? to_rows : to_tiles, p);
+        e = cudaLaunchKernelEx(&l.config, p.q_rows ? many_kernel<true>(kv) : many_kernel<false>(kv),
+                               p);
         return launched(e, err);
     }
     const int warps = warps_for(tasks, a->cta_count);
     const cu_launch l((tasks + warps - 1) / warps, warps * 32, 0, stream);
-    void (*const wide)(qkv_params) =
-        p.q_rows ? sm90_qkv_finish<2, true> : sm90_qkv_finish<2, false>;
-    void (*const narrow)(qkv_params) =
-        p.q_rows ? sm90_qkv_finish<1, true> : sm90_qkv_finish<1, false>;
-    e = cudaLaunchKernelEx(&l.config, p.head_dim <= 128 ? narrow : wide, p);
+    e = cudaLaunchKernelEx(&l.config, p.q_rows ? kernel<true>(kv) : kernel<false>(kv), p);
     return launched(e, err);
 }

@@ -1,0 +1,266 @@
+/*
+ * decode_attention_e4m3.cuh - the consumer warps of decode attention where KV is in fp8 (kernels.h;
+ * everything else of the kernel is in decode_attention.cuh).
+ *
+ * Floor: half of bf16's, 16.5 KB a page of a 128-wide head: at 4.7 TB/s an SM takes one every 0.46
+ * us, 830 cycles.  A warp's chain of dependent instructions does not halve with the bytes, so two
+ * pages go through it side by side: per pair the registers, stages and barriers of one bf16 page,
+ * and twice the products and exponentials.  Converting costs 64 cvt and 16 prmt a page and warp,
+ * some 150 of the 830 cycles of a scheduler; an SM converts 128 numbers a cycle and takes in 20.
+ * Predicted: 1,300 to 1,500 cycles a pair, of the 1,660 it streams in, so bound by HBM still.
+ *
+ * Numbers.  e4m3 is exact in f16, so both products run in f16 with fp32 sums: a query is rounded to
+ * 11 bits where bf16 has 8, and so is a weight.  Scales are powers of two and fold in exactly: a
+ * key's multiplies its score; a value's is added to the score's logarithm, so that the weight of
+ * token t is w = 2^(s + k - m), with s its score in the log2 domain, 2^k its value's scale, and m
+ * the running maximum of s + k.  Then w is at most 2^CU_ATT_TOP whatever the scales, and the sum
+ * that divides the result in the end is that of w * 2^-k, in fp32 and not rounded to f16.
+ *     |error| <= 2^-11 * sum p|v| / sum p + n * 2^-39 * max p|v| / sum p, then the result's
+ * rounding
+ *
+ * Which dimension is where.  ldmatrix moves pairs of bytes as if they were one element: a thread
+ * has dimensions 4c .. 4c + 3 of a key's 16 (c: lane % 4), where the product wants 2c, 2c + 1, 2c +
+ * 8 and 2c + 9; queries are stored with their dimensions in that order (cu_att_e4m3_slot).
+ * Transposed, a thread has dimensions 2r and 2r + 1 (r: lane / 4) of two tokens of V: dimension 2r
+ * becomes the tile's row r and 2r + 1 row r + 8, and the hand-over writes them where they belong.
+ *
+ * A unit's last page may be alone: its pair's second is all masked.  Which pages are a pair depends
+ * on the unit alone, so results are the same bits for every placement and neighbour.
+ */
+#ifndef DAKD_KERNELS_CUDA_DECODE_ATTENTION_E4M3_CUH
+#define DAKD_KERNELS_CUDA_DECODE_ATTENTION_E4M3_CUH
+
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/decode_attention.cuh"
+#include "kernels/e4m3.h"
+
+/* log2 of the largest weight: f16 ends at 2^16, and what is 2^-38 of the largest is zero. */
+constexpr float CU_ATT_TOP = 14.f;
+
+/* What of a page a thread needs beside its elements: of its tokens lane / 4 and that + 8 of the
+ * warp's 16. */
+struct cu_att_e4m3_scales {
+    float key[2];     /* times the softmax's scale, log2 domain */
+    float value[2];   /* log2 */
+    float inverse[2]; /* 1 / of value's scale */
+};
+
+/* The first of the thread's two tokens is `token`; those outside [begin, end) have any scale. */
+PTX_INLINE void cu_att_read_scales(cu_att_e4m3_scales &s, const uint8_t *exponents, int token,
+                                   int begin, int end, float scale_log2)
+{
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const int t = token + n * 8;
+        const bool seen = t >= begin && t < end;
+        const uint32_t key = seen ? exponents[t] : 127,
+                       value = seen ? exponents[KN_PAGE_TOKENS + t] : 127;
+        s.key[n] = __uint_as_float(key << 23) * scale_log2;
+        s.value[n] = (float)((int)value - 127);
+        s.inverse[n] = __uint_as_float(254 - value << 23);
+    }
+}
+
+/* score[chain][half] += k . q for the warp's 16 tokens of a page. */
+template <int ROWS>
+PTX_INLINE void cu_att_score_e4m3(const cu_att_state<CU_ATT_E4M3, ROWS> &st,
+                                  float (&score)[2][ROWS / 8][4], const uint32_t (&k)[4][4])
+{
+    constexpr int HALVES = ROWS / 8;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            const uint32_t *word = &k[i][2 * c];
+            const uint32_t a[4] = {
+                ptx_f16x2_of_e4m3x2_low(word[0]), ptx_f16x2_of_e4m3x2_low(word[1]),
+                ptx_f16x2_of_e4m3x2_high(word[0]), ptx_f16x2_of_e4m3x2_high(word[1])};
+#pragma unroll
+            for (int h = 0; h < HALVES; h++)
+                ptx_mma_f16_m16n8k16(score[c][h], a, st.q[2 * i + c][h],
+                                     st.q[2 * i + c][HALVES + h]);
+        }
+}
+
+/* V of keys outside [begin, end) becomes zeros; first: of the thread's two neighbours. */
+PTX_INLINE void cu_att_mask_values_e4m3(uint32_t (&v)[4][4], int first, int begin, int end)
+{
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int key = first + n * 8 + j;
+            if (key >= begin && key < end) continue;
+            const uint32_t mask = j ? 0x0000ffffu : 0xffff0000u;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                v[i][n] &= mask;
+                v[i][2 + n] &= mask;
+            }
+        }
+}
+
+/* Scores of two pages to weights, as the B operand of V.P; rescales what the warp has so far. */
+template <int ROWS>
+PTX_INLINE void
+cu_att_soften_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st, const float (&score)[2][ROWS / 8][4],
+                   const cu_att_e4m3_scales (&scales)[2], uint32_t (&weight)[2][ROWS / 8][2])
+{
+    constexpr int HALVES = ROWS / 8;
+    float rescale[HALVES][2];
+    bool same = true;
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+        float w[2][2][2]; /* [page][token, token + 8][head, head + 1] */
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            float most = fmaxf(fmaxf(score[0][h][j], score[0][h][2 + j]),
+                               fmaxf(score[1][h][j], score[1][h][2 + j]));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
+            const float max = fmaxf(st.max[h][j], most);
+            const float shift = max == -INFINITY ? 0.f : max;
+            rescale[h][j] = ptx_ex2(st.max[h][j] - shift);
+            same = same && rescale[h][j] == 1.f;
+            st.max[h][j] = max;
+            float sum = 0.f;
+#pragma unroll
+            for (int g = 0; g < 2; g++)
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    w[g][n][j] = ptx_ex2(score[g][h][2 * n + j] - (shift - CU_ATT_TOP));
+                    sum = fmaf(w[g][n][j], scales[g].inverse[n], sum);
+                }
+            st.sum[h][j] = fmaf(st.sum[h][j], rescale[h][j], sum);
+        }
+#pragma unroll
+        for (int g = 0; g < 2; g++)
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const __half2 pair = __floats2half2_rn(w[g][n][0], w[g][n][1]);
+                weight[g][h][n] = ptx_movmatrix_trans(*(const uint32_t *)&pair);
+            }
+    }
+    if (__all_sync(0xffffffffu, same)) return; /* times one: the same bits */
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) st.out[h][n][i] *= rescale[h][i & 1];
+}
+
+/* out += V . weights of one page. */
+template <int ROWS>
+PTX_INLINE void cu_att_add_values_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st,
+                                       const uint32_t (&weight)[ROWS / 8][2],
+                                       const uint32_t (&v)[4][4])
+{
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        /* Of tokens t, t + 1 and dimensions d, d + 1: (t, d), (t + 1, d), (t, d + 1), (t + 1, d +
+         * 1). */
+        const uint32_t near = __byte_perm(v[n / 2][n % 2 * 2], 0, 0x3120),
+                       far = __byte_perm(v[n / 2][n % 2 * 2 + 1], 0, 0x3120);
+        const uint32_t a[4] = {ptx_f16x2_of_e4m3x2_low(near), ptx_f16x2_of_e4m3x2_high(near),
+                               ptx_f16x2_of_e4m3x2_low(far), ptx_f16x2_of_e4m3x2_high(far)};
+#pragma unroll
+        for (int h = 0; h < ROWS / 8; h++)
+            ptx_mma_f16_m16n8k16(st.out[h][n], a, weight[h][0], weight[h][1]);
+    }
+}
+
+template <int ROWS>
+PTX_INLINE void cu_att_consume_e4m3(const cu_att_params &p, cu_att_shared<CU_ATT_E4M3, ROWS> &sh,
+                                    int warp, int lane)
+{
+    using shape = cu_att_shape<CU_ATT_E4M3, ROWS>;
+    constexpr int HALVES = shape::HALVES;
+    /* ldmatrix rows, of K and of V: the second matrix is tokens + 8, the third 16 bytes on. */
+    const int row = warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), half = lane >> 4;
+    const int token = warp * 16 + (lane >> 2), pair_token = warp * 16 + (lane & 3) * 2;
+    const uint8_t *ring = cu_att_ring(sh, p.stages, 0);
+    cu_att_state<CU_ATT_E4M3, ROWS> st;
+    cu_att_cursor at;
+    int q_slot = 0, finished = 0;
+    for (;;) {
+        ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
+        int flags = sh.page[at.stage].flags;
+        if (flags & CU_ATT_END) break;
+        if (flags & CU_ATT_ITEM) cu_att_read_q(st, sh.q[q_slot], lane);
+        if (flags & CU_ATT_FIRST) cu_att_begin(st);
+        const int count = flags & CU_ATT_LAST ? 1 : 2;
+
+        float score[2][HALVES][4];
+        cu_att_e4m3_scales scales[2];
+        uint32_t weight[2][HALVES][2], v[2][4][4];
+        int begin[2], end[2];
+        cu_att_cursor last_at = at;
+#pragma unroll
+        for (int g = 0; g < 2; g++) {
+            uint32_t k[4][4] = {};
+            const uint8_t *stage = ring;
+            begin[g] = end[g] = 0;
+            if (g == 0 || count == 2) {
+                if (g) {
+                    cu_att_next(&last_at, p.stages);
+                    ptx_mbarrier_wait(&sh.full[last_at.stage], last_at.parity);
+                }
+                begin[g] = sh.page[last_at.stage].key_begin;
+                end[g] = sh.page[last_at.stage].key_end;
+                stage += last_at.stage * shape::STAGE_BYTES;
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    ptx_ldmatrix_x4(k[i], cu_att_piece(ptx_shared(stage), i, row, half));
+            }
+            cu_att_read_scales(scales[g], stage + 2 * KN_ATOM_BYTES, token, begin[g], end[g],
+                               p.scale_log2);
+            float parts[2][HALVES][4] = {};
+            cu_att_score_e4m3<ROWS>(st, parts, k);
+#pragma unroll
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    score[g][h][j] = fmaf(parts[0][h][j] + parts[1][h][j], scales[g].key[j >> 1],
+                                          scales[g].value[j >> 1]);
+        }
+        const cu_att_page &last = sh.page[last_at.stage];
+        flags = last.flags;
+        if ((flags & CU_ATT_LAST) && warp == 0) {
+            if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
+            if (lane == 0)
+                sh.finished = {last.token,      last.slot, last.first_slot,
+                               last.unit_count, last.head, flags};
+        }
+#pragma unroll
+        for (int g = 0; g < 2; g++) {
+            if (g == 0 || count == 2) {
+                const uint32_t values =
+                    ptx_shared(ring) + at.stage * shape::STAGE_BYTES + KN_ATOM_BYTES;
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    ptx_ldmatrix_x4_trans(v[g][i], cu_att_piece(values, i, row, half));
+                cu_att_release(sh, &at, p.stages, lane);
+                if (++q_slot == shape::Q_SLOTS) q_slot = 0;
+            } else {
+#pragma unroll
+                for (int i = 0; i < 16; i++) v[g][i / 4][i % 4] = 0;
+            }
+            if (begin[g] > 0 || end[g] < KN_PAGE_TOKENS) {
+                cu_att_mask_scores(score[g], token, begin[g], end[g]);
+                cu_att_mask_values_e4m3(v[g], pair_token, begin[g], end[g]);
+            }
+        }
+        cu_att_soften_e4m3<ROWS>(st, score, scales, weight);
+#pragma unroll
+        for (int g = 0; g < 2; g++) cu_att_add_values_e4m3<ROWS>(st, weight[g], v[g]);
+        if (flags & CU_ATT_LAST) cu_att_hand_over(p, sh, st, finished++, warp, lane);
+    }
+    if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
+    if (warp == 0 && lane == 0) sh.finished.flags = CU_ATT_END;
+    ptx_mbarrier_arrive(&sh.finished_full);
+}
+
+#endif

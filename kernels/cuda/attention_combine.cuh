@@ -175,7 +175,7 @@ PTX_INLINE void cu_att_clear_words(const cu_att_params &p, const cu_att_words &a
 
 /* --- a unit --- */
 
-/* The unit from what the four warps of a team have left of it: folded onto `group` if the item is
+/* The unit from what the warps that had a part of it have left: folded onto `group` if the item is
  * whole, else to memory. */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
@@ -186,15 +186,15 @@ PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, RO
     constexpr int TEAM_QUADS = shape::TILES * 4;
     const bool whole = u.flags & CU_ATT_WHOLE;
     const cu_att_words to = cu_att_units_at(p, u, seat, u.slot, 1);
-    float warp_factor[4], most = -INFINITY, sum = 0.f, factor, x_factor;
-    float2 ml[4];
+    float warp_factor[shape::PARTS], most = -INFINITY, sum = 0.f, factor, x_factor;
+    float2 ml[shape::PARTS];
 #pragma unroll
-    for (int w = 0; w < 4; w++) {
+    for (int w = 0; w < shape::PARTS; w++) {
         ml[w] = sh.ml[w][seat.row];
         most = fmaxf(most, ml[w].x);
     }
 #pragma unroll
-    for (int w = 0; w < 4; w++) {
+    for (int w = 0; w < shape::PARTS; w++) {
         warp_factor[w] = ptx_ex2(ml[w].x - most);
         sum = __fmaf_rn(warp_factor[w], ml[w].y, sum);
     }
@@ -209,7 +209,7 @@ PTX_INLINE void cu_att_take_unit(const cu_att_params &p, cu_att_shared<ATOMS, RO
                             (quad - team * TEAM_QUADS) * 4;
         float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
-        for (int w = 0; w < 4; w++) {
+        for (int w = 0; w < shape::PARTS; w++) {
             const float4 y = *(const float4 *)(from + w * p.group * shape::DUMP_ROW);
             x.x = __fmaf_rn(warp_factor[w], y.x, x.x);
             x.y = __fmaf_rn(warp_factor[w], y.y, x.y);

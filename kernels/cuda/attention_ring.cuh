@@ -55,6 +55,7 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
     static constexpr int DUMP_ROW = TILES * 16 + 4; /* floats; the 4 keep rows in distinct banks */
     static constexpr int HALVES = ROWS / 8;
     static constexpr int QUADS = ROWS * ATOMS * 16 / (COMBINERS * 32); /* of a combiner thread */
+    static constexpr int PARTS = 4; /* warps that each have a part of a unit's tokens */
     /* In a tile of output, dimensions of an accumulator's row and the one eight rows on. */
     static constexpr int ROW_DIMS = 1, ROW_8_DIMS = 8;
 };
@@ -63,15 +64,16 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
 template <int ROWS> struct cu_att_shape<CU_ATT_E4M3, ROWS> {
     static constexpr int PAGE_STAGES = 1;
     static constexpr int STAGE_BYTES = 2 * KN_ATOM_BYTES + 2 * KN_PAGE_TOKENS;
-    static constexpr int TEAMS = 1, CONSUMERS = 4, COMBINERS = 4;
+    static constexpr int TEAMS = 2, CONSUMERS = 4 * TEAMS, COMBINERS = 2;
     static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
-    static constexpr int REGISTERS = ROWS == 8 ? 128 : 184;
+    static constexpr int REGISTERS = ROWS == 8 ? 128 : 168;
     static constexpr int TILES = 8, STEPS = 8;
     static constexpr int Q_BYTES = ROWS * 256;
     static constexpr int Q_SLOTS = CU_ATT_STAGES_MAX;
     static constexpr int DUMP_ROW = TILES * 16 + 4;
     static constexpr int HALVES = ROWS / 8;
     static constexpr int QUADS = ROWS * 32 / (COMBINERS * 32);
+    static constexpr int PARTS = CONSUMERS;
     static constexpr int ROW_DIMS = 2, ROW_8_DIMS = 1;
 };
 
@@ -112,7 +114,7 @@ struct __align__(16) cu_att_finished
 template <int ATOMS, int ROWS> struct cu_att_shared {
     using shape = cu_att_shape<ATOMS, ROWS>;
     uint8_t q[shape::Q_SLOTS][shape::Q_BYTES];
-    float2 ml[4][ROWS]; /* of the finished unit: [warp of a team][row] */
+    float2 ml[shape::PARTS][ROWS]; /* of the finished unit */
     cu_att_page page[CU_ATT_STAGES_MAX];
     cu_att_trip trip[CU_ATT_STAGES_MAX];
     cu_att_finished finished;

@@ -293,7 +293,7 @@ PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, RO
             sum += __shfl_xor_sync(0xffffffffu, sum, 8);
             sum += __shfl_xor_sync(0xffffffffu, sum, 16);
             if (row >= p.group) continue;
-            if (warp < 4 && lane < 4) sh.ml[warp][row] = make_float2(st.max[h][j], sum);
+            if (warp < shape::PARTS && lane < 4) sh.ml[warp][row] = make_float2(st.max[h][j], sum);
             float *to = cu_att_dump(sh) + (warp * p.group + row) * shape::DUMP_ROW +
                         (lane >> 2) * shape::ROW_DIMS;
 #pragma unroll

@@ -3,11 +3,12 @@
  * everything else of the kernel is in decode_attention.cuh).
  *
  * Floor: half of bf16's, 16.5 KB a page of a 128-wide head: at 4.7 TB/s an SM takes one every 0.46
- * us, 830 cycles.  A warp's chain of dependent instructions does not halve with the bytes, so two
- * pages go through it side by side: per pair the registers, stages and barriers of one bf16 page,
- * and twice the products and exponentials.  Converting costs 64 cvt and 16 prmt a page and warp,
+ * us, 830 cycles.  A warp's chain of dependent instructions does not halve with the bytes, so there
+ * are two teams of four warps that take a unit's pages in turn, each with a softmax of its own; the
+ * combiners fold all eight.  With two combiners in place of four there are twelve warps, and at 128
+ * registers the next kernel's CTA still fits.  Converting costs 64 cvt and 16 prmt a page and warp,
  * some 150 of the 830 cycles of a scheduler; an SM converts 128 numbers a cycle and takes in 20.
- * Predicted: 1,300 to 1,500 cycles a pair, of the 1,660 it streams in, so bound by HBM still.
+ * Predicted: 1,100 cycles a page and team, of the 1,660 it has: bound by HBM, 0.95 of its rate.
  *
  * Numbers.  e4m3 is exact in f16, so both products run in f16 with fp32 sums: a query is rounded to
  * 11 bits where bf16 has 8, and so is a weight.  Scales are powers of two and fold in exactly: a
@@ -24,8 +25,12 @@
  * Transposed, a thread has dimensions 2r and 2r + 1 (r: lane / 4) of two tokens of V: dimension 2r
  * becomes the tile's row r and 2r + 1 row r + 8, and the hand-over writes them where they belong.
  *
- * A unit's last page may be alone: its pair's second is all masked.  Which pages are a pair depends
- * on the unit alone, so results are the same bits for every placement and neighbour.
+ * Whose turn a page is depends on its place in the unit alone, so results are the same bits for
+ * every placement and neighbour.  The other team goes past it: it waits for the page's words, no
+ * more.
+ *
+ * Tried and dropped: one team whose warps take two pages side by side, the registers and barriers
+ * of one bf16 page for both: 0.836 of HBM's rate at 64 x 4,096, 0.758 at 128 x 1,024.
  */
 #ifndef DAKD_KERNELS_CUDA_DECODE_ATTENTION_E4M3_CUH
 #define DAKD_KERNELS_CUDA_DECODE_ATTENTION_E4M3_CUH
@@ -101,22 +106,21 @@ PTX_INLINE void cu_att_mask_values_e4m3(uint32_t (&v)[4][4], int first, int begi
         }
 }
 
-/* Scores of two pages to weights, as the B operand of V.P; rescales what the warp has so far. */
+/* Scores to weights, as the B operand of V.P; rescales what the warp has so far. */
 template <int ROWS>
 PTX_INLINE void
-cu_att_soften_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st, const float (&score)[2][ROWS / 8][4],
-                   const cu_att_e4m3_scales (&scales)[2], uint32_t (&weight)[2][ROWS / 8][2])
+cu_att_soften_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st, const float (&score)[ROWS / 8][4],
+                   const cu_att_e4m3_scales &scales, uint32_t (&weight)[ROWS / 8][2])
 {
     constexpr int HALVES = ROWS / 8;
     float rescale[HALVES][2];
     bool same = true;
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
-        float w[2][2][2]; /* [page][token, token + 8][head, head + 1] */
+        float w[2][2]; /* [token, token + 8][head, head + 1] */
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            float most = fmaxf(fmaxf(score[0][h][j], score[0][h][2 + j]),
-                               fmaxf(score[1][h][j], score[1][h][2 + j]));
+            float most = fmaxf(score[h][j], score[h][2 + j]);
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
@@ -125,23 +129,17 @@ cu_att_soften_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st, const float (&score)[2][
             rescale[h][j] = ptx_ex2(st.max[h][j] - shift);
             same = same && rescale[h][j] == 1.f;
             st.max[h][j] = max;
-            float sum = 0.f;
 #pragma unroll
-            for (int g = 0; g < 2; g++)
-#pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    w[g][n][j] = ptx_ex2(score[g][h][2 * n + j] - (shift - CU_ATT_TOP));
-                    sum = fmaf(w[g][n][j], scales[g].inverse[n], sum);
-                }
-            st.sum[h][j] = fmaf(st.sum[h][j], rescale[h][j], sum);
+            for (int n = 0; n < 2; n++)
+                w[n][j] = ptx_ex2(score[h][2 * n + j] - (shift - CU_ATT_TOP));
+            st.sum[h][j] = fmaf(st.sum[h][j], rescale[h][j],
+                                fmaf(w[1][j], scales.inverse[1], w[0][j] * scales.inverse[0]));
         }
 #pragma unroll
-        for (int g = 0; g < 2; g++)
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                const __half2 pair = __floats2half2_rn(w[g][n][0], w[g][n][1]);
-                weight[g][h][n] = ptx_movmatrix_trans(*(const uint32_t *)&pair);
-            }
+        for (int n = 0; n < 2; n++) {
+            const __half2 pair = __floats2half2_rn(w[n][0], w[n][1]);
+            weight[h][n] = ptx_movmatrix_trans(*(const uint32_t *)&pair);
+        }
     }
     if (__all_sync(0xffffffffu, same)) return; /* times one: the same bits */
 #pragma unroll
@@ -152,7 +150,7 @@ cu_att_soften_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st, const float (&score)[2][
             for (int i = 0; i < 4; i++) st.out[h][n][i] *= rescale[h][i & 1];
 }
 
-/* out += V . weights of one page. */
+/* out += V . weights. */
 template <int ROWS>
 PTX_INLINE void cu_att_add_values_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st,
                                        const uint32_t (&weight)[ROWS / 8][2],
@@ -172,90 +170,73 @@ PTX_INLINE void cu_att_add_values_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st,
     }
 }
 
+/* A page of the warp's team, whose stage has landed; lets go of the stage. */
+template <int ROWS>
+PTX_INLINE void cu_att_take_page_e4m3(const cu_att_params &p, cu_att_shared<CU_ATT_E4M3, ROWS> &sh,
+                                      cu_att_state<CU_ATT_E4M3, ROWS> &st, cu_att_cursor &at,
+                                      int part, int lane)
+{
+    using shape = cu_att_shape<CU_ATT_E4M3, ROWS>;
+    constexpr int HALVES = shape::HALVES;
+    const uint8_t *page = cu_att_ring(sh, p.stages, at.stage);
+    const uint32_t keys = ptx_shared(page);
+    /* ldmatrix rows, of K and of V: the second matrix is tokens + 8, the third 16 bytes on. */
+    const int row = part * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), half = lane >> 4;
+    const int begin = sh.page[at.stage].key_begin, end = sh.page[at.stage].key_end;
+    const int token = part * 16 + (lane >> 2);
+    uint32_t k[4][4], v[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) ptx_ldmatrix_x4(k[i], cu_att_piece(keys, i, row, half));
+    cu_att_e4m3_scales scales;
+    cu_att_read_scales(scales, page + 2 * KN_ATOM_BYTES, token, begin, end, p.scale_log2);
+    float parts[2][HALVES][4] = {}, score[HALVES][4];
+    cu_att_score_e4m3<ROWS>(st, parts, k);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        ptx_ldmatrix_x4_trans(v[i], cu_att_piece(keys + KN_ATOM_BYTES, i, row, half));
+    cu_att_release(sh, &at, p.stages, lane);
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            score[h][j] =
+                fmaf(parts[0][h][j] + parts[1][h][j], scales.key[j >> 1], scales.value[j >> 1]);
+    if (begin > 0 || end < KN_PAGE_TOKENS) {
+        cu_att_mask_scores(score, token, begin, end);
+        cu_att_mask_values_e4m3(v, part * 16 + (lane & 3) * 2, begin, end);
+    }
+    uint32_t weight[HALVES][2];
+    cu_att_soften_e4m3<ROWS>(st, score, scales, weight);
+    cu_att_add_values_e4m3<ROWS>(st, weight, v);
+}
+
 template <int ROWS>
 PTX_INLINE void cu_att_consume_e4m3(const cu_att_params &p, cu_att_shared<CU_ATT_E4M3, ROWS> &sh,
                                     int warp, int lane)
 {
     using shape = cu_att_shape<CU_ATT_E4M3, ROWS>;
-    constexpr int HALVES = shape::HALVES;
-    /* ldmatrix rows, of K and of V: the second matrix is tokens + 8, the third 16 bytes on. */
-    const int row = warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), half = lane >> 4;
-    const int token = warp * 16 + (lane >> 2), pair_token = warp * 16 + (lane & 3) * 2;
-    const uint8_t *ring = cu_att_ring(sh, p.stages, 0);
     cu_att_state<CU_ATT_E4M3, ROWS> st;
     cu_att_cursor at;
-    int q_slot = 0, finished = 0;
-    for (;;) {
+    int q_slot = 0, finished = 0, turn = 0;
+    for (;; turn ^= 1) {
         ptx_mbarrier_wait(&sh.full[at.stage], at.parity);
-        int flags = sh.page[at.stage].flags;
+        const cu_att_page &page = sh.page[at.stage];
+        const int flags = page.flags;
         if (flags & CU_ATT_END) break;
         if (flags & CU_ATT_ITEM) cu_att_read_q(st, sh.q[q_slot], lane);
-        if (flags & CU_ATT_FIRST) cu_att_begin(st);
-        const int count = flags & CU_ATT_LAST ? 1 : 2;
-
-        float score[2][HALVES][4];
-        cu_att_e4m3_scales scales[2];
-        uint32_t weight[2][HALVES][2], v[2][4][4];
-        int begin[2], end[2];
-        cu_att_cursor last_at = at;
-#pragma unroll
-        for (int g = 0; g < 2; g++) {
-            uint32_t k[4][4] = {};
-            const uint8_t *stage = ring;
-            begin[g] = end[g] = 0;
-            if (g == 0 || count == 2) {
-                if (g) {
-                    cu_att_next(&last_at, p.stages);
-                    ptx_mbarrier_wait(&sh.full[last_at.stage], last_at.parity);
-                }
-                begin[g] = sh.page[last_at.stage].key_begin;
-                end[g] = sh.page[last_at.stage].key_end;
-                stage += last_at.stage * shape::STAGE_BYTES;
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    ptx_ldmatrix_x4(k[i], cu_att_piece(ptx_shared(stage), i, row, half));
-            }
-            cu_att_read_scales(scales[g], stage + 2 * KN_ATOM_BYTES, token, begin[g], end[g],
-                               p.scale_log2);
-            float parts[2][HALVES][4] = {};
-            cu_att_score_e4m3<ROWS>(st, parts, k);
-#pragma unroll
-            for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    score[g][h][j] = fmaf(parts[0][h][j] + parts[1][h][j], scales[g].key[j >> 1],
-                                          scales[g].value[j >> 1]);
+        if (flags & CU_ATT_FIRST) {
+            cu_att_begin(st);
+            turn = 0;
         }
-        const cu_att_page &last = sh.page[last_at.stage];
-        flags = last.flags;
+        if (++q_slot == shape::Q_SLOTS) q_slot = 0;
         if ((flags & CU_ATT_LAST) && warp == 0) {
             if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
             if (lane == 0)
-                sh.finished = {last.token,      last.slot, last.first_slot,
-                               last.unit_count, last.head, flags};
+                sh.finished = {page.token,      page.slot, page.first_slot,
+                               page.unit_count, page.head, flags};
         }
-#pragma unroll
-        for (int g = 0; g < 2; g++) {
-            if (g == 0 || count == 2) {
-                const uint32_t values =
-                    ptx_shared(ring) + at.stage * shape::STAGE_BYTES + KN_ATOM_BYTES;
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    ptx_ldmatrix_x4_trans(v[g][i], cu_att_piece(values, i, row, half));
-                cu_att_release(sh, &at, p.stages, lane);
-                if (++q_slot == shape::Q_SLOTS) q_slot = 0;
-            } else {
-#pragma unroll
-                for (int i = 0; i < 16; i++) v[g][i / 4][i % 4] = 0;
-            }
-            if (begin[g] > 0 || end[g] < KN_PAGE_TOKENS) {
-                cu_att_mask_scores(score[g], token, begin[g], end[g]);
-                cu_att_mask_values_e4m3(v[g], pair_token, begin[g], end[g]);
-            }
-        }
-        cu_att_soften_e4m3<ROWS>(st, score, scales, weight);
-#pragma unroll
-        for (int g = 0; g < 2; g++) cu_att_add_values_e4m3<ROWS>(st, weight[g], v[g]);
+        if (warp >> 2 == turn) cu_att_take_page_e4m3<ROWS>(p, sh, st, at, warp & 3, lane);
+        else cu_att_release(sh, &at, p.stages, lane);
         if (flags & CU_ATT_LAST) cu_att_hand_over(p, sh, st, finished++, warp, lane);
     }
     if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);

@@ -74,12 +74,8 @@ static enum status cuda_check_model(const struct kn *kn, enum kn_dtype weights, 
                        "the GPU computes with bfloat16 weights, not %s: give --dtype bfloat16, or "
                        "--device cpu",
                        kn_dtype_name(weights));
-    if (kv->dtype != KN_BF16)
-        return err_set(err, ST_UNSUPPORTED,
-                       "the GPU keeps KV in bfloat16, not %s: give --kv-cache-dtype bfloat16, or "
-                       "--device cpu",
-                       kn_dtype_name(kv->dtype));
-    return kn_cu_attend_check(q_heads, kv, err);
+    enum status st = kn_cu_kv_check(kv, err);
+    return st ? st : kn_cu_attend_check(q_heads, kv, err);
 }
 
 static void cuda_close(struct kn *kn)

@@ -46,10 +46,9 @@ PTX_INLINE uint32_t cu_pre_scale_pair(uint32_t half2, __nv_bfloat162 scale)
 }
 
 /* Sixteen dimensions of a key: 16 bytes to twice 16. */
-PTX_INLINE void cu_pre_convert_chunk(const uint8_t *from, uint8_t *low, uint8_t *high,
+PTX_INLINE void cu_pre_convert_chunk(const uint4 &packed, uint8_t *low, uint8_t *high,
                                      __nv_bfloat162 scale)
 {
-    const uint4 packed = *(const uint4 *)from;
     const uint32_t word[4] = {packed.x, packed.y, packed.z, packed.w};
     uint32_t pair[8];
 #pragma unroll
@@ -64,9 +63,10 @@ PTX_INLINE void cu_pre_convert_chunk(const uint8_t *from, uint8_t *low, uint8_t 
 /* Thread `key` of the converters, until the producer says that there is no more. */
 template <class S> PTX_INLINE void cu_pre_convert(cu_pre_shared<S> &sh, int key, int lane)
 {
+    constexpr int CHUNKS = KN_ATOM_ROW_BYTES / 16;
     const int page = key / KN_PAGE_TOKENS, row = key % KN_PAGE_TOKENS, swizzle = row & 7;
     cu_pre_place from, to;
-    for (;; cu_pre_next<S::STAGES>(from), cu_pre_next<S::SLOTS>(to)) {
+    for (;; cu_pre_next<S::SLOTS>(to)) {
         ptx_mbarrier_wait(&sh.stages.full[from.slot], from.parity);
         const int what = sh.stages.what[from.slot];
         if (what == CU_PRE_END) break;
@@ -76,22 +76,27 @@ template <class S> PTX_INLINE void cu_pre_convert(cu_pre_shared<S> &sh, int key,
                        bits = exponent == KN_E4M3_NAN ? 0x7FC0u : exponent + 112 << 7;
         const uint32_t both = bits << 16 | (bits & 0xFFFF);
         const __nv_bfloat162 scale = *(const __nv_bfloat162 *)&both;
-        in += row * KN_ATOM_ROW_BYTES;
+        uint4 packed[CHUNKS]; /* all on their way before the first is used */
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++)
+            packed[c] = *(const uint4 *)(in + row * KN_ATOM_ROW_BYTES + ((c ^ swizzle) << 4));
+#pragma unroll
+        for (int c = 0; c < CHUNKS && !written; c++) packed[c] = make_uint4(0, 0, 0, 0);
+        cu_pre_release(&sh.stages.empty[from.slot], lane);
+        cu_pre_next<S::STAGES>(from);
         uint8_t *out = sh.ring[to.slot] + row * KN_ATOM_ROW_BYTES +
                        page * (what == CU_PRE_KEYS ? KN_ATOM_BYTES : S::HEAD_BYTES);
         const int atom_bytes = what == CU_PRE_KEYS ? S::PAGES * KN_ATOM_BYTES : KN_ATOM_BYTES;
         ptx_mbarrier_wait(&sh.empty[to.slot], to.parity ^ 1);
 #pragma unroll
-        for (int c = 0; c < 8; c++) { /* of 16 bytes in, and twice 16 out */
+        for (int c = 0; c < CHUNKS; c++) {
             uint8_t *atom = out + c / 4 * atom_bytes;
-            uint8_t *low = atom + ((2 * (c % 4) ^ swizzle) << 4),
-                    *high = atom + ((2 * (c % 4) + 1 ^ swizzle) << 4);
-            if (written) cu_pre_convert_chunk(in + ((c ^ swizzle) << 4), low, high, scale);
-            else *(uint4 *)low = *(uint4 *)high = make_uint4(0, 0, 0, 0);
+            cu_pre_convert_chunk(packed[c], atom + ((2 * (c % 4) ^ swizzle) << 4),
+                                 atom + ((2 * (c % 4) + 1 ^ swizzle) << 4),
+                                 written ? scale : __float2bfloat162_rn(0.f));
         }
         ptx_fence_proxy_async();
         ptx_mbarrier_arrive(&sh.full[to.slot]);
-        cu_pre_release(&sh.stages.empty[from.slot], lane);
     }
 }
 

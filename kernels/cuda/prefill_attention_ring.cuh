@@ -96,7 +96,7 @@ struct __align__(16) cu_pre_trip
 template <class S, bool PACKED = S::PACKED> struct cu_pre_stages {
 };
 template <class S> struct cu_pre_stages<S, true> {
-    uint8_t bytes[S::STAGES][S::STAGE_BYTES];
+    __align__(16) uint8_t bytes[S::STAGES][S::STAGE_BYTES];
     uint64_t full[S::STAGES], empty[S::STAGES];
     /* What it holds: cu_pre_packed, and of each page how many rows of V a token has written. */
     int32_t what[S::STAGES], rows[S::STAGES][S::PAGES];
@@ -106,7 +106,6 @@ enum cu_pre_packed { CU_PRE_KEYS, CU_PRE_VALUES, CU_PRE_END };
 template <class S> struct cu_pre_shared {
     uint8_t q[S::Q_SLOTS][S::Q_BYTES];
     uint8_t ring[S::SLOTS][S::SLOT_BYTES];
-    cu_pre_stages<S> stages;
     uint64_t full[S::SLOTS], empty[S::SLOTS];
     uint64_t tile_full[S::TILE_SLOTS], q_full[S::Q_SLOTS], q_empty[S::Q_SLOTS];
     cu_pre_tile tile[S::TILE_SLOTS];
@@ -114,6 +113,7 @@ template <class S> struct cu_pre_shared {
     /* The producer's: cu_pre_bound, and remote pages of which it has brought keys and values. */
     int32_t bound[KN_TIER_MAX];
     uint32_t remote_pages[KN_TIER_MAX];
+    cu_pre_stages<S> stages;
 };
 
 /* Barriers of what copies land in. */
@@ -464,7 +464,7 @@ PTX_INLINE void cu_pre_produce_section(const cu_pre_params &p, cu_pre_shared<S> 
                 cu_pre_issue_packed<S>(p, sh, at, page, head, false, S::KEYS, lane);
             else cu_pre_issue_keys<S>(p, sh, at, page, head, lane);
         }
-        if (step == begin) continue;
+        if (step <= begin) continue;
         const int32_t left = kv_count - (step - 1) * S::KEYS;
         if constexpr (S::PACKED) cu_pre_issue_packed<S>(p, sh, at, old, head, true, left, lane);
         else cu_pre_issue_values<S>(p, sh, at, old, head, left, lane);

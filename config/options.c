@@ -76,8 +76,10 @@ static const struct option table[] = {
      "--load-format dummy, for a checkpoint has the sizes it has"},
     {"dtype", CHOICE, ALL(dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
      "of the weights; auto: as stored"},
-    {"kv-cache-dtype", CHOICE, ALL(kv_cache_dtype), 0, 0, "auto", "auto|float32|bfloat16|float16",
-     "of the KV cache; auto: float32 for float32 weights, else as the weights"},
+    {"kv-cache-dtype", CHOICE, ALL(kv_cache_dtype), 0, 0, "auto",
+     "auto|float32|bfloat16|float16|fp8|fp8_e4m3",
+     "of the KV cache; auto: float32 for float32 weights, else as the weights; fp8, or fp8_e4m3: "
+     "half the bytes of 16 bits, with a scale for each token and kv-head"},
     {"chat-template", TEXT, SERVE(chat_template), 0, 0, "", NULL,
      "a Jinja file in place of the model's own template"},
     {"seed", UINT, AT(seed), 0, 9007199254740992.0, "0", NULL,

@@ -32,7 +32,7 @@ struct options {
     char load_format[16];                   /* auto, safetensors, dummy */
     char hf_overrides[OPT_STRING_CAP];      /* JSON merged over config.json; "": none */
     char dtype[16];                         /* auto, float32, bfloat16, float16 */
-    char kv_cache_dtype[16];                /* auto, float32, bfloat16, float16 */
+    char kv_cache_dtype[16];                /* auto, float32, bfloat16, float16, fp8, fp8_e4m3 */
     char chat_template[OPT_STRING_CAP];     /* a file, "" means the model's own */
     uint64_t seed;
     /* Limits. */

@@ -305,14 +305,19 @@ static void set_staging(struct walk *w, const struct eng_step *step,
     }
 }
 
+bool eng_predict_knows_kv(enum kn_dtype dtype, int32_t head_dim)
+{
+    return dtype == KN_BF16 || (dtype == KN_E4M3 && head_dim > 64 && head_dim <= 128);
+}
+
 bool eng_predict(const struct eng_shape *shape, const struct eng_step *step,
                  const struct off_plan *placed, const struct eng_staging *staging,
                  struct eng_prediction *out)
 {
     struct walk w = {.placed = placed, .bucket = find_bucket(step->seq_count), .out = out};
     *out = (struct eng_prediction){0};
-    if (!w.bucket || shape->info.dtype != KN_BF16 || step->kv_dtype != KN_BF16 ||
-        !has_rates(placed))
+    if (!w.bucket || shape->info.dtype != KN_BF16 || !has_rates(placed) ||
+        !eng_predict_knows_kv(step->kv_dtype, shape->info.head_dim))
         return false;
     set_staging(&w, step, staging);
     add_layers(&w, shape, step);

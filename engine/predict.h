@@ -32,14 +32,18 @@ struct eng_prediction {
     double between_s;   /* kernels handing over, norms, sampling, the host */
 };
 
+/* Whether the GPU's kernels keep KV of such heads so. */
+bool eng_predict_knows_kv(enum kn_dtype dtype, int32_t head_dim);
+
 /* The step `step` of a model whose weights and KV lie as placed->op[].tiles says (off_plan_solve,
  * eng_operations_count, eng_operations_place_kv; the operations are eng_operations' of the same
  * step), in tiers as fast as placed->tier[].bytes_per_s.  staging: NULL where all is read in place.
  *
  * The constants are those of dakd's kernels on an H200 (predict.c): for another GPU of its kind
  * only the bandwidths are its own, and nobody has held the sum against one.  False, and *out is
- * zero, where there is nothing to go by: weights or KV that are not bfloat16, more sequences than
- * ENG_PREDICT_TOKENS_MAX, a tier in use whose rate is not known. */
+ * zero, where there is nothing to go by: weights that are not bfloat16, KV that the GPU has no
+ * kernels for, more sequences than ENG_PREDICT_TOKENS_MAX, a tier in use whose rate is not known.
+ */
 bool eng_predict(const struct eng_shape *shape, const struct eng_step *step,
                  const struct off_plan *placed, const struct eng_staging *staging,
                  struct eng_prediction *out);

@@ -76,8 +76,9 @@ void eng_traffic_init(struct eng_traffic *t, const struct eng_shape *shape,
     for (int i = 0; i < KN_TIER_MAX; i++) t->head_bytes[i] = t->weight_bytes[i] - t->head_bytes[i];
     add_table(t, &weights->embed);
     if (shape->has & ENG_HAS_POSITIONS) add_table(t, &weights->positions);
-    t->kv_token_bytes =
-        2 * (uint64_t)info->kv_heads * (uint64_t)info->head_dim * kn_dtype_bytes(kv_dtype);
+    const uint64_t row_bytes =
+        (uint64_t)info->head_dim * kn_dtype_bytes(kv_dtype) + (kv_dtype == KN_E4M3); /* its scale */
+    t->kv_token_bytes = 2 * (uint64_t)info->kv_heads * row_bytes;
     memcpy(t->window, shape->window, sizeof t->window);
 }
 

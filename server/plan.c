@@ -270,6 +270,11 @@ static void print_prediction(const struct report *r)
     if (!r->is_predicted && r->shape.info.dtype != KN_BF16)
         printf("  nothing: on a GPU dakd computes in bfloat16 alone, and these weights are %s\n",
                kn_dtype_name(r->shape.info.dtype));
+    else if (!r->is_predicted && !eng_predict_knows_kv(r->kv_dtype, r->shape.info.head_dim))
+        printf(
+            "  nothing: on a GPU dakd keeps KV in bfloat16, or in fp8 where heads have 65 to 128 "
+            "dimensions; this is %s of %d\n",
+            kn_dtype_name(r->kv_dtype), r->shape.info.head_dim);
     else if (!r->is_predicted)
         printf("  nothing: steps of more than %d sequences were never measured\n",
                ENG_PREDICT_TOKENS_MAX);

@@ -35,9 +35,10 @@ static void on_load(void *user, uint64_t done, uint64_t total)
     if (l->hooks->progress) l->hooks->progress(l->hooks->progress_user, percent);
 }
 
-static enum status choose_dtype(const char *name, enum kn_dtype automatic, enum kn_dtype *out)
+static enum status choose_kv_dtype(const char *name, enum kn_dtype automatic, enum kn_dtype *out)
 {
-    for (int d = 0; d < KN_DTYPE_COUNT; d++)
+    if (strcmp(name, "fp8") == 0) name = kn_dtype_name(KN_E4M3);
+    for (int d = 0; d <= KN_E4M3; d++)
         if (strcmp(name, kn_dtype_name((enum kn_dtype)d)) == 0) {
             *out = (enum kn_dtype)d;
             return ST_OK;
@@ -304,7 +305,7 @@ enum status srv_startup_shape_kv(const struct options *o, const struct eng_model
 {
     *kv = (struct kn_kv){
         .layer_count = info->layer_count, .kv_heads = info->kv_heads, .head_dim = info->head_dim};
-    if (choose_dtype(o->kv_cache_dtype, info->kv_dtype, &kv->dtype))
+    if (choose_kv_dtype(o->kv_cache_dtype, info->kv_dtype, &kv->dtype))
         return err_set(err, ST_INVALID, "--kv-cache-dtype %s is not supported", o->kv_cache_dtype);
     return ST_OK;
 }

@@ -3,7 +3,7 @@
 #
 #     scripts/gpu.sh test  [DIR [REPORT]]            every test program, the served demo model, 256 streams
 #     scripts/gpu.sh bench [PART...] [DIR [REPORT]]  PART: probe kernels hbm prefill mixed pcie peer windows greedy
-#                                                    parts streams chat predict kv compare; all but compare without one,
+#                                                    parts streams chat predict kv fp8 compare; all but compare without one,
 #                                                    and greedy, which is a part of parts
 #     scripts/gpu.sh soak  [DIR [REPORT]]            the served demo model under everything that clients do, SOAK seconds
 #     scripts/gpu.sh quick [DIR [REPORT]]            compute-sanitizer over small shapes; DIR: build/debug/gpu
@@ -22,7 +22,7 @@
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
 # sanitizer/.  All of bench is made to take less than twenty minutes, pcie 130 s, mixed 100 s, peer 90 s, windows
-# 90 s, parts 80 s with greedy's 40, chat 60 s, predict 90 s and kv 100 s of them; compare, which is apart, takes eleven
+# 90 s, parts 80 s with greedy's 40, chat 60 s, predict 90 s, kv 100 s and fp8 30 s of them; compare, which is apart, takes eleven
 # more.
 set -u
 
@@ -42,7 +42,7 @@ bench)
     default=build/gpu
     while [ $# -gt 0 ]; do
         case $1 in
-        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | greedy | parts | streams | chat | predict | kv | compare)
+        probe | kernels | hbm | prefill | mixed | pcie | peer | windows | greedy | parts | streams | chat | predict | kv | fp8 | compare)
             parts="$parts $1"
             ;;
         *) break ;;
@@ -56,7 +56,7 @@ esac
 dir=${1:-$default}
 report=${2:-$dir/report-$mode.txt}
 limit=${GPU_LIMIT:-300}
-parts=${parts:-probe kernels hbm prefill mixed pcie peer windows parts streams chat predict kv}
+parts=${parts:-probe kernels hbm prefill mixed pcie peer windows parts streams chat predict kv fp8}
 model=config/models/Llama-3.1-8B
 # Where a ratio of two steps is wanted and not a time: as good of 16 layers as of 32, and loaded in half the time.
 half_the_layers='--hf-overrides={"num_hidden_layers":16}'
@@ -233,6 +233,7 @@ quick_all() {
         esac
     done
     sanitize racecheck attention "$dir/gpu_attention" --small
+    sanitize racecheck attention-e4m3 "$dir/gpu_attention_e4m3" --small
     for tool in racecheck synccheck initcheck; do sanitize $tool prefill "$dir/gpu_prefill" --tiny; done
     sanitize racecheck probe "$dir/gpu_probe" --tiny
     sanitize racecheck stage "$dir/gpu_stage" --tiny
@@ -313,6 +314,14 @@ print(f"{r['batch_sequences']} x {r['input_tokens_per_sequence']:5}: {r['prefill
       f"{r['prefill_tflops']:6.1f} of {r['matrix_peak_tflops']:.1f} TFLOPS  MFU {r['prefill_mfu_ratio']:.3f}  "
       f"TTFT median {r['ttft_median_ms']:.1f} ms")
 PY
+}
+
+# KV in fp8 beside bfloat16, where a step reads more KV than weights; prompts' KV is taken as given.
+bench_fp8() {
+    all_hbm= bounded=
+    for dtype in bfloat16 fp8; do
+        bench_one kv-$dtype 8,64 4096 24 --given-context --kv-cache-dtype $dtype "$half_the_layers"
+    done
 }
 
 bench_prefill() {

@@ -2,8 +2,9 @@
  * gpu_attention_e4m3.cu - the GPU's attention over KV in fp8 against fp64 on the host, and its
  * speed.
  *
- *     gpu_attention_e4m3 [--small]  checks; the last line is "N passed, N failed"
- *     gpu_attention_e4m3 --bench    times against the HBM bandwidth probed in the same run
+ *     gpu_attention_e4m3 [--quick | --small]  checks; the last line is "N passed, N failed"
+ *     gpu_attention_e4m3 --bench              times against the HBM bandwidth probed in the same
+ * run
  *
  * Cached keys and values are e4m3 numbers and exponents that are a function of (sequence, position,
  * head), decoded anew by the reference; everything else in the pools is NaN.  The step's own keys
@@ -96,7 +97,7 @@ struct problem {
     bool special;             /* the first sequence's last token has rows of NaN and the like */
 };
 
-enum placement { LOCAL, HOST, MIXED };
+enum placement { LOCAL, HOST, MIXED, PEER };
 struct way {
     placement where;
     uint32_t shuffle;
@@ -105,9 +106,9 @@ struct way {
     int item_pages; /* of the plan's items; 0: the rule */
 };
 
-enum { LAYERS = 2, LAYER = 1 };
+enum { LAYERS = 2, LAYER = 1, TIERS = 3 };
 static const size_t LOCAL_BYTES = (size_t)1 << 30, HOST_BYTES = (size_t)1 << 28;
-static pool g_pools;
+static pool g_pools; /* local, host, and where there is another GPU its memory */
 static kn_cu_window *g_windows;
 static kn_cu_traffic *g_traffic;
 
@@ -139,11 +140,12 @@ struct outcome {
 static void place(const problem &p, const way &w, size_t page_bytes, std::vector<kn_seq> *seqs,
                   std::vector<kn_page> *pages, std::vector<fill_page> *fills)
 {
-    std::vector<uint32_t> free_pages[2];
-    const size_t room[2] = {LOCAL_BYTES / page_bytes, HOST_BYTES / page_bytes};
+    std::vector<uint32_t> free_pages[TIERS];
+    const size_t room[TIERS] = {LOCAL_BYTES / page_bytes, HOST_BYTES / page_bytes,
+                                g_pools.base[2] ? HOST_BYTES / page_bytes : 0};
     size_t need = 0;
     for (const kn_seq &s : p.seqs) need += (s.kv_count + 63) / 64;
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < TIERS; t++) {
         for (uint32_t i = 0; i < std::min(room[t], 2 * need); i++) free_pages[t].push_back(i);
         for (size_t i = free_pages[t].size(); i > 1; i--)
             std::swap(free_pages[t][i - 1], free_pages[t][random_bits(w.shuffle, t, i) % i]);
@@ -153,9 +155,10 @@ static void place(const problem &p, const way &w, size_t page_bytes, std::vector
         seq.page_begin = (int)pages->size();
         seqs->push_back(seq);
         for (int first = 0; first < seq.kv_count; first += 64) {
-            int tier =
-                w.where == HOST || (w.where == MIXED && random_bits(w.shuffle, s, first) % 4 == 0);
-            if (free_pages[tier].empty()) tier ^= 1;
+            const uint32_t die = random_bits(w.shuffle, s, first) % 8;
+            int tier = w.where == HOST ? 1 : w.where == PEER ? 2 : 0;
+            if (w.where == MIXED) tier = die < 2 ? 1 : die < 5 ? 2 : 0;
+            for (int i = 0; i < TIERS && free_pages[tier].empty(); i++) tier = (tier + 1) % TIERS;
             const kn_page page = kn_page_make(tier, free_pages[tier].back());
             free_pages[tier].pop_back();
             pages->push_back(page);
@@ -201,7 +204,8 @@ static void check_appended(const problem &p, const kn_kv &kv, const outcome &o,
 static outcome run(const problem &p, const way &w)
 {
     char err[ERR_CAP];
-    kn_kv kv = {KN_E4M3, LAYERS, p.kv_heads, p.dim, {g_pools.base[0], g_pools.base[1]}};
+    kn_kv kv = {
+        KN_E4M3, LAYERS, p.kv_heads, p.dim, {g_pools.base[0], g_pools.base[1], g_pools.base[2]}};
     EXPECT(&g_tally, kn_kv_head_bytes(&kv) == HEAD_BYTES, "%zu bytes", kn_kv_head_bytes(&kv));
     std::vector<kn_seq> seqs;
     std::vector<kn_page> pages;
@@ -392,7 +396,8 @@ static void check(const problem &p, const char *name)
 {
     const way ways[] = {{LOCAL, 1, 16, 1, false, 0}, {LOCAL, 2, 16, 1, true, 0},
                         {MIXED, 3, 16, 1, false, 0}, {MIXED, 4, 4, 4, true, 0},
-                        {HOST, 5, 8, 2, false, 0},   {LOCAL, 6, 16, 1, false, 32}};
+                        {HOST, 5, 8, 2, false, 0},   {LOCAL, 6, 16, 1, false, 32},
+                        {PEER, 7, 32, 4, false, 0}};
     const outcome first = run(p, ways[0]);
     EXPECT(&g_tally, first.clean, "%s", name);
     for (size_t i = 1; i < sizeof ways / sizeof *ways; i++) {
@@ -426,6 +431,16 @@ static void open_pools()
 {
     CUDA(cudaMalloc(&g_pools.base[0], LOCAL_BYTES));
     CUDA(cudaHostAlloc(&g_pools.base[1], HOST_BYTES, cudaHostAllocDefault));
+    int gpus, able = 0;
+    CUDA(cudaGetDeviceCount(&gpus));
+    if (gpus > 1) CUDA(cudaDeviceCanAccessPeer(&able, 0, 1));
+    if (able) {
+        CUDA(cudaSetDevice(1));
+        CUDA(cudaMalloc(&g_pools.base[2], HOST_BYTES));
+        CUDA(cudaSetDevice(0));
+        CUDA(cudaDeviceEnablePeerAccess(1, 0));
+    }
+    printf("%s\n", able ? "pages in local, host and peer memory" : "no peer: pages in two tiers");
     CUDA(cudaMalloc(&g_windows, sizeof(kn_cu_window) * KN_TIER_MAX));
     CUDA(cudaMalloc(&g_traffic, sizeof(kn_cu_traffic) * KN_TIER_MAX));
 }
@@ -452,7 +467,7 @@ static void checks(bool small)
 int main(int argc, char **argv)
 {
     char err[ERR_CAP];
-    const bool small = argc > 1 && !strcmp(argv[1], "--small"),
+    const bool small = argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--quick")),
                timed = argc > 1 && !strcmp(argv[1], "--bench");
     open_pools();
     STATUS(kn_cu_prefill_attention_init(err), err);

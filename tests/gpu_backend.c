@@ -8,6 +8,7 @@
  * the sum of magnitudes.  What the GPU stores as bf16 is within 2^-8 of that.  Attention rounds
  * probabilities to bf16 as well.
  */
+#include "kernels/e4m3.h"
 #include "tests/gpu_common.h"
 
 static struct kn *cpu, *gpu;
@@ -308,13 +309,13 @@ enum { SEQS = 5, PAGES_PER_SEQ = 24, POOL_PAGES = SEQS * PAGES_PER_SEQ, TOKENS =
 
 struct heads {
     int32_t q, kv, dim, window;
-    bool norms, rope;
+    bool norms, rope, fp8;
 };
 
 struct attention_rig {
     struct kn_kv cpu_kv, gpu_kv;
     size_t pool_bytes;
-    char *image; /* what every pool began as: finite noise, larger than any real K or V */
+    char *image; /* what every pool began as: finite noise, in bf16 larger than any real K or V */
     float *rope, *norm;
     float *gpu_rope, *gpu_norm;
     size_t rope_bytes, norm_bytes;
@@ -323,10 +324,16 @@ struct attention_rig {
 static void attention_open(struct attention_rig *r, const struct heads *h)
 {
     *r = (struct attention_rig){0};
-    struct kn_kv kv = {.dtype = KN_BF16, .layer_count = 2, .kv_heads = h->kv, .head_dim = h->dim};
+    struct kn_kv kv = {.dtype = h->fp8 ? KN_E4M3 : KN_BF16,
+                       .layer_count = 2,
+                       .kv_heads = h->kv,
+                       .head_dim = h->dim};
     r->pool_bytes = POOL_PAGES * kn_kv_page_bytes(&kv);
     r->image = test_malloc(r->pool_bytes);
-    for (size_t i = 0; i < r->pool_bytes; i += 2) {
+    /* Numbers of 32 and more; exponents of scales from 2^-31 to 1/2. */
+    for (size_t i = 0; h->fp8 && i < r->pool_bytes; i++)
+        r->image[i] = (char)(96 + test_random() % 31);
+    for (size_t i = 0; !h->fp8 && i < r->pool_bytes; i += 2) {
         uint16_t v = kn_bf16_from_f32(1000 * test_random_float());
         memcpy(r->image + i, &v, sizeof v);
     }
@@ -428,9 +435,60 @@ static void attention_run(struct kn *kn, const struct attention_rig *r, const st
                                              .out = out});
 }
 
+/* Rows of fp8 as numbers: those of a pool's page p, layer and head counted through. */
+static void read_rows(const struct kn_kv *kv, const char *pool, size_t head, float *out)
+{
+    const int32_t dim = kv->head_dim;
+    const char *at = pool + head * kn_kv_head_bytes(kv);
+    for (unsigned row = 0; row < 2 * KN_PAGE_TOKENS; row++) {
+        const bool value = row >= KN_PAGE_TOKENS;
+        const uint8_t exponent = (uint8_t)at[kn_e4m3_exponents_at(dim) + row];
+        for (int32_t d = 0; d < dim; d++) {
+            const size_t from = kn_e4m3_at(dim, value, row % KN_PAGE_TOKENS, d);
+            *out++ = kn_f32_from_e4m3((uint8_t)at[from]) * kn_e4m3_scale(exponent);
+        }
+    }
+}
+
+/* compare_pools in fp8, where a unit in the last place is an eighth, and of the smallest numbers
+ * 2^-9 of the scale, which is below 2^-7 of the row's largest; scales may differ by a factor of two
+ * where the largest lies at a limit. */
+static void compare_fp8_pools(const struct attention_rig *r, const struct heads *h)
+{
+    const size_t rows = 2 * KN_PAGE_TOKENS, dim = (size_t)h->dim;
+    float *got = test_malloc(rows * dim * sizeof *got),
+          *want = test_malloc(rows * dim * sizeof *want);
+    for (int t = 0; t < 2; t++) {
+        char *pool = test_download(gpu, r->gpu_kv.base[t], r->pool_bytes);
+        size_t wrong = 0, moved = 0;
+        for (size_t head = 0; head < r->pool_bytes / kn_kv_head_bytes(&r->cpu_kv); head++) {
+            read_rows(&r->gpu_kv, pool, head, got);
+            read_rows(&r->cpu_kv, r->cpu_kv.base[t], head, want);
+            for (size_t row = 0; row < rows; row++) {
+                float most = 0;
+                for (size_t d = 0; d < dim; d++) most = fmaxf(most, fabsf(want[row * dim + d]));
+                for (size_t d = 0; d < dim; d++) {
+                    const float f = got[row * dim + d], g = want[row * dim + d];
+                    wrong += !close_to(f, g, fabsf(g) * 0x1.04p-3f + most * 0x1p-15f);
+                    moved += f != g;
+                }
+            }
+        }
+        EXPECT(wrong == 0 && moved < r->pool_bytes / 1000,
+               "fp8 heads %d/%d x %d: %zu elements of pool %d, %zu moved", h->q, h->kv, h->dim,
+               wrong, t, moved);
+        free(pool);
+    }
+    free(got), free(want);
+}
+
 /* The pages are equal but for the rounding of K, a unit in the last place of bf16 now and then. */
 static void compare_pools(const struct attention_rig *r, const struct heads *h)
 {
+    if (h->fp8) {
+        compare_fp8_pools(r, h);
+        return;
+    }
     for (int t = 0; t < 2; t++) {
         uint16_t *got = test_download(gpu, r->gpu_kv.base[t], r->pool_bytes);
         const uint16_t *want = r->cpu_kv.base[t];
@@ -467,11 +525,12 @@ static void compare_step(struct attention_rig *r, const struct heads *h,
         for (int32_t k = 0; k < padded; k++) {
             float f = k < cols ? want[(size_t)t * (size_t)cols + (size_t)k] : 0;
             float g = test_act_get(got, T, cols, t, k);
-            wrong += !close_to(g, f, fabsf(f) * 0x1p-7f + 6e-3f);
+            /* In fp8 a key that falls to the other side of a middle moves its score more. */
+            wrong += !close_to(g, f, fabsf(f) * 0x1p-7f + (h->fp8 ? 2e-2f : 6e-3f));
             worst = fmaxf(worst, fabsf(g - f));
         }
-    EXPECT(wrong == 0, "heads %d/%d x %d window %d T %d: %d elements, worst %g", h->q, h->kv,
-           h->dim, h->window, T, wrong, (double)worst);
+    EXPECT(wrong == 0, "%sheads %d/%d x %d window %d T %d: %d elements, worst %g",
+           h->fp8 ? "fp8 " : "", h->q, h->kv, h->dim, h->window, T, wrong, (double)worst);
     if (*first) {
         int32_t differ = 0;
         for (int32_t t = 0; t < T; t++)
@@ -560,6 +619,13 @@ static void test_memory(void)
     EXPECT(kn_check_model(gpu, KN_F32, 4, &kv, err) == ST_UNSUPPORTED, "%s", err);
     kv.dtype = KN_F16;
     EXPECT(kn_check_model(gpu, KN_BF16, 4, &kv, err) == ST_UNSUPPORTED, "%s", err);
+    kv.dtype = KN_E4M3;
+    EXPECT(kn_check_model(gpu, KN_BF16, 4, &kv, err) == ST_UNSUPPORTED && strstr(err, "65 to 128"),
+           "%s", err);
+    kv.head_dim = 128;
+    EXPECT(kn_check_model(gpu, KN_BF16, 4, &kv, err) == ST_OK, "%s", err);
+    kv.head_dim = 256;
+    EXPECT(kn_check_model(gpu, KN_BF16, 4, &kv, err) == ST_UNSUPPORTED, "%s", err);
 }
 
 static void test_peer(void)
@@ -639,16 +705,20 @@ static void test_products(bool quick)
 
 static void test_heads(bool quick)
 {
-    test_attention((struct heads){8, 2, 64, 0, false, true});
-    test_attention((struct heads){2, 1, 128, 0, true, true});
+    test_attention((struct heads){8, 2, 64, 0, false, true, false});
+    test_attention((struct heads){2, 1, 128, 0, true, true, false});
+    test_attention((struct heads){2, 1, 128, 0, true, true, true});
     if (quick) return;
-    test_attention((struct heads){4, 4, 64, 0, false, false});
-    test_attention((struct heads){8, 2, 64, 100, false, true});
-    test_attention((struct heads){4, 2, 32, 0, false, true});
-    test_attention((struct heads){6, 2, 96, 70, true, true});
-    test_attention((struct heads){8, 1, 128, 0, false, true});
-    test_attention((struct heads){4, 4, 16, 0, false, true});
-    test_attention((struct heads){4, 2, 256, 0, true, true});
+    test_attention((struct heads){8, 2, 128, 0, false, true, true});
+    test_attention((struct heads){6, 2, 96, 70, true, true, true});
+    test_attention((struct heads){12, 1, 72, 0, false, false, true});
+    test_attention((struct heads){4, 4, 64, 0, false, false, false});
+    test_attention((struct heads){8, 2, 64, 100, false, true, false});
+    test_attention((struct heads){4, 2, 32, 0, false, true, false});
+    test_attention((struct heads){6, 2, 96, 70, true, true, false});
+    test_attention((struct heads){8, 1, 128, 0, false, true, false});
+    test_attention((struct heads){4, 4, 16, 0, false, true, false});
+    test_attention((struct heads){4, 2, 256, 0, true, true, false});
 }
 
 int main(int argc, char **argv)

@@ -58,7 +58,8 @@ static kn_cu_prefill_state *g_state;
 static std::vector<uint16_t> run_chunks(const chunk_problem &p, const chunk_way &w, double *ms)
 {
     char err[ERR_CAP];
-    kn_kv kv = {w.dtype, LAYERS, p.kv_heads, p.dim, {g_pools.base[0], g_pools.base[1]}};
+    kn_kv kv = {
+        w.dtype, LAYERS, p.kv_heads, p.dim, {g_pools.base[0], g_pools.base[1], g_pools.base[2]}};
     const size_t page_bytes = kn_kv_page_bytes(&kv);
     const way plain = {w.where, w.shuffle, w.ctas, w.blocks, false, 0};
     problem pages_of = {p.dim, p.q_heads, p.kv_heads, 0, p.seqs, false};
@@ -102,7 +103,7 @@ static std::vector<uint16_t> run_chunks(const chunk_problem &p, const chunk_way 
     kn_cu_prefill_tiles(&host, &shape, tiles.data(), &work);
     kn_cu_prefill_tile *list = to_device(tiles);
     work.tiles = list;
-    const kn_cu_window windows[KN_TIER_MAX] = {{}, {w.ctas, w.blocks, 1}};
+    const kn_cu_window windows[KN_TIER_MAX] = {{}, {w.ctas, w.blocks, 1}, {w.ctas, w.blocks, 1}};
     CUDA(cudaMemcpy(g_windows, windows, sizeof windows, cudaMemcpyHostToDevice));
     CUDA(cudaMemset(g_state, 0, kn_cu_prefill_state_bytes(p.dim)));
     const kn_cu_prefill_args args = {&work,
@@ -153,7 +154,8 @@ static void check_chunks(const chunk_problem &p, const char *name, bool timed)
     const chunk_way ways[] = {{KN_E4M3, LOCAL, 1, false, 1, 1, 3},
                               {KN_E4M3, LOCAL, 2, true, 1, 1, 1},
                               {KN_E4M3, MIXED, 3, false, 16, 2, 1},
-                              {KN_E4M3, HOST, 4, false, 4, 1, 1}};
+                              {KN_E4M3, HOST, 4, false, 4, 1, 1},
+                              {KN_E4M3, PEER, 5, false, 32, 4, 1}};
     double wide_ms, ms, first_ms = 0;
     const chunk_way wide = {KN_BF16, LOCAL, 1, false, 1, 1, 3};
     const std::vector<uint16_t> want = run_chunks(p, wide, &wide_ms);

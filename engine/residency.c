@@ -40,6 +40,9 @@
  * prompts, what the budget of so many steps lets them take.  What is missing leaves now, beside
  * this step.  How many steps ahead: the fewest in which the copy engine gets that many pages out.
  *
+ * For the balance.  Where the shortest step has pages behind the link (off_residency_best), full
+ * pages that steps read leave though local memory has room.
+ *
  * Back.  What is free beyond the need of 64 steps, in which every decode fills a page at most,
  * takes pages back, as long as steps read more behind the link than costs nothing.
  */
@@ -277,21 +280,25 @@ static int32_t node_to_leave(const struct eng_sched *s, const struct eng_sched_s
     return shared;
 }
 
-/* One full page of a running sequence leaves; false where none can. */
-static bool move_out(struct eng_sched *s, struct eng_plan *plan)
+/* One full page of a running sequence leaves; false where none can.  For the balance it is one that
+ * the next step reads, and once alone. */
+static bool move_out(struct eng_sched *s, struct eng_plan *plan, bool for_balance)
 {
     struct eng_sched_seq *best = NULL;
     struct off_residency_seq best_at = {0};
     kn_page to;
     for (struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
         const struct off_residency_seq at = residency_of(s, seq);
-        if (at.near == 0 || seq->returning_count) continue;
+        if (at.near == 0 || seq->returning_count || (for_balance && !at.read)) continue;
         if (best && !off_residency_leaves(&at, &best_at)) continue;
         best = seq;
         best_at = at;
     }
-    if (!best || !has_room(s, plan) || !take_far(s, ENG_NODE_NONE, &to)) return false;
-    begin_move(s, plan, node_to_leave(s, best), to);
+    if (!best || !has_room(s, plan)) return false;
+    const int32_t node = node_to_leave(s, best);
+    if (for_balance && eng_prefix_refs(s->prefix, node) > 1) return false;
+    if (!take_far(s, ENG_NODE_NONE, &to)) return false;
+    begin_move(s, plan, node, to);
     return true;
 }
 
@@ -330,7 +337,7 @@ bool eng_residency_make_room(struct eng_sched *s, struct eng_plan *plan)
 {
     while (eng_pages_tier_free(s->pages, 0) == 0) {
         if (eng_residency_join(s, plan) || send_idle(s, plan) || drop_idle(s)) continue;
-        if (!s->in_place || !move_out(s, plan)) return false;
+        if (!s->in_place || !move_out(s, plan, false)) return false;
     }
     return true;
 }
@@ -418,17 +425,33 @@ static void send_ahead(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
     int64_t missing = need - soon;
     while (missing > 0 && send_idle(s, plan)) missing--;
     missing -= eng_prefix_idle(s->prefix, 0); /* dropped when they are wanted */
-    while (missing > 0 && move_out(s, plan)) missing--;
+    while (missing > 0 && move_out(s, plan, false)) missing--;
+}
+
+/* Pages that the next step reads, as they will lie when moves are over. */
+static void count_read(const struct eng_sched *s, int64_t *near, int64_t *far)
+{
+    *near = *far = 0;
+    for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
+        if (!is_read_next(s, seq)) continue;
+        const int32_t behind = seq->far_count - seq->returning_count + seq->leaving_count;
+        *far += behind;
+        *near += seq->page_count - behind;
+    }
+}
+
+static void balance(struct eng_sched *s, struct eng_plan *plan)
+{
+    int64_t near, far;
+    count_read(s, &near, &far);
+    int64_t count = off_residency_leave_count(&s->residency, near, far, s->step_s);
+    while (count > 0 && move_out(s, plan, true)) count--;
 }
 
 static void bring_back(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 {
-    int64_t near = 0, far = 0;
-    for (const struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
-        if (!is_read_next(s, seq)) continue;
-        far += seq->far_count - seq->returning_count;
-        near += seq->page_count - seq->far_count + seq->returning_count;
-    }
+    int64_t near, far;
+    count_read(s, &near, &far);
     const int64_t room = eng_pages_tier_free(s->pages, 0) + eng_prefix_idle(s->prefix, 0) -
                          need_of(s, lack, AHEAD_MAX);
     int64_t count = off_residency_return_count(&s->residency, near, far, room, s->step_s);
@@ -448,6 +471,7 @@ void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack
         lack += eng_sched_pages_for(s->waiting.head->token_count);
     send_ahead(s, plan, lack);
     if (!plan->wait && s->moves.out_count == s->moves.spare_out_count) bring_back(s, plan, lack);
+    if (!plan->wait && s->moves.count == s->moves.out_count) balance(s, plan);
 }
 
 void eng_residency_learn(struct eng_sched *s, double seconds)

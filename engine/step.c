@@ -257,8 +257,8 @@ static void tell_of_moves(struct eng_engine *e, const struct eng_plan *plan)
     for (int32_t i = 0; i < plan->move_count && !e->moved; i++) {
         if (kn_page_tier(plan->moves[i].to) == 0) continue;
         e->moved = true;
-        log_info("engine", "local KV pages run short: from now on full ones move to a remote tier, "
-                           "and come back when there is room");
+        log_info("engine", "from now on full KV pages move to a remote tier, where local ones run "
+                           "short or both are read sooner, and come back when there is room");
     }
     log_debug("engine", "%d KV pages set out%s", plan->move_count,
               plan->wait ? ", and the step waits for some" : "");

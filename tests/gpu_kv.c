@@ -186,19 +186,20 @@ static void answers(bool quick)
     int gpus = 0;
     const bool peer = cudaGetDeviceCount(&gpus) == cudaSuccess && gpus > 1;
     for (int32_t budget = 512; budget >= 128; budget /= 4) {
-        const struct kv_way local = {600, 0, COUNT, budget, true, KN_MEM_HOST};
+        const struct kv_way local = {600, 0, COUNT, budget, true, KN_MEM_HOST, false};
         struct eng_stats s;
         kv_run(gpu, &load, &local, expected, &s);
         printf("all local: %.1f ms, %llu of %llu steps played\n", (double)s.device_ns_sum / 1e6,
                (unsigned long long)s.played_step_count, (unsigned long long)s.step_count);
         for (int tier = 0; tier < 1 + peer; tier++) {
             const enum kn_mem mem = tier ? KN_MEM_PEER : KN_MEM_HOST;
-            serve(expected, &(struct kv_way){600, 600, COUNT, budget, true, mem}, 0, 0);
-            serve(expected, &(struct kv_way){130, 600, COUNT, budget, true, mem}, 0.2, 0.8);
+            serve(expected, &(struct kv_way){600, 600, COUNT, budget, true, mem, false}, 0, 0);
+            serve(expected, &(struct kv_way){600, 600, COUNT, budget, true, mem, true}, 0.1, 0.4);
+            serve(expected, &(struct kv_way){130, 600, COUNT, budget, true, mem, false}, 0.2, 0.8);
             if (quick) return;
-            serve(expected, &(struct kv_way){60, 600, COUNT, budget, true, mem}, 0.5, 1);
-            serve(expected, &(struct kv_way){60, 600, COUNT, budget, false, mem}, 0.5, 1);
-            serve(expected, &(struct kv_way){36, 600, COUNT, budget, true, mem}, 0.7, 1);
+            serve(expected, &(struct kv_way){60, 600, COUNT, budget, true, mem, false}, 0.5, 1);
+            serve(expected, &(struct kv_way){60, 600, COUNT, budget, false, mem, false}, 0.5, 1);
+            serve(expected, &(struct kv_way){36, 600, COUNT, budget, true, mem, false}, 0.7, 1);
         }
     }
 }

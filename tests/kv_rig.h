@@ -18,6 +18,7 @@ struct kv_way {
     int32_t seqs, budget;
     bool ahead;
     enum kn_mem mem; /* of the remote tier */
+    bool balanced; /* pages leave for the shortest step, by a link nearly half as fast as memory */
 };
 
 /* Requests, all at once; every other one greedy, some changed by the host. */
@@ -119,8 +120,11 @@ static inline void kv_run(struct kn *kn, const struct kv_load *l, const struct k
                   .page_count = {w->near, w->far},
                   .residency = {.page_bytes = page,
                                 .local_bytes_per_s = 4700e9,
-                                .link_bytes_per_s = w->mem == KN_MEM_HOST ? 51e9 : 375e9,
-                                .copy_bytes_per_s = 55e9}},
+                                .link_bytes_per_s = w->balanced             ? 2000e9
+                                                    : w->mem == KN_MEM_HOST ? 51e9
+                                                                            : 375e9,
+                                .copy_bytes_per_s = 55e9,
+                                .worth_s = w->balanced ? 0 : 1}},
         .model_len_max = l->len_max,
         .queue_max = l->count,
         .event_ring = 4096,

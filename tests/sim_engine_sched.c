@@ -477,7 +477,8 @@ static void random_config(struct sim *m)
     c->residency = (struct off_residency){.page_bytes = 1u << 20,
                                           .local_bytes_per_s = 1e12,
                                           .link_bytes_per_s = 1e12 / between(m, 1, 100),
-                                          .copy_bytes_per_s = 1e12 / between(m, 1, 1000)};
+                                          .copy_bytes_per_s = 1e12 / between(m, 1, 1000),
+                                          .worth_s = chance(m, 50) ? 0 : 1};
     c->kv_policy = chance(m, 50) ? ENG_KV_IN_PLACE : chance(m, 60) ? ENG_KV_SWAP : ENG_KV_RECOMPUTE;
     c->admission = chance(m, 50) ? ENG_ADMIT_ALL : ENG_ADMIT_THROUGHPUT;
     c->step_base_s = chance(m, 50) ? 0 : 1e-6 * between(m, 1, 1000);

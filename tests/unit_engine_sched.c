@@ -25,11 +25,12 @@ struct bench {
     uint64_t begun; /* moves */
 };
 
-/* Pages of 8 MB, NVLink. */
+/* Pages of 8 MB, NVLink; none leaves that has room, but where a test says so. */
 static const struct off_residency rates = {.page_bytes = 8u << 20,
                                            .local_bytes_per_s = 4700e9,
                                            .link_bytes_per_s = 375e9,
-                                           .copy_bytes_per_s = 256e9};
+                                           .copy_bytes_per_s = 256e9,
+                                           .worth_s = 1};
 
 static struct bench *open_bench(int32_t seqs_max, int32_t tokens, int32_t chunk, int32_t pages)
 {
@@ -314,17 +315,28 @@ static void tokens_max_counts_every_tier(void **state)
 
 /* --- pages in several tiers ------------------------------------------------------------------- */
 
-static struct bench *open_tiers(int32_t seqs_max, int32_t tokens, int32_t near, int32_t far)
+static const struct off_residency balanced = {.page_bytes = 8u << 20,
+                                              .local_bytes_per_s = 4700e9,
+                                              .link_bytes_per_s = 375e9,
+                                              .copy_bytes_per_s = 256e9};
+
+static struct bench *open_rates(int32_t seqs_max, int32_t tokens, int32_t near, int32_t far,
+                                const struct off_residency *r)
 {
     struct bench *b = calloc(1, sizeof *b);
     assert_non_null(b);
     const struct eng_sched_config config = {.seqs_max = seqs_max,
                                             .tokens_step_max = tokens,
                                             .page_count = {near, 0, far},
-                                            .residency = rates};
+                                            .residency = *r};
     assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
     for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
     return b;
+}
+
+static struct bench *open_tiers(int32_t seqs_max, int32_t tokens, int32_t near, int32_t far)
+{
+    return open_rates(seqs_max, tokens, near, far, &rates);
 }
 
 /* A step whose moves are over before the next one. */
@@ -401,6 +413,46 @@ static void pages_come_back_when_there_is_room(void **state)
     for (int i = 0; i < 10; i++) step_and_move(b);
     assert_int_equal(b->seq[0].far_count, 0);
     assert_true(stats_of(b).pages_back_count >= 4);
+    close_bench(b);
+}
+
+/* Local memory has room for all, and attention is shortest with 7 % of what it reads behind NVLink:
+ * so many pages leave, as fast as the copy engine goes, those of all sequences alike; later ones
+ * follow as contexts grow, none comes back before somebody goes, and then only once. */
+static void pages_leave_for_the_balance(void **state)
+{
+    (void)state;
+    struct bench *b = open_rates(4, 2048, 300, 100, &balanced);
+    uint64_t out = 0, back = 0;
+    for (int i = 0; i < 4; i++) add(b, i, 64 * 40);
+    for (int i = 0; i < 100; i++) step_and_move(b);
+    assert_int_equal(stats_of(b).waiting, 0);
+    int64_t pages = 0, far = 0;
+    for (int i = 0; i < 4; i++) {
+        pages += b->seq[i].page_count;
+        far += b->seq[i].far_count;
+        assert_in_range(b->seq[i].far_count, b->seq[0].far_count - 1, b->seq[0].far_count + 1);
+    }
+    const int64_t best = off_residency_best(&balanced, pages);
+    assert_true(best >= 11);
+    assert_in_range(far, best - best / 8, best);
+    out = stats_of(b).pages_out_count;
+    for (int i = 0; i < 64 * 10; i++) {
+        step_and_move(b);
+        assert_false(b->plan.wait);
+    }
+    /* 40 pages more, and one in fourteen of them. */
+    assert_in_range(stats_of(b).pages_out_count, out + 1, out + 5);
+    assert_int_equal(stats_of(b).pages_back_count, 0);
+    out = stats_of(b).pages_out_count;
+    for (int i = 2; i < 4; i++) eng_sched_remove(b->sched, &b->seq[i]);
+    for (int i = 0; i < 30; i++) step_and_move(b);
+    back = stats_of(b).pages_back_count;
+    assert_true(back <= 2); /* the others had their share */
+    for (int i = 0; i < 60; i++) step_and_move(b);
+    assert_int_equal(stats_of(b).pages_back_count, back);
+    assert_true(stats_of(b).pages_out_count <= out + 2);
+    assert_int_equal(stats_of(b).move_wait_count, 0);
     close_bench(b);
 }
 
@@ -702,6 +754,7 @@ int main(void)
         cmocka_unit_test(a_sequence_may_be_longer_than_local_memory),
         cmocka_unit_test(pages_leave_before_they_are_needed),
         cmocka_unit_test(pages_come_back_when_there_is_room),
+        cmocka_unit_test(pages_leave_for_the_balance),
         cmocka_unit_test(who_goes_leaves_its_moves_to_end),
         cmocka_unit_test(only_when_every_tier_is_full_is_anybody_preempted),
         cmocka_unit_test(given_kv_is_taken_for_granted),

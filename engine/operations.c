@@ -170,6 +170,15 @@ const struct off_plan_op *eng_operation_kv(const struct off_plan *plan)
     return find((struct off_plan *)plan, ENG_OPERATION_KV);
 }
 
+uint64_t eng_operations_tile_max(const struct off_plan *plan)
+{
+    uint64_t tile = 0;
+    for (int i = 0; i < plan->op_count; i++)
+        if (!plan->op[i].pinned && !eng_operation_is_kv(&plan->op[i]))
+            tile = size_max(tile, plan->op[i].tile_bytes);
+    return tile;
+}
+
 /* --- weights ---------------------------------------------------------------------------------- */
 
 const struct off_plan_op *eng_operation_of(const struct off_plan *plan, enum eng_part part)

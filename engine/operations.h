@@ -37,6 +37,8 @@ void eng_operations_open_kv(struct off_plan *plan, int tier, uint64_t pool_bytes
 /* So many of the pages that attention reads lie in a tier, the others in tier 0. */
 void eng_operations_place_kv(struct off_plan *plan, int tier, int64_t page_count);
 bool eng_operation_is_kv(const struct off_plan_op *op);
+/* The largest tile of weights that may leave. */
+uint64_t eng_operations_tile_max(const struct off_plan *plan);
 /* That of ENG_OPERATION_KV. */
 const struct off_plan_op *eng_operation_kv(const struct off_plan *plan);
 /* The operation whose weight begins with a part: one of EMBED, POSITIONS, Q, O, GATE or UP, DOWN,

@@ -473,14 +473,18 @@ static enum status too_little_kv(const struct options *o, const struct pages *p,
                    m->model_len, need, size_text((uint64_t)count * p->bytes, have));
 }
 
-/* Pages of the remote tier, as many as sequences may fill beside the local ones; its pool is made
- * as large as they are. */
+/* Pages of the remote tier, as many as sequences may fill beside the local ones, or as many as make
+ * steps shortest where that is more; its pool is made as large as they are. */
 static enum status give_far_kv(const struct options *o, const struct pages *p, int64_t near,
                                struct srv_memory *m, char *err)
 {
     if (!m->kv_tier) return ST_OK;
     uint64_t *pool = &m->remote.pool_bytes[m->kv_tier - 1];
-    const int64_t most = (p->per_seq + 1) * o->max_num_seqs - near;
+    int64_t most = (p->per_seq + 1) * o->max_num_seqs - near;
+    if (m->kv_in_place)
+        most = (int64_t)size_max(
+            most > 0 ? (size_t)most : 0,
+            (size_t)off_residency_best(&m->residency, p->per_seq * o->max_num_seqs));
     int64_t count = (int64_t)(*pool / p->bytes);
     char page[SIZE_TEXT_CAP];
     if (count == 0)
@@ -612,8 +616,9 @@ enum status srv_memory_decide(const struct options *o, struct kn *kn, bool gpu,
     if (m->planned) st = place_by_plan(o, leaving, shape, &pages, kn, m, err);
     else if (!(st = set_staging(o, info, &pages, m, err)))
         st = place_by_share(o, leaving, shape, kn, mo, m, err);
-    if (st || (st = give_kv(o, info, &pages, m, err))) return st;
+    if (st) return st;
     m->residency = srv_kv_residency(m, kv);
+    if ((st = give_kv(o, info, &pages, m, err))) return st;
     srv_kv_place(m, &m->workload, &m->plan);
     if (m->planned) {
         mo->plan = &m->plan;

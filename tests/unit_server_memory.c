@@ -331,6 +331,27 @@ static void test_weights_and_kv_leave(void **state)
     assert_true(share.m.page_count > both.m.page_count);
 }
 
+/* Where local memory holds all, a tier has the pages that steps are shortest with: over NVLink, and
+ * none over PCIe, where that is hardly shorter. */
+static void test_kv_remote_for_the_balance(void **state)
+{
+    (void)state;
+    static struct rig r;
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "100GiB", "--max-num-seqs", "4",
+                            "--max-model-len", "32768", "--kv-remote", "peer:1:16GiB"),
+                     ST_OK);
+    check_decision(&r);
+    assert_int_equal(r.m.page_count, 4 * 513);
+    assert_true(r.m.far_page_count > 100);
+    assert_int_equal(r.m.far_page_count, off_residency_best(&r.m.residency, 4 * 512));
+    const struct eng_step longest = {.seq_count = 4, .context = 32768};
+    assert_int_equal(srv_kv_far_pages(&r.m, &longest), r.m.far_page_count);
+    assert_int_equal(DECIDE(&r, LLAMA_8B, "--hbm-size", "100GiB", "--max-num-seqs", "4",
+                            "--max-model-len", "32768", "--kv-remote", "host:16GiB"),
+                     ST_OK);
+    assert_int_equal(r.m.far_page_count, 0);
+}
+
 /* With nothing but a tier for KV: what does not fit starts, weights in the host's memory, and KV
  * leaves no more than its pool and what is wanted allow. */
 static void test_kv_remote_alone(void **state)
@@ -458,6 +479,7 @@ int main(void)
         cmocka_unit_test(test_kv_remote),
         cmocka_unit_test(test_weights_and_kv_leave),
         cmocka_unit_test(test_kv_remote_alone),
+        cmocka_unit_test(test_kv_remote_for_the_balance),
         cmocka_unit_test(test_share_check),
         cmocka_unit_test(test_check_notices_every_tile),
     };

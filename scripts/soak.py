@@ -77,7 +77,7 @@ class Generator:
     def next(self):
         """(path, body, leave_after, what to check)"""
         rng = self.rng
-        body = {"max_tokens": 200 if rng.random() < 0.03 else rng.randrange(1, 50), "seed": rng.randrange(1000),
+        body = {"max_tokens": rng.randrange(100, 200) if rng.random() < 0.1 else rng.randrange(1, 50), "seed": rng.randrange(1000),
                 "temperature": rng.choice([0, 0, 1]), "n": rng.choice([1] * 8 + [2, 3]), "return_token_ids": True,
                 "ignore_eos": rng.random() < 0.5}
         chat = self.text and rng.random() < 0.1

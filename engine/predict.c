@@ -36,7 +36,7 @@
  * link but copies.  Two steps of 64 sequences of an 8B model over PCIe, 6 and 79 % of their KV
  * there, took 14.82 and 140.1 ms, and this sum is 14.82 and 140.8.
  *
- * Attention's plan is that of kernels/cuda/attention_plan.cu for sequences of one length: items of
+ * Attention's plan is that of the kernels (kernels/cut.h) for sequences of one length: items of
  * whole pages, so that its time is the busiest SM's pages.
  *
  * The constants.  finish and norm are `gpu_profile` of 6886f1d, kernel by kernel, as are the step's
@@ -65,7 +65,6 @@
 #define SMALL_TOKENS 32 /* products of up to so many fill rings ahead, and do RMS norms' work */
 #define STEP_US 32.5    /* embedding, plan of attention, a norm, a sampled token, the host's part */
 #define LOGIT_US 2.0e-6 /* sampling */
-#define CHUNK_TOKENS 256 /* of a step; their attention is one kernel */
 
 /* Of steps of up to so many tokens; times are a kernel's. */
 struct bucket {
@@ -182,40 +181,20 @@ static void add_product(struct walk *w, const struct off_plan_op *op, int32_t in
 
 /* --- attention -------------------------------------------------------------------------------- */
 
-/* Items of at most 2^k pages that one sequence's units make. */
-static int32_t items_of(int32_t pages, int k)
-{
-    const int32_t unit_shift = pages <= 8 ? 1 : pages <= 32 ? 2 : pages <= 256 ? 3 : 5;
-    const int32_t group_shift = unit_shift == 2 || unit_shift == 3 ? 5 - unit_shift : 4;
-    int32_t units = (1 << k) >> unit_shift; /* of an item */
-    if (units < 1) units = 1;
-    if (units > 1 << group_shift) units = 1 << group_shift;
-    return (((pages - 1) >> unit_shift) / units) + 1;
-}
-
-/* Pages of one kv-head that the busiest SM reads, folds of items counted as pages: plan_choose of
- * kernels/cuda/attention_plan.cu, for `seqs` sequences of `pages` each.  It chooses by what folding
- * once costs; where sequences are cut and items are more than SMs, each costs its own. */
+/* Pages of one kv-head that the busiest SM reads, folds of items counted as pages, for `seqs`
+ * sequences of `pages` each.  The plan counts what folding once costs; where sequences are cut and
+ * items are more than SMs, each costs its own. */
 static double busiest_pages(int32_t seqs, int32_t pages, int32_t kv_heads)
 {
-    enum { LARGEST = 5, ITEM_MIN = 8, SPREAD_FOLD = 4, COUNT_FOLD = 5 };
-    const int64_t all = (int64_t)seqs * pages * kv_heads;
-    const int32_t even = (int32_t)((all + SMS - 1) / SMS);
-    const int32_t parts = items_of(pages, LARGEST) - 1; /* of a sequence, beyond the first */
-    int32_t best = even + COUNT_FOLD + ITEM_MIN;
-    bool counted = true;
-    for (int k = LARGEST; k >= 0; k--) {
-        const int32_t items = items_of(pages, k), count = seqs * items * kv_heads;
-        const int32_t size = 1 << k < pages ? 1 << k : pages;
-        const int32_t waves = (count + SMS - 1) / SMS;
-        const bool spread = count <= SMS, cut = items > 1;
-        int32_t time = waves * size < even + size ? waves * size : even + size;
-        if (cut) time += spread ? SPREAD_FOLD : COUNT_FOLD;
-        if ((!spread && k < LARGEST) || time >= best) continue;
-        best = time;
-        counted = cut && !spread;
-    }
-    return best + (counted ? ITEM_PAGES * seqs * parts * kv_heads / SMS : 0);
+    const int32_t unit_shift = kn_cut_unit_shift(pages);
+    const int32_t units = ((pages - 1) >> unit_shift) + 1;
+    struct kn_cut_work work = {.tokens = seqs, .pages = seqs * pages, .pages_most = pages};
+    for (int32_t k = 0; k < KN_CUT_ITEM_SIZES; k++)
+        work.items[k] = seqs * ((units - 1) / kn_cut_item_units(1 << k, unit_shift) + 1);
+    const struct kn_cut_items best = kn_cut_choose(&work, kv_heads, SMS);
+    const int32_t parts = work.items[KN_CUT_ITEM_SIZES - 1] - seqs; /* beyond each one's first */
+    const bool counted = best.cut && !best.spread;
+    return best.time + (counted ? ITEM_PAGES * parts * kv_heads / SMS : 0);
 }
 
 /* What of `bytes` of KV lies in each remote tier is read there, beside local pages: the longest
@@ -250,8 +229,8 @@ static void add_attention(struct walk *w, const struct eng_shape *shape,
     const double page_s =
         (double)kn_kv_head_bytes(&kv) * SMS / (w->placed->tier[0].bytes_per_s * ATTENTION_HBM);
     double near_s = 0;
-    for (int32_t left = step->seq_count; left > 0; left -= CHUNK_TOKENS) {
-        const int32_t seqs = left < CHUNK_TOKENS ? left : CHUNK_TOKENS;
+    for (int32_t left = step->seq_count; left > 0; left -= KN_CUT_TOKENS) {
+        const int32_t seqs = left < KN_CUT_TOKENS ? left : KN_CUT_TOKENS;
         near_s += near * busiest_pages(seqs, pages, shape->info.kv_heads) * page_s;
         w->out->attention_s += w->bucket->attention_us * US;
     }

@@ -32,9 +32,10 @@ extern "C" {
 #endif
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cut.h"
 
 /* Tokens of a launch at most. */
-#define KN_CU_ATTENTION_TOKENS 512
+#define KN_CU_ATTENTION_TOKENS KN_CUT_TOKENS
 
 struct kn_cu_attention_shape {
     int32_t q_heads, kv_heads, head_dim;

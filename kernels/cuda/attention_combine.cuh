@@ -315,7 +315,7 @@ PTX_INLINE cu_att_place cu_att_place_of(const cu_att_finished &u)
 {
     cu_att_place at;
     at.unit_shift = u.flags >> CU_ATT_SHIFT_AT & 7;
-    at.group_shift = cu_att_group_shift(at.unit_shift);
+    at.group_shift = kn_cut_group_shift(at.unit_shift);
     const int fan = 1 << at.group_shift;
     at.last = u.slot - u.first_slot;
     at.first = at.last & -fan;

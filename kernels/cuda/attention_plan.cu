@@ -42,12 +42,7 @@ enum {
     PLAN_THREADS = 512,
     PLAN_WARPS = PLAN_THREADS / 32,
     PLAN_TOKENS = KN_CU_ATTENTION_TOKENS,
-    PLAN_ITEM_MIN = 8, /* pages: an item that is counted in takes its CTA some 3 us */
-    PLAN_SIZES = 6,    /* sizes of items that are alike: 1, 2, .. 32 pages */
-    /* What it takes, in pages, to fold what several items made of a token: where they wait for each
-     * other, and where they are counted in. */
-    PLAN_SPREAD_FOLD = 4,
-    PLAN_COUNT_FOLD = 5,
+    PLAN_SIZES = KN_CUT_ITEM_SIZES,
 };
 
 struct plan_params {
@@ -113,37 +108,17 @@ PTX_INLINE void plan_scan(plan_shared &sh, const int32_t (&value)[N], int32_t (&
     }
 }
 
-/* Units of an item of at most `pages` pages: a power of two if that is one. */
-PTX_INLINE int32_t plan_item_units(int32_t pages, int32_t unit_shift)
+/* Items alike, or by what is left to do; a test may say which. */
+PTX_INLINE void plan_choose(const plan_params &p, plan_totals &sums, const kn_cut_work &work)
 {
-    const int32_t most = min(pages, CU_ATT_ITEM_PAGES) >> unit_shift;
-    return min(max(1, most), 1 << cu_att_group_shift(unit_shift));
-}
-
-/* Chooses between items by what is left to do, items alike that number no more than CTAs (a spread
- * plan), and items as large as they may be: which ends first?  Measured in pages of a CTA's time;
- * items[k] is the number of items of 2^k pages at most. */
-PTX_INLINE void plan_choose(const plan_params &p, plan_totals &sums, const int32_t *items,
-                            int32_t tokens, int32_t pages_most)
-{
-    const int32_t even = (sums.pages * p.kv_heads + p.cta_count - 1) / p.cta_count;
-    int32_t best = even + PLAN_COUNT_FOLD + PLAN_ITEM_MIN;
-    if (p.item_pages > 0) best = INT32_MAX;
-    sums.item_pages = sums.spread_pages = 0;
+    const kn_cut_items best = kn_cut_choose(&work, p.kv_heads, p.cta_count);
+    sums.item_pages = p.item_pages ? max(p.item_pages, 0) : best.pages;
+    bool spread = best.spread;
 #pragma unroll
-    for (int k = PLAN_SIZES - 1; k >= 0; k--) {
-        const int32_t count = items[k] * p.kv_heads, size = min(1 << k, pages_most),
-                      waves = (count + p.cta_count - 1) / p.cta_count;
-        const bool spread = count <= min(p.cta_count, CU_ATT_SPREAD_MAX), cut = items[k] > tokens;
-        const int32_t time = min(waves * size, even + size) + (!cut     ? 0
-                                                               : spread ? PLAN_SPREAD_FOLD
-                                                                        : PLAN_COUNT_FOLD);
-        if (!spread && k < PLAN_SIZES - 1 && p.item_pages <= 0) continue;
-        if (p.item_pages > 0 ? 1 << k != p.item_pages : time >= best || p.item_pages < 0) continue;
-        best = time;
-        sums.item_pages = 1 << k;
-        sums.spread_pages = spread ? 1 << k : 0;
-    }
+    for (int k = 0; p.item_pages && k < KN_CUT_ITEM_SIZES; k++)
+        if (1 << k == p.item_pages)
+            spread = work.items[k] * p.kv_heads <= min(p.cta_count, KN_CUT_SPREAD_ITEMS);
+    sums.spread_pages = sums.item_pages && spread ? sums.item_pages : 0;
 }
 
 /* Reads the tokens, one a thread. */
@@ -163,15 +138,15 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
         token.table = seq.page_begin;
         token.old_pages = (seq.kv_count - seq.token_count) / KN_PAGE_TOKENS;
         pages = token.page_end - token.page_begin;
-        token.unit_shift = p.unit_shift >= 0 ? p.unit_shift : cu_att_unit_shift(pages);
-        const int32_t group_shift = cu_att_group_shift(token.unit_shift);
+        token.unit_shift = p.unit_shift >= 0 ? p.unit_shift : kn_cut_unit_shift(pages);
+        const int32_t group_shift = kn_cut_group_shift(token.unit_shift);
         token.unit_count = (pages - 1 >> token.unit_shift) + 1;
         value[0] = token.unit_count;
         value[1] = (token.unit_count - 1 >> group_shift) + 1;
         value[2] = pages;
 #pragma unroll
         for (int k = 0; k < PLAN_SIZES; k++)
-            value[4 + k] = (token.unit_count - 1) / plan_item_units(1 << k, token.unit_shift) + 1;
+            value[4 + k] = (token.unit_count - 1) / kn_cut_item_units(1 << k, token.unit_shift) + 1;
         value[3] = 1;
     }
     if (pages) atomicMax(&sh.pages_most, pages);
@@ -184,7 +159,10 @@ PTX_INLINE plan_totals plan_tokens(const plan_params &p, plan_shared &sh)
     }
     if (total[0] > p.units_max) __trap(); /* the caller sized the workspace for less */
     plan_totals sums = {total[0], total[1], total[2], 0, 0};
-    plan_choose(p, sums, total + 4, total[3], sh.pages_most);
+    kn_cut_work work = {total[3], total[2], sh.pages_most, {}};
+#pragma unroll
+    for (int k = 0; k < PLAN_SIZES; k++) work.items[k] = total[4 + k];
+    plan_choose(p, sums, work);
     __syncthreads();
     return sums;
 }
@@ -207,7 +185,7 @@ PTX_INLINE plan_group plan_group_of(const plan_params &p, const plan_shared &sh,
         else high = mid;
     }
     const plan_token &t = sh.token[low];
-    const int32_t fan = 1 << cu_att_group_shift(t.unit_shift),
+    const int32_t fan = 1 << kn_cut_group_shift(t.unit_shift),
                   first = (g - sh.first_group[low]) * fan;
     plan_group group;
     group.units = min(fan, t.unit_count - first);
@@ -274,8 +252,9 @@ __global__ void __launch_bounds__(PLAN_THREADS, 2)
         if (g < sums.groups) {
             group = plan_group_of(p, sh, sums, g);
             const int32_t shift = group.item.unit_shift;
-            if (sums.item_pages) step = plan_item_units(sums.item_pages, shift);
-            else if (!group.tiers) step = plan_item_units(max(group.left, PLAN_ITEM_MIN), shift);
+            if (sums.item_pages) step = kn_cut_item_units(sums.item_pages, shift);
+            else if (!group.tiers)
+                step = kn_cut_item_units(max(group.left, KN_CUT_ITEM_PAGES_MIN), shift);
             while (step & step - 1) step &= step - 1;
         }
 #pragma unroll

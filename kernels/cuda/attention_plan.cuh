@@ -23,9 +23,9 @@
 
 enum {
     CU_ATT_FAN = 16,         /* units of a group, at most */
-    CU_ATT_ITEM_PAGES = 32,  /* pages of an item, at most: one page-table entry per lane */
+    CU_ATT_ITEM_PAGES = KN_CUT_ITEM_PAGES,
     CU_ATT_GROUP_MAX = 16,   /* query heads of a kv-head: rows of an mma */
-    CU_ATT_SPREAD_MAX = 144, /* items of a spread plan, at most */
+    CU_ATT_SPREAD_MAX = KN_CUT_SPREAD_ITEMS,
     CU_ATT_STATIC = 3,       /* items a CTA takes without asking the ticket */
 };
 
@@ -50,22 +50,6 @@ struct kn_cu_plan_head {
     uint32_t done;
     int32_t spread_pages; /* pages of an item where every item has a CTA of its own; else 0 */
 };
-
-/* log2 of the pages of a unit of a token that sees `pages` pages.  Short units give a lone sequence
- * to many SMs; each costs its CTA some 100 cycles and is one more partial to fold.  Measured shape
- * by shape, alone (gpu_attention --bench) and in whole steps: of 16 pages, 2 a unit cost a step of
- * 8 tokens 1 per cent more than 4, and 8 a unit one of 1 token as much; from 33 pages on 4 cost
- * 1 to 4 per cent more than 8; of 2,048 pages, 32 a unit are 1 per cent ahead of 16 and 7 of 8. */
-__host__ __device__ inline int32_t cu_att_unit_shift(int32_t pages)
-{
-    return pages <= 8 ? 1 : pages <= 32 ? 2 : pages <= 256 ? 3 : 5;
-}
-/* log2 of the units of a group: what an item can hold, or more where a token has so many pages that
- * its groups would be too many to fold. */
-__host__ __device__ inline int32_t cu_att_group_shift(int32_t unit_shift)
-{
-    return unit_shift == 2 || unit_shift == 3 ? 5 - unit_shift : 4;
-}
 
 /* Rows of a query tile: the group padded to half an mma or a whole one. */
 __host__ __device__ inline int32_t cu_att_rows(int32_t group)

@@ -94,7 +94,7 @@ extern "C" enum status kn_cu_kv_check(const struct kn_kv *kv, char *err)
 
 extern "C" int32_t kn_cu_attention_unit_count(int32_t pages)
 {
-    return ((pages - 1) >> cu_att_unit_shift(pages)) + 1;
+    return ((pages - 1) >> kn_cut_unit_shift(pages)) + 1;
 }
 
 extern "C" size_t kn_cu_attention_plan_bytes(const struct kn_cu_attention *a)

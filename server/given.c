@@ -4,7 +4,7 @@
 
 #include "config/clock.h"
 #include "config/log.h"
-#include "kernels/convert.h"
+#include "kernels/e4m3.h"
 
 #define MOVES 256 /* pages copied by a call */
 #define VALUES 4096
@@ -18,6 +18,12 @@ static uint64_t next_random(uint64_t *state)
     return z ^ z >> 31;
 }
 
+static float next_value(uint64_t *state)
+{
+    const float unit = ((float)(next_random(state) % VALUES) + 0.5f) / (VALUES / 2) - 1;
+    return SPREAD * unit;
+}
+
 /* K or V of one head: 64 tokens, atom by atom of head_dim. */
 static void fill_tokens(const struct kn_kv *kv, uint64_t *state, char *atoms)
 {
@@ -26,25 +32,50 @@ static void fill_tokens(const struct kn_kv *kv, uint64_t *state, char *atoms)
         for (unsigned d = 0; d < (unsigned)kv->head_dim; d++) {
             const unsigned byte = d * size;
             char *atom = atoms + (size_t)(byte / KN_ATOM_ROW_BYTES) * KN_ATOM_BYTES;
-            const float unit = ((float)(next_random(state) % VALUES) + 0.5f) / (VALUES / 2) - 1;
             kn_store(kv->dtype, atom + kn_atom_offset(token, byte % KN_ATOM_ROW_BYTES), 0,
-                     SPREAD * unit);
+                     next_value(state));
         }
+}
+
+/* The same in fp8, where a row is rounded as a whole; row: room for [head_dim] and their bits. */
+static void fill_packed(const struct kn_kv *kv, bool value, uint64_t *state, float *row, char *head)
+{
+    const int32_t dim = kv->head_dim;
+    uint8_t *bits = (uint8_t *)(row + dim);
+    char *exponents = head + kn_e4m3_exponents_at(dim) + (value ? KN_PAGE_TOKENS : 0);
+    for (unsigned token = 0; token < KN_PAGE_TOKENS; token++) {
+        for (int32_t d = 0; d < dim; d++) row[d] = next_value(state);
+        exponents[token] = (char)kn_e4m3_row(row, dim, bits);
+        for (int32_t d = 0; d < dim; d++) head[kn_e4m3_at(dim, value, token, d)] = (char)bits[d];
+    }
+}
+
+/* K and V of one head. */
+static void fill_head(const struct kn_kv *kv, uint64_t *state, float *row, char *head)
+{
+    for (int value = 0; value < 2; value++) {
+        if (kv->dtype == KN_E4M3) fill_packed(kv, value, state, row, head);
+        else fill_tokens(kv, state, head + (value ? kn_kv_head_bytes(kv) / 2 : 0));
+    }
 }
 
 /* The first page: all its layers alike. */
 static enum status fill_first(const struct srv_machine *m, uint64_t seed, char *err)
 {
     const struct kn_kv *kv = &m->kv;
-    const size_t layer = kn_kv_layer_bytes(kv), half = kn_kv_head_bytes(kv) / 2;
+    const size_t layer = kn_kv_layer_bytes(kv), head = kn_kv_head_bytes(kv);
     char *image = calloc(1, layer), *page = kv->base[0];
+    float *row = calloc((size_t)kv->head_dim, sizeof *row + 1);
     enum status st = ST_OK;
-    if (!image) return err_set(err, ST_NOMEM, "no memory for one layer of a KV page");
-    for (size_t at = 0; at < layer; at += half) fill_tokens(kv, &seed, image + at);
-    for (int32_t l = 0; l < kv->layer_count && !st; l++)
+    if (!image || !row) st = err_set(err, ST_NOMEM, "no memory for one layer of a KV page");
+    for (size_t at = 0; at < layer && !st; at += head) fill_head(kv, &seed, row, image + at);
+    for (int32_t l = 0; l < kv->layer_count && !st; l++) {
         st = kn_upload(m->kn, page + (size_t)l * layer, image, layer);
+        if (st) err_set(err, st, "a KV page could not be written: %s", status_text(st));
+    }
     free(image);
-    return st ? err_set(err, st, "a KV page could not be written: %s", status_text(st)) : ST_OK;
+    free(row);
+    return st;
 }
 
 static void copy_first(const struct srv_machine *m, unsigned tier, uint32_t begin, uint32_t end)

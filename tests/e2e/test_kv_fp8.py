@@ -67,3 +67,13 @@ def test_plan_counts_half(tmp_path):
     assert packed_bytes / wide_bytes == pytest.approx((128 + 1) / 256)  # elements, and a scale for each row
     assert packed["predicted_attention_ms"] < wide["predicted_attention_ms"]
     assert packed["floor_per_step_ms"] < wide["floor_per_step_ms"]
+
+
+def test_bench_takes_it(tmp_path):
+    """With prompts' KV taken as given, which fills pages with numbers, and with prompts that are computed."""
+    for flags in (["--given-context", "--load-format", "dummy"], []):
+        path = tmp_path / "result.json"
+        done = run("bench", ROOT / "config" / "demo-model", "--device", "cpu", "--batch", 3, "--input-len", 150,
+                   "--output-len", 12, "--kv-cache-dtype", "fp8", "--json", path, *flags)
+        assert done.returncode == 0, done.stdout
+        assert json.loads(path.read_text())["kv_cache_dtype"] == "fp8_e4m3"

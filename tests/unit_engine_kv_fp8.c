@@ -22,7 +22,7 @@
 
 enum { TOKENS_MAX = 512, PAGES = TOKENS_MAX / KN_PAGE_TOKENS };
 
-/* The largest difference of a logit, and the root of the mean square: half as much again as measured
+/* Of logits, the largest difference and the root of the mean square: half as much again as measured
  * (1.05 and 0.069). */
 static const double LARGEST = 1.6, MEAN = 0.1;
 

@@ -142,6 +142,7 @@ void eng_reuse_give(struct eng_sched *s, struct eng_sched_seq *seq)
     }
     seq->kv_count = seq->entered_count = 0;
     seq->far_count = seq->leaving_count = seq->returning_count = 0;
+    seq->fetching = false;
 }
 
 /* --- entering --------------------------------------------------------------------------------- */

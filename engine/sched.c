@@ -251,12 +251,28 @@ static int32_t prompt_room(const struct eng_sched *s, struct eng_plan *plan,
     return plan->load.prompt_tokens == 0 ? min_i32(want, ENG_CHUNK_MIN) : 0;
 }
 
+/* Whether a prompt is left out of the plan until its pages are back; the oldest one's step waits.
+ */
+static bool is_held(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq)
+{
+    while (eng_residency_fetch(s, plan, seq)) {
+        if (seq != s->running.head) return true;
+        if (!eng_residency_join(s, plan)) break;
+    }
+    seq->fetching = false;
+    return false;
+}
+
 /* Returns the pages that the running sequences lack for the tokens they have. */
 static int64_t plan_prefills(struct eng_sched *s, struct eng_plan *plan)
 {
     int64_t need = 0;
     for (struct eng_sched_seq *seq = s->running.head; seq; seq = seq->next) {
         if (pending(seq) == 1) continue;
+        if (seq->fetching && is_held(s, plan, seq)) {
+            need += eng_sched_pages_for(seq->token_count) - seq->page_count;
+            continue;
+        }
         int32_t want = prompt_room(s, plan, seq, 0);
         int32_t got = eng_residency_take(s, plan, seq, want);
         while (got == 0 && want > 0 && eng_residency_room(s) == 0 && seq != s->running.tail &&
@@ -294,6 +310,11 @@ static int32_t admit(struct eng_sched *s, struct eng_plan *plan, struct eng_sche
     if (seq->given_count) return eng_residency_take_given(s, plan, seq, tokens);
     if (seq->page_count) eng_reuse_fill(s, seq, 0); /* it was parked */
     else eng_reuse_take(s, seq, reuse);
+    if (reuse->match.page_count && seq->far_count && is_held(s, plan, seq)) {
+        eng_reuse_leave_tail(s, seq, reuse);
+        eng_reuse_count(s, seq, reuse);
+        return 0;
+    }
     int32_t got = eng_residency_take(s, plan, seq, tokens);
     if (got <= 0 && reuse->match.tail_count) { /* the page it is copied from may be the last one */
         eng_reuse_leave_tail(s, seq, reuse);
@@ -325,11 +346,11 @@ static int64_t plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64
             break;
         run(s, seq);
         tokens = admit(s, plan, seq, &reuse, tokens);
-        if (tokens == 0) { /* this plan's prompts have all local pages */
+        if (tokens == 0 && !seq->fetching) { /* this plan's prompts have all local pages */
             unrun(s, seq);
             break;
         }
-        plan_put(s, plan, seq, tokens);
+        if (tokens > 0) plan_put(s, plan, seq, tokens);
         need += eng_sched_pages_for(seq->token_count) - seq->page_count;
     }
     return need;

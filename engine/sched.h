@@ -77,6 +77,7 @@ struct eng_sched_seq {
      * way out; its first pages that are in the tree of prefixes. */
     int32_t far_count, returning_count, leaving_count;
     int32_t entered_count;
+    bool fetching;    /* it is not planned until pages that it found behind a link are back */
     uint64_t arrival; /* serial number, set by eng_sched_add */
     int32_t preempt_count;
     /* For the prefix cache; the caller's.  tokens: NULL keeps the sequence out of it.  The caller

@@ -130,6 +130,9 @@ bool eng_residency_join(struct eng_sched *s, struct eng_plan *plan);
 /* The plan is made, for running sequences that still lack so many pages: pages leave ahead of need,
  * or come back, beside its step. */
 void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack);
+/* Pages that a sequence found behind the link, whose prompt is about to read them, set out for
+ * local memory, as far as it has room.  Returns whether any is on its way, or room for one. */
+bool eng_residency_fetch(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq);
 /* Copies a page, where no move is under way; the plan's step waits for it. */
 void eng_residency_copy(struct eng_sched *s, struct eng_plan *plan, kn_page from, kn_page to);
 /* A step took so long. */

@@ -63,10 +63,10 @@ struct job {
     int32_t given;           /* tokens whose KV is, until it is admitted or parked */
     int32_t kept;            /* tokens whose KV it keeps while it waits */
     int32_t computed;        /* in this residency: the model's own kv_count */
-    bool resident;
-    uint64_t deadline;   /* step by which it must be finished */
-    uint64_t cancel_at;  /* step; UINT64_MAX: never */
-    uint64_t planned_at; /* last step with an item of it */
+    bool resident, fresh;    /* fresh: it began to run in this plan */
+    uint64_t deadline;       /* step by which it must be finished */
+    uint64_t cancel_at;      /* step; UINT64_MAX: never */
+    uint64_t planned_at;     /* last step with an item of it */
 };
 
 /* What token slot i of a page was computed from: the text up to it; and which of its tokens it is.
@@ -94,8 +94,8 @@ struct sim {
     uint64_t admitted_at; /* step of the last admission */
     uint64_t total_tokens, finished, cancelled, preempted, held_back;
     bool ahead;
-    struct job *last;                          /* the last that left: others may go on as it did */
-    uint64_t reused, copied_tails, sent, gone; /* by the cache */
+    struct job *last; /* the last that left: others may go on as it did */
+    uint64_t reused, copied_tails, sent, gone, fetching; /* by the cache */
     /* Moves begun and copied, since the scheduler was opened; the last MOVES_MAX of them. */
     struct kn_page_move moves[MOVES_MAX];
     uint64_t begun, copied;
@@ -252,12 +252,13 @@ static void note_kept(struct sim *m)
     }
 }
 
-static void check_item(struct sim *m, const struct eng_plan_item *item)
+/* Those that began to run in this plan. */
+static void note_admissions(struct sim *m)
 {
-    struct job *job = (struct job *)item->seq;
-    CHECK(job->planned_at != m->step); /* once per plan */
-    job->planned_at = m->step;
-    if (!job->resident) {
+    for (int i = 0; i < m->job_count; i++) {
+        struct job *job = m->jobs[i];
+        job->fresh = !job->resident && job->seq.state == ENG_SEQ_RUNNING;
+        if (!job->fresh) continue;
         job->resident = true;
         m->admitted_at = m->step;
         CHECK(job->computed == 0);
@@ -267,7 +268,15 @@ static void check_item(struct sim *m, const struct eng_plan_item *item)
         CHECK(job->computed < job->seq.token_count);
         CHECK(job->computed <= job->seq.reuse_max && job->computed <= job->seq.known_count);
         m->reused += m->config.prefix_cache ? (uint64_t)job->computed : 0;
+        m->fetching += job->seq.fetching;
     }
+}
+
+static void check_item(struct sim *m, const struct eng_plan_item *item)
+{
+    struct job *job = (struct job *)item->seq;
+    CHECK(job->planned_at != m->step); /* once per plan */
+    job->planned_at = m->step;
     CHECK(item->token_begin == job->computed && item->token_count >= 1);
     CHECK(item->token_begin + item->token_count <= job->seq.token_count);
     CHECK(item->sample == (item->token_begin + item->token_count == job->seq.token_count));
@@ -316,7 +325,7 @@ static void check_plan(struct sim *m, const struct eng_plan *plan, const bool *d
     uint64_t order = 0;
     for (int32_t i = 0; i < plan->item_count; i++) {
         struct job *job = (struct job *)plan->items[i].seq;
-        int now = !job->resident ? 2 : job->seq.token_count - job->computed == 1 ? 0 : 1;
+        int now = job->fresh ? 2 : job->seq.token_count - job->computed == 1 ? 0 : 1;
         CHECK(now >= phase);
         CHECK(i == 0 || now > phase || job->order > order);
         phase = now;
@@ -423,6 +432,7 @@ static void step(struct sim *m)
     CHECK(preempted == plan.preempt_count);
     m->preempted += (uint64_t)preempted;
     m->held_back += plan.held_back;
+    note_admissions(m);
     check_plan(m, &plan, decode);
     note_kept(m);
     eng_sched_check(m->sched);
@@ -562,11 +572,11 @@ static void random_load_keeps_every_promise(void **state)
            (unsigned long long)m.dropped, (unsigned long long)m.out, (unsigned long long)m.back,
            (unsigned long long)m.waits);
     printf("%llu tokens reused, %llu pages copied for their first tokens, %llu idle ones moved, "
-           "%llu gone\n",
+           "%llu gone; %llu sequences waited for pages they found\n",
            (unsigned long long)m.reused, (unsigned long long)m.copied_tails,
-           (unsigned long long)m.sent, (unsigned long long)m.gone);
+           (unsigned long long)m.sent, (unsigned long long)m.gone, (unsigned long long)m.fetching);
     /* A run that met none of these has tested nothing. */
-    assert_true(m.reused > 0 && m.copied_tails > 0 && m.sent > 0 && m.gone > 0);
+    assert_true(m.reused > 0 && m.copied_tails > 0 && m.sent > 0 && m.gone > 0 && m.fetching > 0);
     assert_true(m.finished > 0 && m.cancelled > 0 && m.preempted > 0 && m.held_back > 0);
     assert_true(m.out > 0 && m.back > 0 && m.waits > 0);
     assert_true(m.parked > 0 && m.resumed > 0 && m.dropped > 0);

@@ -39,6 +39,7 @@
  * the next steps need: of decodes, exactly those that fill their last page within so many steps; of
  * prompts, what the budget of so many steps lets them take.  What is missing leaves now, beside
  * this step.  How many steps ahead: the fewest in which the copy engine gets that many pages out.
+ * Idle pages leave even before that, so that a prompt which nobody saw coming does not wait either.
  *
  * For the balance.  Where the shortest step has pages behind the link (off_residency_best), full
  * pages that steps read leave though local memory has room.
@@ -418,6 +419,20 @@ static int64_t need_of(const struct eng_sched *s, int64_t lack, int32_t steps)
     return need;
 }
 
+/* Idle pages make room for the first step of a prompt that may come, as many beside this step as it
+ * takes no longer for. */
+static void keep_room(struct eng_sched *s, struct eng_plan *plan)
+{
+    int64_t want = eng_pages_tier_total(s->pages, 0) / 8;
+    if (want > eng_sched_pages_for(s->tokens_step_max))
+        want = eng_sched_pages_for(s->tokens_step_max);
+    int64_t count = want - eng_pages_tier_free(s->pages, 0) - s->moves.out_count;
+    const int64_t most = off_residency_moves(&s->residency, s->step_s);
+    if (count > most) count = most;
+    while (count-- > 0 && send_idle(s, plan)) {
+    }
+}
+
 static void send_ahead(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 {
     const int64_t soon = eng_pages_tier_free(s->pages, 0) + s->moves.out_count;
@@ -433,6 +448,7 @@ static void send_ahead(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
     while (missing > 0 && send_idle(s, plan)) missing--;
     missing -= eng_prefix_idle(s->prefix, 0); /* dropped when they are wanted */
     while (missing > 0 && move_out(s, plan, false)) missing--;
+    keep_room(s, plan);
 }
 
 /* Pages that the next step reads, as they will lie when moves are over. */

@@ -331,12 +331,13 @@ static int64_t plan_admissions(struct eng_sched *s, struct eng_plan *plan, int64
 {
     while (s->waiting.head && s->running.count < s->running_max) {
         struct eng_sched_seq *seq = s->waiting.head;
+        int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
         if (plan->token_count == s->tokens_step_max) break;
+        if (reserve && eng_residency_room(s) < need + reserve) break; /* whatever it finds */
         struct eng_reuse reuse = eng_reuse_find(s, seq);
         if (reuse.wait) break;
         int32_t whole = eng_sched_pages_for(seq->token_count) - reuse.in_use_count;
         int32_t lacks = s->in_place ? whole - seq->page_count : whole;
-        int32_t reserve = s->running.count > 0 ? s->running.count + 1 : 0;
         int32_t tokens = prompt_room(s, plan, seq, reuse.token_count);
         while (s->running.count == 0 && eng_residency_room(s) < lacks && eng_policy_drop(s)) {
         }

@@ -557,8 +557,10 @@ static void random_load_keeps_every_promise(void **state)
     for (int i = 0; i < ALIVE_MAX; i++) m.spare[m.spare_count++] = &jobs[i];
     m.cells = malloc((size_t)KN_TIER_MAX * PAGES_MAX * PAGE_TOKENS * sizeof *m.cells);
     assert_non_null(m.cells);
+    /* Many configurations, however few the steps. */
+    const uint64_t each = steps_max / 100 < 4000 ? steps_max / 100 : 4000;
     for (; steps < steps_max; configs++) {
-        run_config(&m, 4000);
+        run_config(&m, each);
         steps += m.step - 1000;
     }
     free(m.cells);

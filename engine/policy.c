@@ -15,7 +15,8 @@
  *
  *     T(n) = base + max(near b / B_local, far b / B_link)      (offload/residency.h)
  *
- * and it is admitted if (n + 1) / T(n + 1) > n / T(n).  HBM is 90 times as fast as PCIe: with 8 of
+ * and it is admitted if (n + 1) / T(n + 1) > n / T(n), that is, if what it adds to a step is less
+ * than a token's share of it, T(n) / n, and clearly so.  HBM is 90 times as fast as PCIe: with 8 of
  * 64 long sequences local, a step of all takes 1.2 s and one of 8 takes 5 ms, so that they are
  * through much sooner eight at a time.  It pays where base is long (weights behind a link, which
  * more sequences share), up to the free fraction of the link, and where nobody runs: one sequence

@@ -512,9 +512,12 @@ bool eng_residency_fetch(struct eng_sched *s, struct eng_plan *plan, struct eng_
 void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 {
     if (!s->in_place || plan->item_count == 0) return;
-    /* A prompt that waits for pages takes them as soon as it is admitted. */
-    if (s->waiting.head && s->running.count < s->running_max)
-        lack += eng_sched_pages_for(s->waiting.head->token_count);
+    /* A prompt that waits for pages takes them as soon as it is admitted, if it is to be. */
+    const struct eng_sched_seq *head = s->waiting.head;
+    if (head && s->running.count < s->running_max) {
+        const int32_t whole = eng_sched_pages_for(head->token_count);
+        if (eng_policy_admits(s, lack, whole)) lack += whole - head->page_count;
+    }
     send_ahead(s, plan, lack);
     if (!plan->wait && s->moves.out_count == s->moves.spare_out_count) bring_back(s, plan, lack);
     if (!plan->wait && s->moves.count == s->moves.out_count) balance(s, plan);

@@ -4,6 +4,7 @@
 
 #include "config/check.h"
 
+#define DOUBT (4.0 / 3)
 #define PAGES_MAX (1ll << 40) /* more than there are */
 #define LEAVE_PART 8          /* of the best number: when less is missing, pages stay */
 
@@ -16,7 +17,7 @@ double off_residency_step_s(const struct off_residency *r, int64_t near, int64_t
 
 bool off_residency_gains(int32_t count, double without_s, double with_s)
 {
-    return (count + 1) * without_s > count * with_s;
+    return without_s > count * DOUBT * (with_s - without_s);
 }
 
 int64_t off_residency_free(const struct off_residency *r, int64_t pages)

@@ -51,7 +51,9 @@ struct off_residency {
 /* What attention must take where a step reads so many pages. */
 double off_residency_step_s(const struct off_residency *r, int64_t near, int64_t far);
 /* Whether steps of one more than `count` sequences, which take `with_s`, give more tokens a second
- * than those of `count`, which take `without_s`. */
+ * than those of `count`, which take `without_s`; in case of doubt not: what they take more is
+ * counted a third higher, for near the balance of link and local memory neither reaches its rate.
+ */
 bool off_residency_gains(int32_t count, double without_s, double with_s);
 /* How many of the pages that a step reads may lie behind the link for nothing. */
 int64_t off_residency_free(const struct off_residency *r, int64_t pages);

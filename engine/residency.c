@@ -516,7 +516,7 @@ void eng_residency_tend(struct eng_sched *s, struct eng_plan *plan, int64_t lack
     const struct eng_sched_seq *head = s->waiting.head;
     if (head && s->running.count < s->running_max) {
         const int32_t whole = eng_sched_pages_for(head->token_count);
-        if (eng_policy_admits(s, lack, whole)) lack += whole - head->page_count;
+        if (eng_policy_admits(s, lack, whole, whole)) lack += whole - head->page_count;
     }
     send_ahead(s, plan, lack);
     if (!plan->wait && s->moves.out_count == s->moves.spare_out_count) bring_back(s, plan, lack);

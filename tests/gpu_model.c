@@ -9,7 +9,7 @@
  * second by more than MARGIN of the row's largest difference, the GPU must choose the same.  For
  * the demo model, whole answers must equal those of the reference implementation where that found
  * no near tie.  A long prompt's logits must be the same bits wherever weights lie and however they
- * are fetched.
+ * are fetched, of one loading as of many.
  */
 #include <time.h>
 
@@ -38,13 +38,15 @@ struct rig {
 
 static struct kn *cpu, *gpu;
 
-static enum status rig_open(struct rig *r, struct kn *kn, const char *dir, double offload,
-                            const char *tier, char *err)
+/* everywhere: all weights in every tier, to be placed anew. */
+static enum status rig_open_in(struct rig *r, struct kn *kn, const char *dir, double offload,
+                               const char *tier, bool everywhere, char *err)
 {
     struct off_remote remote;
     struct eng_model_options opt = {.dtype = ENG_DTYPE_BF16,
                                     .offload = offload,
                                     .placement = OFF_PLACE_EVEN, /* tiles of every weight */
+                                    .everywhere = everywhere,
                                     .tokens_max = TOKENS_MAX,
                                     .rows_max = TOKENS_MAX};
     struct eng_model_info info;
@@ -64,6 +66,12 @@ static enum status rig_open(struct rig *r, struct kn *kn, const char *dir, doubl
         return st;
     return kn_alloc(kn, KN_MEM_STAGING, 0, (size_t)TOKENS_MAX * (size_t)info.vocab * sizeof(float),
                     (void **)&r->logits, err);
+}
+
+static enum status rig_open(struct rig *r, struct kn *kn, const char *dir, double offload,
+                            const char *tier, char *err)
+{
+    return rig_open_in(r, kn, dir, offload, tier, false, err);
 }
 
 static void rig_close(struct rig *r)
@@ -307,6 +315,44 @@ static void test_fetch(double offload, const char *tier)
     rig_close(&near);
 }
 
+/* One loading into all tiers, read in another one each time: the same bits as with everything in
+ * HBM, of prompts and of a decode step. */
+static void test_places(const char *tier)
+{
+    static const double shares[] = {1, 0.3, 0, 0.6, 0.01};
+    struct rig near, all;
+    int32_t tokens[LONG];
+    float *want, *want_rest, *got, *rest;
+    char err[ERR_CAP] = "";
+    test_must(rig_open(&near, gpu, "config/demo-model", 0, tier, err), err);
+    test_must(rig_open_in(&all, gpu, "config/demo-model", 0.5, tier, true, err), err);
+    size_t row = (size_t)near.vocab * sizeof(float);
+    float *want_one = test_malloc(row);
+    for (int i = 0; i < LONG; i++) tokens[i] = (int32_t)(test_random() % (uint64_t)near.vocab);
+    long_prompt(&near, tokens, &want, &want_rest);
+    forward(&near, tokens, LONG - 1, LONG);
+    memcpy(want_one, near.logits, row);
+    for (size_t i = 0; i < ARRAY_COUNT(shares); i++) {
+        const struct eng_model_options opt = {
+            .everywhere = true, .offload = shares[i], .placement = OFF_PLACE_EVEN};
+        test_must(eng_model_place(all.model, all.tiers, &opt, err), err);
+        test_must(kn_fetch_reserve(gpu, i % 2 ? (size_t)64 << 20 : 0, err), err);
+        long_prompt(&all, tokens, &got, &rest);
+        forward(&all, tokens, LONG - 1, LONG);
+        EXPECT(!memcmp(got, want, LONG * row) &&
+                   !memcmp(rest, want_rest, (LONG - LONG_BEGIN) * row) &&
+                   !memcmp(all.logits, want_one, row),
+               "%g in %s, placed anew", shares[i], tier);
+        free(got), free(rest);
+    }
+    test_must(kn_fetch_reserve(gpu, 0, err), err);
+    printf("%zu shares of one loading in %s: %d failed so far\n", ARRAY_COUNT(shares), tier,
+           test_failed);
+    free(want), free(want_rest), free(want_one);
+    rig_close(&all);
+    rig_close(&near);
+}
+
 /* --- speed --- */
 
 static double seconds(void)
@@ -509,6 +555,8 @@ int main(int argc, char **argv)
         test_fixture(names[i], i % 2 ? 0.4 : 0);
     test_fetch(0.3, "host:64MiB");
     if (test_gpu_count() > 1) test_fetch(0.6, "peer:1:64MiB,host:32MiB");
+    test_places("host:64MiB");
+    if (test_gpu_count() > 1) test_places("peer:1:64MiB,host:64MiB");
     if (!quick) {
         test_demo(0, "host:64MiB");
         test_demo(0.5, "host:64MiB");

@@ -1,7 +1,7 @@
 /*
- * fault_engine_nomem.c - opening a model with the N-th allocation failing, for every N: each ends
- * in ST_NOMEM with a sentence, or in a model that opens because it can do without (a loader
- * thread), and nothing stays allocated.
+ * fault_engine_nomem.c - opening a model, and placing it anew, with the N-th allocation failing,
+ * for every N: each ends in ST_NOMEM with a sentence, or in a model that opens because it can do
+ * without (a loader thread), and nothing stays allocated.
  *
  * The test brings its own malloc in front of the C library's, so it does not run under the address
  * and thread sanitizers, which bring theirs.
@@ -32,25 +32,37 @@ int main(void)
 
 #include "tests/failing_malloc.h"
 
-/* Opens and closes the model; true where the failure was reached. */
+/* Opens the model in two tiers, places it anew and closes it; true where the failure was reached.
+ */
 static int open_failing(struct kn *kn, const char *dir, enum eng_load_format format, long n,
                         enum status *st)
 {
     struct off_tiers *tiers;
     struct eng_model *model;
-    struct eng_model_options opt = {.load_format = format, .tokens_max = 4, .rows_max = 4};
+    const bool dummy = format == ENG_LOAD_DUMMY;
+    struct eng_model_options opt = {.load_format = format,
+                                    .hf_overrides = dummy ? "{\"num_hidden_layers\": 2}" : NULL,
+                                    .everywhere = true,
+                                    .tokens_max = 4,
+                                    .rows_max = 4};
+    const struct off_remote remote = {.count = 1, .spec = {{KN_MEM_HOST, 0, 4 << 20}}};
     char err[ERR_CAP] = "";
-    if (off_tiers_open(kn, 4 << 20, NULL, &tiers, err)) fail_msg("%s", err);
+    if (off_tiers_open(kn, 4 << 20, &remote, &tiers, err)) fail_msg("%s", err);
     long before = atomic_load(&control->live);
     atomic_store(&control->failures, 0);
     atomic_store(&control->countdown, n);
     *st = eng_model_open(kn, tiers, dir, &opt, &model, err);
+    const bool opened = *st == ST_OK;
+    opt.offload = 0.5;
+    if (opened) *st = eng_model_place(model, tiers, &opt, err);
     atomic_store(&control->countdown, 0);
+    assert_true(opened == (model != NULL));
     if (*st) {
         assert_int_equal(*st, ST_NOMEM);
         assert_true(err[0]);
-        assert_null(model);
     }
+    /* Where placing failed, the weights are where they were. */
+    if (opened) assert_true((eng_model_tier_bytes(model, 1) > 0) == (*st == ST_OK));
     eng_model_close(model);
     assert_int_equal(atomic_load(&control->live), before);
     off_tiers_close(tiers);

@@ -15,9 +15,10 @@
 # that pcie and peer put there, in place of the usual ones; WINDOWS: which of the cases of windows (pcie5 pcie10
 # pcie5+copy peer10 peer30 peer10+copy); GREEDY: which of greedy's (pcie10 peer30, or of another share); PARTS: which
 # of hbm pcie peer greedy of parts; COMPARE: which of the cases of compare (8b-pcie 30b-pcie 70b-pcie 8b-peer 30b-peer
-# 70b-peer, or all with pcie, or with peer), SHARES, BATCHES and PROMPTS: of them, e.g. 0,free,0.1 and 8,64 and 1024;
-# PREDICT: which of hbm pcie peer of predict; KV: which of the cases of kv (steady-peer steady-pcie short-peer
-# short-pcie short-both opt-peer opt-pcie opt512-peer); SOAK: seconds (420).  Run from the repository's root: the tests read tests/fixtures,
+# 70b-peer, or all with pcie, or with peer), SHARES, BATCHES, PROMPTS and LAYERS: of them, e.g. 0,free,0.1 and 8,64
+# and 1024 and 8; PREDICT: which of hbm pcie peer of predict; KV: which of the cases of kv (steady-peer steady-pcie
+# short-peer short-pcie short-both opt-peer opt-pcie opt512-peer); SOAK: seconds (420).  Run from the repository's
+# root: the tests read tests/fixtures,
 # config/demo-model and config/models.
 #
 # bench writes one JSON file a run into results/ beside the report, quick the tools' own words into
@@ -539,12 +540,12 @@ compare_case() {
     *-peer) [ "$gpus" -gt 1 ] || { echo "one GPU: $1 was not measured"; return; } ;;
     esac
     case $1 in
-    8b-pcie) compare_one "$1" Llama-3.1-8B 8 host:64GiB 80 ;;
-    30b-pcie) compare_one "$1" OPT-30B 5 host:64GiB 90 ;;
-    70b-pcie) compare_one "$1" Llama-3.1-70B 5 host:64GiB 120 ;;
-    8b-peer) compare_one "$1" Llama-3.1-8B 8 peer:1:64GiB 55 ;;
-    30b-peer) compare_one "$1" OPT-30B 5 peer:1:64GiB 55 ;;
-    70b-peer) compare_one "$1" Llama-3.1-70B 5 peer:1:64GiB 55 ;;
+    8b-pcie) compare_one "$1" Llama-3.1-8B "${LAYERS:-6}" host:64GiB 70 ;;
+    30b-pcie) compare_one "$1" OPT-30B "${LAYERS:-4}" host:64GiB 85 ;;
+    70b-pcie) compare_one "$1" Llama-3.1-70B "${LAYERS:-3}" host:64GiB 105 ;;
+    8b-peer) compare_one "$1" Llama-3.1-8B "${LAYERS:-6}" peer:1:64GiB 45 ;;
+    30b-peer) compare_one "$1" OPT-30B "${LAYERS:-4}" peer:1:64GiB 45 ;;
+    70b-peer) compare_one "$1" Llama-3.1-70B "${LAYERS:-3}" peer:1:64GiB 45 ;;
     *) echo "FAILED: COMPARE has no case $1"; failed ;;
     esac
 }

@@ -57,9 +57,10 @@
 #include "kernels/cut.h"
 
 #define US 1e-6
-#define SMS 132            /* of a Hopper GPU */
-#define LINK 0.998         /* of a link's rate, what products read it with */
-#define ATTENTION_HBM 0.97 /* of HBM's rate, what attention reads pages with */
+#define SMS 132                /* of a Hopper GPU */
+#define LINK 0.998             /* of a link's rate, what products read it with */
+#define ATTENTION_HBM 0.97     /* of HBM's rate, what attention reads pages with */
+#define ATTENTION_FP8_HBM 0.82 /* the same of pages in fp8 */
 #define AHEAD_BYTES (32.0 * KN_BLOCK_BYTES)
 #define ITEM_PAGES 1.7  /* what it takes to count in an item of attention, in pages of its time */
 #define SMALL_TOKENS 32 /* products of up to so many fill rings ahead, and do RMS norms' work */
@@ -226,8 +227,9 @@ static void add_attention(struct walk *w, const struct eng_shape *shape,
     const double near = (double)op->tiles[0] / op->tile_count;
     const int32_t pages = (int32_t)div_up((size_t)seen, KN_PAGE_TOKENS);
     const struct kn_kv kv = {.dtype = step->kv_dtype, .head_dim = shape->info.head_dim};
+    const double share = step->kv_dtype == KN_E4M3 ? ATTENTION_FP8_HBM : ATTENTION_HBM;
     const double page_s =
-        (double)kn_kv_head_bytes(&kv) * SMS / (w->placed->tier[0].bytes_per_s * ATTENTION_HBM);
+        (double)kn_kv_head_bytes(&kv) * SMS / (w->placed->tier[0].bytes_per_s * share);
     double near_s = 0;
     for (int32_t left = step->seq_count; left > 0; left -= KN_CUT_TOKENS) {
         const int32_t seqs = left < KN_CUT_TOKENS ? left : KN_CUT_TOKENS;

@@ -29,6 +29,11 @@ static void add_product(struct off_plan *plan, const char *name, enum eng_part p
     op->compute_s = 2 * elements * step->seq_count / step->flops_per_s;
 }
 
+static double table_bytes(const struct kn_weight *w, const struct eng_step *step)
+{
+    return (double)step->seq_count * w->cols * (double)kn_dtype_bytes(w->dtype);
+}
+
 /* Of a table, a row a sequence. */
 static void add_table(struct off_plan *plan, const char *name, enum eng_part part,
                       const struct kn_weight *w, const struct eng_step *step)
@@ -36,7 +41,7 @@ static void add_table(struct off_plan *plan, const char *name, enum eng_part par
     struct off_plan_op *op = add(plan, name, part, 1);
     op->tile_count = w->tile_count;
     op->tile_bytes = kn_weight_tile_bytes(w);
-    op->read_bytes = (double)step->seq_count * w->cols * (double)kn_dtype_bytes(w->dtype);
+    op->read_bytes = table_bytes(w, step);
 }
 
 static void add_vectors(struct off_plan *plan, uint64_t all_bytes)
@@ -94,9 +99,12 @@ enum status eng_operations(const struct eng_shape *shape, const struct eng_step 
     if (shape->has & ENG_HAS_GATE) add_product(plan, "gate-up", ENG_PART_GATE, L, &layer->up, step);
     else add_product(plan, "up", ENG_PART_UP, L, &layer->up, step);
     add_product(plan, "down", ENG_PART_DOWN, L, &layer->down, step);
-    /* An embedding that is the head as well is read whole. */
-    if (shape->has & ENG_HAS_HEAD) add_product(plan, "head", ENG_PART_HEAD, 1, &w.head, step);
-    else add_product(plan, "embedding, head", ENG_PART_EMBED, 1, &w.embed, step);
+    if (shape->has & ENG_HAS_HEAD) {
+        add_product(plan, "head", ENG_PART_HEAD, 1, &w.head, step);
+    } else { /* the embedding is the head as well: read whole, and a row a sequence */
+        add_product(plan, "embedding, head", ENG_PART_EMBED, 1, &w.embed, step);
+        plan->op[plan->op_count - 1].read_bytes += table_bytes(&w.embed, step);
+    }
     add_vectors(plan, all_bytes);
     add_attention(plan, shape, &w, step);
     eng_weights_deinit(&w);

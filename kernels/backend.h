@@ -44,6 +44,7 @@ struct kn_backend {
     enum status (*sample_reserve)(struct kn *kn, int32_t vocab, int32_t row_max, char *err);
     /* NULL in a backend that reads remote weights where they lie, however many tokens. */
     enum status (*fetch_reserve)(struct kn *kn, size_t bytes, char *err);
+    void (*fetch_beyond)(struct kn *kn, int32_t tokens); /* NULL where the above is */
     /* NULL in a backend without a copy engine. */
     enum status (*stage)(struct kn *kn, const struct kn_stage_item *items, int32_t count,
                          size_t bytes, char *err);

@@ -197,6 +197,12 @@ enum status kn_fetch_reserve(struct kn *kn, size_t bytes, char *err)
     return kn->backend->fetch_reserve ? kn->backend->fetch_reserve(kn, bytes, err) : ST_OK;
 }
 
+void kn_fetch_beyond(struct kn *kn, int32_t tokens)
+{
+    CHECK(tokens >= KN_FETCH_TOKENS);
+    if (kn->backend->fetch_beyond) kn->backend->fetch_beyond(kn, tokens);
+}
+
 static void check_items(const struct kn_stage_item *items, int32_t count)
 {
     for (int32_t i = 0, end; i < count; i = end) {

@@ -324,6 +324,9 @@ void kn_traffic(struct kn *kn, int tier, struct kn_traffic *out);
  * where they lie; results are the same.  What is fetched counts to its own tier, and what kernels
  * read of it to tier 0.  ST_NOMEM, ST_DEVICE. */
 MUST_USE enum status kn_fetch_reserve(struct kn *kn, size_t bytes, char *err);
+/* Operations issued later fetch nothing for products of up to so many tokens, KN_FETCH_TOKENS (with
+ * which a backend begins) and more; these read remote weights where they lie. */
+void kn_fetch_beyond(struct kn *kn, int32_t tokens);
 
 /* Remote weights of decode steps by the copy engine.  Steps of up to so many tokens: */
 #define KN_STAGE_TOKENS 128

@@ -60,7 +60,11 @@ print(f"{int(pages * page - far['step_bytes'])}B", far["step_bytes"] / (near["st
 PY
     )
     opt_one "opt-$1-$3-kv" "$3" --kv-cache-memory-bytes "$4" --kv-remote "$2"
-    opt_one "opt-$1-$3-weights" "$3" --remote "$2" --offload "$5" --force-offload
+    if python3 -c "import sys; sys.exit($5 > 1)"; then
+        opt_one "opt-$1-$3-weights" "$3" --remote "$2" --offload "$5" --force-offload
+    else
+        echo "opt-$1-$3-weights: all weights together are fewer bytes than that"
+    fi
 }
 
 # Live KV beyond HBM.  8B: an eighth of it in HBM, 8 GiB of 64 where all layers are there.

@@ -324,14 +324,20 @@ static enum status try_way(struct choice *c, struct way *w, char *err)
     return ST_OK;
 }
 
+/* Of tiers that kernels read. */
+static void set_windows(struct srv_machine *m)
+{
+    for (int t = 1; t <= m->memory.remote.count; t++)
+        if (m->control_read[t].window.ctas > 0) kn_set_window(m->kn, t, &m->control_read[t].window);
+}
+
 /* Times all ways, and those near the best once more.  Of equals the one of fewer copies. */
 static enum status try_ways(struct choice *c, const struct way **best, char *err)
 {
     struct srv_machine *m = c->m;
     enum status st = ST_OK;
     *best = &c->way[0];
-    for (int t = 1; t <= m->memory.remote.count; t++)
-        if (m->control_read[t].window.ctas > 0) kn_set_window(m->kn, t, &m->control_read[t].window);
+    set_windows(m);
     for (int n = 0; n < ROUNDS * c->count && !st; n++) {
         struct way *w = &c->way[n % c->count];
         const double near_s = fmin((1 + NEAR) * (*best)->measured_s, SHORT_S);
@@ -393,6 +399,33 @@ static enum status stage(const struct options *o, struct srv_machine *m,
     return ST_OK;
 }
 
+/* --- steps of more sequences than are staged -------------------------------------------------- */
+
+/* Products of that many tokens fetch what is remote, as those of prompts do, or read it in place:
+ * where arithmetic and the link are both busy, no sum of bytes tells which is shorter. */
+static enum status choose_fetch(const struct options *o, struct srv_machine *m,
+                                struct srv_mode *mode, char *err)
+{
+    const struct choice c = {.o = o, .m = m, .mode = mode};
+    const struct eng_trial trial = trial_of(&c);
+    double fetched_s, in_place_s = 0;
+    if (mode->mode != OFF_MODE_AUTO || !m->staging_bytes || trial.seq_count <= KN_FETCH_TOKENS ||
+        m->page_count == 0 || !m->kv.base[0] || m->model_len_max == 0)
+        return ST_OK;
+    set_windows(m);
+    enum status st = eng_model_try_step(m->model, &m->kv, &trial, &fetched_s, err);
+    kn_fetch_beyond(m->kn, trial.seq_count);
+    if (!st) st = eng_model_try_step(m->model, &m->kv, &trial, &in_place_s, err);
+    if (st || in_place_s > (1 - OFF_MIX_GAIN) * fetched_s)
+        kn_fetch_beyond(m->kn, KN_FETCH_TOKENS);
+    if (st) return st;
+    log_info("startup",
+             "auto: a step of %d sequences of %d tokens takes %.3f ms with remote weights fetched "
+             "for all of them, %.3f with these read in place",
+             trial.seq_count, trial.context, fetched_s * MS, in_place_s * MS);
+    return ST_OK;
+}
+
 /* --- taking it on ----------------------------------------------------------------------------- */
 
 static void set_controls(struct srv_machine *m, const struct srv_mode *mode)
@@ -413,10 +446,11 @@ static enum status set_ways(const struct options *o, struct srv_machine *m,
                             const struct eng_traffic *traffic, struct srv_mode *mode, char *err)
 {
     const uint64_t prompts = off_mode_fetches_prompts(mode->mode) ? m->memory.staging : 0;
+    kn_fetch_beyond(m->kn, KN_FETCH_TOKENS);
     enum status st =
         srv_staging_open(o, traffic, m->memory.gpu, prompts, m->kn, &m->staging_bytes, err);
     if (st || (st = kn_set_remote_access(m->kn, KN_REMOTE_BULK, err)) ||
-        (st = stage(o, m, traffic, mode, err)))
+        (st = stage(o, m, traffic, mode, err)) || (st = choose_fetch(o, m, mode, err)))
         return st;
     if (mode->mode == OFF_MODE_UVA) st = kn_set_remote_access(m->kn, KN_REMOTE_LOADS, err);
     return st;

@@ -128,6 +128,7 @@ static const struct kn_backend backend = {
     .sample = kn_cu_sample,
     .sample_reserve = kn_cu_sample_reserve,
     .fetch_reserve = kn_cu_fetch_reserve,
+    .fetch_beyond = kn_cu_fetch_beyond,
     .move_pages = kn_cu_move_pages,
     .moves_done = kn_cu_moves_done,
     .moves_wait = kn_cu_moves_wait,

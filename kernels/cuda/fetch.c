@@ -29,7 +29,8 @@
  *  4. Copies count to their tier when they are issued; a reading of the counters (control.c) holds
  *     those issued before it was asked for.
  *
- * Only products too large for the ring, or all where there is none, read remote tiles themselves.
+ * Only products too large for the ring, or all where there is none, read remote tiles themselves,
+ * and those of steps that somebody has found to be shorter so (kn_fetch_beyond).
  *
  * Measured on an H200, the four products of 8 layers of Llama-3.1-8B, time over the larger of the
  * same with all in HBM and of remote bytes over what kernels read from the link (tests/gpu_fetch
@@ -108,6 +109,11 @@ enum status kn_cu_fetch_reserve(struct kn *kn, size_t bytes, char *err)
     f->memory = (char *)round_up((uintptr_t)f->raw, KN_ALIGN);
     kn_ring_init(&f->ring, bytes);
     return ST_OK;
+}
+
+void kn_cu_fetch_beyond(struct kn *kn, int32_t tokens)
+{
+    kn_cu_of(kn)->fetch.beyond = tokens;
 }
 
 /* Bytes of w that lie in remote tiers. */

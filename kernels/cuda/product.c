@@ -131,7 +131,8 @@ static bool launch_prompt(struct kn_cu *cu, struct kn_cu_gemm_args *args, bool a
     struct kn_weight w, planned;
     bool fetched = false;
     w = *args->w;
-    if (!args->loads && !kn_cu_fetch(cu, args->w, &w, &fetched)) return false;
+    if (!args->loads && args->tokens > cu->fetch.beyond && !kn_cu_fetch(cu, args->w, &w, &fetched))
+        return false;
     args->w = &w;
     planned = w;
     if (fetched) {

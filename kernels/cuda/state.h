@@ -192,6 +192,7 @@ struct kn_cu_fetch {
     cudaEvent_t copied[KN_TIER_MAX];  /* the last copy from the tier is there */
     cudaEvent_t used[KN_RING_PLACES]; /* take n of the ring has been read: at n % KN_RING_PLACES */
     cudaEvent_t uploaded;             /* what kn_cu_upload changed last is there */
+    int32_t beyond;                   /* products of up to so many tokens fetch nothing */
     bool behind[KN_TIER_MAX];         /* the tier's stream has not waited for it */
     uint64_t bytes[KN_TIER_MAX];      /* copied, of all that was issued */
 };
@@ -361,6 +362,7 @@ void kn_cu_forget_undivided(struct kn_cu *cu, const void *from, size_t bytes);
 enum status kn_cu_fetch_open(struct kn_cu *cu, char *err);
 void kn_cu_fetch_close(struct kn_cu *cu);
 enum status kn_cu_fetch_reserve(struct kn *kn, size_t bytes, char *err);
+void kn_cu_fetch_beyond(struct kn *kn, int32_t tokens);
 /* *out is w with its remote tiles in HBM, where operations issued next find them: once the product
  * that reads them is issued, kn_cu_fetch_used must be called.  *fetched is false, and *out is w,
  * where w has no remote tiles or they do not fit the ring.  False after a failure. */

@@ -416,8 +416,7 @@ static enum status choose_fetch(const struct options *o, struct srv_machine *m,
     enum status st = eng_model_try_step(m->model, &m->kv, &trial, &fetched_s, err);
     kn_fetch_beyond(m->kn, trial.seq_count);
     if (!st) st = eng_model_try_step(m->model, &m->kv, &trial, &in_place_s, err);
-    if (st || in_place_s > (1 - OFF_MIX_GAIN) * fetched_s)
-        kn_fetch_beyond(m->kn, KN_FETCH_TOKENS);
+    if (st || in_place_s > (1 - OFF_MIX_GAIN) * fetched_s) kn_fetch_beyond(m->kn, KN_FETCH_TOKENS);
     if (st) return st;
     log_info("startup",
              "auto: a step of %d sequences of %d tokens takes %.3f ms with remote weights fetched "

@@ -282,15 +282,29 @@ static enum status list_ways(struct choice *c, char *err)
     return ST_OK;
 }
 
-/* Drops the ways that the model rules out: what it leaves out is less than that. */
+static double share_of(const struct way *w)
+{
+    double share = 0;
+    for (int t = 1; t < KN_TIER_MAX; t++) share += w->want.share[t];
+    return share;
+}
+
+/* Drops the ways that the model rules out: what it leaves out is less than that.  The one that
+ * copies most stays, so that no step is slower than prefetched: of OPT-30B with 20 % over NVLink,
+ * 64 sequences of 1,056 tokens, the model had it as slower than the rest, and it took 3.96 ms where
+ * what was left took 4.80. */
 static void prune(struct choice *c)
 {
     const double kernels = (double)ENG_LAYER_PRODUCTS * eng_model_info(c->m->model)->layer_count;
-    double least = INFINITY;
+    double least = INFINITY, most = 0;
     int kept = 0;
-    for (int i = 0; i < c->count; i++) least = fmin(least, c->way[i].predicted_s);
+    for (int i = 0; i < c->count; i++) {
+        least = fmin(least, c->way[i].predicted_s);
+        most = fmax(most, share_of(&c->way[i]));
+    }
     for (int i = 0; i < c->count; i++)
-        if (c->way[i].predicted_s <= (1 + DOUBT) * least + kernels * DOUBT_KERNEL_S)
+        if (c->way[i].predicted_s <= (1 + DOUBT) * least + kernels * DOUBT_KERNEL_S ||
+            share_of(&c->way[i]) >= most)
             c->way[kept++] = c->way[i];
     c->count = kept;
 }

@@ -111,8 +111,8 @@ def test_bad_flags(flags, word):
     (["--remote", "disk:4GiB"], "--remote: 'disk:4GiB' is neither host:SIZE nor peer:DEVICE:SIZE"),
     (["--remote", "peer:4GiB"], "--remote: 'peer:4GiB' does not name a device: write peer:DEVICE:SIZE with DEVICE 0..255"),
     (["--remote", "host:much"], "--remote: 'much' in 'host:much' is not a size such as 64GiB"),
-    (["--offload", 0.5, "--force-offload", "--remote", "host:64KiB"], " in tier host, where 64.00 KiB of 64.00 KiB are "
-     "free: lower --offload, or make that tier larger in --remote"),
+    (["--offload", 0.5, "--force-offload", "--remote", "host:64KiB"], " in tier host: 64.00 KiB of 64.00 KiB are free; "
+     "lower --offload, or make that tier larger in --remote"),
     (["--chat-template", "/nonexistent"], "--chat-template /nonexistent: No such file or directory"),
     (["--seed", -1], "--seed must be between 0 and 9007199254740992, not -1"),
 ])

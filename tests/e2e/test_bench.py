@@ -74,7 +74,9 @@ def check(result, text, batch, prompt, answer):
     for label, key, digits in (("floor / TPOT", "floor_over_tpot_ratio", 4), ("TPOT, median (ms)", "tpot_steady_median_ms", 4),
                                ("steps in which every sequence decoded", "steady_step_count", 0)):
         shown = re.search(rf"^ +{re.escape(label)} +(\S+)$", text, re.M)
-        assert shown and shown[1] == f"{result[key]:.{digits}f}", text
+        # The file has nine digits: of a half there, the table's rounding may go either way.
+        assert shown and len(shown[1].partition(".")[2]) == digits, text
+        assert abs(float(shown[1]) - result[key]) <= 0.5 * 10**-digits + 1e-8 * abs(result[key]), text
 
 
 def test_demo_model(tmp_path):

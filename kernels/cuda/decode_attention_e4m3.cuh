@@ -9,8 +9,8 @@
  * registers the next kernel's CTA still fits.  Converting costs 64 cvt and 16 prmt a page and warp,
  * some 150 of the 830 cycles of a scheduler; an SM converts 128 numbers a cycle and takes in 20.
  * Predicted: 1,100 cycles a page and team, of the 1,660 it has: bound by HBM, 0.95 of its rate.
- * Measured (H200, 32/8 heads): 0.84 to 0.85 of it at 64 x 4,096, 0.76 to 0.78 at 128 x 1,024 and 1 x
- * 131,072: the chain is longer than that.
+ * Measured (H200, 32/8 heads): 0.84 to 0.85 of it at 64 x 4,096, 0.76 to 0.78 at 128 x 1,024 and
+ * 1 x 131,072: the chain is longer than that.
  *
  * Numbers.  e4m3 is exact in f16, so both products run in f16 with fp32 sums: a query is rounded to
  * 11 bits where bf16 has 8, and so is a weight.  Scales are powers of two and fold in exactly: a

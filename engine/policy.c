@@ -13,11 +13,11 @@
  * Admission.  Where pages of one more sequence would lie behind the link, a step of all n + 1 takes
  * longer by what attention reads there.  With base the time of a step beside attention,
  *
- *     T(n) = base + max(near b / B_local, far b / B_link)      (offload/residency.h)
+ *     T(n) = base + off_residency_likely_s(near, far)
  *
  * and it is admitted if (n + 1) / T(n + 1) > n / T(n), that is, if what it adds to a step is less
- * than a token's share of it, T(n) / n, and clearly so.  HBM is 90 times as fast as PCIe: with 8 of
- * 64 long sequences local, a step of all takes 1.2 s and one of 8 takes 5 ms, so that they are
+ * than a token's share of it, T(n) / n, and worth the wait.  HBM is 90 times as fast as PCIe: with
+ * 8 of 64 long sequences local, a step of all takes 1.2 s and one of 8 takes 5 ms, so that they are
  * through much sooner eight at a time.  It pays where base is long (weights behind a link, which
  * more sequences share), up to the free fraction of the link, and where nobody runs: one sequence
  * may be longer than local memory.  Those that run are never stopped by this, however they grow,
@@ -43,13 +43,13 @@ static int64_t running_pages(const struct eng_sched *s, int64_t *own)
     return pages;
 }
 
-/* What attention to so many pages takes, of which no more are local than there can be; shared ones
- * are. */
+/* What attention to so many pages may take, of which no more are local than there can be; shared
+ * ones are. */
 static double attention_s(const struct eng_sched *s, int64_t pages, int64_t own)
 {
     const int64_t local = eng_pages_tier_total(s->pages, 0);
     const int64_t far = own < local ? 0 : own - local;
-    return off_residency_step_s(&s->residency, pages - far, far);
+    return off_residency_likely_s(&s->residency, pages - far, far);
 }
 
 bool eng_policy_admits(const struct eng_sched *s, int64_t need, int32_t own, int32_t whole)

@@ -4,7 +4,8 @@
 
 #include "config/check.h"
 
-#define DOUBT (4.0 / 3)
+#define WORTH 0.1        /* per cent of tokens a second for a per cent of a step's time */
+#define SHORTER_PART 0.2 /* of the shorter of two reads side by side that the longer one waits */
 #define PAGES_MAX (1ll << 40) /* more than there are */
 #define LEAVE_PART 8          /* of the best number: when less is missing, pages stay */
 
@@ -15,9 +16,16 @@ double off_residency_step_s(const struct off_residency *r, int64_t near, int64_t
                 (double)far * page / r->link_bytes_per_s);
 }
 
+double off_residency_likely_s(const struct off_residency *r, int64_t near, int64_t far)
+{
+    const double longer = off_residency_step_s(r, near, far);
+    const double both = off_residency_step_s(r, near, 0) + off_residency_step_s(r, 0, far);
+    return longer + SHORTER_PART * (both - longer);
+}
+
 bool off_residency_gains(int32_t count, double without_s, double with_s)
 {
-    return without_s > count * DOUBT * (with_s - without_s);
+    return without_s > count * (1 + WORTH) * (with_s - without_s);
 }
 
 int64_t off_residency_free(const struct off_residency *r, int64_t pages)

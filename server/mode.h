@@ -3,10 +3,11 @@
  * changed.
  *
  *     read      of the options; a backend without a copy engine has direct alone, which auto is
- * there reserve   before anything is placed: GPU memory for the ring of decode steps' copies,
- * counted to what a step works on apply     once weights have their places, and again at will while
- * no engine is open: which share is copied (offload/mix.h, from the links' measured rates), through
- * what ring, by which kernels the rest is read, in which windows, and how prompts' weights come
+ *     reserve   before anything is placed: GPU memory for the ring of decode steps' copies, counted
+ *               to what a step works on
+ *     apply     once weights have their places, and again at will while no engine is open: which
+ *               share is copied (offload/mix.h, from the links' measured rates), through what ring,
+ *               by which kernels the rest is read, in which windows, how prompts' weights come
  *
  *                 decode steps                            prompts                  windows
  *     direct      in place                                in place                 as they are set
@@ -15,9 +16,10 @@
  *     auto        in place, and a share copied            copied                   as they are set
  *
  * auto tries: where the model of offload/mix.h cannot tell apart nothing copied, the share it likes
- * best and all copied, a step of the workload is timed each way (engine/trial.h), and the fastest
- * is taken.  Near the free fraction link and HBM take equally long, and what decides is what no sum
- * of bytes shows: tiles that make one product's link late, SMs that all wait for a word.
+ * best and parts, a step of the workload is timed each way (engine/trial.h), and with all copied,
+ * and the fastest is taken.  Near the free fraction link and HBM take equally long, and what
+ * decides is what no sum of bytes shows: tiles that make one product's link late, SMs that all wait
+ * for a word.
  *
  * Windows adapt to what is read in place; where nine tenths of a tier are copied, what is left
  * tells too little, and the window is kept.

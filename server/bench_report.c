@@ -163,8 +163,10 @@ static void date_text(int64_t unix_s, char out[32])
     CHECK(strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) > 0);
 }
 
+/* What a steady step's reading of a tier takes at least; 0 of one that it reads nothing of. */
 static double tier_s(const struct srv_bench_result *r, int tier)
 {
+    if (!r->step_bytes[tier]) return 0;
     return (double)r->step_bytes[tier] / r->best_bytes_per_s[tier];
 }
 
@@ -215,10 +217,11 @@ static void print_reading(const struct srv_machine *m, const struct srv_bench_re
         const struct srv_bench_trips *trips = &r->trips[t];
         char window[32];
         window_text(&r->tier_control[t].window, window);
-        printf("%-8s %12.3f %12.3f %9s %12.3f", off_tier_name(m->tiers, t),
-               achieved_bytes_per_s(r, t) / 1e9,
-               achieved_bytes_per_s(r, t) / r->bandwidth.read_bytes_per_s[t], window,
-               r->counted_bytes[t] / 1e6);
+        printf("%-8s %12.3f", off_tier_name(m->tiers, t), achieved_bytes_per_s(r, t) / 1e9);
+        if (r->bandwidth.read_bytes_per_s[t] > 0)
+            printf(" %12.3f", achieved_bytes_per_s(r, t) / r->bandwidth.read_bytes_per_s[t]);
+        else printf(" %12s", "-");
+        printf(" %9s %12.3f", window, r->counted_bytes[t] / 1e6);
         if (trips->count)
             printf(" %12.2f %10.2f %10.2f\n", trips->mean_s * 1e6, trips->min_s * 1e6,
                    trips->max_s * 1e6);
@@ -280,10 +283,12 @@ static void print_prompt(const struct options *o, const struct srv_machine *m,
     const struct srv_bench_prompt *p = &r->prompt;
     if (p->link_s == 0 || o->given_context) return;
     printf("\n%-8s %12s %12s %12s\n", "link", "weights MB", "crossed MB", "times");
-    for (int t = 1; t < r->bandwidth.tier_count; t++)
+    for (int t = 1; t < r->bandwidth.tier_count; t++) {
+        if (!p->weight_bytes[t]) continue; /* of KV alone, or empty */
         printf("%-8s %12.3f %12.3f %12.4f   of a step of the prompts\n", off_tier_name(m->tiers, t),
                prompt_weights(p, t) / 1e6, prompt_counted(p, t) / 1e6,
                prompt_counted(p, t) / prompt_weights(p, t));
+    }
 }
 
 void srv_bench_print(const struct options *o, const struct srv_machine *m,

@@ -447,7 +447,7 @@ static void find_prompt(const struct srv_bench_run *b, struct srv_bench_result *
     eng_traffic_prompt(&t, p->step_count, sampled, tokens, p->weight_bytes);
     for (int i = 0; i < r->bandwidth.tier_count; i++) {
         p->counted_bytes[i] = to->traffic[i].bytes - from->traffic[i].bytes;
-        if (i)
+        if (i && p->weight_bytes[i])
             p->link_s =
                 fmax(p->link_s, (double)p->weight_bytes[i] / r->bandwidth.read_bytes_per_s[i]);
     }

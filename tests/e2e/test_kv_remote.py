@@ -150,6 +150,18 @@ def test_bench_tells_kv_by_tier(tmp_path):
     assert few.returncode != 0 and "need a page of KV each in local memory and there are 4" in few.stdout
 
 
+def test_bench_of_a_tier_that_stays_empty(tmp_path):
+    """It is measured as without the tier, of which every figure is a zero."""
+    path = tmp_path / "result.json"
+    done = run("bench", MODEL, "--device", "cpu", "--load-format", "dummy", "--batch", 1, "--input-len", 8, "--output-len", 12,
+               "--kv-remote", "host:16MiB", "--json", path)
+    assert done.returncode == 0, done.stdout
+    assert "tier host stays empty: its reading is not measured" in done.stdout and "nan" not in done.stdout
+    near, far = json.loads(path.read_text(), parse_constant=pytest.fail)["tiers"]
+    assert near["read_bytes_per_s"] > 0 and near["step_bytes"] > 0 and near["step_at_least_ms"] > 0
+    assert far["name"] == "host" and not any(value for key, value in far.items() if key.endswith(("_bytes", "_s", "_ms", "_ratio")))
+
+
 def sweep(tmp_path, *flags):
     path = tmp_path / "sweep.json"
     done = run("bench", MODEL, "--device", "cpu", "--load-format", "dummy", "--batch", 6, "--input-len", 300, "--output-len", 70,

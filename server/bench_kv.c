@@ -158,7 +158,9 @@ static enum status measure(struct bench *b, struct result *r, char *err)
     struct srv_bench_clock *clock = &b->run.clock;
     const struct srv_startup_hooks hooks = {.wake = srv_bench_clock_wake, .wake_user = clock};
     const struct srv_bench_workload warm = {
-        .batch = 1, .input_len = WARM_INPUT, .output_len = WARM_OUTPUT};
+        .batch = 1,
+        .input_len = (int32_t)size_min((size_t)b->workload.input_len, WARM_INPUT),
+        .output_len = (int32_t)size_min((size_t)b->workload.output_len, WARM_OUTPUT)};
     struct eng_stats before, after;
     snprintf(o->kv_policy, sizeof o->kv_policy, "%s", r->way->policy);
     snprintf(o->kv_admission, sizeof o->kv_admission, "%s", r->way->admission);

@@ -197,6 +197,13 @@ def test_one_context_longer_than_local_memory_runs_in_place_alone(tmp_path):
     assert "the KV cache holds 256 tokens, fewer than one sequence of 370" in cannot["missing"] and "duration_s" not in cannot
 
 
+def test_sweep_of_sequences_shorter_than_what_warms_up(tmp_path):
+    done, results = sweep(tmp_path, "--batch", 2, "--input-len", 8, "--output-len", 3, "--kv-cache-memory-bytes", 2 * PAGE,
+                          "--kv-sweep", "all,swap")
+    assert done.returncode == 0, done.stdout
+    assert [r["output_tokens_per_s"] > 0 for r in results] == [True, True]
+
+
 @pytest.mark.parametrize("flags,words", [
     (["--kv-sweep", "all,all"], "is not a list of all, throughput, swap and recompute"),
     (["--kv-sweep", "page"], "is not a list of all, throughput, swap and recompute"),

@@ -195,14 +195,21 @@ static uint64_t least_copy(const struct srv_machine *m)
     return links->link_count ? (uint64_t)(10 * least * OFF_MIX_GAP_S) : 0;
 }
 
-/* Whether a way shares out bytes as one of those before does. */
+static double share_of(const struct way *w)
+{
+    double share = 0;
+    for (int t = 1; t < KN_TIER_MAX; t++) share += w->want.share[t];
+    return share;
+}
+
+/* Whether a way shares out bytes as one of those before does; nothing, there is one way to. */
 static bool is_listed(const struct choice *c, const struct way *w)
 {
     for (int i = 0; i < c->count; i++) {
         double most = 0;
         for (int t = 1; t < KN_TIER_MAX; t++)
             most = fmax(most, fabs(c->way[i].want.share[t] - w->want.share[t]));
-        if (most < ALIKE && c->way[i].want.even == w->want.even) return true;
+        if (most < ALIKE && (c->way[i].want.even == w->want.even || share_of(w) == 0)) return true;
     }
     return false;
 }
@@ -280,13 +287,6 @@ static enum status list_ways(struct choice *c, char *err)
     add_way(c, any, 0.5, all);
     add_way(c, any, 1, all);
     return ST_OK;
-}
-
-static double share_of(const struct way *w)
-{
-    double share = 0;
-    for (int t = 1; t < KN_TIER_MAX; t++) share += w->want.share[t];
-    return share;
 }
 
 /* Drops the ways that the model rules out: what it leaves out is less than that.  The one that

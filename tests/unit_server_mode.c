@@ -391,6 +391,35 @@ static void try_modes(struct srv_machine *m, uint64_t none, uint64_t some, uint6
     apply(m, &o);
 }
 
+/* KV to try steps on; returns its bytes. */
+static size_t give_pages(struct srv_machine *m)
+{
+    char err[ERR_CAP] = "";
+    m->page_count = 8;
+    m->model_len_max = 64;
+    const size_t bytes = (size_t)m->page_count * kn_kv_page_bytes(&m->kv);
+    if (kn_alloc(m->kn, KN_MEM_LOCAL, 0, bytes, &m->kv.base[0], err)) fail_msg("%s", err);
+    return bytes;
+}
+
+/* Where nothing is remote, and where there is no room for a copy, there is one way, and no step is
+ * timed. */
+static void test_nothing_to_copy(void **state)
+{
+    (void)state;
+    static struct srv_machine m;
+    for (int remote = 0; remote < 2; remote++) {
+        machine_open(&m, remote ? 0.4 : 0);
+        m.memory.ring[OFF_MODE_AUTO] = 0;
+        const size_t kv_bytes = give_pages(&m);
+        try_modes(&m, 1, 1, 1);
+        assert_int_equal(timed.tried[0] + timed.tried[1] + timed.tried[2], 0);
+        assert_true(told.count == 0 && m.mode.measured_s == 0);
+        kn_free(m.kn, KN_MEM_LOCAL, m.kv.base[0], kv_bytes);
+        srv_shutdown(&m);
+    }
+}
+
 static void test_trials(void **state)
 {
     (void)state;
@@ -402,10 +431,7 @@ static void test_trials(void **state)
     char err[ERR_CAP] = "";
     machine_open(&m, 0.4);
     struct off_link *link = &m.memory.links.link[0];
-    m.page_count = 8;
-    m.model_len_max = 64;
-    const size_t kv_bytes = (size_t)m.page_count * kn_kv_page_bytes(&m.kv);
-    if (kn_alloc(m.kn, KN_MEM_LOCAL, 0, kv_bytes, &m.kv.base[0], err)) fail_msg("%s", err);
+    const size_t kv_bytes = give_pages(&m);
     assert_int_equal(eng_stage_room(m.model, &unbounded, &room, err), ST_OK);
     timed.all_bytes = room.bytes[1];
     /* A link whose ways are as good as each other: all three are tried. */
@@ -489,6 +515,7 @@ int main(void)
         cmocka_unit_test(test_even),
         cmocka_unit_test(test_ring_bounds),
         cmocka_unit_test(test_free_fraction),
+        cmocka_unit_test(test_nothing_to_copy),
         cmocka_unit_test(test_trials),
         cmocka_unit_test(test_failures),
         cmocka_unit_test(test_tier_without_weights),

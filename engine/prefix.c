@@ -10,8 +10,10 @@
  * low, and who drops asks for a leaf.)
  *
  * Time goes by with the pages that are made.  A hit counts where none was counted in the last
- * total / HIT_PARTS of it.  A parent is hit whenever a child is, so it has no fewer hits: the
- * largest number of points with a given distance does not fall when points are added.
+ * total / HIT_PARTS of it.  A parent is hit whenever a child is, and counts from before it, so it
+ * has no fewer hits: the largest number of points with a given distance does not fall when points
+ * are added.  (A child may have been made before its parent, by a sequence that gave its own page
+ * up for that one; then it counts from where its parent does.)
  */
 #include "engine/prefix.h"
 
@@ -323,6 +325,7 @@ int32_t eng_prefix_enter(struct eng_prefix *p, int32_t node, int32_t parent,
     memcpy(tokens_of(p, node), tokens, KN_PAGE_TOKENS * sizeof *tokens);
     int32_t *bucket = bucket_of(p, parent, tokens), *first = children_of(p, parent);
     n->parent = parent;
+    if (parent >= 0 && n->hit_at < p->nodes[parent].hit_at) n->hit_at = p->nodes[parent].hit_at;
     n->chain = *bucket;
     *bucket = node;
     n->sibling_before = ENG_NODE_NONE;

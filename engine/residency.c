@@ -216,8 +216,9 @@ void eng_residency_shift(struct eng_sched *s, struct eng_plan *plan, struct eng_
 
 /* --- idle pages ------------------------------------------------------------------------------- */
 
-/* A page behind the link: a free one, or one whose idle node is worth less than that of `leaving`.
- * ENG_NODE_NONE: a running sequence's, before which those go that wait. */
+/* A page behind the link: a free one, or one whose idle node is worth less than that of `leaving`,
+ * hence none of those before it in the tree, whose leaf it might be.  ENG_NODE_NONE: a running
+ * sequence's, before which those go that wait. */
 static bool take_far(struct eng_sched *s, int32_t leaving, kn_page *to)
 {
     while (!eng_pages_take_far(s->pages, to)) {

@@ -304,8 +304,32 @@ static void random_operations(void **state)
     assert_true(hits > 1000 && tails > 1000 && again > 1000 && drops > 1000);
 }
 
+/* Who computed two pages enters the second behind a page of another's, made after it, and it is
+ * found once when so many pages were made that its hit counts, and the younger one's not yet. */
+static void pages_entered_behind_a_younger_one(void **state)
+{
+    (void)state;
+    enum { PAGES_ALL = 4 * 64 }; /* a hit counts where none was for four pages */
+    const int32_t tokens[2 * KN_PAGE_TOKENS] = {0};
+    const struct eng_prefix_key first = {.tokens = tokens, .count = KN_PAGE_TOKENS},
+                                both = {.tokens = tokens, .count = 2 * KN_PAGE_TOKENS};
+    assert_int_equal(eng_prefix_open(PAGES_ALL, &tree), ST_OK);
+    int32_t own[2];
+    for (int32_t i = 0; i < 2; i++) own[i] = eng_prefix_make(tree, new_page(), i);
+    const int32_t other = eng_prefix_make(tree, new_page(), 0);
+    assert_int_equal(eng_prefix_enter(tree, other, ENG_NODE_NONE, &first), other);
+    assert_int_equal(eng_prefix_enter(tree, own[0], ENG_NODE_NONE, &first), other);
+    assert_true(eng_prefix_give(tree, own[0]));
+    assert_int_equal(eng_prefix_enter(tree, own[1], other, &both), own[1]);
+    for (int32_t i = 0; i < 3; i++) (void)eng_prefix_make(tree, new_page(), 0);
+    eng_prefix_take(tree, own[1]);
+    eng_prefix_check(tree);
+    eng_prefix_close(tree);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(random_operations)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(random_operations),
+                                       cmocka_unit_test(pages_entered_behind_a_younger_one)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,9 +21,6 @@
 #include "config/log.h"
 #include "engine/engine_state.h"
 
-/* Steps between two looks at every page and reference, in debug builds. */
-#define CHECK_STEPS 16
-
 /* --- events ----------------------------------------------------------------------------------- */
 
 void eng_push_event(struct eng_engine *e, const struct eng_event *event)
@@ -242,9 +239,6 @@ static enum status turn(struct eng_engine *e, struct eng_step **flying, bool *id
     drop_cancelled(e);
     if (e->tiered || e->config.sched.prefix_cache)
         eng_sched_moved(e->sched, kn_moves_done(e->kn) - e->moves_before);
-#ifdef DAKD_DEBUG
-    if (e->stats.step_count % CHECK_STEPS == 0) eng_sched_check(e->sched);
-#endif
     eng_sched_plan(e->sched, &plan);
     *idle = !before && plan.item_count == 0;
     if (plan.item_count > 0) {

@@ -241,13 +241,6 @@ static void look_at_running(const struct eng_sched *s, const struct eng_sched_se
     r->wait = coming >= tail + LEAD_MIN;
 }
 
-/* Where the tail lies now. */
-static kn_page tail_page(const struct eng_sched *s, const struct eng_reuse *r)
-{
-    return r->tail_from ? r->tail_from->pages[r->match.page_count]
-                        : eng_prefix_page(s->prefix, r->match.tail);
-}
-
 struct eng_reuse eng_reuse_find(const struct eng_sched *s, const struct eng_sched_seq *seq)
 {
     struct eng_reuse r = {.match = {.node = ENG_NODE_NONE, .tail = ENG_NODE_NONE}};
@@ -267,7 +260,6 @@ struct eng_reuse eng_reuse_find(const struct eng_sched *s, const struct eng_sche
         r.tier_tokens[kn_page_tier(eng_prefix_page(s->prefix, n))] += KN_PAGE_TOKENS;
         r.in_use_count += eng_prefix_refs(s->prefix, n) > 0;
     }
-    if (r.match.tail_count) r.tier_tokens[kn_page_tier(tail_page(s, &r))] += r.match.tail_count;
     return r;
 }
 
@@ -292,7 +284,6 @@ void eng_reuse_take(struct eng_sched *s, struct eng_sched_seq *seq, const struct
 
 void eng_reuse_leave_tail(struct eng_sched *s, struct eng_sched_seq *seq, struct eng_reuse *r)
 {
-    if (r->match.tail_count) r->tier_tokens[kn_page_tier(tail_page(s, r))] -= r->match.tail_count;
     if (r->match.tail != ENG_NODE_NONE) give_node(s, r->match.tail);
     seq->kv_count -= r->match.tail_count;
     r->token_count -= r->match.tail_count;
@@ -302,10 +293,14 @@ void eng_reuse_leave_tail(struct eng_sched *s, struct eng_sched_seq *seq, struct
 }
 
 void eng_reuse_copy_tail(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
-                         const struct eng_reuse *r)
+                         struct eng_reuse *r)
 {
+    const int32_t at = r->match.page_count;
     if (r->match.tail_count == 0) return;
-    eng_residency_copy(s, plan, tail_page(s, r), seq->pages[r->match.page_count]);
+    const kn_page from =
+        r->tail_from ? r->tail_from->pages[at] : eng_prefix_page(s->prefix, r->match.tail);
+    eng_residency_copy(s, plan, from, seq->pages[at]);
+    r->tier_tokens[kn_page_tier(from)] += r->match.tail_count;
     s->counts.copied++;
     if (r->match.tail != ENG_NODE_NONE) give_node(s, r->match.tail);
 }

@@ -169,7 +169,7 @@ struct eng_reuse {
     struct eng_prefix_match match;         /* a tail in the tree, or */
     const struct eng_sched_seq *tail_from; /* in this sequence's last page; NULL: not there */
     int32_t in_use_count;                  /* pages of the match that running sequences hold too */
-    int32_t tier_tokens[KN_TIER_MAX];      /* tokens, by where their pages lie */
+    int32_t tier_tokens[KN_TIER_MAX];      /* by where their pages lie; the tail's once copied */
     int32_t token_count;                   /* all in all, the tail's included */
     bool wait;                             /* more of it is about to be computed */
 };
@@ -181,7 +181,7 @@ void eng_reuse_take(struct eng_sched *s, struct eng_sched_seq *seq, const struct
 void eng_reuse_leave_tail(struct eng_sched *s, struct eng_sched_seq *seq, struct eng_reuse *r);
 /* The sequence has its next page: the tail is copied there. */
 void eng_reuse_copy_tail(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq,
-                         const struct eng_reuse *r);
+                         struct eng_reuse *r);
 /* The sequence was admitted with what it took. */
 void eng_reuse_count(struct eng_sched *s, struct eng_sched_seq *seq, const struct eng_reuse *r);
 /* CHECKs references and tables; adds the pages of nodes and sequences to s->mark and *owned. */

@@ -1,21 +1,17 @@
 #include "server/memory.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "config/check.h"
 #include "config/log.h"
 #include "config/size.h"
-#include "engine/traffic.h"
 #include "offload/probe.h"
 #include "server/kv_tiers.h"
 #include "server/probe.h"
 #include "server/staging.h"
 #include "server/startup.h"
 
-#define GIB 1073741824.0
-#define MIB 1048576.0
 /* Of the planned workload, where nothing was said: what 64 people who chat need. */
 #define BATCH_DEFAULT 64
 #define CONTEXT_DEFAULT 1024

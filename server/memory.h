@@ -7,15 +7,16 @@
  *     KV        wanted: room for --plan-batch sequences of --plan-context tokens (where neither was
  *               given: at most a quarter of what is usable), and for one of --max-model-len where
  *               that was given; or --kv-cache-memory-bytes.  It gets what is left beside the
- *               weights, up to --max-num-seqs longest sequences
- *               --kv-remote: more of it in a remote tier, in a pool beside the weights there; what
- * is wanted may then leave as well as weights weights   all local where they fit beside the KV
- * wanted; else `--offload auto` moves out what does not, as the planner says (offload/plan.h), and
- * no more; of a stated share
- *               --placement says which.  Where KV may leave too the planner decides how much of
- *               each, for the stated workload: both hide their free fraction behind the link, and
- *               beyond it have equal shares.  --kv-cache-memory-bytes fixes what of KV is local,
- *               --offload what of the weights
+ *               weights, up to --max-num-seqs longest sequences.  --kv-remote: more of it in a
+ *               remote tier, in a pool beside the weights there
+ *     weights   all local where they fit beside the KV wanted; else `--offload auto` moves out what
+ *               does not, as the planner says (offload/plan.h), and no more; of a stated share
+ *               --placement says which
+ *
+ * With --kv-remote what is wanted of KV may leave as well as weights, and the planner decides how
+ * much of each, for the stated workload: both hide their free fraction behind the link, and beyond
+ * it have equal shares.  --kv-cache-memory-bytes fixes what of KV is local, --offload what of the
+ * weights.
  *
  * Where nothing bounds the local memory (a CPU without --hbm-size) everything fits.
  */

@@ -14,10 +14,9 @@
 #include "engine/traffic.h"
 
 /* *out: the bytes for `share` of the weights in remote tiers; 0 where no step needs any, nor any
- * mode that the loading takes on (mode.h).  auto is
- * the remote part of a mean layer and a half, rounded up for tables that stay and for whole tiles,
- * and that of the head where more than KN_FETCH_TOKENS sequences decode together.
- * ST_INVALID: neither auto nor a size. */
+ * mode that the loading takes on (mode.h).  auto is the remote part of a mean layer and a half,
+ * rounded up for tables that stay and for whole tiles, and that of the head where more than
+ * KN_FETCH_TOKENS sequences decode together.  ST_INVALID: neither auto nor a size. */
 MUST_USE enum status srv_staging_choose(const struct options *o, const struct eng_model_info *info,
                                         double share, bool gpu, uint64_t *out, char *err);
 /* Takes `bytes` of the GPU's memory, in place of what there was; *taken is 0 where no product of

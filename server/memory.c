@@ -330,27 +330,29 @@ static enum status preview(const struct eng_shape *shape, const struct eng_model
     return st;
 }
 
-/* Of the weights, by tier. */
-static void sum_plan(const struct off_plan *p, uint64_t stored[KN_TIER_MAX],
-                     double read[KN_TIER_MAX])
+/* Of the weights, what the plan has in a tier. */
+static uint64_t weights_in(const struct off_plan *p, int tier)
 {
-    for (int t = 0; t < KN_TIER_MAX; t++) {
-        stored[t] = 0;
-        read[t] = 0;
-        for (int i = 0; i < p->op_count; i++) {
-            if (!eng_operation_is_kv(&p->op[i])) stored[t] += off_plan_stored_bytes(&p->op[i], t);
-            read[t] += off_plan_read_bytes(&p->op[i], t);
-        }
-    }
+    uint64_t bytes = 0;
+    for (int i = 0; i < p->op_count; i++)
+        if (!eng_operation_is_kv(&p->op[i])) bytes += off_plan_stored_bytes(&p->op[i], tier);
+    return bytes;
+}
+
+/* Of all, what a step reads there. */
+static double read_in(const struct off_plan *p, int tier)
+{
+    double bytes = 0;
+    for (int i = 0; i < p->op_count; i++) bytes += off_plan_read_bytes(&p->op[i], tier);
+    return bytes;
 }
 
 /* What each tier is to hold: the plan's bytes, or a share's, divided by capacity. */
 static void set_requests(const struct eng_model_options *mo, const struct eng_model_info *info,
                          struct srv_memory *m)
 {
-    uint64_t stored[KN_TIER_MAX], tiles = info->weight_bytes;
-    double read[KN_TIER_MAX], capacity = 0;
-    sum_plan(&m->plan, stored, read);
+    uint64_t tiles = info->weight_bytes;
+    double capacity = 0;
     for (int i = 0; i < m->plan.op_count; i++)
         if (m->plan.op[i].pinned && !eng_operation_is_kv(&m->plan.op[i]))
             tiles -= m->plan.op[i].tile_bytes;
@@ -358,7 +360,8 @@ static void set_requests(const struct eng_model_options *mo, const struct eng_mo
     uint64_t out = 0;
     for (int t = KN_TIER_MAX - 1; t >= 0; t--) {
         struct srv_share *s = &m->share[t];
-        *s = (struct srv_share){.requested = stored[t], .predicted_read = read[t]};
+        *s = (struct srv_share){.requested = weights_in(&m->plan, t),
+                                .predicted_read = read_in(&m->plan, t)};
         if (m->planned || mo->offload == 0) continue;
         if (t == 0) s->requested = info->weight_bytes - out;
         else if (t <= m->remote.count)
@@ -404,12 +407,10 @@ static enum status plan_both(const struct options *o, const struct eng_shape *sh
     const uint64_t bare = m->step;
     double share = 0;
     for (int i = 0; i < STAGING_ROUNDS; i++) {
-        uint64_t stored[KN_TIER_MAX], out = 0;
-        double read[KN_TIER_MAX];
+        uint64_t out = 0;
         enum status st = set_aside(o, &shape->info, share, bare, m, err);
         if (st || (st = make_plan(shape, o, p, m, err))) return st;
-        sum_plan(&m->plan, stored, read);
-        for (int t = 1; t < KN_TIER_MAX; t++) out += stored[t];
+        for (int t = 1; t < KN_TIER_MAX; t++) out += weights_in(&m->plan, t);
         if ((double)out <= share * (double)shape->info.weight_bytes) break;
         share = fmin(1.001 * (double)out / (double)shape->info.weight_bytes, 1);
     }
@@ -515,16 +516,15 @@ static enum status no_room(const struct options *o, const struct pages *p, uint6
 static enum status give_kv(const struct options *o, const struct eng_model_info *info,
                            const struct pages *p, struct srv_memory *m, char *err)
 {
-    uint64_t stored[KN_TIER_MAX];
-    double read[KN_TIER_MAX];
     int64_t count = p->most;
-    sum_plan(&m->plan, stored, read);
-    m->spare_bytes = o->everywhere ? info->weight_bytes - stored[0] : 0;
+    const uint64_t local = weights_in(&m->plan, 0);
+    const uint64_t weights = o->everywhere ? info->weight_bytes : local;
+    m->spare_bytes = weights - local;
     if (m->bounded) {
-        uint64_t fixed = stored[0] + m->spare_bytes + m->step;
+        uint64_t fixed = weights + m->step;
         uint64_t left = m->usable > fixed ? m->usable - fixed : 0;
         if (o->kv_cache_memory_bytes ? kv_bytes(p) > left : left < p->bytes)
-            return no_room(o, p, stored[0] + m->spare_bytes, m, err);
+            return no_room(o, p, weights, m, err);
         if ((uint64_t)count > left / p->bytes) count = (int64_t)(left / p->bytes);
     } else if (!o->kv_cache_memory_bytes) {
         int64_t usual = (int64_t)size_max(KV_DEFAULT_BYTES / p->bytes, (size_t)p->per_seq);
@@ -553,10 +553,8 @@ static enum status give_kv(const struct options *o, const struct eng_model_info 
 
 uint64_t srv_memory_local_bytes(const struct srv_memory *m, const struct kn_kv *kv)
 {
-    uint64_t stored[KN_TIER_MAX];
-    double read[KN_TIER_MAX];
-    sum_plan(&m->plan, stored, read);
-    return stored[0] + m->spare_bytes + (uint64_t)m->page_count * kn_kv_page_bytes(kv);
+    return weights_in(&m->plan, 0) + m->spare_bytes +
+           (uint64_t)m->page_count * kn_kv_page_bytes(kv);
 }
 
 /* A tier that nobody sized is as large as what goes there. */

@@ -10,6 +10,7 @@
 #include "config/check.h"
 #include "config/clock.h"
 #include "config/log.h"
+#include "config/size.h"
 #include "config/version.h"
 #include "server/bench_run.h"
 #include "server/output.h"
@@ -184,15 +185,17 @@ static void print_head(const struct bench *b)
 {
     const struct options *o = &b->options;
     const struct srv_machine *m = &b->machine;
-    const double page_gib = (double)kn_kv_page_bytes(&m->kv) / 1073741824.0;
+    const uint64_t page_bytes = kn_kv_page_bytes(&m->kv);
+    char near[SIZE_TEXT_CAP], far[SIZE_TEXT_CAP];
     printf("dakd %s (%s), %s\n", version_string(), version_commit(), kn_name(m->kn));
-    printf(
-        "%s%s%s, %d sequences of %d prompt and %d answer tokens%s; %.3f GiB of KV pages in local "
-        "memory, %.3f GiB in %s\n\n",
-        o->model_dir, o->hf_overrides[0] ? " " : "", o->hf_overrides, b->workload.batch,
-        b->workload.input_len, b->workload.output_len,
-        b->workload.given ? ", whose prompts' KV is given" : "", m->page_count * page_gib,
-        m->memory.far_page_count * page_gib, off_tier_name(m->tiers, m->memory.kv_tier));
+    printf("%s%s%s, %d sequences of %d prompt and %d answer tokens%s; %s of KV pages in local "
+           "memory, %s in %s\n\n",
+           o->model_dir, o->hf_overrides[0] ? " " : "", o->hf_overrides, b->workload.batch,
+           b->workload.input_len, b->workload.output_len,
+           b->workload.given ? ", whose prompts' KV is given" : "",
+           size_text((uint64_t)m->page_count * page_bytes, near),
+           size_text((uint64_t)m->memory.far_page_count * page_bytes, far),
+           off_tier_name(m->tiers, m->memory.kv_tier));
     printf("%-11s %9s %9s %6s   %17s   %17s %8s %10s   %26s\n", "", "until all", "", "",
            "first token, s", "between two, ms", "pre-", "tokens", "over the link, GB");
     printf("%-11s %9s %9s %6s   %8s %8s   %8s %8s %8s %10s   %8s %8s %8s\n", "when short",

@@ -26,13 +26,13 @@
 #include "config/check.h"
 #include "config/clock.h"
 #include "config/log.h"
+#include "config/size.h"
 #include "server/bench_run.h"
 #include "server/compare_report.h"
 #include "server/mode.h"
 #include "server/probe.h"
 #include "server/startup.h"
 
-#define GIB 1073741824.0
 #define TIER_SLACK_BYTES (64ull << 20) /* what rounding to whole tiles may add */
 #define HOST_RESERVE 8 /* of the host's memory, one part in so many is left to others */
 
@@ -448,18 +448,20 @@ static enum status check_tier(const struct compare *x, double share, char *err)
 {
     const struct off_tier_spec *spec = &x->remote.spec[0];
     const double need = share * (double)x->shape.info.weight_bytes;
+    char want[SIZE_TEXT_CAP], may[SIZE_TEXT_CAP], free_text[SIZE_TEXT_CAP], all[SIZE_TEXT_CAP];
     uint64_t total, available;
     if (need > (double)spec->bytes)
-        return err_set(err, ST_LIMIT, "%.2f GiB of weights, and --remote names %.2f GiB",
-                       need / GIB, (double)spec->bytes / GIB);
+        return err_set(err, ST_LIMIT, "%s of weights, and --remote names %s",
+                       size_text((uint64_t)need, want), size_text(spec->bytes, may));
     if (spec->mem != KN_MEM_HOST || kn_host_memory(&total, &available, NULL)) return ST_OK;
     const uint64_t reserve = total / HOST_RESERVE;
     const uint64_t room = available > reserve ? available - reserve : 0;
     if (need <= (double)room) return ST_OK;
     return err_set(err, ST_LIMIT,
-                   "%.2f GiB of weights, and of the host's memory %.2f GiB may be taken (%.2f GiB "
-                   "are available, an eighth of %.2f GiB is left to others)",
-                   need / GIB, (double)room / GIB, (double)available / GIB, (double)total / GIB);
+                   "%s of weights, and of the host's memory %s may be taken (%s are available, an "
+                   "eighth of %s is left to others)",
+                   size_text((uint64_t)need, want), size_text(room, may),
+                   size_text(available, free_text), size_text(total, all));
 }
 
 /* No more of the tier than the share takes: it costs time to reserve the host's memory. */

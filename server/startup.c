@@ -7,13 +7,13 @@
 
 #include "config/check.h"
 #include "config/log.h"
+#include "config/size.h"
 #include "engine/traffic.h"
 #include "offload/window.h"
 #include "server/given.h"
 #include "server/kv_tiers.h"
 #include "server/predict.h"
 
-#define GIB 1073741824.0
 /* Workspaces of the GPU's kernels, and by layer what recorded steps take. */
 #define STEP_WORK_BYTES (384ull << 20)
 #define LAYER_WORK_BYTES (6ull << 20)
@@ -165,16 +165,16 @@ static enum status open_tiers(const struct eng_model_info *info, struct srv_mach
     uint64_t local = srv_memory_local_bytes(mem, &m->kv);
     /* All tiers are one memory on a CPU, which is taken when it is written. */
     const uint64_t page_bytes = kn_kv_page_bytes(&m->kv);
-    uint64_t kv_bytes = (uint64_t)mem->page_count * page_bytes;
-    uint64_t need = info->weight_bytes + mem->spare_bytes + kv_bytes +
-                    (uint64_t)mem->far_page_count * page_bytes;
-    if (!mem->gpu && mem->available && need > mem->available)
+    const uint64_t kv_bytes = (uint64_t)mem->page_count * page_bytes;
+    const uint64_t all_kv = kv_bytes + (uint64_t)mem->far_page_count * page_bytes;
+    const uint64_t all_weights = info->weight_bytes + mem->spare_bytes;
+    char weights[SIZE_TEXT_CAP], kv[SIZE_TEXT_CAP], have[SIZE_TEXT_CAP];
+    if (!mem->gpu && mem->available && all_weights + all_kv > mem->available)
         return err_set(err, ST_LIMIT,
-                       "the model needs %.2f GiB for weights and %.2f GiB for KV, and %.2f GiB are "
-                       "available: lower "
+                       "the model needs %s for weights and %s for KV, and %s are available: lower "
                        "--kv-cache-memory-bytes or --max-model-len, or serve a smaller model",
-                       (double)info->weight_bytes / GIB, (double)(need - info->weight_bytes) / GIB,
-                       (double)mem->available / GIB);
+                       size_text(all_weights, weights), size_text(all_kv, kv),
+                       size_text(mem->available, have));
     enum status st = off_tiers_open(m->kn, local, &mem->remote, &m->tiers, err);
     if (st) return st;
     if (mem->far_page_count &&
@@ -185,9 +185,8 @@ static enum status open_tiers(const struct eng_model_info *info, struct srv_mach
 
 static void report(const struct srv_machine *m, const struct eng_model_info *info)
 {
-    char dir[64];
-    snprintf(dir, sizeof dir, "%s", info->architecture);
-    log_info("startup", "%s: %.2f B parameters, %d layers, weights %s, KV %s", dir,
+    char size[SIZE_TEXT_CAP];
+    log_info("startup", "%s: %.2f B parameters, %d layers, weights %s, KV %s", info->architecture,
              (double)info->parameter_count / 1e9, info->layer_count, kn_dtype_name(info->dtype),
              kn_dtype_name(m->kv.dtype));
     for (int t = 1; t < off_tiers_count(m->tiers); t++)
@@ -201,15 +200,17 @@ static void report(const struct srv_machine *m, const struct eng_model_info *inf
                      m->control[t].mode == OFF_CONTROL_ADAPTIVE ? "from" : "read by",
                      m->control[t].window.ctas, m->control[t].window.blocks,
                      (double)off_window_bytes(&m->control[t].window) / 1024);
-    const double page_gib = (double)kn_kv_page_bytes(&m->kv) / GIB;
+    const uint64_t page_bytes = kn_kv_page_bytes(&m->kv);
     const int32_t far = m->memory.far_page_count;
-    log_info("startup", "KV cache: %d pages of %d tokens, %.3f GiB; sequences of up to %d tokens",
-             m->page_count, KN_PAGE_TOKENS, m->page_count * page_gib, m->model_len_max);
+    log_info("startup", "KV cache: %d pages of %d tokens, %s; sequences of up to %d tokens",
+             m->page_count, KN_PAGE_TOKENS, size_text((uint64_t)m->page_count * page_bytes, size),
+             m->model_len_max);
     if (far)
         log_info("startup",
-                 "KV cache: %d pages, %.3f GiB, more in tier %s, for what local memory has no room "
+                 "KV cache: %d pages, %s, more in tier %s, for what local memory has no room "
                  "for; up to %.1f %% of what a step reads there, beside local ones, costs nothing",
-                 far, far * page_gib, off_tier_name(m->tiers, m->memory.kv_tier),
+                 far, size_text((uint64_t)far * page_bytes, size),
+                 off_tier_name(m->tiers, m->memory.kv_tier),
                  (double)off_residency_free(&m->memory.residency, 100000) / 1000);
     else if (m->memory.kv_tier)
         log_info("startup", "KV cache: local memory holds all there can be: --kv-remote stays "
@@ -317,8 +318,9 @@ static void report_use(const struct srv_machine *m)
     uint64_t total, available, before = mem->available;
     if (!mem->gpu || kn_memory(m->kn, &total, &available, NULL)) return;
     uint64_t taken = before > available ? before - available : 0;
-    log_info("startup", "GPU memory: %.2f GiB taken of %.2f GiB that may be", (double)taken / GIB,
-             (double)mem->usable / GIB);
+    char text[SIZE_TEXT_CAP], usable[SIZE_TEXT_CAP];
+    log_info("startup", "GPU memory: %s taken of %s that may be", size_text(taken, text),
+             size_text(mem->usable, usable));
     if (taken > mem->usable)
         log_warn("startup", "that is more than --gpu-memory-utilization allows");
 }

@@ -99,7 +99,7 @@ def test_what_does_not_fit(tmp_path, tiny):
         assert ("tpot_ms" in row) == fits == ("missing" not in row) == (line["tpot_ms"] != "")
         if not fits:
             assert row["missing"] == line["missing"] and row["missing"] in done.stdout
-            assert row["missing"].startswith("does not fit: ") and "--remote names 0.00 GiB" in row["missing"]
+            assert row["missing"].startswith("does not fit: ") and "--remote names 256.00 KiB" in row["missing"]
     # Weights of 769 KiB; a sequence of 30 tokens takes two pages with its reserve.
     done = compare(tiny, "--compare-offload", "0", "--hbm-size", "2000KiB", *files(tmp_path), batch="64,1,8", answer=24)
     assert done.returncode == 0, done.stdout

@@ -30,6 +30,7 @@
 
 #include "config/check.h"
 #include "config/log.h"
+#include "config/random.h"
 #include "config/size.h"
 #include "engine/operations.h"
 #include "engine/safetensors.h"
@@ -480,14 +481,6 @@ static bool source_row(const struct job *j, int32_t row, int *source, int32_t *s
     return false;
 }
 
-static uint64_t mix(uint64_t x)
-{
-    x += 0x9E3779B97F4A7C15ull;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBull;
-    return x ^ x >> 31;
-}
-
 /* The values dummy weights are drawn from, already in the type they are wanted in. */
 struct dummy_values {
     size_t element_bytes;
@@ -510,11 +503,12 @@ static void dummy_values_init(struct dummy_values *v, enum kn_dtype dtype)
 static void dummy_row(const struct dummy_values *v, uint64_t seed, uint64_t matrix, int32_t row,
                       int32_t cols, void *out)
 {
-    uint64_t state = mix(mix(seed ^ 0x64616B64) + mix(matrix << 32 | (uint32_t)row));
+    uint64_t state =
+        random_mix(random_mix(seed ^ 0x64616B64) + random_mix(matrix << 32 | (uint32_t)row));
     float *f32 = out;
     uint16_t *half = out;
     for (int32_t c = 0; c < cols; c += 4) {
-        uint64_t r = mix(state++);
+        uint64_t r = random_mix(state++);
         for (int32_t i = c; i < c + 4 && i < cols; i++, r >>= 16) {
             if (v->element_bytes == sizeof *half) half[i] = v->half[r % DUMMY_VALUES];
             else f32[i] = v->f32[r % DUMMY_VALUES];

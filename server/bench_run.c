@@ -15,6 +15,7 @@
 #include "config/check.h"
 #include "config/clock.h"
 #include "config/log.h"
+#include "config/random.h"
 #include "engine/flops.h"
 #include "kernels/copy.h"
 #include "server/predict.h"
@@ -139,14 +140,6 @@ enum status srv_bench_check_pages(const struct srv_machine *m, const struct srv_
 
 /* --- a run ------------------------------------------------------------------------------------ */
 
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = *state += 0x9E3779B97F4A7C15ull;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    return z ^ z >> 31;
-}
-
 static enum status submit_all(struct srv_bench_run *b, int32_t input_len, int32_t output_len)
 {
     uint64_t state = b->seed;
@@ -167,7 +160,7 @@ static enum status submit_all(struct srv_bench_run *b, int32_t input_len, int32_
                          .logprobs = -1,
                          .prompt_logprobs = -1}};
         for (int32_t i = 0; i < input_len; i++)
-            r->tokens[i] = (int32_t)(next_random(&state) % (uint64_t)limits.vocab);
+            r->tokens[i] = (int32_t)(random_next(&state) % (uint64_t)limits.vocab);
     }
     return eng_submit_all(b->machine->engine, b->requests, b->now.batch);
 }

@@ -14,6 +14,7 @@
 
 #include "config/check.h"
 #include "config/clock.h"
+#include "config/random.h"
 #include "server/sse.h"
 
 /* A sequence's text may hold the echoed prompt and this many bytes per token of the answer. */
@@ -26,15 +27,6 @@ static void random_bytes(void *out, size_t len)
 {
     CHECK(getrandom(out, len, 0) ==
           (ssize_t)len); /* cannot fail for few bytes once the pool is up */
-}
-
-/* SplitMix64's finaliser: neighbouring seeds give unrelated streams. */
-static uint64_t mix(uint64_t v)
-{
-    v += 0x9E3779B97F4A7C15ull;
-    v = (v ^ v >> 30) * 0xBF58476D1CE4E5B9ull;
-    v = (v ^ v >> 27) * 0x94D049BB133111EBull;
-    return v ^ v >> 31;
 }
 
 /* --- the end of a job -------------------------------------------------------------------- */
@@ -189,7 +181,7 @@ static enum status sequences_init(struct srv_job *job)
         /* Choice 0 has the seed as given, so that n = 1 and the first of several agree; a prompt's
          * choices do not depend on the prompts beside it. */
         int32_t choice = i % r->n;
-        uint64_t seed = choice == 0 ? base : mix(base ^ mix((uint64_t)choice));
+        uint64_t seed = choice == 0 ? base : random_mix(base ^ random_mix((uint64_t)choice));
         job->seqs[i].index = i;
         enum status st = sequence_init(job, &job->seqs[i], &job->encode.prompts[i / r->n], seed);
         if (st) return st;

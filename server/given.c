@@ -4,23 +4,16 @@
 
 #include "config/clock.h"
 #include "config/log.h"
+#include "config/random.h"
 #include "kernels/e4m3.h"
 
 #define MOVES 256 /* pages copied by a call */
 #define VALUES 4096
 #define SPREAD 1.7320508f /* uniform in (-sqrt 3, sqrt 3): variance 1 */
 
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = *state += 0x9E3779B97F4A7C15ull;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    return z ^ z >> 31;
-}
-
 static float next_value(uint64_t *state)
 {
-    const float unit = ((float)(next_random(state) % VALUES) + 0.5f) / (VALUES / 2) - 1;
+    const float unit = ((float)(random_next(state) % VALUES) + 0.5f) / (VALUES / 2) - 1;
     return SPREAD * unit;
 }
 

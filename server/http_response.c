@@ -14,6 +14,7 @@
 #include "config/check.h"
 #include "config/clock.h"
 #include "config/log.h"
+#include "config/random.h"
 #include "server/http_conn.h"
 
 #define CHUNK_OVERHEAD 24 /* size in hex, three line ends, and the last chunk */
@@ -42,11 +43,9 @@ void srv_x_identify(struct srv_exchange *x)
         snprintf(x->request_id, sizeof x->request_id, "%s", id);
         return;
     }
-    /* splitmix64: distinct ids from a random start */
-    uint64_t z = x->conn->http->id_state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    snprintf(x->request_id, sizeof x->request_id, "req-%016llx", (unsigned long long)(z ^ z >> 31));
+    /* Distinct ids, from a random start. */
+    const uint64_t n = random_next(&x->conn->http->id_state);
+    snprintf(x->request_id, sizeof x->request_id, "req-%016llx", (unsigned long long)n);
 }
 
 void srv_x_account(struct srv_exchange *x, int status)

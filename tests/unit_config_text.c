@@ -1,4 +1,4 @@
-/* Buffers, UTF-8, error sentences, sizes. */
+/* Buffers, UTF-8, error sentences, sizes, random numbers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "config/buf.h"
+#include "config/random.h"
 #include "config/size.h"
 #include "config/utf8.h"
 
@@ -127,12 +128,25 @@ static void test_bytes(void **state)
     assert_string_equal(size_text(UINT64_MAX, text), "16384.00 PiB");
 }
 
+/* The published stream of seed 0; and any state begins one. */
+static void test_random_stream(void **state)
+{
+    (void)state;
+    static const uint64_t want[] = {0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F};
+    uint64_t zero = 0;
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        assert_true(random_mix(zero) == want[i]);
+        assert_true(random_next(&zero) == want[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_buf_bound),       cmocka_unit_test(test_buf_json_string),
         cmocka_unit_test(test_utf8_round_trip), cmocka_unit_test(test_utf8_invalid),
         cmocka_unit_test(test_error_sentence),  cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_random_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

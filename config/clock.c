@@ -2,6 +2,8 @@
 
 #include <time.h>
 
+#include "config/check.h"
+
 uint64_t clock_now_ns(void)
 {
     struct timespec ts;
@@ -12,4 +14,12 @@ uint64_t clock_now_ns(void)
 int64_t clock_unix_s(void)
 {
     return (int64_t)time(NULL);
+}
+
+const char *clock_text(int64_t unix_s, char text[CLOCK_TEXT_CAP])
+{
+    struct tm tm;
+    const time_t t = (time_t)unix_s;
+    CHECK(gmtime_r(&t, &tm) && strftime(text, CLOCK_TEXT_CAP, "%Y-%m-%dT%H:%M:%SZ", &tm) > 0);
+    return text;
 }

@@ -11,5 +11,8 @@
 uint64_t clock_now_ns(void);
 /* Wall clock, seconds since 1970-01-01 UTC. */
 int64_t clock_unix_s(void);
+/* Such a time as "2026-01-31T23:59:59Z"; up to the year 9999. */
+#define CLOCK_TEXT_CAP 32
+const char *clock_text(int64_t unix_s, char text[CLOCK_TEXT_CAP]);
 
 #endif

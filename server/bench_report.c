@@ -2,10 +2,10 @@
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 #include "config/buf.h"
 #include "config/check.h"
+#include "config/clock.h"
 #include "config/version.h"
 #include "offload/window.h"
 #include "server/output.h"
@@ -155,14 +155,6 @@ static void list_all(const struct options *o, const struct srv_bench_result *r, 
     list_clients(o, r, l);
 }
 
-static void date_text(int64_t unix_s, char out[32])
-{
-    struct tm tm;
-    time_t t = (time_t)unix_s;
-    gmtime_r(&t, &tm);
-    CHECK(strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) > 0);
-}
-
 /* What a steady step's reading of a tier takes at least; 0 of one that it reads nothing of. */
 static double tier_s(const struct srv_bench_result *r, int tier)
 {
@@ -296,9 +288,9 @@ void srv_bench_print(const struct options *o, const struct srv_machine *m,
 {
     const struct eng_model_info *info = eng_model_info(m->model);
     struct list l;
-    char date[32];
-    date_text(r->unix_s, date);
-    printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn), date);
+    char date[CLOCK_TEXT_CAP];
+    printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn),
+           clock_text(r->unix_s, date));
     printf("%s%s%s (%s), weights %s, KV %s, offload %s%.4g%s%s, placement %s, congestion control "
            "%s\n",
            o->model_dir, o->hf_overrides[0] ? " " : "", o->hf_overrides, info->architecture,
@@ -469,12 +461,11 @@ void srv_bench_json_head(struct buf *b, const struct options *o, const struct sr
                          const char *control, int64_t unix_s)
 {
     const struct eng_model_info *info = eng_model_info(m->model);
-    char date[32];
-    date_text(unix_s, date);
+    char date[CLOCK_TEXT_CAP];
     buf_puts(b, "{\n  \"version\": ");
     buf_put_json_string(b, version_string(), strlen(version_string()));
     put_text(b, "commit", version_commit());
-    put_text(b, "date", date);
+    put_text(b, "date", clock_text(unix_s, date));
     put_text(b, "backend", kn_name(m->kn));
     put_text(b, "model", o->model_dir);
     put_text(b, "hf_overrides", o->hf_overrides);

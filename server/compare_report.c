@@ -3,9 +3,9 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "config/check.h"
+#include "config/clock.h"
 #include "config/version.h"
 #include "server/output.h"
 #include "server/probe.h"
@@ -21,20 +21,12 @@ static const char *const phases[SRV_COMPARE_PHASES] = {"probing", "loading", "pl
 
 /* --- for people ------------------------------------------------------------------------------- */
 
-static void date_text(int64_t unix_s, char out[32])
-{
-    struct tm tm;
-    time_t t = (time_t)unix_s;
-    gmtime_r(&t, &tm);
-    CHECK(strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) > 0);
-}
-
 void srv_compare_print_head(const struct srv_comparison *c)
 {
     const struct options *o = c->options;
-    char date[32];
-    date_text(c->unix_s, date);
-    printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), c->backend, date);
+    char date[CLOCK_TEXT_CAP];
+    printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), c->backend,
+           clock_text(c->unix_s, date));
     printf("%s%s%s (%s), weights %s, remote %s, %lld prompt and at most %lld answer tokens, "
            "congestion "
            "control %s\n",
@@ -307,11 +299,10 @@ static void put_sum(struct buf *b, const struct srv_comparison *c)
 void srv_compare_put_json(struct buf *b, const struct srv_comparison *c)
 {
     const struct options *o = c->options;
-    char date[32];
-    date_text(c->unix_s, date);
+    char date[CLOCK_TEXT_CAP];
     put_text(b, "{\n  ", "version", version_string());
     put_text(b, ",\n  ", "commit", version_commit());
-    put_text(b, ",\n  ", "date", date);
+    put_text(b, ",\n  ", "date", clock_text(c->unix_s, date));
     put_text(b, ",\n  ", "backend", c->backend);
     put_text(b, ",\n  ", "device", c->device);
     put_text(b, ",\n  ", "model", o->model_dir);

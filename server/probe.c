@@ -3,9 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
-#include "config/check.h"
 #include "config/clock.h"
 #include "config/log.h"
 #include "config/version.h"
@@ -127,13 +125,9 @@ static void print_points(const struct off_links *l, const struct off_link *k)
 
 static void print_all(const struct off_links *l)
 {
-    char date[32];
-    struct tm tm;
-    time_t t = (time_t)l->unix_s;
-    gmtime_r(&t, &tm);
-    CHECK(strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &tm) > 0);
+    char date[CLOCK_TEXT_CAP];
     printf("dakd %s (%s), %s, measured %s\n", version_string(), version_commit(), l->identity,
-           date);
+           clock_text(l->unix_s, date));
     printf("HBM: %.3f TB/s, read by every SM\n", l->hbm_bytes_per_s / 1e12);
     if (l->link_count) print_links(l);
     for (int i = 0; i < l->link_count; i++) print_points(l, &l->link[i]);

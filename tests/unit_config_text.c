@@ -1,4 +1,4 @@
-/* Buffers, UTF-8, error sentences, sizes, random numbers. */
+/* Buffers, UTF-8, error sentences, sizes, times, random numbers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "config/buf.h"
+#include "config/clock.h"
 #include "config/random.h"
 #include "config/size.h"
 #include "config/utf8.h"
@@ -128,6 +129,15 @@ static void test_bytes(void **state)
     assert_string_equal(size_text(UINT64_MAX, text), "16384.00 PiB");
 }
 
+static void test_times(void **state)
+{
+    (void)state;
+    char text[CLOCK_TEXT_CAP];
+    assert_string_equal(clock_text(0, text), "1970-01-01T00:00:00Z");
+    assert_string_equal(clock_text(1709251199, text), "2024-02-29T23:59:59Z");
+    assert_string_equal(clock_text(100000000000, text), "5138-11-16T09:46:40Z");
+}
+
 /* The published stream of seed 0; and any state begins one. */
 static void test_random_stream(void **state)
 {
@@ -146,7 +156,7 @@ int main(void)
         cmocka_unit_test(test_buf_bound),       cmocka_unit_test(test_buf_json_string),
         cmocka_unit_test(test_utf8_round_trip), cmocka_unit_test(test_utf8_invalid),
         cmocka_unit_test(test_error_sentence),  cmocka_unit_test(test_bytes),
-        cmocka_unit_test(test_random_stream),
+        cmocka_unit_test(test_times),           cmocka_unit_test(test_random_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -219,8 +219,10 @@ static enum status bench(struct bench *b, struct srv_bench_result *r, char *err)
 /* Flags that are not measured together, or NULL. */
 static const char *find_clash(const struct options *o)
 {
-    if (!o->compare && (o->csv[0] || o->svg[0] || o->compare_modes[0]))
-        return "--csv, --svg and --compare-modes are of --compare: add it, or leave them out";
+    if (!o->compare &&
+        (o->csv[0] || o->svg[0] || o->compare_modes[0] || o->compare_limit_seconds > 0))
+        return "--csv, --svg, --compare-modes and --compare-limit-seconds are of --compare: add "
+               "it, or leave them out";
     if (o->given_context && strcmp(o->load_format, "dummy"))
         return "--given-context takes random KV for that of the prompts, which means something to "
                "random weights alone: add --load-format dummy, or leave it out";

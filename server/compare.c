@@ -71,6 +71,7 @@ static enum status check_alone(const struct options *o, char *err)
     const char *given = o->control_sweep[0]            ? "--control-sweep"
                         : o->background_copy[0]        ? "--background-copy"
                         : o->request_rate > 0          ? "--request-rate"
+                        : o->kv_remote[0]              ? "--kv-remote"
                         : o->offload != OPT_AUTO       ? "--offload"
                         : strcmp(o->placement, "auto") ? "--placement"
                                                        : NULL;

@@ -186,6 +186,7 @@ def test_long_steps_are_fewer(tmp_path, tiny):
     (["--offload", 0.5], "--offload says what --compare varies"),
     (["--placement", "even"], "--placement says what --compare varies"),
     (["--control-sweep", "off"], "--control-sweep says what --compare varies"),
+    (["--kv-remote", "host:1MiB"], "--kv-remote says what --compare varies or cannot measure"),
     (["--max-num-batched-tokens", 2], "cannot decode together in steps of --max-num-batched-tokens 2"),
 ])
 def test_refused(tiny, flags, words):
@@ -222,5 +223,6 @@ def test_wrong_paths_cost_nothing(tmp_path, tiny):
 
 
 def test_flags_of_compare_alone(tmp_path, tiny):
-    done = run("bench", tiny, "--batch", 1, "--input-len", 4, "--output-len", 12, "--csv", tmp_path / "x")
-    assert done.returncode == 2 and "are of --compare" in done.stdout
+    for flags in (["--csv", tmp_path / "x"], ["--compare-limit-seconds", 60]):
+        done = run("bench", tiny, "--batch", 1, "--input-len", 4, "--output-len", 12, *flags)
+        assert done.returncode == 2 and "are of --compare" in done.stdout

@@ -231,24 +231,28 @@ static void add_way(struct choice *c, struct eng_stage_want want, double part,
     c->way[c->count++] = w;
 }
 
+/* Whether there is room for any step to be tried. */
+static bool has_pages(const struct srv_machine *m)
+{
+    return m->page_count > 0 && m->kv.base[0] && m->model_len_max > 0;
+}
+
 /* Whether steps of the workload can be tried: what is staged is of no other. */
 static bool can_try(const struct choice *c)
 {
-    const struct srv_machine *m = c->m;
-    return c->mode->workload.seq_count <= KN_STAGE_TOKENS && m->page_count > 0 && m->kv.base[0] &&
-           m->model_len_max > 0;
+    return c->mode->workload.seq_count <= KN_STAGE_TOKENS && has_pages(c->m);
 }
 
 /* The workload's step, as far as the model's buffers go. */
-static struct eng_trial trial_of(const struct choice *c)
+static struct eng_trial trial_of(const struct options *o, const struct srv_machine *m,
+                                 const struct eng_step *w)
 {
-    const struct eng_step *w = &c->mode->workload;
-    const size_t rows = size_min((size_t)c->o->max_num_seqs, (size_t)c->o->max_num_batched_tokens);
-    return (struct eng_trial){
-        .seq_count = (int32_t)size_min((size_t)w->seq_count, rows),
-        .context = (int32_t)size_min((size_t)w->context, (size_t)c->m->model_len_max),
-        .page_count = c->m->page_count,
-        .record = !strcmp(c->o->cuda_graphs, "on")};
+    const size_t rows = size_min((size_t)o->max_num_seqs, (size_t)o->max_num_batched_tokens);
+    return (struct eng_trial){.seq_count = (int32_t)size_min((size_t)w->seq_count, rows),
+                              .context =
+                                  (int32_t)size_min((size_t)w->context, (size_t)m->model_len_max),
+                              .page_count = m->page_count,
+                              .record = !strcmp(o->cuda_graphs, "on")};
 }
 
 /* What may be copied as the model of the links likes best. */
@@ -325,7 +329,7 @@ static uint64_t staged_bytes(const struct eng_staged *s)
  * in the way of a link now and then. */
 static enum status try_way(struct choice *c, struct way *w, char *err)
 {
-    const struct eng_trial trial = trial_of(c);
+    const struct eng_trial trial = trial_of(c->o, c->m, &c->mode->workload);
     double seconds = 0;
     enum status st = take(c, w, err);
     if (!st) st = eng_model_try_step(c->m->model, &c->m->kv, &trial, &seconds, err);
@@ -420,11 +424,10 @@ static enum status stage(const struct options *o, struct srv_machine *m,
 static enum status choose_fetch(const struct options *o, struct srv_machine *m,
                                 struct srv_mode *mode, char *err)
 {
-    const struct choice c = {.o = o, .m = m, .mode = mode};
-    const struct eng_trial trial = trial_of(&c);
+    const struct eng_trial trial = trial_of(o, m, &mode->workload);
     double fetched_s, in_place_s = 0;
     if (mode->mode != OFF_MODE_AUTO || !m->staging_bytes || trial.seq_count <= KN_FETCH_TOKENS ||
-        m->page_count == 0 || !m->kv.base[0] || m->model_len_max == 0)
+        !has_pages(m))
         return ST_OK;
     set_windows(m);
     enum status st = eng_model_try_step(m->model, &m->kv, &trial, &fetched_s, err);

@@ -178,12 +178,6 @@ static double of_limit(const struct srv_comparison *c, const struct srv_compare_
     return r->limit_s / r->tpot_s;
 }
 
-static int by_size(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static struct srv_compare_figure figure_of(const struct srv_comparison *c, bool more_is_worse,
                                            double (*value)(const struct srv_comparison *c,
                                                            const struct srv_compare_row *r))
@@ -204,8 +198,9 @@ static struct srv_compare_figure figure_of(const struct srv_comparison *c, bool 
         values[f.count++] = v;
     }
     if (!f.count) return f;
-    qsort(values, (size_t)f.count, sizeof values[0], by_size);
-    f.median = (values[(f.count - 1) / 2] + values[f.count / 2]) / 2;
+    struct srv_bench_summary summary;
+    srv_bench_summarise(values, f.count, &summary);
+    f.median = summary.median;
     return f;
 }
 

@@ -1,7 +1,7 @@
 /*
  * attention_combine.cuh - the combiner warps of a decode attention CTA: from the accumulators of a
- * unit's four warps to the unit, from units to their group, from groups to the result; always left
- * to right (decode_attention.cuh, invariant 2).
+ * unit's warps to the unit, from units to their group, from groups to the result; always left to
+ * right (decode_attention.cuh, invariant 2).
  *
  * The units of a whole group never leave the combiners' registers.  Other partials go through
  * memory as words that say by themselves whether they have been written: a float's bits,

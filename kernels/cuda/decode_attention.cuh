@@ -172,9 +172,10 @@ PTX_INLINE void cu_att_mask_scores(float (&score)[HALVES][4], int first, int beg
     }
 }
 
-/* The same keys' V as the A operand holds it: zeros. */
-template <int TILES>
-PTX_INLINE void cu_att_mask_values(uint32_t (&v)[TILES][4], int first, int begin, int end)
+/* The same keys' V as the A operand holds it: zeros.  first: of the thread's two neighbours, of
+ * whom a piece has two words; the two of the keys 8 on lie STEP further. */
+template <int STEP, int PIECES>
+PTX_INLINE void cu_att_mask_values(uint32_t (&v)[PIECES][4], int first, int begin, int end)
 {
 #pragma unroll
     for (int n = 0; n < 2; n++)
@@ -184,9 +185,9 @@ PTX_INLINE void cu_att_mask_values(uint32_t (&v)[TILES][4], int first, int begin
             if (key >= begin && key < end) continue;
             const uint32_t mask = j ? 0x0000ffffu : 0xffff0000u;
 #pragma unroll
-            for (int d = 0; d < TILES; d++) {
-                v[d][2 * n] &= mask;
-                v[d][2 * n + 1] &= mask;
+            for (int d = 0; d < PIECES; d++) {
+                v[d][STEP * n] &= mask;
+                v[d][STEP * n + 3 - STEP] &= mask;
             }
         }
 }
@@ -194,6 +195,42 @@ PTX_INLINE void cu_att_mask_values(uint32_t (&v)[TILES][4], int first, int begin
 PTX_INLINE float cu_att_widen(uint32_t pair, int high)
 {
     return __uint_as_float(high ? pair & 0xffff0000u : pair << 16);
+}
+
+/* Raises a head's maximum to that of its scores times `scale`, of which this thread has two and its
+ * neighbours the others.  Returns what exponents count from; rescale: for cu_att_rescale. */
+template <int ATOMS, int ROWS>
+PTX_INLINE float cu_att_raise(cu_att_state<ATOMS, ROWS> &st, const float (&score)[4], float scale,
+                              int h, int j, float &rescale)
+{
+    float most = fmaxf(score[j], score[2 + j]);
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
+    const float max = fmaxf(st.max[h][j], most * scale);
+    const float shift = max == -INFINITY ? 0.f : max;
+    rescale = ptx_ex2(st.max[h][j] - shift);
+    st.max[h][j] = max;
+    return shift;
+}
+
+/* Multiplies what the warp has so far, for each head. */
+template <int ATOMS, int ROWS, int HALVES>
+PTX_INLINE void cu_att_rescale(cu_att_state<ATOMS, ROWS> &st, const float (&rescale)[HALVES][2])
+{
+    using shape = cu_att_shape<ATOMS, ROWS>;
+    bool same = true;
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) same = same && rescale[h][j] == 1.f;
+    if (__all_sync(0xffffffffu, same)) return; /* times one: the same bits */
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int n = 0; n < shape::TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) st.out[h][n][i] *= rescale[h][i & 1];
 }
 
 /* Scores to weights, as the B operand of V.P; rescales what the warp has so far. */
@@ -205,21 +242,12 @@ PTX_INLINE void cu_att_soften(cu_att_state<ATOMS, ROWS> &st,
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
     float rescale[shape::HALVES][2];
-    bool same = true;
 #pragma unroll
     for (int h = 0; h < shape::HALVES; h++) {
         float w[2][2]; /* [token, token + 8][head, head + 1] */
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            float most = fmaxf(score[h][j], score[h][2 + j]);
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
-            const float max = fmaxf(st.max[h][j], most * scale_log2);
-            const float shift = max == -INFINITY ? 0.f : max;
-            rescale[h][j] = ptx_ex2(st.max[h][j] - shift);
-            same = same && rescale[h][j] == 1.f;
-            st.max[h][j] = max;
+            const float shift = cu_att_raise(st, score[h], scale_log2, h, j, rescale[h][j]);
             w[0][j] = ptx_ex2(fmaf(score[h][j], scale_log2, -shift));
             w[1][j] = ptx_ex2(fmaf(score[h][2 + j], scale_log2, -shift));
         }
@@ -235,13 +263,7 @@ PTX_INLINE void cu_att_soften(cu_att_state<ATOMS, ROWS> &st,
             st.sum[h][j] = fmaf(st.sum[h][j], rescale[h][j],
                                 cu_att_widen(bits[0], j) + cu_att_widen(bits[1], j));
     }
-    if (__all_sync(0xffffffffu, same)) return; /* times one: the same bits */
-#pragma unroll
-    for (int h = 0; h < shape::HALVES; h++)
-#pragma unroll
-        for (int n = 0; n < shape::TILES; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) st.out[h][n][i] *= rescale[h][i & 1];
+    cu_att_rescale(st, rescale);
 }
 
 /* Reads COUNT 16-wide pieces of the warp's 16 tokens of V from piece FIRST on. */
@@ -275,14 +297,37 @@ PTX_INLINE void cu_att_release(SHARED &sh, cu_att_cursor *at, int stages, int la
     cu_att_next(at, stages);
 }
 
-/* Leaves the warp's accumulators to the combiners, who merge the four warps of a team. */
+/* Waits until the combiners have merged all of `count` units. */
+template <typename SHARED> PTX_INLINE void cu_att_wait_merged(SHARED &sh, int count)
+{
+    if (count) ptx_mbarrier_wait(&sh.finished_empty, (count & 1) ^ 1);
+}
+
+/* One warp's part: tells the combiners which unit ends with a page, after `count` others. */
+template <typename SHARED>
+PTX_INLINE void cu_att_announce(SHARED &sh, const cu_att_page &page, int flags, int count, int lane)
+{
+    cu_att_wait_merged(sh, count);
+    if (lane == 0)
+        sh.finished = {page.token, page.slot, page.first_slot, page.unit_count, page.head, flags};
+}
+
+/* Tells the combiners that there is no more after `count` units. */
+template <typename SHARED>
+PTX_INLINE void cu_att_announce_end(SHARED &sh, int count, int warp, int lane)
+{
+    cu_att_wait_merged(sh, count);
+    if (warp == 0 && lane == 0) sh.finished.flags = CU_ATT_END;
+    ptx_mbarrier_arrive(&sh.finished_full);
+}
+
+/* Leaves the warp's accumulators to the combiners, who merge those of all that had a part. */
 template <int ATOMS, int ROWS>
 PTX_INLINE void cu_att_hand_over(const cu_att_params &p, cu_att_shared<ATOMS, ROWS> &sh,
                                  cu_att_state<ATOMS, ROWS> &st, int count, int warp, int lane)
 {
     using shape = cu_att_shape<ATOMS, ROWS>;
-    if (count)
-        ptx_mbarrier_wait(&sh.finished_empty, (count & 1) ^ 1); /* the unit before is merged */
+    cu_att_wait_merged(sh, count);
 #pragma unroll
     for (int h = 0; h < shape::HALVES; h++)
 #pragma unroll
@@ -329,12 +374,7 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         if (++q_slot == shape::Q_SLOTS) q_slot = 0;
 
         const bool last = flags & CU_ATT_LAST;
-        if (last && warp == 0) {
-            if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
-            if (lane == 0)
-                sh.finished = {page.token,      page.slot, page.first_slot,
-                               page.unit_count, page.head, flags};
-        }
+        if (last && warp == 0) cu_att_announce(sh, page, flags, finished, lane);
 
         float parts[shape::CHAINS][shape::HALVES][4] = {};
         uint32_t v[shape::PIECES][4];
@@ -374,12 +414,12 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         if (partial) cu_att_mask_scores(score, w * 16 + (lane >> 2), key_begin, key_end);
         uint32_t weight[shape::HALVES][2];
         cu_att_soften(st, score, p.scale_log2, weight);
-        if (partial) cu_att_mask_values(v, v_key, key_begin, key_end);
+        if (partial) cu_att_mask_values<2>(v, v_key, key_begin, key_end);
         cu_att_add_values<0>(st.out, weight, v);
         if (shape::PIECES < shape::TILES) {
             cu_att_read_values<shape::TILES - shape::PIECES>(v, stage, v_row, v_half);
             cu_att_release(sh, &at, p.stages, lane);
-            if (partial) cu_att_mask_values(v, v_key, key_begin, key_end);
+            if (partial) cu_att_mask_values<2>(v, v_key, key_begin, key_end);
             cu_att_add_values<shape::TILES - shape::PIECES>(st.out, weight, v);
         }
         if (shape::TEAMS == 2 && team == 0) { /* the other half of V */
@@ -388,9 +428,7 @@ PTX_INLINE void cu_att_consume(const cu_att_params &p, cu_att_shared<ATOMS, ROWS
         }
         if (last) cu_att_hand_over(p, sh, st, finished++, warp, lane);
     }
-    if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
-    if (warp == 0 && lane == 0) sh.finished.flags = CU_ATT_END;
-    ptx_mbarrier_arrive(&sh.finished_full);
+    cu_att_announce_end(sh, finished, warp, lane);
 }
 
 #endif

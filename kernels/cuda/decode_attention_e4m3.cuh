@@ -90,24 +90,6 @@ PTX_INLINE void cu_att_score_e4m3(const cu_att_state<CU_ATT_E4M3, ROWS> &st,
         }
 }
 
-/* V of keys outside [begin, end) becomes zeros; first: of the thread's two neighbours. */
-PTX_INLINE void cu_att_mask_values_e4m3(uint32_t (&v)[4][4], int first, int begin, int end)
-{
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const int key = first + n * 8 + j;
-            if (key >= begin && key < end) continue;
-            const uint32_t mask = j ? 0x0000ffffu : 0xffff0000u;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                v[i][n] &= mask;
-                v[i][2 + n] &= mask;
-            }
-        }
-}
-
 /* Scores to weights, as the B operand of V.P; rescales what the warp has so far. */
 template <int ROWS>
 PTX_INLINE void
@@ -116,21 +98,12 @@ cu_att_soften_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st, const float (&score)[ROW
 {
     constexpr int HALVES = ROWS / 8;
     float rescale[HALVES][2];
-    bool same = true;
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
         float w[2][2]; /* [token, token + 8][head, head + 1] */
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            float most = fmaxf(score[h][j], score[h][2 + j]);
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
-            const float max = fmaxf(st.max[h][j], most);
-            const float shift = max == -INFINITY ? 0.f : max;
-            rescale[h][j] = ptx_ex2(st.max[h][j] - shift);
-            same = same && rescale[h][j] == 1.f;
-            st.max[h][j] = max;
+            const float shift = cu_att_raise(st, score[h], 1.f, h, j, rescale[h][j]);
 #pragma unroll
             for (int n = 0; n < 2; n++)
                 w[n][j] = ptx_ex2(score[h][2 * n + j] - (shift - CU_ATT_TOP));
@@ -143,13 +116,7 @@ cu_att_soften_e4m3(cu_att_state<CU_ATT_E4M3, ROWS> &st, const float (&score)[ROW
             weight[h][n] = ptx_movmatrix_trans(*(const uint32_t *)&pair);
         }
     }
-    if (__all_sync(0xffffffffu, same)) return; /* times one: the same bits */
-#pragma unroll
-    for (int h = 0; h < HALVES; h++)
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) st.out[h][n][i] *= rescale[h][i & 1];
+    cu_att_rescale(st, rescale);
 }
 
 /* out += V . weights. */
@@ -205,7 +172,7 @@ PTX_INLINE void cu_att_take_page_e4m3(const cu_att_params &p, cu_att_shared<CU_A
                 fmaf(parts[0][h][j] + parts[1][h][j], scales.key[j >> 1], scales.value[j >> 1]);
     if (begin > 0 || end < KN_PAGE_TOKENS) {
         cu_att_mask_scores(score, token, begin, end);
-        cu_att_mask_values_e4m3(v, part * 16 + (lane & 3) * 2, begin, end);
+        cu_att_mask_values<1>(v, part * 16 + (lane & 3) * 2, begin, end);
     }
     uint32_t weight[HALVES][2];
     cu_att_soften_e4m3<ROWS>(st, score, scales, weight);
@@ -231,19 +198,12 @@ PTX_INLINE void cu_att_consume_e4m3(const cu_att_params &p, cu_att_shared<CU_ATT
             turn = 0;
         }
         if (++q_slot == shape::Q_SLOTS) q_slot = 0;
-        if ((flags & CU_ATT_LAST) && warp == 0) {
-            if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
-            if (lane == 0)
-                sh.finished = {page.token,      page.slot, page.first_slot,
-                               page.unit_count, page.head, flags};
-        }
+        if ((flags & CU_ATT_LAST) && warp == 0) cu_att_announce(sh, page, flags, finished, lane);
         if (warp >> 2 == turn) cu_att_take_page_e4m3<ROWS>(p, sh, st, at, warp & 3, lane);
         else cu_att_release(sh, &at, p.stages, lane);
         if (flags & CU_ATT_LAST) cu_att_hand_over(p, sh, st, finished++, warp, lane);
     }
-    if (finished) ptx_mbarrier_wait(&sh.finished_empty, (finished & 1) ^ 1);
-    if (warp == 0 && lane == 0) sh.finished.flags = CU_ATT_END;
-    ptx_mbarrier_arrive(&sh.finished_full);
+    cu_att_announce_end(sh, finished, warp, lane);
 }
 
 #endif

@@ -11,9 +11,9 @@
  *
  * Sizes of items.  All CTAs should end at once, and folding what several items made of a token
  * takes some microseconds, most of all where it must be counted in.  Three ways to cut are weighed
- * (plan_choose): items alike and no more than CTAs, so that each finds one of its own (the plan is
- * spread); items as large as they may be, where waves of them come out even; or each item at most
- * what is left for a CTA to do when its turn comes, and at least a unit.
+ * (kn_cut_choose): items alike and no more than CTAs, so that each finds one of its own (the plan
+ * is spread); items as large as they may be, where waves of them come out even; or each item at
+ * most what is left for a CTA to do when its turn comes, and at least a unit.
  *
  * Windows.  A reader takes in some 14 GB/s of remote pages, whatever it has in flight, for its
  * units are folded one by one: 16 readers leave a third of NVLink idle.  So attention has twice as
@@ -123,7 +123,7 @@ PTX_INLINE void plan_choose(const plan_params &p, plan_totals &sums, const kn_cu
     sums.item_pages = p.item_pages ? max(p.item_pages, 0) : best.pages;
     bool spread = best.spread;
 #pragma unroll
-    for (int k = 0; p.item_pages && k < KN_CUT_ITEM_SIZES; k++)
+    for (int k = 0; p.item_pages && k < PLAN_SIZES; k++)
         if (1 << k == p.item_pages)
             spread = work.items[k] * p.kv_heads <= min(p.cta_count, KN_CUT_SPREAD_ITEMS);
     sums.spread_pages = sums.item_pages && spread ? sums.item_pages : 0;

@@ -22,11 +22,13 @@
 #include "kernels/cuda/ptx.cuh"
 
 enum {
-    CU_ATT_FAN = 16,         /* units of a group, at most */
-    CU_ATT_ITEM_PAGES = KN_CUT_ITEM_PAGES,
-    CU_ATT_GROUP_MAX = 16,   /* query heads of a kv-head: rows of an mma */
-    CU_ATT_SPREAD_MAX = KN_CUT_SPREAD_ITEMS,
-    CU_ATT_STATIC = 3,       /* items a CTA takes without asking the ticket */
+    CU_ATT_FAN = 16,       /* units of a group, at most */
+    CU_ATT_GROUP_MAX = 16, /* query heads of a kv-head: rows of an mma */
+    CU_ATT_STATIC = 3,     /* items a CTA takes without asking the ticket */
+    /* A head's K and V of a page in e4m3, of 65..128 dimensions (kernels.h): its atoms, then the
+     * exponents. */
+    CU_ATT_E4M3_ATOMS_BYTES = 2 * KN_ATOM_BYTES,
+    CU_ATT_E4M3_HEAD_BYTES = CU_ATT_E4M3_ATOMS_BYTES + 2 * KN_PAGE_TOKENS,
 };
 
 /* An item of the work list: a group or an aligned part of one. */

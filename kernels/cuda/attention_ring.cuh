@@ -63,7 +63,7 @@ template <int ATOMS, int ROWS> struct cu_att_shape {
 /* A page of a head is one stage. */
 template <int ROWS> struct cu_att_shape<CU_ATT_E4M3, ROWS> {
     static constexpr int PAGE_STAGES = 1;
-    static constexpr int STAGE_BYTES = 2 * KN_ATOM_BYTES + 2 * KN_PAGE_TOKENS;
+    static constexpr int STAGE_BYTES = CU_ATT_E4M3_HEAD_BYTES;
     static constexpr int TEAMS = 2, CONSUMERS = 4 * TEAMS, COMBINERS = 2;
     static constexpr int THREADS = 32 * (CONSUMERS + 2 + COMBINERS);
     static constexpr int REGISTERS = ROWS == 8 ? 128 : 168;

@@ -157,7 +157,7 @@ PTX_INLINE void cu_att_take_page_e4m3(const cu_att_params &p, cu_att_shared<CU_A
 #pragma unroll
     for (int i = 0; i < 4; i++) ptx_ldmatrix_x4(k[i], cu_att_piece(keys, i, row, half));
     cu_att_e4m3_scales scales;
-    cu_att_read_scales(scales, page + 2 * KN_ATOM_BYTES, token, begin, end, p.scale_log2);
+    cu_att_read_scales(scales, page + CU_ATT_E4M3_ATOMS_BYTES, token, begin, end, p.scale_log2);
     float parts[2][HALVES][4] = {}, score[HALVES][4];
     cu_att_score_e4m3<ROWS>(st, parts, k);
 #pragma unroll

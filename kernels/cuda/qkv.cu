@@ -21,7 +21,6 @@
 #include "kernels/cuda/attention_plan.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/trace.h"
-
 #include "kernels/e4m3.h"
 
 extern "C" {
@@ -29,8 +28,6 @@ extern "C" {
 }
 
 enum { QKV_WARPS_MIN = 4, QKV_WARPS_MAX = 16 };
-/* K and V of a head in fp8, of more than 64 dimensions. */
-enum { QKV_E4M3_HEAD_BYTES = 2 * KN_ATOM_BYTES + 2 * KN_PAGE_TOKENS };
 
 struct qkv_params {
     kn_cu_parts qkv;
@@ -137,7 +134,7 @@ PTX_INLINE void qkv_append_e4m3(const qkv_params &p, const qkv_head<1> &x, kn_pa
 {
     const int dim = p.head_dim, half = dim / 2, row = position % KN_PAGE_TOKENS;
     uint8_t *head = p.base[cu_page_tier(page)] + cu_page_index(page) * p.page_bytes +
-                    (size_t)kv_head * QKV_E4M3_HEAD_BYTES;
+                    (size_t)kv_head * CU_ATT_E4M3_HEAD_BYTES;
     const float element[4] = {x.low[0].x, x.low[0].y, x.high[0].x, x.high[0].y};
     uint32_t most = 0;
 #pragma unroll
@@ -155,7 +152,7 @@ PTX_INLINE void qkv_append_e4m3(const qkv_params &p, const qkv_head<1> &x, kn_pa
     }
     for (int i = dim + d; i < KN_ATOM_ROW_BYTES; i += 64)
         *(uint16_t *)(to + cu_atom_offset(row, i)) = 0;
-    if (lane == 0) head[2 * KN_ATOM_BYTES + value * KN_PAGE_TOKENS + row] = (uint8_t)exponent;
+    if (lane == 0) head[CU_ATT_E4M3_ATOMS_BYTES + value * KN_PAGE_TOKENS + row] = (uint8_t)exponent;
 }
 
 template <bool E4M3, int PAIRS>

@@ -9,8 +9,9 @@
  * L2 gives every SM at once.
  *
  * A tile is 128 query rows of one kv-head's group, 192 of heads with up to 64 dimensions.  One CTA
- * per SM works off tiles: all warpgroups but the last multiply, 64 rows each; the last, with few
- * registers, has up to three busy warps (prefill_attention_ring.cuh).
+ * per SM works off tiles: two or three warpgroups multiply, 64 rows each; one with few registers
+ * has up to three busy warps (prefill_attention_ring.cuh).  Where KV is in fp8 one more turns what
+ * has landed into bf16 on its way to the ring (prefill_attention_e4m3.cuh).
  *
  * Query warp: takes tiles, heaviest first, the first two of a CTA by its number and then by ticket;
  * tells the others; gathers the tile's rows of q in the swizzle wgmma reads, while the tile before
@@ -527,8 +528,10 @@ __global__ void __launch_bounds__(cu_pre_shape<DIM, PACKED>::THREADS, 1)
         CU_TRACE_WAITED();
         cu_pre_consume<S>(p, sh, warp, lane);
     } else if (S::PACKED && warp >= S::CONSUMER_WARPS + 4) {
-        ptx_setmaxnreg_dec<S::PACKED ? S::CONVERTER_REGISTERS : 24>();
-        if constexpr (S::PACKED) cu_pre_convert<S>(sh, threadIdx.x % CU_PRE_CONVERTERS, lane);
+        if constexpr (S::PACKED) {
+            ptx_setmaxnreg_dec<S::CONVERTER_REGISTERS>();
+            cu_pre_convert<S>(sh, threadIdx.x % CU_PRE_CONVERTERS, lane);
+        }
     } else {
         ptx_setmaxnreg_dec<S::PRODUCER_REGISTERS>();
         if (warp == S::CONSUMER_WARPS) cu_pre_produce<S>(p, sh, lane);

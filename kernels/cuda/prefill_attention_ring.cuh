@@ -54,8 +54,7 @@ template <int DIM_MAX, bool IS_PACKED = false> struct cu_pre_shape {
     static constexpr int STAGE_PAGE_BYTES = PACKED ? KN_ATOM_BYTES + KN_PAGE_TOKENS : HEAD_BYTES;
     static constexpr int STAGE_BYTES = PACKED ? PAGES * STAGE_PAGE_BYTES : 0;
     static constexpr int COPIED_ATOMS = PACKED ? 1 : ATOMS; /* of a page's K, and of its V */
-    static constexpr int ROOM =
-        227 * 1024 - 1024 - Q_SLOTS * Q_BYTES - (PACKED ? 2 * STAGE_BYTES : 0);
+    static constexpr int ROOM = 227 * 1024 - 1024 - Q_SLOTS * Q_BYTES - 2 * STAGE_BYTES;
     static constexpr int SLOTS = ROOM / SLOT_BYTES;
     static constexpr int STAGES = PACKED ? 2 : SLOTS;
     static constexpr int THREADS = 128 * (WARPGROUPS + 1 + PACKED);
@@ -349,7 +348,7 @@ PTX_INLINE void cu_pre_issue_keys(const cu_pre_params &p, cu_pre_shared<S> &sh, 
     cu_pre_next<S::SLOTS>(at);
 }
 
-/* first_key: of the step.  Rows that no token has written become zeros. */
+/* left: tokens there are from the step's first key on.  Rows of others become zeros. */
 template <class S>
 PTX_INLINE void cu_pre_issue_values(const cu_pre_params &p, cu_pre_shared<S> &sh, cu_pre_place &at,
                                     const kn_page (&page)[S::PAGES], size_t head, int32_t left,

@@ -5,14 +5,8 @@
 #ifndef DAKD_KERNELS_CUT_H
 #define DAKD_KERNELS_CUT_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "kernels/kernels.h"
 
-#ifdef __CUDACC__
-#define KN_CUT_FN static __host__ __device__ inline
-#else
-#define KN_CUT_FN static inline
-#endif
 #ifdef __CUDA_ARCH__
 #define KN_CUT_UNROLL _Pragma("unroll")
 #else
@@ -22,9 +16,8 @@
 /* --- products --------------------------------------------------------------------------------- */
 
 #define KN_CUT_SHIFT_MAX 2
-#define KN_CUT_RING_BLOCKS                                                                         \
-    6 /* that a CTA fetches ahead: cu_gemm_shape::W_SLOTS, 5 at 32 tokens                          \
-       */
+/* That a CTA fetches ahead: cu_gemm_shape::W_SLOTS, 5 at 32 tokens. */
+#define KN_CUT_RING_BLOCKS 6
 
 /* log2 of the parts of K with which the busiest SM has least to do once the inputs are there: a
  * unit costs about as much as two blocks beside its own, and what fits the rings of an SM's CTAs is
@@ -49,8 +42,9 @@ static inline int32_t kn_cut_shift(int32_t groups, int32_t blocks, int32_t sms, 
     return best;
 }
 
-/* --- attention: kernels/cuda/attention_plan.cuh says what units, groups and items are ----------
- */
+/* --- attention --------------------------------------------------------------------------------
+ *
+ * kernels/cuda/attention_plan.cuh says what units, groups and items are. */
 
 enum {
     KN_CUT_TOKENS = 512,       /* of a launch, at most: a thread of the plan's CTA each */
@@ -69,20 +63,20 @@ enum {
  * by shape, alone (gpu_attention --bench) and in whole steps: of 16 pages, 2 a unit cost a step of
  * 8 tokens 1 per cent more than 4, and 8 a unit one of 1 token as much; from 33 pages on 4 cost
  * 1 to 4 per cent more than 8; of 2,048 pages, 32 a unit are 1 per cent ahead of 16 and 7 of 8. */
-KN_CUT_FN int32_t kn_cut_unit_shift(int32_t pages)
+KN_BOTH static inline int32_t kn_cut_unit_shift(int32_t pages)
 {
     return pages <= 8 ? 1 : pages <= 32 ? 2 : pages <= 256 ? 3 : 5;
 }
 
 /* log2 of the units of a group: what an item can hold, or more where a token has so many pages that
  * its groups would be too many to fold. */
-KN_CUT_FN int32_t kn_cut_group_shift(int32_t unit_shift)
+KN_BOTH static inline int32_t kn_cut_group_shift(int32_t unit_shift)
 {
     return unit_shift == 2 || unit_shift == 3 ? 5 - unit_shift : 4;
 }
 
 /* Units of an item of at most `pages` pages: a power of two if that is one. */
-KN_CUT_FN int32_t kn_cut_item_units(int32_t pages, int32_t unit_shift)
+KN_BOTH static inline int32_t kn_cut_item_units(int32_t pages, int32_t unit_shift)
 {
     const int32_t most = (pages < KN_CUT_ITEM_PAGES ? pages : KN_CUT_ITEM_PAGES) >> unit_shift;
     const int32_t fan = 1 << kn_cut_group_shift(unit_shift);
@@ -105,8 +99,8 @@ struct kn_cut_items {
 
 /* Of the ways to cut, which ends first?  Items by what is left to do, items alike that number no
  * more than CTAs (a spread plan), and items as large as they may be. */
-KN_CUT_FN struct kn_cut_items kn_cut_choose(const struct kn_cut_work *w, int32_t kv_heads,
-                                            int32_t ctas)
+KN_BOTH static inline struct kn_cut_items kn_cut_choose(const struct kn_cut_work *w,
+                                                        int32_t kv_heads, int32_t ctas)
 {
     const int32_t even = (w->pages * kv_heads + ctas - 1) / ctas;
     const int32_t spread_max = ctas < KN_CUT_SPREAD_ITEMS ? ctas : KN_CUT_SPREAD_ITEMS;

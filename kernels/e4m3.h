@@ -20,12 +20,6 @@
 
 #include "kernels/convert.h"
 
-#ifdef __CUDACC__
-#define KN_E4M3_BOTH __host__ __device__
-#else
-#define KN_E4M3_BOTH
-#endif
-
 enum {
     KN_E4M3_MIN = 127 - 32, /* exponent bytes: biased by 127 */
     KN_E4M3_MAX = 127 + 7,
@@ -36,7 +30,7 @@ enum {
 /* --- layout --- */
 
 /* Bytes of a K or V row. */
-KN_E4M3_BOTH static inline int32_t kn_e4m3_width(int32_t head_dim)
+static inline int32_t kn_e4m3_width(int32_t head_dim)
 {
     return head_dim <= 64
                ? 64
@@ -52,7 +46,7 @@ static inline size_t kn_e4m3_at(int32_t head_dim, bool value, unsigned row, int3
 }
 
 /* Where the exponents of K begin; V's follow. */
-KN_E4M3_BOTH static inline size_t kn_e4m3_exponents_at(int32_t head_dim)
+static inline size_t kn_e4m3_exponents_at(int32_t head_dim)
 {
     return (size_t)(2 * kn_e4m3_width(head_dim) / KN_ATOM_ROW_BYTES) * KN_ATOM_BYTES;
 }
@@ -60,7 +54,7 @@ KN_E4M3_BOTH static inline size_t kn_e4m3_exponents_at(int32_t head_dim)
 /* --- numbers --- */
 
 /* The exponent byte of a row whose largest magnitude has these bits of fp32. */
-KN_E4M3_BOTH static inline uint32_t kn_e4m3_exponent(uint32_t most_bits)
+KN_BOTH static inline uint32_t kn_e4m3_exponent(uint32_t most_bits)
 {
     if (most_bits >= 0x7F800000) return KN_E4M3_NAN;
     /* Carries where the mantissa is above that of 448 = 1.75 * 2^8. */

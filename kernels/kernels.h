@@ -51,8 +51,15 @@
 
 #include "config/status.h"
 
-#ifdef __cplusplus /* host code of CUDA files */
+#ifdef __cplusplus /* CUDA files */
 extern "C" {
+#endif
+
+/* Before `static inline`: CUDA files may call it in kernels, too. */
+#ifdef __CUDACC__
+#define KN_BOTH __host__ __device__
+#else
+#define KN_BOTH
 #endif
 
 /* KN_E4M3 is a KV cache's alone: weights have none of it, so it stands behind the count. */
@@ -65,7 +72,7 @@ enum kn_dtype { KN_F32, KN_BF16, KN_F16, KN_DTYPE_COUNT, KN_E4M3 = KN_DTYPE_COUN
 #define KN_TILE_ROWS KN_ATOM_ROWS
 #define KN_PAGE_TOKENS KN_ATOM_ROWS
 #define KN_TIER_MAX 4
-/* Alignment of every tile, page and activation buffer. */
+/* Alignment of every tile, activation buffer and pool of pages. */
 #define KN_ALIGN 1024
 
 /* Offset in an atom of byte b (0..127) of row r (0..63): 16-byte chunks of a row are permuted by

@@ -18,12 +18,6 @@
 extern "C" {
 #endif
 
-#ifdef __CUDACC__
-#define KN_CU_BOTH __host__ __device__
-#else
-#define KN_CU_BOTH
-#endif
-
 #define KN_CU_TOKENS_MAX 256 /* tokens of a chunk of activations; more are several */
 #define KN_CU_DECODE_MAX                                                                           \
     128 /* tokens of a decode GEMM; more are the prefill GEMM's (prefill.h)                        \
@@ -31,7 +25,7 @@ extern "C" {
 
 /* The token bucket of T tokens, 1..256: 8, 16, 32, 64, 128 or 256.  kn_cu_bucket checks the
  * range. */
-KN_CU_BOTH static inline int32_t kn_cu_bucket_of(int32_t tokens)
+KN_BOTH static inline int32_t kn_cu_bucket_of(int32_t tokens)
 {
     int32_t bucket = 8;
     while (bucket < tokens) bucket *= 2;
@@ -41,7 +35,7 @@ int32_t kn_cu_bucket(int32_t tokens);
 /* Bytes of an activation buffer of cols inputs for a bucket. */
 size_t kn_cu_act_bytes(int32_t bucket, int32_t cols);
 /* Byte of element (token, k) in it. */
-KN_CU_BOTH static inline size_t kn_cu_act_offset(int32_t bucket, int32_t token, int32_t k)
+KN_BOTH static inline size_t kn_cu_act_offset(int32_t bucket, int32_t token, int32_t k)
 {
     size_t atom = (size_t)(k >> 6);
     unsigned byte = (unsigned)(k & 63) * 2;
@@ -78,7 +72,7 @@ MUST_USE enum status kn_cu_traffic_launch(struct kn_cu_traffic *counters,
  * token a row of kn_cu_sums_stride floats with the sums of squares of 64 x each.  A product
  * multiplies by 1 / sqrt(their sum / K + eps) what it has summed up. */
 #define KN_CU_SQUARES_TOKENS 32
-KN_CU_BOTH static inline int32_t kn_cu_sums_stride(int32_t cols)
+KN_BOTH static inline int32_t kn_cu_sums_stride(int32_t cols)
 {
     return (cols + 255) / 256 * 4;
 }

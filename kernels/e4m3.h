@@ -69,12 +69,21 @@ static inline float kn_e4m3_scale(uint32_t exponent)
     return kn_f32_from_bits(exponent == KN_E4M3_NAN ? 0x7FC00000u : exponent << 23);
 }
 
+/* Of anything but NaN, which becomes a number; for loops over a row, whose scale is NaN then.
+ * Denormals are multiplied as the integers they are: as denormals of fp32 they would be slow. */
+static inline float kn_f32_from_e4m3_number(uint8_t bits)
+{
+    const uint32_t magnitude = bits & 0x7F;
+    const float x = magnitude < 8 ? (float)magnitude * 0x1p-9f
+                                  : kn_f32_from_bits((magnitude << 20) + (120u << 23));
+    return bits & 0x80 ? -x : x;
+}
+
 static inline float kn_f32_from_e4m3(uint8_t bits)
 {
-    const uint32_t sign = (uint32_t)(bits & 0x80) << 24, magnitude = bits & 0x7F;
-    if (magnitude == KN_E4M3_NAN_BITS) return kn_f32_from_bits(sign | 0x7FC00000u);
-    /* The exponent is re-biased by a multiplication, which also normalises denormals exactly. */
-    return kn_f32_from_bits(sign | kn_f32_bits(kn_f32_from_bits(magnitude << 20) * 0x1p120f));
+    const bool nan = (bits & 0x7F) == KN_E4M3_NAN_BITS;
+    return nan ? kn_f32_from_bits((uint32_t)(bits & 0x80) << 24 | 0x7FC00000u)
+               : kn_f32_from_e4m3_number(bits);
 }
 
 /* Rounds to nearest even, at most 448; NaN stays NaN. */

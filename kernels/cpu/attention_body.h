@@ -63,12 +63,8 @@ static void widen_e4m3(const struct kn_kv *kv, const char *head, bool value, int
     const float scale = kn_e4m3_scale((uint8_t)exponents[(value ? KN_PAGE_TOKENS : 0) + row]);
     for (int32_t d = 0; d < kn_e4m3_width(kv->head_dim); d += 16) {
         const char *chunk = head + kn_e4m3_at(kv->head_dim, value, (unsigned)row, d);
-        for (int i = 0; i < 16; i++) {
-            const uint32_t bits = (uint8_t)chunk[i], magnitude = bits & 0x7F;
-            const float x = magnitude < 8 ? (float)magnitude * 0x1p-9f
-                                          : kn_f32_from_bits((magnitude << 20) + (120u << 23));
-            out[d + i] = (bits & 0x80 ? -x : x) * scale;
-        }
+        for (int i = 0; i < 16; i++)
+            out[d + i] = kn_f32_from_e4m3_number((uint8_t)chunk[i]) * scale;
     }
 }
 

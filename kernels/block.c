@@ -1,18 +1,17 @@
 /*
- * block.c - where a weight's elements and a page's tokens lie, and how rows become a tile's byte
- * image.  Shared by all backends and free of any of them: the loader packs on the host whatever the
- * tier, tests read back with kn_weight_at.
+ * block.c - where a weight's elements and a page's tokens lie, and how rows become the byte image
+ * of a tile or of a page.  Shared by all backends and free of any of them: the loader packs on the
+ * host whatever the tier, tests read back with kn_weight_at.
  *
- * kn_pack_tile writes every byte of the tile, so memory that held something else needs no clearing
- * first; padding is zero because a kernel multiplies it with whatever stands beside it.  Any number
- * of threads may pack distinct tiles.
+ * kn_pack_tile writes every byte of the tile, and kn_kv_put_row of the row, so memory that held
+ * something else needs no clearing first; padding is zero because a kernel multiplies it with
+ * whatever stands beside it.  Any number of threads may pack distinct tiles, or rows.
  */
 #include <string.h>
 
 #include "config/check.h"
-#include "kernels/convert.h"
+#include "kernels/backend.h"
 #include "kernels/e4m3.h"
-#include "kernels/kernels.h"
 
 enum { CHUNK_BYTES = 16, CHUNKS_PER_ROW = KN_ATOM_ROW_BYTES / CHUNK_BYTES };
 
@@ -79,27 +78,29 @@ static void pack_chunk(enum kn_dtype dtype, char *dst, enum kn_dtype src_dtype, 
     memset(dst + count * element, 0, CHUNK_BYTES - count * element);
 }
 
-static void pack_row(const struct kn_weight *w, char *tile, unsigned r, const char *src,
-                     enum kn_dtype src_dtype)
+/* Row r of a run of atoms, of `cols` elements at src and zeros beyond them; src NULL: zeros. */
+static void pack_row(enum kn_dtype dtype, char *atoms, size_t atom_count, unsigned r,
+                     const char *src, enum kn_dtype src_dtype, size_t cols)
 {
-    size_t per_chunk = CHUNK_BYTES / kn_dtype_bytes(w->dtype);
+    size_t per_chunk = CHUNK_BYTES / kn_dtype_bytes(dtype);
     size_t src_element = kn_dtype_bytes(src_dtype);
-    size_t chunk_count = (size_t)w->blocks_per_tile * 2 * CHUNKS_PER_ROW;
-    size_t cols = src ? (size_t)w->cols : 0;
-    for (size_t c = 0; c < chunk_count; c++) {
-        char *atom = tile + c / CHUNKS_PER_ROW * KN_ATOM_BYTES;
+    if (!src) cols = 0;
+    for (size_t c = 0; c < atom_count * CHUNKS_PER_ROW; c++) {
+        char *atom = atoms + c / CHUNKS_PER_ROW * KN_ATOM_BYTES;
         char *dst = atom + kn_atom_offset(r, (unsigned)(c % CHUNKS_PER_ROW) * CHUNK_BYTES);
         size_t col = c * per_chunk;
         size_t count = col < cols ? size_min(cols - col, per_chunk) : 0;
         if (count == 0) memset(dst, 0, CHUNK_BYTES);
-        else pack_chunk(w->dtype, dst, src_dtype, src + col * src_element, count);
+        else pack_chunk(dtype, dst, src_dtype, src + col * src_element, count);
     }
 }
 
 void kn_pack_tile(const struct kn_weight *w, void *dst, const void *const rows[KN_TILE_ROWS],
                   enum kn_dtype src_dtype)
 {
-    for (unsigned r = 0; r < KN_TILE_ROWS; r++) pack_row(w, dst, r, rows[r], src_dtype);
+    for (unsigned r = 0; r < KN_TILE_ROWS; r++)
+        pack_row(w->dtype, dst, 2 * (size_t)w->blocks_per_tile, r, rows[r], src_dtype,
+                 (size_t)w->cols);
 }
 
 float kn_weight_at(const struct kn_weight *w, int32_t row, int32_t col)
@@ -128,4 +129,26 @@ size_t kn_kv_layer_bytes(const struct kn_kv *kv)
 size_t kn_kv_page_bytes(const struct kn_kv *kv)
 {
     return (size_t)kv->layer_count * kn_kv_layer_bytes(kv);
+}
+
+static void put_e4m3(char *head, bool value, unsigned row, const float *x, int32_t n)
+{
+    uint8_t image[KN_HEAD_DIM_MAX] = {0};
+    CHECK(n <= KN_HEAD_DIM_MAX);
+    const uint8_t exponent = kn_e4m3_row(x, n, image);
+    for (int32_t d = 0; d < kn_e4m3_width(n); d += CHUNK_BYTES)
+        memcpy(head + kn_e4m3_at(n, value, row, d), image + d, CHUNK_BYTES);
+    head[kn_e4m3_exponents_at(n) + (value ? KN_PAGE_TOKENS : 0) + row] = (char)exponent;
+}
+
+void kn_kv_put_row(const struct kn_kv *kv, void *head, bool value, unsigned row, const float *x)
+{
+    CHECK(row < KN_PAGE_TOKENS);
+    if (kv->dtype == KN_E4M3) {
+        put_e4m3(head, value, row, x, kv->head_dim);
+        return;
+    }
+    const size_t bytes = kn_kv_head_bytes(kv) / 2;
+    pack_row(kv->dtype, (char *)head + (value ? bytes : 0), bytes / KN_ATOM_BYTES, row,
+             (const char *)x, KN_F32, (size_t)kv->head_dim);
 }

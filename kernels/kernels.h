@@ -153,6 +153,9 @@ struct kn_kv {
 size_t kn_kv_head_bytes(const struct kn_kv *kv);
 size_t kn_kv_layer_bytes(const struct kn_kv *kv); /* Hkv * head_bytes */
 size_t kn_kv_page_bytes(const struct kn_kv *kv);  /* L * layer_bytes */
+/* Makes x[D] row `row` (0..63) of a page's K, or of its V, of the head whose kn_kv_head_bytes begin
+ * at `head` in host memory: all of the row's bytes, zeros beyond D included. */
+void kn_kv_put_row(const struct kn_kv *kv, void *head, bool value, unsigned row, const float *x);
 
 /* A page copied to another place; the tiers may be any. */
 struct kn_page_move {

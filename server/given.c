@@ -5,7 +5,6 @@
 #include "config/clock.h"
 #include "config/log.h"
 #include "config/random.h"
-#include "kernels/e4m3.h"
 
 #define MOVES 256 /* pages copied by a call */
 #define VALUES 4096
@@ -17,39 +16,14 @@ static float next_value(uint64_t *state)
     return SPREAD * unit;
 }
 
-/* K or V of one head: 64 tokens, atom by atom of head_dim. */
-static void fill_tokens(const struct kn_kv *kv, uint64_t *state, char *atoms)
-{
-    const unsigned size = (unsigned)kn_dtype_bytes(kv->dtype);
-    for (unsigned token = 0; token < KN_PAGE_TOKENS; token++)
-        for (unsigned d = 0; d < (unsigned)kv->head_dim; d++) {
-            const unsigned byte = d * size;
-            char *atom = atoms + (size_t)(byte / KN_ATOM_ROW_BYTES) * KN_ATOM_BYTES;
-            kn_store(kv->dtype, atom + kn_atom_offset(token, byte % KN_ATOM_ROW_BYTES), 0,
-                     next_value(state));
-        }
-}
-
-/* The same in fp8, where a row is rounded as a whole; row: room for [head_dim] and their bits. */
-static void fill_packed(const struct kn_kv *kv, bool value, uint64_t *state, float *row, char *head)
-{
-    const int32_t dim = kv->head_dim;
-    uint8_t *bits = (uint8_t *)(row + dim);
-    char *exponents = head + kn_e4m3_exponents_at(dim) + (value ? KN_PAGE_TOKENS : 0);
-    for (unsigned token = 0; token < KN_PAGE_TOKENS; token++) {
-        for (int32_t d = 0; d < dim; d++) row[d] = next_value(state);
-        exponents[token] = (char)kn_e4m3_row(row, dim, bits);
-        for (int32_t d = 0; d < dim; d++) head[kn_e4m3_at(dim, value, token, d)] = (char)bits[d];
-    }
-}
-
-/* K and V of one head. */
+/* K and V of one head; row: room for [head_dim]. */
 static void fill_head(const struct kn_kv *kv, uint64_t *state, float *row, char *head)
 {
-    for (int value = 0; value < 2; value++) {
-        if (kv->dtype == KN_E4M3) fill_packed(kv, value, state, row, head);
-        else fill_tokens(kv, state, head + (value ? kn_kv_head_bytes(kv) / 2 : 0));
-    }
+    for (int value = 0; value < 2; value++)
+        for (unsigned token = 0; token < KN_PAGE_TOKENS; token++) {
+            for (int32_t d = 0; d < kv->head_dim; d++) row[d] = next_value(state);
+            kn_kv_put_row(kv, head, value, token, row);
+        }
 }
 
 /* The first page: all its layers alike. */
@@ -58,7 +32,7 @@ static enum status fill_first(const struct srv_machine *m, uint64_t seed, char *
     const struct kn_kv *kv = &m->kv;
     const size_t layer = kn_kv_layer_bytes(kv), head = kn_kv_head_bytes(kv);
     char *image = calloc(1, layer), *page = kv->base[0];
-    float *row = calloc((size_t)kv->head_dim, sizeof *row + 1);
+    float *row = calloc((size_t)kv->head_dim, sizeof *row);
     enum status st = ST_OK;
     if (!image || !row) st = err_set(err, ST_NOMEM, "no memory for one layer of a KV page");
     for (size_t at = 0; at < layer && !st; at += head) fill_head(kv, &seed, row, image + at);

@@ -3,6 +3,7 @@
  * lies, that packing and reading back are inverses, that padding is zero whatever was there before,
  * and that narrowing rounds rightly.
  */
+#include "kernels/e4m3.h"
 #include "tests/kernels_common.h"
 
 static void test_swizzle_is_a_permutation(void **state)
@@ -221,6 +222,55 @@ static void test_kv_geometry(void **state)
     assert_int_equal(kn_page_index(page), 0x0ABCDEF);
 }
 
+/* Where kernels.h says that element d of a token's K (value: of its V) lies. */
+static size_t kv_byte(const struct kn_kv *kv, bool value, size_t row, size_t d)
+{
+    const size_t dim = (size_t)kv->head_dim, size = kn_dtype_bytes(kv->dtype);
+    size_t atoms = (dim * size + 127) / 128, byte = d * size;
+    if (value && kv->dtype == KN_E4M3 && dim <= 64) byte += 64; /* beside K */
+    else if (value) byte += atoms * 128;
+    size_t address = row * 128 + byte % 128;
+    address ^= (address >> 7 & 7) << 4;
+    return byte / 128 * 8192 + address;
+}
+
+/* A row is put where it belongs, zeros behind it, and nothing else is touched. */
+static void check_kv_row(const struct kn_kv *kv, bool value, unsigned row)
+{
+    const size_t bytes = kn_kv_head_bytes(kv), dim = (size_t)kv->head_dim;
+    const size_t size = kn_dtype_bytes(kv->dtype);
+    const size_t unit = kv->dtype == KN_E4M3 && dim <= 64 ? 64 : 128 / size;
+    char *head = malloc(bytes), *want = malloc(bytes);
+    float *x = test_floats(dim);
+    uint8_t bits[KN_HEAD_DIM_MAX];
+    assert_true(head && want);
+    memset(head, 0xA5, bytes);
+    memset(want, 0xA5, bytes);
+    const uint8_t exponent = kn_e4m3_row(x, kv->head_dim, bits);
+    for (size_t d = 0; d < (dim + unit - 1) / unit * unit; d++) {
+        char *to = want + kv_byte(kv, value, row, d);
+        if (kv->dtype == KN_E4M3) *to = d < dim ? (char)bits[d] : 0;
+        else kn_store(kv->dtype, to, 0, d < dim ? x[d] : 0.0f);
+    }
+    if (kv->dtype == KN_E4M3) want[bytes - (value ? 64 : 128) + row] = (char)exponent;
+    kn_kv_put_row(kv, head, value, row, x);
+    assert_memory_equal(head, want, bytes);
+    free(head), free(want), free(x);
+}
+
+static void test_kv_rows(void **state)
+{
+    (void)state;
+    static const int32_t dims[] = {1, 33, 64, 65, 80, 128, 130, 512};
+    for (int dtype = 0; dtype <= KN_E4M3; dtype++)
+        for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++)
+            for (unsigned row = 0; row < 64; row += 9)
+                for (int value = 0; value < 2; value++) {
+                    struct kn_kv kv = {(enum kn_dtype)dtype, 1, 1, dims[i], {0}};
+                    check_kv_row(&kv, value, row);
+                }
+}
+
 static void test_glu_rows_interleave(void **state)
 {
     (void)state;
@@ -245,6 +295,7 @@ int main(void)
         cmocka_unit_test(test_narrowing_rounds_to_nearest_even),
         cmocka_unit_test(test_narrowing_special_values),
         cmocka_unit_test(test_kv_geometry),
+        cmocka_unit_test(test_kv_rows),
         cmocka_unit_test(test_glu_rows_interleave),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,9 +7,7 @@
 #include <string.h>
 
 #include "config/check.h"
-#include "kernels/convert.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/e4m3.h"
 
 struct qkv_job {
     const struct kn_batch *batch;
@@ -39,38 +37,6 @@ static void turn_head(const struct kn_qkv_args *a, const float *norm, int32_t po
     }
 }
 
-/* Writes row `row` of a run of atoms: n elements, then zeros to the end of the last atom. */
-static void append_row(enum kn_dtype dtype, char *atoms, unsigned row, const float *x, int32_t n)
-{
-    int32_t per_chunk = 16 / (int32_t)kn_dtype_bytes(dtype);
-    int32_t per_atom = 8 * per_chunk;
-    for (int32_t at = 0; at < n; at += per_atom, atoms += KN_ATOM_BYTES) {
-        for (unsigned chunk = 0; chunk < 8; chunk++) {
-            char image[16] = {0};
-            int32_t first = at + (int32_t)chunk * per_chunk;
-            for (int32_t i = 0; i < per_chunk && first + i < n; i++)
-                kn_store(dtype, image, (size_t)i, x[first + i]);
-            memcpy(atoms + kn_atom_offset(row, chunk * 16), image, sizeof image);
-        }
-    }
-}
-
-/* The same in fp8: row `row` of a head's K, or of its V, and its exponent. */
-static void append_e4m3(char *head, bool value, unsigned row, const float *x, int32_t n)
-{
-    uint8_t image[KN_HEAD_DIM_MAX] = {0};
-    const uint8_t exponent = kn_e4m3_row(x, n, image);
-    for (int32_t d = 0; d < kn_e4m3_width(n); d += 16)
-        memcpy(head + kn_e4m3_at(n, value, row, d), image + d, 16);
-    head[kn_e4m3_exponents_at(n) + (value ? KN_PAGE_TOKENS : 0) + row] = (char)exponent;
-}
-
-static void append(const struct kn_kv *kv, char *head, bool value, unsigned row, const float *x)
-{
-    if (kv->dtype == KN_E4M3) append_e4m3(head, value, row, x, kv->head_dim);
-    else append_row(kv->dtype, head + (value ? kn_kv_head_bytes(kv) / 2 : 0), row, x, kv->head_dim);
-}
-
 static void qkv_item(const void *arg, int32_t token, int worker)
 {
     (void)worker;
@@ -95,8 +61,8 @@ static void qkv_item(const void *arg, int32_t token, int worker)
         memcpy(turned, k + h * dim, (size_t)dim * sizeof(float));
         turn_head(a, a->k_norm, position, turned);
         char *head = kn_cpu_kv_head(kv, a->layer, h, page);
-        append(kv, head, false, row, turned);
-        append(kv, head, true, row, v + h * dim);
+        kn_kv_put_row(kv, head, false, row, turned);
+        kn_kv_put_row(kv, head, true, row, v + h * dim);
     }
 }
 

@@ -68,22 +68,25 @@
  *
  * Measured on two H200s, the products of Llama-3.1-8B at 1 token as a recorded step (3.4 ms with
  * all in HBM; tests/gpu_stage --bench), GB/s of remote bytes over the whole step, by how much of
- * each weight is remote, nothing staged and all of it, in a ring of two layers' bytes: host memory
- * 1 %  38 -> 37   2 %  48.8 -> 45.9   5 %  49.7 -> 50.5   10 %  49.9 -> 52.2 30 %  51.0 -> 54.9 100
- * %  51.3 -> 55.2 another GPU    7 %  301 -> 240   10 %  354 -> 282   20 %  370 -> 340   30 %  371
- * -> 358 50 %  373 -> 373   100 %  374 -> 382 (100 %: of an earlier run, in which host memory
- * gave 52.1 at 5 % and 53.5 at 10 %) and of another GPU's with a fifth staged: 10 % 361, 15 % 365,
- * 20 % 375, 30 % 377, 50 % 379, 100 % 380; with more, less again (30 %, two fifths: 367).  So over
- * PCIe all is best staged beyond about 4 %, over NVLink a fifth beyond 15 %, and nothing where HBM
- * binds: there the word that a product looks at before it fills its rings costs 1 us a product, 3
- * to 5 % of a step.  Rings of 1, 2, 4 and 8 layers: 51.9, 52.1, 52.2, 52.1 GB/s (host, 5 %), 373,
- * 378, -, 377 (another GPU, 30 %, a fifth). The host enqueues a chain of 128 copies in 0.27 ms.  5
- * % over PCIe stays below the 0.96 that was predicted: 0.94 at best.
+ * each weight is remote, nothing staged and all of it, in a ring of two layers' bytes:
+ *     host memory    1 %  38 -> 37   2 %  48.8 -> 45.9   5 %  49.7 -> 50.5   10 %  49.9 -> 52.2
+ *                    30 %  51.0 -> 54.9   100 %  51.3 -> 55.2
+ *     another GPU    7 %  301 -> 240   10 %  354 -> 282   20 %  370 -> 340   30 %  371 -> 358
+ *                    50 %  373 -> 373   100 %  374 -> 382
+ * (100 %: of an earlier run, in which host memory gave 52.1 at 5 % and 53.5 at 10 %) and of another
+ * GPU's with a fifth staged: 10 % 361, 15 % 365, 20 % 375, 30 % 377, 50 % 379, 100 % 380; with
+ * more, less again (30 %, two fifths: 367).  So over PCIe all is best staged beyond about 4 %, over
+ * NVLink a fifth beyond 15 %, and nothing where HBM binds: there the word that a product looks at
+ * before it fills its rings costs 1 us a product, 3 to 5 % of a step.  Rings of 1, 2, 4 and 8
+ * layers: 51.9, 52.1, 52.2, 52.1 GB/s (host, 5 %), 373, 378, -, 377 (another GPU, 30 %, a fifth).
+ * The host enqueues a chain of 128 copies in 0.27 ms.  5 % over PCIe stays below the 0.96 that was
+ * predicted: 0.94 at best.
  *
  * Runs: the same at 8 and at 64 tokens, all staged, ring of two layers, ms a step without runs and
- * with, host memory: 1.1 %  3.79 -> 3.76, 3.95 -> 3.95   2 %  5.92 -> 5.76, 6.02 -> 5.84   5 %
- * 13.39 -> 13.23, 13.40 -> 13.25   10 %  25.97 -> 25.80, 25.96 -> 25.84.  Runs of half the ring: 2
- * % 5.81, 5.80, 10 % 26.00, 26.06: the ring has too little ahead.
+ * with:
+ *     host memory    1.1 %  3.79 -> 3.76, 3.95 -> 3.95   2 %  5.92 -> 5.76, 6.02 -> 5.84
+ *                    5 %  13.39 -> 13.23, 13.40 -> 13.25   10 %  25.97 -> 25.80, 25.96 -> 25.84
+ * Runs of half the ring: 2 % 5.81, 5.80, 10 % 26.00, 26.06: the ring has too little ahead.
  *
  * Tried and dropped: two and four chains side by side, in rings of their own, to hide the 5.5 us
  * between copies (alone, 6 MB each: 53.0, 53.7 and 54.2 GB/s; in steps no difference).

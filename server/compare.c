@@ -34,7 +34,6 @@
 #include "server/startup.h"
 
 #define TIER_SLACK_BYTES (64ull << 20) /* what rounding to whole tiles may add */
-#define HOST_RESERVE 8 /* of the host's memory, one part in so many is left to others */
 
 static const char *const all_modes[] = {"direct", "prefetch", "uva", "auto"};
 static const char *const all_placements[] = {"even", "auto"};
@@ -455,8 +454,7 @@ static enum status check_tier(const struct compare *x, double share, char *err)
         return err_set(err, ST_LIMIT, "%s of weights, and --remote names %s",
                        size_text((uint64_t)need, want), size_text(spec->bytes, may));
     if (spec->mem != KN_MEM_HOST || kn_host_memory(&total, &available, NULL)) return ST_OK;
-    const uint64_t reserve = total / HOST_RESERVE;
-    const uint64_t room = available > reserve ? available - reserve : 0;
+    const uint64_t room = srv_memory_host_room(total, available);
     if (need <= (double)room) return ST_OK;
     return err_set(err, ST_LIMIT,
                    "%s of weights, and of the host's memory %s may be taken (%s are available, an "

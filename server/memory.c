@@ -21,8 +21,8 @@
 #define KV_DEFAULT_BYTES (1ull << 30)
 /* Dense bfloat16 of a Hopper GPU, by its datasheet. */
 #define FLOPS 989e12
-/* Of the host's memory, what is left for everybody else when none was named by --remote. */
-#define HOST_RESERVE 8 /* one part in so many */
+/* Of the host's memory, what is left for everybody else: one part in so many. */
+#define HOST_RESERVE 8
 #define STAGING_ROUNDS 16
 /* Local pages of each of --max-num-seqs, however much KV leaves: that being filled, and the next.
  */
@@ -151,6 +151,12 @@ static enum status add_kv_tier(const struct options *o, struct srv_memory *m, ch
     return off_remote_add_pool(o->kv_remote, "--kv-remote", &m->remote, &m->kv_tier, err);
 }
 
+uint64_t srv_memory_host_room(uint64_t total, uint64_t available)
+{
+    const uint64_t reserve = total / HOST_RESERVE;
+    return available > reserve ? available - reserve : 0;
+}
+
 /* The host's memory, as much as is needed, where --remote names nothing. */
 static enum status offer_host(const struct options *o, uint64_t needed, struct srv_memory *m,
                               char *err)
@@ -161,8 +167,8 @@ static enum status offer_host(const struct options *o, uint64_t needed, struct s
     if (st) return st;
     if (m->kv_tier && m->remote.spec[m->kv_tier - 1].mem == KN_MEM_HOST)
         pool = m->remote.pool_bytes[m->kv_tier - 1];
-    uint64_t reserve = total / HOST_RESERVE + pool;
-    uint64_t offered = available > reserve ? available - reserve : 0;
+    const uint64_t room = srv_memory_host_room(total, available);
+    uint64_t offered = room > pool ? room - pool : 0;
     if (!m->gpu) offered = offered > m->usable ? offered - m->usable : 0; /* one memory */
     if (needed > offered)
         return err_set(err, ST_LIMIT,

@@ -89,6 +89,8 @@ MUST_USE enum status srv_memory_check(struct srv_memory *m, const struct off_tie
 MUST_USE enum status srv_memory_place(const struct options *o, const struct eng_model_options *mo,
                                       const struct off_tiers *tiers, const struct eng_model *model,
                                       const struct kn_kv *kv, struct srv_memory *m, char *err);
+/* Of the host's memory, what dakd may take: an eighth of it all is left to others. */
+uint64_t srv_memory_host_room(uint64_t total, uint64_t available);
 
 /* --- pure, for tests -------------------------------------------------------------------------- */
 

@@ -269,9 +269,11 @@ static enum status bench(struct bench *b, char *err)
     const struct srv_startup_hooks hooks = {.wake = srv_bench_clock_wake,
                                             .wake_user = &b->run.clock};
     const int64_t unix_s = clock_unix_s();
+    struct srv_bench_workload room = b->workload;
     enum status st;
+    room.given = false; /* recompute computes what was given */
     if ((st = srv_output_check("--json", b->options.json, err)) || (st = decide(b, err)) ||
-        (st = srv_bench_run_open(&b->run, &b->machine, &b->workload, 1, b->options.seed, err)) ||
+        (st = srv_bench_run_open(&b->run, &b->machine, &room, 1, b->options.seed, err)) ||
         (st = srv_startup(&b->options, &hooks, &b->machine, err)))
         return st;
     if (!b->machine.memory.far_page_count)

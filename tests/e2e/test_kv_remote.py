@@ -204,6 +204,14 @@ def test_sweep_of_sequences_shorter_than_what_warms_up(tmp_path):
     assert [r["output_tokens_per_s"] > 0 for r in results] == [True, True]
 
 
+def test_sweep_in_steps_of_a_few_tokens(tmp_path):
+    """What was given is computed again in more steps than there are answer tokens."""
+    done, results = sweep(tmp_path, "--batch", 2, "--input-len", 600, "--output-len", 2, "--max-num-batched-tokens", 2,
+                          "--kv-cache-memory-bytes", 13 * PAGE, "--kv-sweep", "recompute")
+    assert done.returncode == 0, done.stdout
+    assert results[0]["recomputed_tokens"] >= 599 and results[0]["step_count"] > 300
+
+
 @pytest.mark.parametrize("flags,words", [
     (["--kv-sweep", "all,all"], "is not a list of all, throughput, swap and recompute"),
     (["--kv-sweep", "page"], "is not a list of all, throughput, swap and recompute"),

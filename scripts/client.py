@@ -158,22 +158,26 @@ class Client:
         data = json.dumps(body).encode()
         fresh = self.connection is None
         try:
-            return self._ask(path, body, data, leave_after)
+            sent, response = self._send(path, data, leave_after == 0)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             self.close()
             if fresh:
                 raise
-            return self._ask(path, body, data, leave_after)  # an idle connection was closed meanwhile
+            sent, response = self._send(path, data, leave_after == 0)  # an idle connection was closed meanwhile
+        if response is None:
+            self.close()
+            return Answer(0, sent=sent, left=True)
+        return self._read(response, body, sent, leave_after)
 
-    def _ask(self, path, body, data, leave_after):
+    def _send(self, path, data, leave):
+        """When it was sent and, unless the client leaves, the beginning of what came back."""
         if not self.connection:
             self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_LIMIT_S)
         sent = time.monotonic()
         self.connection.request("POST", path, data, {"Content-Type": "application/json"})
-        if leave_after == 0:
-            self.close()
-            return Answer(0, sent=sent, left=True)
-        response = self.connection.getresponse()
+        return sent, None if leave else self.connection.getresponse()
+
+    def _read(self, response, body, sent, leave_after):
         if response.status != 200:
             text = response.read()
             return Answer(response.status, error=json.loads(text).get("error"), sent=sent, end=time.monotonic())

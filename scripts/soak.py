@@ -41,6 +41,7 @@ from client import Client, Daemon, Malformed, check, tiers_of  # noqa: E402
 OFF_FLAGS = ("--no-prefix-cache", "--no-enable-prefix-caching", "--prefix-cache=off", "--enable-prefix-caching=off")
 WORDS = "dakd serves large models on one small GPU and reads remote weights and pages where they lie".split()
 FAMILIES, FAMILY_TOKENS = 6, 480
+SAMPLES_WAITING = 8
 
 
 # --- what clients ask -------------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class Soak:
         self.open = self.over = False  # clients may ask; clients are to end
         self.counts = {"requests": 0, "complete": 0, "left": 0, "refused": 0, "prompt_tokens": 0, "answer_tokens": 0,
                        "cached_tokens": 0, "compared": 0, "agreed": 0}
-        self.samples = queue.Queue(maxsize=8)
+        self.samples = queue.SimpleQueue()  # its end can be put even if nobody takes any more
         self.used_max = {}
         self.before = {}
 
@@ -204,11 +205,8 @@ class Soak:
         self.add(requests=1, complete=1, prompt_tokens=answer.usage["prompt_tokens"], cached_tokens=cached,
                  answer_tokens=answer.usage["completion_tokens"])
         exact = self.args.reference == "exact"
-        if self.reference and (exact or body["temperature"] == 0):
-            try:
-                self.samples.put_nowait((path, body, answer))  # as many as the second daemon has time for
-            except queue.Full:
-                pass
+        if self.reference and (exact or body["temperature"] == 0) and self.samples.qsize() < SAMPLES_WAITING:
+            self.samples.put((path, body, answer))  # as many as the second daemon has time for
 
     # The thread that asks the second daemon.
 

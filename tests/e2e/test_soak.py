@@ -35,6 +35,21 @@ def test_soak_says_what_is_wrong(tmp_path):
     assert done.returncode == 1 and "the daemon did not start" in done.stdout
 
 
+def test_soak_tells_an_answer_that_is_not_what_it_is_alone(tmp_path):
+    """And ends, whatever waits to be compared: here the daemon without a cache has other weights."""
+    program = tmp_path / "dakd"
+    program.write_text(f"""#!/bin/sh
+case " $* " in
+*" --no-prefix-cache "*) exec {DAKD} "$@" --load-format dummy ;;
+esac
+exec {DAKD} "$@"
+""")
+    program.chmod(0o755)
+    done = script("soak.py", program, MODEL, "--seconds", 2, "--segment", 1, "--clients", 16, "--local", "24MiB", "--", *FLAGS)
+    assert done.returncode == 1 and "FAILED: comparing: Malformed: an answer is not what it is alone" in done.stdout
+    assert done.stdout.endswith("soak failed\n")
+
+
 def test_chat(tmp_path):
     results = tmp_path / "results"
     results.mkdir()

@@ -32,23 +32,22 @@ def check(condition, sentence):
 class Daemon:
     """Serving once made; stop() says how it ended."""
 
-    def __init__(self, program, model, flags, log=None):
+    def __init__(self, program, model, flags):
         self.folder = tempfile.TemporaryDirectory(prefix="dakd-")
-        self.log_path = Path(log) if log else Path(self.folder.name) / "log"
+        self.log_path = Path(self.folder.name) / "log"
         port_file = Path(self.folder.name) / "port"
         self.command = [str(part) for part in
                         (program, "serve", model, "--port", 0, "--port-file", port_file, *flags)]
-        began = time.monotonic()
+        limit = time.monotonic() + START_LIMIT_S
         with open(self.log_path, "wb") as out:
             self.process = subprocess.Popen(self.command, stdout=out, stderr=out,
                                             env={k: v for k, v in os.environ.items() if not k.startswith("DAKD_")})
         while not (port_file.exists() and port_file.read_text().endswith("\n")):
-            if self.process.poll() is not None or time.monotonic() > began + START_LIMIT_S:
+            if self.process.poll() is not None or time.monotonic() > limit:
                 self.process.kill()
                 raise RuntimeError(f"the daemon did not start: {self.log()[-2000:]}")
             time.sleep(0.02)
         self.port = int(port_file.read_text())
-        self.start_s = time.monotonic() - began
 
     def log(self):
         return self.log_path.read_text(errors="replace")

@@ -33,7 +33,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from client import Client, Daemon, Malformed, tiers_of  # noqa: E402
+from client import Client, Daemon, Malformed, arguments, tiers_of  # noqa: E402
 
 SLOWER = 1.03
 PROCESSES = 8  # that read streams, so that reading is not what is measured
@@ -46,10 +46,10 @@ OFF = "--no-prefix-cache"
 class Workload:
     """Lengths and tokens, all of a seed."""
 
-    def __init__(self, args, vocab):
+    def __init__(self, args):
         rng = random.Random(args.seed)
-        self.vocab, self.seed = vocab, args.seed
-        self.systems = [tokens(rng, args.system_len, vocab) for _ in range(args.systems)]
+        self.vocab, self.seed = args.vocab, args.seed
+        self.systems = [tokens(rng, args.system_len, args.vocab) for _ in range(args.systems)]
         self.plan = []  # [conversation][turn]: (tokens of the user, tokens of the answer)
         for _ in range(args.conversations):
             self.plan.append([(spread(rng, args.user_len), spread(rng, args.answer_len)) for _ in range(args.turns)])
@@ -221,14 +221,14 @@ def matched(on, off):
 # --- one at a time ----------------------------------------------------------------------------------------------------
 
 
-def in_turns(on, off, args, vocab):
-    """[(turn, cached tokens, {what: [without, with, without again]})], seconds"""
+def in_turns(on, off, args):
+    """[(turn, cached tokens, {what: [without, with, without again]})]"""
     clients = [Client(daemon.port) for daemon in (off, on, off)]
     rng, rows = random.Random(args.seed + 1), []
     for pair in range(-2, args.pairs):  # the first two warm up
-        prompts = [tokens(rng, args.pair_len, vocab)] * len(clients)
+        prompts = [tokens(rng, args.pair_len, args.vocab)] * len(clients)
         for turn in range(2):
-            more = tokens(rng, args.user_len, vocab)
+            more = tokens(rng, args.user_len, args.vocab)
             prompts = [prompt + more for prompt in prompts]
             answers = [ask(client, prompt, args.answer_len) for client, prompt in zip(clients, prompts)]
             prompts = [prompt + answer.token_ids[0] for prompt, answer in zip(prompts, answers)]
@@ -284,8 +284,8 @@ def load(on, off, args, workload):
     return figures
 
 
-def pairs(on, off, args, vocab):
-    rows, figures = in_turns(on, off, args, vocab), {}
+def pairs(on, off, args):
+    rows, figures = in_turns(on, off, args), {}
     for turn, name in ((0, "uncached"), (1, "cached")):
         figures[name] = f = pair_figures(rows, turn)
         for what in ("ttft", "itl", "total"):
@@ -296,8 +296,8 @@ def pairs(on, off, args, vocab):
     return figures
 
 
-def run(args, result, vocab):
-    workload = Workload(args, vocab)
+def run(args, result):
+    workload = Workload(args)
     longest = max(workload.tokens_max(), args.pair_len + 2 * (args.user_len + args.answer_len))
     flags = ["--max-num-seqs", args.clients, "--max-model-len", longest + 64, *args.flags]
     daemons = []
@@ -308,7 +308,7 @@ def run(args, result, vocab):
             result["load"] = load(*daemons, args, workload)
             write(args, result)  # counts, should the rest be cut short
         if args.only in (None, "pairs"):
-            result["pairs"] = pairs(*daemons, args, vocab)
+            result["pairs"] = pairs(*daemons, args)
             write(args, result)
         for daemon in daemons:
             status = daemon.stop()
@@ -327,8 +327,6 @@ def write(args, result):
 
 def main():
     parser = argparse.ArgumentParser(description="multi-turn chat with the prefix cache and without")
-    parser.add_argument("dakd")
-    parser.add_argument("model")
     parser.add_argument("--conversations", type=int, default=200)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--clients", type=int, default=32)
@@ -339,21 +337,13 @@ def main():
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--pair-len", type=int, default=1024, help="tokens of their system prompts")
     parser.add_argument("--only", choices=("load", "pairs"))
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("DAKD_TEST_SEED", "42")))
-    parser.add_argument("--json")
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        own, flags = own[:own.index("--")], own[own.index("--") + 1:]
-    args = parser.parse_args(own)
-    args.flags = flags
-    with open(os.path.join(args.model, "config.json")) as f:
-        vocab = json.load(f)["vocab_size"]
-    result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "model": args.model, "seed": args.seed, "flags": flags,
+    args = arguments(parser)
+    result = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "model": args.model, "seed": args.seed, "flags": args.flags,
               "conversations": args.conversations, "turns": args.turns, "clients": args.clients}
     print(f"{args.conversations} conversations of {args.turns} turns, {args.clients} at a time, {args.systems} system prompts of "
-          f"{args.system_len} tokens, seed {args.seed}; {' '.join(flags)}")
+          f"{args.system_len} tokens, seed {args.seed}; {' '.join(args.flags)}")
     try:
-        run(args, result, vocab)
+        run(args, result)
     except (RuntimeError, Malformed) as e:
         sys.exit(f"FAILED: {e}")
 

@@ -1,6 +1,6 @@
 """A daemon of one's own and requests to it, for scripts that measure and soak it: Python's standard library alone.
 
-`Daemon` starts `dakd serve` and asks /metrics and /proc what it does; `Client` is one connection that asks one request
+`arguments` reads the command line that they have in common; `Daemon` starts `dakd serve` and asks /metrics and /proc what it does; `Client` is one connection that asks one request
 after another, checks how each stream is framed, and can leave in the middle of one.
 """
 
@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -27,6 +28,22 @@ class Malformed(Exception):
 def check(condition, sentence):
     if not condition:
         raise Malformed(sentence)
+
+
+def arguments(parser):
+    """The parser's, and what all scripts take: program and model, --seed, --json, and behind "--" `flags` of the daemon;
+    and the model's `vocab`."""
+    parser.add_argument("dakd")
+    parser.add_argument("model")
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("DAKD_TEST_SEED", "42")))
+    parser.add_argument("--json")
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        own, flags = own[:own.index("--")], own[own.index("--") + 1:]
+    args = parser.parse_args(own)
+    args.flags = flags
+    args.vocab = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
+    return args
 
 
 class Daemon:

@@ -36,7 +36,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from client import Client, Daemon, Malformed, check, tiers_of  # noqa: E402
+from client import Client, Daemon, Malformed, arguments, check, tiers_of  # noqa: E402
 
 OFF_FLAGS = ("--no-prefix-cache", "--no-enable-prefix-caching", "--prefix-cache=off", "--enable-prefix-caching=off")
 WORDS = "dakd serves large models on one small GPU and reads remote weights and pages where they lie".split()
@@ -135,10 +135,9 @@ def check_answer(body, answer, fresh, caching):
 
 
 class Soak:
-    def __init__(self, args, daemon, reference, vocab):
+    def __init__(self, args, daemon, reference):
         self.args, self.daemon, self.reference = args, daemon, reference
         self.caching = not any(flag in OFF_FLAGS for flag in args.flags)
-        self.vocab = vocab
         self.text = (Path(args.model) / "tokenizer.json").exists()
         self.lock = threading.Condition()
         self.failures, self.asking = [], 0
@@ -163,7 +162,7 @@ class Soak:
     # Threads of clients.
 
     def client(self, number):
-        generator = Generator(self.args.seed, number, self.vocab, self.args.length, self.text)
+        generator = Generator(self.args.seed, number, self.args.vocab, self.args.length, self.text)
         client = Client(self.daemon.port)
         try:
             while self.enter():
@@ -334,8 +333,6 @@ def settings(args):
 
 def main():
     parser = argparse.ArgumentParser(description="a daemon under everything that clients do to it")
-    parser.add_argument("dakd")
-    parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--segment", type=float, default=60)
     parser.add_argument("--clients", type=int, default=12)
@@ -344,15 +341,7 @@ def main():
     parser.add_argument("--remote", default="host:4MiB", help="--kv-remote")
     parser.add_argument("--growth", type=float, default=16, help="MiB that the process may grow by after its first rest")
     parser.add_argument("--reference", choices=("exact", "told", "none"), default="exact")
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("DAKD_TEST_SEED", "42")))
-    parser.add_argument("--json")
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        own, flags = own[:own.index("--")], own[own.index("--") + 1:]
-    args = parser.parse_args(own)
-    args.flags = flags
-    with open(os.path.join(args.model, "config.json")) as f:
-        vocab = json.load(f)["vocab_size"]
+    args = arguments(parser)
     soaked, plain = settings(args)
     print(f"seed {args.seed}; {args.clients} clients, {args.seconds:.0f} s; {' '.join(map(str, soaked))}", flush=True)
     daemons, failures, rests, soak = [], [], [], None
@@ -360,7 +349,7 @@ def main():
         daemons.append(Daemon(args.dakd, args.model, soaked))
         if args.reference != "none":
             daemons.append(Daemon(args.dakd, args.model, plain))
-        soak = Soak(args, daemons[0], daemons[1] if daemons[1:] else None, vocab)
+        soak = Soak(args, daemons[0], daemons[1] if daemons[1:] else None)
         rests = soak.run()
         failures = soak.failures
         for daemon in daemons:

@@ -19,17 +19,15 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import random
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from client import Daemon, arguments  # noqa: E402
 
 PROCESSES = 8
-START_LIMIT_S = 180
 STREAM_LIMIT_S = 240
 
 
@@ -155,45 +153,20 @@ def figures_of(streams, start):
 # --- the daemon -------------------------------------------------------------------------------------------------------
 
 
-def metrics(port):
-    """{name with labels: value}"""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line and line[0] != "#"}
-
-
-def start_daemon(args, port_file):
-    command = [args.dakd, "serve", args.model, "--load-format", "dummy", "--port", "0", "--port-file", port_file,
-               "--max-num-seqs", str(args.streams), "--max-model-len", str(args.prompt + args.output),
-               "--log-level", "warn", *args.flags]
-    print("$", " ".join(command))
-    daemon = subprocess.Popen(command)
-    limit = time.monotonic() + START_LIMIT_S
-    while not os.path.exists(port_file) or not os.path.getsize(port_file):
-        if daemon.poll() is not None:
-            fail(f"the daemon ended with status {daemon.returncode}")
-        if time.monotonic() > limit:
-            daemon.kill()
-            fail(f"the daemon did not serve within {START_LIMIT_S} s")
-        time.sleep(0.05)
-    with open(port_file) as f:
-        return daemon, int(f.read())
-
-
-def run_streams(args, port, vocab):
+def run_streams(args, daemon):
     rng = random.Random(args.seed)
-    bodies = [{"prompt": [rng.randrange(vocab) for _ in range(args.prompt)], "max_tokens": args.output,
-               "temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
-              for _ in range(args.streams)]
+    bodies = [{"prompt": [rng.randrange(args.vocab) for _ in range(args.prompt)], "max_tokens": args.output,
+               "temperature": 0, "ignore_eos": True, "return_token_ids": True, "stream": True,
+               "stream_options": {"include_usage": True}} for _ in range(args.streams)]
     results = multiprocessing.Queue()
     start = time.monotonic() + 1
-    workers = [multiprocessing.Process(target=worker, args=(port, bodies[i::PROCESSES], start, results))
+    workers = [multiprocessing.Process(target=worker, args=(daemon.port, bodies[i::PROCESSES], start, results))
                for i in range(PROCESSES)]
     for w in workers:
         w.start()
     running, answers = 0, []
     while len(answers) < args.streams:
-        running = max(running, metrics(port)["dakd_num_requests_running"])
+        running = max(running, daemon.metrics()["dakd_num_requests_running"])
         while not results.empty():
             answers += results.get()
         if time.monotonic() > start + STREAM_LIMIT_S + 10:
@@ -228,39 +201,34 @@ def check_daemon(args, before, after, running):
 
 def main():
     parser = argparse.ArgumentParser(description="streams against a daemon of its own")
-    parser.add_argument("dakd")
-    parser.add_argument("model")
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("DAKD_TEST_SEED", "42")))
-    parser.add_argument("--json")
-    own, rest = sys.argv[1:], []
-    if "--" in own:
-        own, rest = own[:own.index("--")], own[own.index("--") + 1:]
-    args = parser.parse_args(own)
-    args.flags = rest
-    with open(os.path.join(args.model, "config.json")) as f:
-        vocab = json.load(f)["vocab_size"]
+    args = arguments(parser)
     print(f"seed {args.seed}")
-    with tempfile.TemporaryDirectory() as folder:
-        daemon, port = start_daemon(args, os.path.join(folder, "port"))
-        try:
-            report(args, daemon, port, vocab)
-        finally:
-            if daemon.poll() is None:
-                daemon.kill()
+    try:
+        daemon = Daemon(args.dakd, args.model,
+                        ["--load-format", "dummy", "--max-num-seqs", args.streams, "--max-model-len", args.prompt + args.output,
+                         "--log-level", "warn", *args.flags])
+    except RuntimeError as e:
+        fail(e)
+    print("$", " ".join(daemon.command))
+    try:
+        report(args, daemon)
+    finally:
+        print(daemon.log(), end="")
+        daemon.kill()
 
 
-def report(args, daemon, port, vocab):
-    before = metrics(port)
-    start, answers, running = run_streams(args, port, vocab)
+def report(args, daemon):
+    before = daemon.metrics()
+    start, answers, running = run_streams(args, daemon)
     limit = time.monotonic() + 5  # the last stream ends a moment before its pages are free
-    while metrics(port)["dakd_num_requests_running"] and time.monotonic() < limit:
+    while daemon.metrics()["dakd_num_requests_running"] and time.monotonic() < limit:
         time.sleep(0.02)
-    after = metrics(port)
+    after = daemon.metrics()
     wrong, grown = check_daemon(args, before, after, running)
-    checked = [(sent, check_stream(events, args.prompt, args.output, vocab)) for sent, events in answers]
+    checked = [(sent, check_stream(events, args.prompt, args.output, args.vocab)) for sent, events in answers]
     wrong += [f"a stream: {what}" for _, what in checked if isinstance(what, str)]
     good = [(sent, what) for sent, what in checked if not isinstance(what, str)]
     steps = grown["dakd_engine_steps_total"]
@@ -271,8 +239,7 @@ def report(args, daemon, port, vocab):
                "engine_outside_gpu_ratio": after.get("dakd_engine_outside_gpu_ratio")}
     if good:
         figures.update(figures_of(good, start))
-    daemon.send_signal(signal.SIGTERM)
-    status = daemon.wait(timeout=60)
+    status = daemon.stop()
     if status:
         wrong.append(f"the daemon stopped with status {status}")
     for key, value in figures.items():

@@ -13,6 +13,7 @@ from daemon import DAKD, ROOT, environment, run
 from test_bench import TINY
 
 TEXT = "{http://www.w3.org/2000/svg}text"
+UNBOUNDED = ["--compare-seconds", 3600]  # as many steps as --output-len says, on however busy a machine
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def read(tmp_path):
 
 def test_every_configuration(tmp_path, tiny):
     done = compare(tiny, "--compare-modes", "direct", "--compare-offload", "1,0,free,0.5", "--compare-placement", "even,auto",
-                   *files(tmp_path))
+                   *UNBOUNDED, *files(tmp_path))
     assert done.returncode == 0, done.stdout
     assert not list(tmp_path.glob("*.new"))
     rows, result = read(tmp_path)
@@ -126,7 +127,7 @@ def test_one_loading_or_many(tmp_path, tiny):
 
 
 def test_a_context_that_is_given(tmp_path, tiny):
-    done = compare(tiny, "--compare-offload", "0.5", "--given-context", "--input-len", 300, *files(tmp_path), answer=12)
+    done = compare(tiny, "--compare-offload", "0.5", "--given-context", "--input-len", 300, *UNBOUNDED, *files(tmp_path), answer=12)
     assert done.returncode == 0 and "the prompts' KV is random and was not computed" in done.stdout, done.stdout
     _, result = read(tmp_path)
     assert result["given_context"]
@@ -151,16 +152,21 @@ def test_rows_are_written_as_they_are_measured(tmp_path, tiny):
     """A comparison that is killed leaves the rows that it had."""
     command = [DAKD, "bench", tiny, "--load-format", "dummy", "--compare", "--threads", 1, "--log-level", "warn", "--batch", "2",
                "--input-len", 6, "--output-len", 400, "--remote", "host:64MiB", "--compare-offload", "0,0.5,1",
-               "--compare-seconds", 3600, *files(tmp_path)]
+               *UNBOUNDED, *files(tmp_path)]
     with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, cwd=ROOT,
                           env=environment()) as process:
         for line in process.stdout:
             if re.match("even +0.5000 .* auto ", line):
                 break
+        else:
+            pytest.fail("it ended by itself, with no such row")
         process.kill()
         process.stdout.read()
     rows, result = read(tmp_path)
-    assert [r["mode"] for r in rows][:2] == ["hbm", "direct"] and len(result["rows"]) == len(rows)
+    modes = [r["mode"] for r in rows]
+    assert modes[:2] == ["hbm", "direct"]
+    # A row is printed, then written as CSV, then as JSON: it may be killed before either.
+    assert [r["mode"] for r in result["rows"]] in (modes, modes[:-1])
 
 
 def test_long_steps_are_fewer(tmp_path, tiny):
@@ -168,8 +174,8 @@ def test_long_steps_are_fewer(tmp_path, tiny):
     done = compare(tiny, "--compare-offload", "0", "--compare-seconds", 0.01, *files(tmp_path), batch="16", answer=400)
     assert done.returncode == 0, done.stdout
     _, result = read(tmp_path)
-    assert 8 <= result["rows"][0]["steady_step_count"] < 399
-    done = compare(tiny, "--compare-offload", "0", "--compare-seconds", 3600, *files(tmp_path), batch="2", answer=100)
+    assert 3 <= result["rows"][0]["steady_step_count"] < 399  # of slow steps three will do (bench_stats.h)
+    done = compare(tiny, "--compare-offload", "0", *UNBOUNDED, *files(tmp_path), batch="2", answer=100)
     _, result = read(tmp_path)
     assert result["rows"][0]["steady_step_count"] == 99
 

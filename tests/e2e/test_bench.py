@@ -241,8 +241,10 @@ def test_prompts_beside_decodes(tmp_path, tiny):
             assert r["held_back_step_count"] == 0
         elif r["step_tokens_max"] == 256:
             assert r["held_back_step_count"] > 0 and r["mixed_step_prompt_tokens_mean"] <= 64
-    for r in results:
-        assert re.search(rf"^ +{r['step_tokens_max']} +\S+ +{r['ttft_median_ms']:.1f} ", text, re.M), text
+    rows = re.findall(r"^ +(\d+) +\S+ +(\d+\.\d) ", text, re.M)
+    for r, (step_tokens, ttft) in zip(results, rows, strict=True):
+        assert int(step_tokens) == r["step_tokens_max"], text
+        assert float(ttft) == pytest.approx(r["ttft_median_ms"], abs=0.051), text
 
 
 @pytest.mark.parametrize("flags,words", [

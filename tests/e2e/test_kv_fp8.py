@@ -45,7 +45,7 @@ def test_the_same_in_every_tier_and_chunking(start):
     daemon = start(*common, "--kv-cache-memory-bytes", 7 * PAGE, "--kv-remote", "host:32MiB",
                    "--max-num-batched-tokens", 128)
     assert test_kv_remote.answers(daemon) == local
-    now = daemon.metrics()
+    now = daemon.wait_idle()
     assert now["dakd_kv_page_bytes"] == PAGE and now["dakd_kv_pages_moved_out_total"] > 0
     assert now["dakd_tier_kv_moved_bytes_total" + HOST] == PAGE * (
         now["dakd_kv_pages_moved_out_total"] + now["dakd_kv_pages_moved_back_total"])

@@ -37,7 +37,7 @@ def test_answers_are_the_same(start, near, flags):
     local = answers(start(*common))
     daemon = start(*common, "--kv-cache-memory-bytes", near * PAGE, "--kv-remote", "host:32MiB", *flags)
     assert answers(daemon) == local
-    now = daemon.metrics()
+    now = daemon.wait_idle()
     assert now["dakd_kv_page_bytes"] == PAGE
     assert now["dakd_tier_kv_pages" + HBM] == near
     assert now["dakd_tier_kv_pages" + HOST] == min(32 * 4, (16 + 1) * 6 - near)
@@ -67,7 +67,7 @@ def test_answers_are_the_same_whatever_is_done_when_short(start, policy):
     local = answers(start(*common))
     daemon = start(*common, "--kv-cache-memory-bytes", 16 * PAGE, "--kv-policy", policy, "--no-prefix-cache", *remote)
     assert answers(daemon) == local
-    now = daemon.metrics()
+    now = daemon.wait_idle()
     assert (now["dakd_num_preemptions_total"] == 0) == (policy == "in-place")
     assert (now["dakd_recomputed_tokens_total"] > 0) == (policy == "recompute")
     if policy == "swap":
@@ -90,7 +90,7 @@ def test_weights_and_kv_leave_together(start):
     daemon = start(*common, "--hbm-size", "9MiB", "--plan-batch", 6, "--plan-context", 640, "--kv-remote", "host:32MiB",
                    "--remote", "host:32MiB")
     assert answers(daemon, prompts) == local
-    now = daemon.metrics()
+    now = daemon.wait_idle()
     assert now["dakd_tier_weight_bytes" + HOST] > 2**20 and now["dakd_tier_kv_read_bytes_total" + HOST] > 0
     assert now["dakd_num_preemptions_total"] == 0
     # The workload's pages, 66 with those in reserve: what is not local has room.

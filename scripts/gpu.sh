@@ -248,6 +248,34 @@ quick_all() {
 
 # --- bench ------------------------------------------------------------------------------------------
 
+# dakd_bench MODEL FLAGS...: with weights that are made up, on the GPU.
+dakd_bench() {
+    timeout -k 5 "$limit" "$dir/dakd" bench "$@" --load-format dummy --dtype bfloat16 --device cuda --log-level warn
+}
+
+# bench_shown NAME MODEL FLAGS...: what it says goes into the report.
+bench_shown() {
+    shown=$1
+    shift
+    start=$(date +%s)
+    dakd_bench "$@"
+    status=$?
+    [ $status -eq 0 ] || failed
+    echo "-- $shown: exit $status after $(($(date +%s) - start)) s"
+}
+
+# bench_quiet NAME MODEL FLAGS...: what it says is of interest only where it fails, which is the status.
+bench_quiet() {
+    quiet=$1
+    shift
+    dakd_bench "$@" >"$work/bench.txt" 2>&1
+    status=$?
+    [ $status -ne 0 ] || return 0
+    failed
+    echo "FAILED: $quiet, status $status: $(tail -n 2 "$work/bench.txt")"
+    return 1
+}
+
 # bench_one NAME BATCHES INPUT OUTPUT FLAGS...: one run of dakd bench, its figures in a JSON file, an
 # array where BATCHES are several ("1,32,128").  Compared, batch by batch, with the runs that all_hbm
 # and bounded name, if any: the same without remote bytes, and with windows.
@@ -256,15 +284,7 @@ bench_one() {
     shift 4
     json=$results/$stamp-bench-8b-$name.json
     start=$(date +%s)
-    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda \
-        --log-level warn --batch "$batches" --input-len "$input" --output-len "$output" --json "$json" \
-        "$@" >"$work/bench.txt" 2>&1
-    status=$?
-    if [ $status -ne 0 ]; then
-        failed
-        echo "FAILED: $name, status $status: $(tail -n 2 "$work/bench.txt")"
-        return
-    fi
+    bench_quiet "$name" $model --batch "$batches" --input-len "$input" --output-len "$output" --json "$json" "$@" || return
     python3 - "$name" $(($(date +%s) - start)) "$json" "${all_hbm:+$results/$stamp-bench-8b-$all_hbm.json}" \
         "${bounded:+$results/$stamp-bench-8b-$bounded.json}" <<'PY'
 import json, os, sys
@@ -301,13 +321,8 @@ bench_hbm() {
 # bench_mfu BATCH INPUT: prompts, against the peak of matrix products probed in the same run.
 bench_mfu() {
     json=$results/$stamp-bench-8b-prefill-$1x$2.json
-    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn \
-        --batch "$1" --input-len "$2" --output-len 24 --max-num-batched-tokens 2048 --max-model-len 40960 \
-        --json "$json" >"$work/bench.txt" 2>&1 || {
-        failed
-        echo "FAILED: $1 x $2: $(tail -n 2 "$work/bench.txt")"
-        return
-    }
+    bench_quiet "$1 x $2" $model --batch "$1" --input-len "$2" --output-len 24 --max-num-batched-tokens 2048 \
+        --max-model-len 40960 --json "$json" || return
     python3 - "$json" <<'PY'
 import json, sys
 r = json.load(open(sys.argv[1]))
@@ -422,15 +437,10 @@ bench_peer() {
 bench_sweep() {
     name=$1 tier=$2 share=$3 batches=$4 output=$5 controls=$6
     shift 6
-    start=$(date +%s)
     echo "-- $name: $share of the weights of half the layers in $tier $*"
-    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda "$half_the_layers" \
-        --log-level warn --batch "$batches" --input-len 8 --output-len "$output" --max-num-batched-tokens 2048 \
-        --placement even --remote "$tier" --offload "$share" --force-offload --control-sweep "$controls" \
-        --json "$results/$stamp-bench-8b-windows-$name.json" "$@" 2>&1
-    status=$?
-    [ $status -eq 0 ] || failed
-    echo "-- $name: exit $status after $(($(date +%s) - start)) s"
+    bench_shown "$name" $model "$half_the_layers" --batch "$batches" --input-len 8 --output-len "$output" \
+        --max-num-batched-tokens 2048 --placement even --remote "$tier" --offload "$share" --force-offload \
+        --control-sweep "$controls" --json "$results/$stamp-bench-8b-windows-$name.json" "$@"
 }
 
 bench_windows() {
@@ -456,13 +466,8 @@ bench_foretold() {
     name=$1 shape=$2 batches=$3 input=$4 output=$5
     shift 5
     json=$results/$stamp-bench-predict-$name.json
-    timeout -k 5 "$limit" "$dir/dakd" bench "$shape" --load-format dummy --dtype bfloat16 --device cuda \
-        --log-level warn --batch "$batches" --input-len "$input" --output-len "$output" \
-        --max-num-batched-tokens 16384 --json "$json" "$@" >"$work/bench.txt" 2>&1 || {
-        failed
-        echo "FAILED: $name: $(tail -n 2 "$work/bench.txt")"
-        return
-    }
+    bench_quiet "$name" "$shape" --batch "$batches" --input-len "$input" --output-len "$output" \
+        --max-num-batched-tokens 16384 --json "$json" "$@" || return
     python3 - "$name" "$json" "$work/foretold" <<'PY'
 import json, sys
 for r in json.load(open(sys.argv[2])):
@@ -520,18 +525,13 @@ PY
 compare_one() {
     name=$1 shape=$2 layers=$3 tier=$4 seconds=$5
     for prompt in ${PROMPTS:-32 1024}; do
-        start=$(date +%s)
         file=$results/$stamp-compare-$name-context$prompt
         echo "-- $name-context$prompt: $layers layers of $shape, remote in $tier"
-        timeout -k 5 "$limit" "$dir/dakd" bench config/models/$shape --load-format dummy --dtype bfloat16 --device cuda \
-            --hf-overrides "{\"num_hidden_layers\": $layers}" --log-level warn --compare \
+        bench_shown "$name-context$prompt" config/models/$shape --hf-overrides "{\"num_hidden_layers\": $layers}" --compare \
             --compare-offload "${SHARES:-0,free,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1}" --compare-seconds 0.05 \
             --compare-limit-seconds "$seconds" --batch "${BATCHES:-8,64,512}" --input-len "$prompt" --given-context \
             --output-len 12 --remote "$tier" --congestion-control static --csv "$file.csv" --json "$file.json" \
-            --svg "$file" 2>&1
-        status=$?
-        [ $status -eq 0 ] || failed
-        echo "-- $name-context$prompt: exit $status after $(($(date +%s) - start)) s"
+            --svg "$file"
     done
 }
 
@@ -568,13 +568,8 @@ bench_compare() {
 bench_part() {
     name=$1
     shift
-    start=$(date +%s)
-    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn \
-        "$half_the_layers" --batch 1,32 --input-len 512 --offload-mode direct \
-        --json "$results/$stamp-bench-8b-parts-$name.json" "$@" 2>&1
-    status=$?
-    [ $status -eq 0 ] || failed
-    echo "-- parts-$name: exit $status after $(($(date +%s) - start)) s"
+    bench_shown "parts-$name" $model "$half_the_layers" --batch 1,32 --input-len 512 --offload-mode direct \
+        --json "$results/$stamp-bench-8b-parts-$name.json" "$@"
 }
 
 # What each part is worth: a step, or a prompt, without it over the same with it, each left out alone.  Windows: static
@@ -629,7 +624,7 @@ bench_greedy() {
         for placement in even planned even-as-read; do
             bench_one "greedy-$case-$placement" 512 32 14 --max-num-batched-tokens 4096 \
                 --placement "${placement%-as-read}" --remote "$tier" --offload "$share" --force-offload
-            [ $placement != planned ] || share=$(read_share "$json")
+            [ $placement != planned ] || share=$(read_share "$json") || break
         done
     done
     all_hbm=

@@ -1,5 +1,5 @@
-# The part kv of scripts/gpu.sh bench, which reads this file: live KV beyond HBM.  It uses gpu.sh's bench_one, failed, and
-# variables.
+# The part kv of scripts/gpu.sh bench, which reads this file: live KV beyond HBM.  It uses gpu.sh's bench_one, bench_shown,
+# bench_quiet, failed, and variables.
 
 # bench_live LINK LAYERS TIER NEAR SEQUENCES CONTEXT STEPS: as many live sequences, with NEAR of their KV in HBM.
 bench_live() {
@@ -13,14 +13,10 @@ bench_live() {
 bench_short() {
     name=$1 layers=$2 near=$3 tier=$4 sequences=$5 context=$6 answer=$7
     shift 7
-    start=$(date +%s)
-    timeout -k 5 "$limit" "$dir/dakd" bench $model --load-format dummy --dtype bfloat16 --device cuda --log-level warn \
-        --hf-overrides "{\"num_hidden_layers\":$layers}" --given-context --batch "$sequences" --input-len "$context" \
-        --output-len "$answer" --kv-cache-memory-bytes "$near" --kv-remote "$tier" --congestion-control static \
-        --kv-sweep all,throughput,swap,recompute --json "$results/$stamp-bench-8b-kv-short-$name.json" "$@"
-    status=$?
-    [ $status -eq 0 ] || failed
-    echo "-- kv-short-$name: exit $status after $(($(date +%s) - start)) s"
+    bench_shown "kv-short-$name" $model --hf-overrides "{\"num_hidden_layers\":$layers}" --given-context \
+        --batch "$sequences" --input-len "$context" --output-len "$answer" --kv-cache-memory-bytes "$near" \
+        --kv-remote "$tier" --congestion-control static --kv-sweep all,throughput,swap,recompute \
+        --json "$results/$stamp-bench-8b-kv-short-$name.json" "$@"
 }
 
 # opt_one NAME BATCH FLAGS...: a step of OPT-30B's shape, six layers of it.
@@ -28,13 +24,8 @@ opt_one() {
     name=$1 batch=$2
     shift 2
     json=$results/$stamp-kv-$name.json
-    timeout -k 5 "$limit" "$dir/dakd" bench config/models/OPT-30B --load-format dummy --dtype bfloat16 --device cuda \
-        --log-level warn --hf-overrides '{"num_hidden_layers":6}' --given-context --batch "$batch" --input-len 1024 \
-        --output-len 16 --congestion-control static --json "$json" "$@" >"$work/bench.txt" 2>&1 || {
-        failed
-        echo "FAILED: $name: $(tail -n 2 "$work/bench.txt")"
-        return 1
-    }
+    bench_quiet "$name" config/models/OPT-30B --hf-overrides '{"num_hidden_layers":6}' --given-context --batch "$batch" \
+        --input-len 1024 --output-len 16 --congestion-control static --json "$json" "$@" || return 1
     python3 - "$name" "$json" <<'PY'
 import json, sys
 r = json.load(open(sys.argv[2]))

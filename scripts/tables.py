@@ -1,6 +1,7 @@
 """The tables of README.md, in Markdown, from what scripts/reproduce.sh measured.
 
     python3 scripts/tables.py FOLDER >FOLDER/tables.md
+    python3 scripts/tables.py --parts FOLDER             what parts of dakd are worth, alone
 
 FOLDER/results holds the JSON files of scripts/gpu.sh bench, FOLDER/PART.txt its reports.  Of several runs of the same
 measurement the last counts.  What is not there makes no table; what is there of a table that is not whole is shown
@@ -211,11 +212,11 @@ def short(results):
     for name in results.names(r"kv-short-\w+"):
         for r in results.runs[name]:
             shape = f"{r['batch_sequences']} × {r['input_tokens_per_sequence']:,} and {r['output_tokens_per_sequence']}"
-            gib = lambda key: figure(r[key] / 1e9 if key in r else None)
+            gb = lambda key: figure(r[key] / 1e9 if key in r else None)
             ms = lambda key: figure(r.get(key), 1)
             rows.append([f"{name[len('kv-short-'):]}, {shape}: {r['kv_when_short']}", figure(r.get("duration_s")),
                          figure(r.get("output_tokens_per_s"), 0), ms("ttft_max_ms"), ms("itl_max_ms"),
-                         figure(r.get("recomputed_tokens"), 0), gib("kv_moved_back_bytes"), gib("kv_remote_read_bytes")])
+                         figure(r.get("recomputed_tokens"), 0), gb("kv_moved_back_bytes"), gb("kv_remote_read_bytes")])
     return table("## A workload with more live KV than HBM has room for, until all is done",
                  ["link, sequences, when short", "all done, s", "tokens/s", "longest wait for a first token, ms",
                   "longest pause, ms", "tokens computed again", "moved back, GB", "read in place, GB"], rows)
@@ -232,8 +233,7 @@ def opt(results):
             row.append(f"{r['tpot_steady_median_ms']:.2f} ms ({r['floor_over_tpot_ratio']:.2f})" if r else DASH)
         mix = results.batches(name)[int(batch)]
         far = mix["tiers"][1]
-        row += [f"{far['step_kv_bytes'] / 1e9:.2f} + {far['step_weight_bytes'] / 1e9:.2f}"]
-        rows.append(row)
+        rows.append([*row, f"{far['step_kv_bytes'] / 1e9:.2f} + {far['step_weight_bytes'] / 1e9:.2f}"])
     return table("## OPT-30B, 6 of 48 layers, contexts of 1,024: the same bytes over the link (floor / time)",
                  ["", "KV alone", "weights alone", "the planner's mix", "its KV + weights, GB a step"], rows)
 
@@ -326,8 +326,8 @@ def main():
         print(worth(results).rstrip())
         return
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
-             controls(results), worth(results), live(results), short(results), opt(results), prompts(results), remote_prompts(results), chat(results)]
-    parts.append(comparisons(results))
+             controls(results), worth(results), live(results), short(results), opt(results), prompts(results), remote_prompts(results),
+             chat(results), comparisons(results)]
     parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
     parts.append(plots(results))
     print("".join(parts).rstrip())

@@ -97,6 +97,14 @@ static void finish(struct bench *b, int i)
     eng_sched_check(b->sched);
 }
 
+/* Added, computed in one step, and gone: what it leaves is idle. */
+static void pass(struct bench *b, int i, int from, int32_t same, int32_t count)
+{
+    add(b, i, from, same, count);
+    step(b);
+    finish(b, i);
+}
+
 static struct eng_sched_stats stats_of(const struct bench *b)
 {
     struct eng_sched_stats stats;
@@ -116,9 +124,7 @@ static void whole_pages_are_shared_and_the_tail_is_copied(void **state)
 {
     (void)state;
     struct bench *b = open_bench(512, 32, 0);
-    add(b, 0, 0, 0, 300);
-    step(b);
-    finish(b, 0);
+    pass(b, 0, 0, 0, 300);
     assert_int_equal(stats_of(b).pages_used[0], 4);
     assert_int_equal(stats_of(b).pages_cached[0], 4);
     add(b, 1, 0, 200, 260); /* three pages, and 8 tokens of the fourth */
@@ -234,18 +240,10 @@ static void what_was_found_before_stays_longer(void **state)
 {
     (void)state;
     struct bench *b = open_bench(1024, 24, 0);
-    add(b, 0, 0, 0, 256);
-    step(b);
-    finish(b, 0);
-    add(b, 1, 0, 256, 256);
-    step(b);
-    finish(b, 1);
-    add(b, 2, 2, 0, 256);
-    step(b);
-    finish(b, 2);
-    add(b, 3, 3, 0, 768);
-    step(b);
-    finish(b, 3);
+    pass(b, 0, 0, 0, 256);
+    pass(b, 1, 0, 256, 256);
+    pass(b, 2, 2, 0, 256);
+    pass(b, 3, 3, 0, 768);
     assert_int_equal(stats_of(b).pages_cached[0], 20);
     add(b, 4, 4, 0, 6 * 64 - 1); /* four are free, two must go */
     step(b);
@@ -271,9 +269,7 @@ static void idle_pages_are_room(void **state)
 {
     (void)state;
     struct bench *b = open_bench(1024, 16, 0);
-    add(b, 0, 0, 0, 15 * 64);
-    step(b);
-    finish(b, 0);
+    pass(b, 0, 0, 0, 15 * 64);
     assert_int_equal(stats_of(b).pages_cached[0], 15);
     for (int i = 1; i < 4; i++) add(b, i, i, 0, 4 * 64 - 1);
     plan(b);
@@ -283,17 +279,21 @@ static void idle_pages_are_room(void **state)
     close_bench(b);
 }
 
-static void idle_pages_leave_for_the_remote_tier_and_are_fetched(void **state)
+/* Of eight pages each, one after the other, where twelve are local: some of the first are far. */
+static void two_leave_pages(struct bench *b)
 {
-    (void)state;
-    struct bench *b = open_bench(1024, 12, 32);
-    add(b, 0, 0, 0, 512);
-    step(b);
-    finish(b, 0);
+    pass(b, 0, 0, 0, 512);
     add(b, 1, 1, 0, 512);
     step(b);
     arrive(b);
     finish(b, 1);
+}
+
+static void idle_pages_leave_for_the_remote_tier_and_are_fetched(void **state)
+{
+    (void)state;
+    struct bench *b = open_bench(1024, 12, 32);
+    two_leave_pages(b);
     assert_int_equal(stats_of(b).prefix_dropped_count[0], 0);
     assert_true(stats_of(b).prefix_sent_count >= 4);
     add(b, 3, 3, 0, 64); /* somebody runs */
@@ -322,13 +322,7 @@ static void the_oldest_waits_for_its_pages_on_the_device(void **state)
 {
     (void)state;
     struct bench *b = open_bench(1024, 12, 32);
-    add(b, 0, 0, 0, 512);
-    step(b);
-    finish(b, 0);
-    add(b, 1, 1, 0, 512);
-    step(b);
-    arrive(b);
-    finish(b, 1);
+    two_leave_pages(b);
     add(b, 2, 0, 512, 530);
     plan(b);
     assert_item(b, 0, 2, 512, 18);

@@ -19,13 +19,12 @@
 #include <string.h>
 
 #include <algorithm>
-#include <atomic>
-#include <thread>
 #include <vector>
 
+#include "kernels/convert.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/ptx.cuh"
-#include "tests/gpu_check.cuh"
+#include "tests/gpu_attention_run.cuh"
 
 static tally g_tally;
 
@@ -40,22 +39,6 @@ __host__ __device__ static inline float cached(uint32_t seed, int position, int 
     return __bfloat162float(
         __float2bfloat16(uniform(random_bits(seed, position, (head * 2 + which) * 512 + d))));
 }
-static float bf16_value(uint16_t bits)
-{
-    uint32_t w = (uint32_t)bits << 16;
-    float f;
-    memcpy(&f, &w, 4);
-    return f;
-}
-
-struct fill_page {
-    kn_page page;
-    uint32_t seed;
-    int32_t first, valid; /* positions first.. of which `valid` are cached */
-};
-struct pool {
-    uint8_t *base[KN_TIER_MAX];
-};
 
 /* One CTA a page: NaN everywhere, the cached tokens of one layer. */
 __global__ void fill_kernel(const fill_page *list, pool pools, size_t page_bytes, int layers,
@@ -114,14 +97,6 @@ struct outcome {
     bool pad_clean;                 /* zero tails, untouched absent rows */
     uint64_t remote_blocks;
 };
-
-template <typename T> static T *to_device(const std::vector<T> &v)
-{
-    T *p;
-    CUDA(cudaMalloc(&p, std::max<size_t>(v.size(), 1) * sizeof(T)));
-    CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return p;
-}
 
 static float norm_weight(int which, int d)
 {
@@ -182,7 +157,6 @@ static void place(const problem &p, const way &w, const kn_kv &kv, std::vector<k
 
 static outcome run(const problem &p, const way &w)
 {
-    char err[ERR_CAP];
     const int atoms = (p.dim + 63) / 64, group = p.q_heads / p.kv_heads;
     kn_kv kv = {KN_BF16, LAYERS, p.kv_heads, p.dim, {g_pools.base[0], g_pools.base[1]}};
     std::vector<kn_seq> seqs;
@@ -228,13 +202,7 @@ static outcome run(const problem &p, const way &w)
     b.pages = to_device(pages);
 
     const kn_cu_attention_shape shape = {p.q_heads, p.kv_heads, p.dim, tokens, pages_seen};
-    size_t bytes;
-    uint8_t *memory;
-    kn_cu_attention a;
-    STATUS(kn_cu_attention_bytes(&shape, &bytes, err), err);
-    CUDA(cudaMalloc(&memory, bytes));
-    CUDA(cudaMemset(memory, 0, bytes));
-    STATUS(kn_cu_attention_init(&a, &shape, memory, err), err);
+    attention x = open_attention(shape);
     const size_t out_cols = (p.q_heads * p.dim + 127) / 128 * 128, out_bytes = out_cols * rows * 2;
     uint8_t *out;
     CUDA(cudaMalloc(&out, out_bytes));
@@ -243,9 +211,7 @@ static outcome run(const problem &p, const way &w)
     for (int i = 0; i < 2; i++)
         for (int d = 0; d < p.dim; d++) weights.push_back(norm_weight(i, d));
     float *norm = to_device(weights), *qkv = to_device(o.qkv);
-    std::vector<kn_cu_window> windows(KN_TIER_MAX, {w.ctas, w.blocks, 0.f});
-    CUDA(cudaMemcpy(g_windows, windows.data(), sizeof(kn_cu_window) * KN_TIER_MAX,
-                    cudaMemcpyHostToDevice));
+    set_windows(g_windows, w.ctas, w.blocks);
     CUDA(cudaMemset(g_traffic, 0, sizeof(kn_cu_traffic) * KN_TIER_MAX));
 
     const kn_cu_plan_args plan = {&b, 0, p.window, g_windows, 0, w.item_pages, w.graph};
@@ -259,32 +225,9 @@ static outcome run(const problem &p, const way &w)
                                    NULL};
     const kn_cu_attention_args attend = {
         &kv, LAYER, 1.f / sqrtf((float)p.dim), rows, out, g_traffic, 0, 0};
-    cudaStream_t stream;
-    CUDA(cudaStreamCreate(&stream));
-    CUDA(cudaDeviceSynchronize());
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    if (w.graph) CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (int i = 0; i < (w.graph ? 2 : 1); i++) { /* twice: counters are left as they were found */
-        STATUS(kn_cu_qkv_finish(&a, &b, &finish, stream, err), err);
-        if (i == 0) STATUS(kn_cu_attention_plan(&a, &a.plan, &plan, stream, err), err);
-        STATUS(kn_cu_decode_attention(&a, &a.plan, &b, &attend, stream, err), err);
-    }
-    if (w.graph) {
-        CUDA(cudaStreamEndCapture(stream, &graph));
-        CUDA(cudaGraphInstantiate(&exec, graph, 0));
-        for (int i = 0; i < 2; i++) CUDA(cudaGraphLaunch(exec, stream));
-        CUDA(cudaStreamSynchronize(stream));
-        CUDA(cudaGraphExecDestroy(exec));
-        CUDA(cudaGraphDestroy(graph));
-    }
-    CUDA(cudaStreamSynchronize(stream));
-    CUDA(cudaStreamDestroy(stream));
+    run_attention(&x, b, plan, finish, attend, w.graph);
 
-    /* Partials and counts are left as they were found. */
-    std::vector<uint32_t> left((memory + bytes - (uint8_t *)a.partial) / 4);
-    CUDA(cudaMemcpy(left.data(), a.partial, left.size() * 4, cudaMemcpyDeviceToHost));
-    EXPECT(&g_tally, std::all_of(left.begin(), left.end(), [](uint32_t w) { return w == 0; }),
+    EXPECT(&g_tally, counters_clean(x),
            "D %d heads %d/%d: partials or counts are not zero after a step", p.dim, p.q_heads,
            p.kv_heads);
 
@@ -302,7 +245,7 @@ static outcome run(const problem &p, const way &w)
         }
     const int q_rows = group <= 8 ? 8 : 16;
     std::vector<uint16_t> q((size_t)tokens * p.kv_heads * q_rows * atoms * 64);
-    CUDA(cudaMemcpy(q.data(), a.q, q.size() * 2, cudaMemcpyDeviceToHost));
+    CUDA(cudaMemcpy(q.data(), x.a.q, q.size() * 2, cudaMemcpyDeviceToHost));
     o.q.resize((size_t)tokens * p.q_heads * p.dim);
     o.key.resize((size_t)tokens * p.kv_heads * p.dim);
     o.value.resize(o.key.size());
@@ -316,7 +259,7 @@ static outcome run(const problem &p, const way &w)
                 const int reg = q_rows == 8 ? c / 8 : r / 8 + 2 * (c / 8);
                 const size_t at = ((size_t)t * p.kv_heads + h / group) * q_rows * atoms * 64 +
                                   d / 16 * q_rows * 16 + lane * (q_rows / 2) + reg * 2 + c % 2;
-                o.q[((size_t)t * p.q_heads + h) * p.dim + d] = bf16_value(q[at]);
+                o.q[((size_t)t * p.q_heads + h) * p.dim + d] = kn_f32_from_bf16(q[at]);
             }
         const kn_page page = pages[seqs[token_seq[t]].page_begin + positions[t] / 64];
         const int row = positions[t] % 64;
@@ -333,33 +276,22 @@ static outcome run(const problem &p, const way &w)
                     if (d >= p.dim) o.pad_clean = o.pad_clean && head[at] == 0;
                     else
                         (which ? o.value : o.key)[((size_t)t * p.kv_heads + h) * p.dim + d] =
-                            bf16_value(head[at]);
+                            kn_f32_from_bf16(head[at]);
                 }
         }
     }
     kn_cu_traffic traffic[KN_TIER_MAX];
     CUDA(cudaMemcpy(traffic, g_traffic, sizeof traffic, cudaMemcpyDeviceToHost));
     o.remote_blocks = traffic[1].blocks;
-    for (const void *x :
+    for (const void *m :
          {(const void *)fill_list, (const void *)b.positions, (const void *)b.token_seq,
-          (const void *)b.seqs, (const void *)b.pages, (const void *)memory, (const void *)out,
+          (const void *)b.seqs, (const void *)b.pages, (const void *)x.memory, (const void *)out,
           (const void *)norm, (const void *)qkv})
-        CUDA(cudaFree((void *)x));
+        CUDA(cudaFree((void *)m));
     return o;
 }
 
 /* --- reference --- */
-
-template <typename F> static void parallel(int n, F f)
-{
-    std::atomic<int> next(0);
-    std::vector<std::thread> threads;
-    for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); i++)
-        threads.emplace_back([&] {
-            for (int j; (j = next++) < n;) f(j);
-        });
-    for (std::thread &t : threads) t.join();
-}
 
 /* Largest |error| over its bound among a token's heads of one kv-head. */
 static double attention_error(const problem &p, const outcome &o, int t, int kv_head, double *rel)
@@ -405,7 +337,7 @@ static double attention_error(const problem &p, const outcome &o, int t, int kv_
         }
         for (int d = 0; d < p.dim; d++) {
             const double ref = acc[d] / sum, abs = mag[d] / sum;
-            const double got = bf16_value(o.out[((size_t)t * p.q_heads + h) * p.dim + d]);
+            const double got = kn_f32_from_bf16(o.out[((size_t)t * p.q_heads + h) * p.dim + d]);
             const double bound = 1.02 * 0x1p-8 * (abs + 2 * fabs(ref)) + 1e-5 * abs;
             const double e = fabs(got - ref) / bound;
             worst = e > worst || e != e ? (e != e ? 1e30 : e) : worst;

@@ -23,24 +23,14 @@
 #include <string.h>
 
 #include <algorithm>
-#include <atomic>
-#include <thread>
 #include <vector>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/e4m3.h"
-#include "tests/gpu_check.cuh"
+#include "tests/gpu_attention_run.cuh"
 
 static tally g_tally;
-
-template <typename T> static T *to_device(const std::vector<T> &v)
-{
-    T *p;
-    CUDA(cudaMalloc(&p, std::max<size_t>(v.size(), 1) * sizeof(T)));
-    CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return p;
-}
 
 /* --- cached rows --- */
 
@@ -59,14 +49,6 @@ __host__ __device__ static inline uint8_t cached_exponent(uint32_t seed, int pos
     return (uint8_t)(127 - 10 + (int)(bits % (which ? 9 : 3)));
 }
 
-struct fill_page {
-    kn_page page;
-    uint32_t seed;
-    int32_t first, valid; /* positions first.. of which `valid` are cached */
-};
-struct pool {
-    uint8_t *base[KN_TIER_MAX];
-};
 enum { HEAD_BYTES = 2 * KN_ATOM_BYTES + 2 * KN_PAGE_TOKENS };
 
 /* One CTA a page: NaN everywhere, the cached tokens of one layer. */
@@ -203,7 +185,6 @@ static void check_appended(const problem &p, const kn_kv &kv, const outcome &o,
 
 static outcome run(const problem &p, const way &w)
 {
-    char err[ERR_CAP];
     kn_kv kv = {
         KN_E4M3, LAYERS, p.kv_heads, p.dim, {g_pools.base[0], g_pools.base[1], g_pools.base[2]}};
     EXPECT(&g_tally, kn_kv_head_bytes(&kv) == HEAD_BYTES, "%zu bytes", kn_kv_head_bytes(&kv));
@@ -248,20 +229,13 @@ static outcome run(const problem &p, const way &w)
     b.pages = to_device(pages);
 
     const kn_cu_attention_shape shape = {p.q_heads, p.kv_heads, p.dim, tokens, pages_seen};
-    size_t bytes;
-    uint8_t *memory, *out;
-    kn_cu_attention a;
-    STATUS(kn_cu_attention_bytes(&shape, &bytes, err), err);
-    CUDA(cudaMalloc(&memory, bytes));
-    CUDA(cudaMemset(memory, 0, bytes));
-    STATUS(kn_cu_attention_init(&a, &shape, memory, err), err);
+    attention x = open_attention(shape);
+    uint8_t *out;
     const size_t out_cols = (p.q_heads * p.dim + 127) / 128 * 128, out_bytes = out_cols * rows * 2;
     CUDA(cudaMalloc(&out, out_bytes));
     CUDA(cudaMemset(out, 0xFF, out_bytes));
     float *qkv_device = to_device(qkv);
-    std::vector<kn_cu_window> windows(KN_TIER_MAX, {w.ctas, w.blocks, 0.f});
-    CUDA(cudaMemcpy(g_windows, windows.data(), sizeof(kn_cu_window) * KN_TIER_MAX,
-                    cudaMemcpyHostToDevice));
+    set_windows(g_windows, w.ctas, w.blocks);
     CUDA(cudaMemset(g_traffic, 0, sizeof(kn_cu_traffic) * KN_TIER_MAX));
 
     const kn_cu_plan_args plan = {&b, 0, p.window, g_windows, 0, w.item_pages, w.graph};
@@ -269,60 +243,27 @@ static outcome run(const problem &p, const way &w)
         {qkv_device, 1, 0, NULL}, NULL, NULL, 1e-5f, NULL, &kv, LAYER, NULL};
     const kn_cu_attention_args attend = {
         &kv, LAYER, 1.f / sqrtf((float)p.dim), rows, out, g_traffic, 0, 0};
-    cudaStream_t stream;
-    CUDA(cudaStreamCreate(&stream));
-    CUDA(cudaDeviceSynchronize());
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    if (w.graph) CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (int i = 0; i < (w.graph ? 2 : 1); i++) { /* twice: counters are left as they were found */
-        STATUS(kn_cu_qkv_finish(&a, &b, &finish, stream, err), err);
-        if (i == 0) STATUS(kn_cu_attention_plan(&a, &a.plan, &plan, stream, err), err);
-        STATUS(kn_cu_decode_attention(&a, &a.plan, &b, &attend, stream, err), err);
-    }
-    if (w.graph) {
-        CUDA(cudaStreamEndCapture(stream, &graph));
-        CUDA(cudaGraphInstantiate(&exec, graph, 0));
-        for (int i = 0; i < 2; i++) CUDA(cudaGraphLaunch(exec, stream));
-        CUDA(cudaStreamSynchronize(stream));
-        CUDA(cudaGraphExecDestroy(exec));
-        CUDA(cudaGraphDestroy(graph));
-    }
-    CUDA(cudaStreamSynchronize(stream));
-    CUDA(cudaStreamDestroy(stream));
+    run_attention(&x, b, plan, finish, attend, w.graph);
 
-    std::vector<uint32_t> left((memory + bytes - (uint8_t *)a.partial) / 4);
-    CUDA(cudaMemcpy(left.data(), a.partial, left.size() * 4, cudaMemcpyDeviceToHost));
-    o.clean = std::all_of(left.begin(), left.end(), [](uint32_t x) { return x == 0; });
+    o.clean = counters_clean(x);
     std::vector<uint16_t> image(out_bytes / 2);
     CUDA(cudaMemcpy(image.data(), out, out_bytes, cudaMemcpyDeviceToHost));
     for (int t = 0; t < rows; t++)
         for (int k = 0; k < (int)out_cols; k++) {
-            const uint16_t x = image[kn_cu_act_offset(rows, t, k) / 2];
-            if (t >= tokens || token_seq[t] < 0) o.clean = o.clean && x == 0xFFFF;
-            else if (k >= p.q_heads * p.dim) o.clean = o.clean && x == 0;
-            if (t < tokens && k < p.q_heads * p.dim) o.out.push_back(x);
+            const uint16_t v = image[kn_cu_act_offset(rows, t, k) / 2];
+            if (t >= tokens || token_seq[t] < 0) o.clean = o.clean && v == 0xFFFF;
+            else if (k >= p.q_heads * p.dim) o.clean = o.clean && v == 0;
+            if (t < tokens && k < p.q_heads * p.dim) o.out.push_back(v);
         }
     check_appended(p, kv, o, seqs, pages);
-    for (const void *x : {(const void *)fill_list, (const void *)b.positions,
+    for (const void *m : {(const void *)fill_list, (const void *)b.positions,
                           (const void *)b.token_seq, (const void *)b.seqs, (const void *)b.pages,
-                          (const void *)memory, (const void *)out, (const void *)qkv_device})
-        CUDA(cudaFree((void *)x));
+                          (const void *)x.memory, (const void *)out, (const void *)qkv_device})
+        CUDA(cudaFree((void *)m));
     return o;
 }
 
 /* --- reference --- */
-
-template <typename F> static void parallel(int n, F f)
-{
-    std::atomic<int> next(0);
-    std::vector<std::thread> threads;
-    for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); i++)
-        threads.emplace_back([&] {
-            for (int j; (j = next++) < n;) f(j);
-        });
-    for (std::thread &t : threads) t.join();
-}
 
 /* A row as attention sees it. */
 static void stored_row(const problem &p, int seq, int position, int head, int which, double *to)
@@ -341,11 +282,6 @@ static void stored_row(const problem &p, int seq, int position, int head, int wh
     }
     for (int d = 0; d < p.dim; d++)
         to[d] = (double)kn_f32_from_e4m3(bits[d]) * kn_e4m3_scale(exponent);
-}
-
-static float bf16_value(uint16_t bits)
-{
-    return kn_f32_from_bf16(bits);
 }
 
 /* Largest |error| over its bound among a token's heads of one kv-head; a NaN where there should be
@@ -383,7 +319,7 @@ static double attention_error(const problem &p, const outcome &o, int t, int kv_
         }
         for (int d = 0; d < p.dim; d++) {
             const double ref = acc[d] / sum,
-                         got = bf16_value(o.out[((size_t)t * p.q_heads + h) * p.dim + d]);
+                         got = kn_f32_from_bf16(o.out[((size_t)t * p.q_heads + h) * p.dim + d]);
             const double bound = (1.02 * 0x1p-11 + 1e-5) * mag[d] / sum + 0x1p-8 * fabs(ref);
             if (isnan(ref) != isnan(got)) return INFINITY;
             if (!isnan(ref)) worst = std::max(worst, fabs(got - ref) / (bound + 1e-30));

@@ -11,6 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <algorithm>
+#include <vector>
+
 struct tally {
     int passed, failed;
 };
@@ -44,6 +47,15 @@ struct tally {
             exit(2);                                                                               \
         }                                                                                          \
     } while (0)
+
+/* A copy in the device's memory, which the caller frees. */
+template <typename T> static T *to_device(const std::vector<T> &v)
+{
+    T *p;
+    CUDA(cudaMalloc(&p, std::max<size_t>(v.size(), 1) * sizeof(T)));
+    CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+    return p;
+}
 
 __host__ __device__ static inline uint32_t random_bits(uint32_t seed, uint32_t row, uint32_t col)
 {

@@ -46,14 +46,6 @@ __host__ __device__ static inline float element(uint32_t seed, int position, int
     return random_bf16(seed, position, head * 512 + d, 1.f);
 }
 
-template <typename T> static T *to_device(const std::vector<T> &v)
-{
-    T *p;
-    CUDA(cudaMalloc(&p, std::max<size_t>(v.size(), 1) * sizeof(T)));
-    CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return p;
-}
-
 /* --- filling --- */
 
 struct heads {

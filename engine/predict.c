@@ -54,6 +54,7 @@
 #include <string.h>
 
 #include "config/check.h"
+#include "engine/traffic.h"
 #include "kernels/cut.h"
 
 #define US 1e-6
@@ -214,11 +215,6 @@ static double far_pages_s(struct walk *w, double bytes)
     return longest;
 }
 
-static double kv_token_bytes(const struct kn_kv *kv, const struct eng_shape *shape)
-{
-    return 2. * shape->info.kv_heads * shape->info.head_dim * (double)kn_dtype_bytes(kv->dtype);
-}
-
 static void add_attention(struct walk *w, const struct eng_shape *shape,
                           const struct eng_step *step, int32_t window)
 {
@@ -236,8 +232,8 @@ static void add_attention(struct walk *w, const struct eng_shape *shape,
         near_s += near * busiest_pages(seqs, pages, shape->info.kv_heads) * page_s;
         w->out->attention_s += w->bucket->attention_us * US;
     }
-    const double far_s =
-        far_pages_s(w, (double)step->seq_count * seen * kv_token_bytes(&kv, shape));
+    const uint64_t token_bytes = eng_traffic_kv_token_bytes(&shape->info, step->kv_dtype);
+    const double far_s = far_pages_s(w, (double)step->seq_count * seen * (double)token_bytes);
     w->out->attention_s += near_s + w->bucket->finish_us * US;
     w->out->links_s += fmax(far_s - near_s, 0);
 }

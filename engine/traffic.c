@@ -76,10 +76,15 @@ void eng_traffic_init(struct eng_traffic *t, const struct eng_shape *shape,
     for (int i = 0; i < KN_TIER_MAX; i++) t->head_bytes[i] = t->weight_bytes[i] - t->head_bytes[i];
     add_table(t, &weights->embed);
     if (shape->has & ENG_HAS_POSITIONS) add_table(t, &weights->positions);
+    t->kv_token_bytes = eng_traffic_kv_token_bytes(info, kv_dtype);
+    memcpy(t->window, shape->window, sizeof t->window);
+}
+
+uint64_t eng_traffic_kv_token_bytes(const struct eng_model_info *info, enum kn_dtype kv_dtype)
+{
     const uint64_t row_bytes =
         (uint64_t)info->head_dim * kn_dtype_bytes(kv_dtype) + (kv_dtype == KN_E4M3); /* its scale */
-    t->kv_token_bytes = 2 * (uint64_t)info->kv_heads * row_bytes;
-    memcpy(t->window, shape->window, sizeof t->window);
+    return 2 * (uint64_t)info->kv_heads * row_bytes;
 }
 
 void eng_model_traffic(const struct eng_model *model, enum kn_dtype kv_dtype, struct eng_traffic *t)
@@ -89,13 +94,7 @@ void eng_model_traffic(const struct eng_model *model, enum kn_dtype kv_dtype, st
 
 uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context)
 {
-    uint64_t tokens = 0;
-    CHECK(context >= 0);
-    for (int32_t i = 0; i < t->layer_count; i++) {
-        bool cut = t->window[i] > 0 && t->window[i] < context;
-        tokens += (uint64_t)(cut ? t->window[i] : context);
-    }
-    return tokens * t->kv_token_bytes;
+    return eng_traffic_kv_far_bytes(t, context, context);
 }
 
 uint64_t eng_traffic_kv_far_bytes(const struct eng_traffic *t, int32_t context, int32_t far_tokens)

@@ -18,7 +18,7 @@ struct eng_traffic {
     uint64_t head_bytes[KN_TIER_MAX];   /* of these, the head's: only where logits are wanted */
     uint64_t far_bytes_max; /* of a layer's product, most bytes outside tier 0, padding and all */
     double row_bytes[KN_TIER_MAX]; /* of embeddings, a token; where tokens fall evenly */
-    uint64_t kv_token_bytes;       /* keys and values of one token in one layer */
+    uint64_t kv_token_bytes;       /* eng_traffic_kv_token_bytes */
     int32_t layer_count;
     int32_t window[ENG_LAYER_MAX]; /* 0: none */
 };
@@ -29,6 +29,8 @@ void eng_traffic_init(struct eng_traffic *t, const struct eng_shape *shape,
 void eng_model_traffic(const struct eng_model *model, enum kn_dtype kv_dtype,
                        struct eng_traffic *t);
 
+/* Keys and values of one token in one layer. */
+uint64_t eng_traffic_kv_token_bytes(const struct eng_model_info *info, enum kn_dtype kv_dtype);
 /* KV a step reads for one sequence whose context, the new token included, is `context` tokens. */
 uint64_t eng_traffic_kv_bytes(const struct eng_traffic *t, int32_t context);
 /* What of this lies in the sequence's first far_tokens positions, whose pages are not local. */

@@ -213,6 +213,30 @@ static void test_far_pages(void **state)
     }
 }
 
+/* A link so slow that nothing else matters gives the pages' bytes in no less time than it takes,
+ * the scales of fp8 among them. */
+static void test_far_pages_in_any_type(void **state)
+{
+    (void)state;
+    static struct eng_shape shape;
+    static const enum kn_dtype types[] = {KN_BF16, KN_E4M3};
+    read_shape("Llama-3.1-8B", 0, &shape);
+    for (size_t i = 0; i < ARRAY_COUNT(types); i++) {
+        struct off_plan placed;
+        struct eng_prediction p;
+        struct eng_step step = step_of(64, 1048);
+        step.kv_dtype = types[i];
+        place(&shape, "host:16GiB", 0, true, &step, &placed);
+        const struct off_plan_op *kv = eng_operation_kv(&placed);
+        const double link = 1e8, least_s = off_plan_read_bytes(kv, 0) / link;
+        placed.tier[0].bytes_per_s = 4646e9;
+        placed.tier[1].bytes_per_s = link;
+        eng_operations_place_kv(&placed, 1, kv->tile_count);
+        assert_true(eng_predict(&shape, &step, &placed, NULL, &p));
+        assert_true(p.seconds >= least_s && p.seconds < 1.005 * least_s);
+    }
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -254,7 +278,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_measured_steps), cmocka_unit_test(test_properties),
         cmocka_unit_test(test_staged),         cmocka_unit_test(test_far_pages),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused),        cmocka_unit_test(test_far_pages_in_any_type),
     };
     return cmocka_run_group_tests(tests, open_cpu, close_cpu);
 }

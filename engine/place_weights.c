@@ -11,18 +11,14 @@
 #include "config/check.h"
 #include "engine/weights.h"
 
-#define PRODUCTS 4
-
 /* Weight i of a model, in no order that matters; NULL behind the last. */
 static struct kn_weight *weight_at(const struct eng_shape *shape, struct eng_weights *w, int32_t i)
 {
     struct kn_weight *const outside[] = {&w->embed, &w->positions, &w->head};
     if (i < (int32_t)ARRAY_COUNT(outside)) return outside[i];
     i -= (int32_t)ARRAY_COUNT(outside);
-    if (i >= shape->info.layer_count * PRODUCTS) return NULL;
-    struct eng_layer *l = &w->layers[i / PRODUCTS];
-    struct kn_weight *const products[PRODUCTS] = {&l->qkv, &l->o, &l->up, &l->down};
-    return products[i % PRODUCTS];
+    if (i >= shape->info.layer_count * ENG_LAYER_PRODUCTS) return NULL;
+    return eng_layer_product(&w->layers[i / ENG_LAYER_PRODUCTS], i % ENG_LAYER_PRODUCTS);
 }
 
 static void take_spans(struct kn_weight *w, const struct kn_weight *wanted)

@@ -9,9 +9,7 @@
 /* Product i of a step, heads left out. */
 static const struct kn_weight *product_of(const struct eng_model *m, int32_t i)
 {
-    const struct eng_layer *l = &m->weights.layers[i / ENG_LAYER_PRODUCTS];
-    const struct kn_weight *const products[ENG_LAYER_PRODUCTS] = {&l->qkv, &l->o, &l->up, &l->down};
-    return products[i % ENG_LAYER_PRODUCTS];
+    return eng_layer_product(&m->weights.layers[i / ENG_LAYER_PRODUCTS], i % ENG_LAYER_PRODUCTS);
 }
 
 static int32_t product_count(const struct eng_model *m)

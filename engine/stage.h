@@ -7,7 +7,7 @@
 #ifndef DAKD_ENGINE_STAGE_H
 #define DAKD_ENGINE_STAGE_H
 
-#include "engine/model.h"
+#include "engine/weights.h"
 #include "offload/mix.h"
 
 struct eng_stage_want {
@@ -24,8 +24,6 @@ struct eng_staged {
     uint64_t product_bytes;      /* the most of one product */
     int32_t product_count;       /* of a step's */
 };
-
-#define ENG_LAYER_PRODUCTS 4 /* qkv, o, up, down */
 
 /* What may be staged of a model, as eng_staged counts it. */
 struct eng_stage_room {

@@ -40,16 +40,15 @@ static void add_vector(struct eng_traffic *t, const float *vector, int32_t count
     if (vector) t->weight_bytes[0] += (uint64_t)count * sizeof *vector;
 }
 
-static void add_layer(struct eng_traffic *t, const struct eng_shape *shape,
-                      const struct eng_layer *l)
+static void add_layer(struct eng_traffic *t, const struct eng_shape *shape, struct eng_layer *l)
 {
     const int32_t H = shape->info.hidden, D = shape->info.head_dim;
-    const struct kn_weight *const weights[] = {&l->qkv, &l->o, &l->up, &l->down};
-    for (size_t i = 0; i < ARRAY_COUNT(weights); i++) {
-        const int32_t far = weights[i]->tile_count - weights[i]->span[0].tile_count;
-        const uint64_t far_bytes = (uint64_t)far * kn_weight_tile_bytes(weights[i]);
+    for (int32_t i = 0; i < ENG_LAYER_PRODUCTS; i++) {
+        const struct kn_weight *w = eng_layer_product(l, i);
+        const int32_t far = w->tile_count - w->span[0].tile_count;
+        const uint64_t far_bytes = (uint64_t)far * kn_weight_tile_bytes(w);
         if (far_bytes > t->far_bytes_max) t->far_bytes_max = far_bytes;
-        add_weight(t, weights[i]);
+        add_weight(t, w);
     }
     add_vector(t, l->qkv_bias, l->qkv.rows);
     add_vector(t, l->o_bias, H);

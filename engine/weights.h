@@ -19,6 +19,15 @@ struct eng_layer {
     const float *q_norm, *k_norm;                                       /* [D] */
 };
 
+#define ENG_LAYER_PRODUCTS 4
+/* A layer's products in the order of forward.c: qkv, o, up, down. */
+static inline struct kn_weight *eng_layer_product(struct eng_layer *layer, int32_t i)
+{
+    struct kn_weight *const products[ENG_LAYER_PRODUCTS] = {&layer->qkv, &layer->o, &layer->up,
+                                                            &layer->down};
+    return products[i];
+}
+
 struct eng_weights {
     struct kn_weight embed;     /* [V,H] */
     struct kn_weight positions; /* [P,H] with ENG_HAS_POSITIONS */

@@ -16,8 +16,7 @@
  * padded to a multiple of eight by zero rows, and zero inputs of the down projection to match.
  * Biases are fused by the same rule, a vector being a matrix of one column.
  *
- * Dummy weights.  Row r of fused matrix m is drawn from a generator seeded by (seed, m, r):
- * uniform, zero mean, standard deviation 0.02, never zero; norms are 1 plus the same.
+ * Dummy weights are dummy.h's; norms are 1 plus the same.
  */
 #include "engine/weights.h"
 
@@ -30,8 +29,8 @@
 
 #include "config/check.h"
 #include "config/log.h"
-#include "config/random.h"
 #include "config/size.h"
+#include "engine/dummy.h"
 #include "engine/operations.h"
 #include "engine/safetensors.h"
 #include "kernels/convert.h"
@@ -41,7 +40,6 @@
 #define SOURCES_MAX 3
 #define VECTOR_ALIGN 64 /* floats: 256 bytes */
 #define GLU_GROUP 8
-#define DUMMY_VALUES 4096
 
 /* One fused matrix or vector: where its rows come from. */
 struct job {
@@ -481,41 +479,6 @@ static bool source_row(const struct job *j, int32_t row, int *source, int32_t *s
     return false;
 }
 
-/* The values dummy weights are drawn from, already in the type they are wanted in. */
-struct dummy_values {
-    size_t element_bytes;
-    union {
-        float f32[DUMMY_VALUES];
-        uint16_t half[DUMMY_VALUES];
-    };
-};
-
-static void dummy_values_init(struct dummy_values *v, enum kn_dtype dtype)
-{
-    /* (i + 1/2) / n is uniform in (-1, 1), never 0, with standard deviation 1 / sqrt(3). */
-    const float unit = 0.02f * 1.7320508f / (DUMMY_VALUES / 2);
-    v->element_bytes = kn_dtype_bytes(dtype);
-    for (int i = 0; i < DUMMY_VALUES; i++)
-        kn_store(dtype, v->f32, (size_t)i, ((float)(i - DUMMY_VALUES / 2) + 0.5f) * unit);
-}
-
-/* The first cols values of row `row` of fused matrix `matrix`, four to a random word. */
-static void dummy_row(const struct dummy_values *v, uint64_t seed, uint64_t matrix, int32_t row,
-                      int32_t cols, void *out)
-{
-    uint64_t state =
-        random_mix(random_mix(seed ^ 0x64616B64) + random_mix(matrix << 32 | (uint32_t)row));
-    float *f32 = out;
-    uint16_t *half = out;
-    for (int32_t c = 0; c < cols; c += 4) {
-        uint64_t r = random_mix(state++);
-        for (int32_t i = c; i < c + 4 && i < cols; i++, r >>= 16) {
-            if (v->element_bytes == sizeof *half) half[i] = v->half[r % DUMMY_VALUES];
-            else f32[i] = v->f32[r % DUMMY_VALUES];
-        }
-    }
-}
-
 /* --- pack ------------------------------------------------------------------------------------- */
 
 struct packer {
@@ -523,7 +486,7 @@ struct packer {
     struct kn *kn;
     const struct eng_model_options *opt;
     bool dummy;
-    struct dummy_values values;     /* of dummy weights */
+    struct eng_dummy values;        /* of dummy weights */
     size_t stage_bytes, rows_bytes; /* of each worker's buffers */
     pthread_mutex_t upload;         /* kn_upload is for one thread at a time */
     _Atomic int64_t next_tile;
@@ -565,7 +528,7 @@ static void gather_dummy(const struct worker *wk, const struct job *j, int32_t f
         if (row >= j->rows || !source_row(j, row, &source, &src_row)) continue;
         void *out = wk->rows + (size_t)r * row_bytes;
         memset(out, 0, row_bytes);
-        dummy_row(&p->values, p->opt->seed, matrix, row, j->src_cols, out);
+        eng_dummy_row(&p->values, matrix, row, j->src_cols, out);
         rows[r] = out;
     }
 }
@@ -693,7 +656,7 @@ static enum status pack(struct plan *plan, struct kn *kn, const struct eng_model
     struct worker workers[THREADS_MAX];
     int wanted = thread_count(), count = 0;
     size_buffers(&p);
-    dummy_values_init(&p.values, plan->shape->info.dtype);
+    if (dummy) eng_dummy_init(&p.values, opt->seed, plan->shape->info.dtype);
     pthread_mutex_init(&p.upload, NULL);
     if (!worker_init(&workers[0], &p)) {
         pthread_mutex_destroy(&p.upload);
@@ -721,18 +684,17 @@ static enum status pack(struct plan *plan, struct kn *kn, const struct eng_model
 
 /* --- vectors ---------------------------------------------------------------------------------- */
 
-static void fill_vector(const struct plan *p, const struct job *j, bool dummy, uint64_t seed,
+/* dummy: NULL of a checkpoint's. */
+static void fill_vector(const struct plan *p, const struct job *j, const struct eng_dummy *dummy,
                         float *out)
 {
-    struct dummy_values values;
-    dummy_values_init(&values, KN_F32);
     for (int32_t row = 0; row < j->rows; row++) {
         int source;
         int32_t src_row;
         enum kn_dtype dtype = KN_F32;
         if (!source_row(j, row, &source, &src_row)) continue;
         if (dummy) {
-            dummy_row(&values, seed, (uint64_t)(j - p->jobs), row, 1, &out[row]);
+            eng_dummy_row(dummy, (uint64_t)(j - p->jobs), row, 1, &out[row]);
             if (j->norm) out[row] += 1;
             continue;
         }
@@ -745,6 +707,7 @@ static enum status load_vectors(const struct plan *p, struct kn *kn, struct off_
                                 bool dummy, uint64_t seed, char *err)
 {
     void *base;
+    struct eng_dummy values;
     uint64_t bytes = vector_bytes(p);
     enum status st = off_tier_alloc(tiers, 0, bytes, "norms and biases", &base, err);
     if (st) return st;
@@ -752,10 +715,11 @@ static enum status load_vectors(const struct plan *p, struct kn *kn, struct off_
     if (!host)
         return err_set(err, ST_NOMEM, "no memory for %llu bytes of norms and biases",
                        (unsigned long long)bytes);
+    if (dummy) eng_dummy_init(&values, seed, KN_F32);
     for (int32_t i = 0; i < p->job_count; i++) {
         struct job *j = &p->jobs[i];
         if (!j->vector) continue;
-        fill_vector(p, j, dummy, seed, host + j->vector_offset);
+        fill_vector(p, j, dummy ? &values : NULL, host + j->vector_offset);
         *j->vector = (const float *)base + j->vector_offset;
     }
     st = kn_upload(kn, base, host, bytes);

@@ -48,8 +48,10 @@
  * many tokens more than once, before it decodes and reads them in every step: 8,000 tokens of an 8B
  * model are a gigabyte, 19 ms over PCIe each time, or once if they are copied first; computing them
  * takes 200 ms.  So they are copied first, as far as local memory has room beside what those that
- * run need, and the sequence is in no plan until they are there; others run on meanwhile, and only
- * the oldest sequence makes the step wait.  What there is no room for is read in place.
+ * run need, and the sequence is in no plan until they are there; others run on meanwhile, into the
+ * free pages of their next steps, and only the oldest sequence makes the step wait.  Idle pages
+ * that are in the way leave, once: room that is on its way is waited for.  What there is no room
+ * for is read in place.
  *
  * Back.  What is free beyond the need of 64 steps, in which every decode fills a page at most,
  * takes pages back, as long as steps read more behind the link than costs nothing.
@@ -489,24 +491,26 @@ static void bring_back(struct eng_sched *s, struct eng_plan *plan, int64_t lack)
 
 bool eng_residency_fetch(struct eng_sched *s, struct eng_plan *plan, struct eng_sched_seq *seq)
 {
-    int64_t room = (int64_t)eng_pages_tier_free(s->pages, 0) + eng_prefix_idle(s->prefix, 0) -
-                   need_of(s, 0, AHEAD_MAX);
-    int32_t sent = 0;
+    const int64_t next = need_of(s, 0, AHEAD_MIN); /* those that run are not to wait for moves */
+    int32_t coming = s->moves.out_count, awaited = 0;
+    int64_t room = (int64_t)eng_pages_tier_free(s->pages, 0) + eng_prefix_idle(s->prefix, 0) +
+                   coming - need_of(s, 0, AHEAD_MAX);
     for (int32_t i = 0; i < seq->kv_count / KN_PAGE_TOKENS && room > 0; i++) {
         const int32_t node = eng_reuse_node(s, seq->pages[i]);
         kn_page to;
         if (kn_page_tier(seq->pages[i]) == 0 || eng_prefix_is_moving(s->prefix, node)) continue;
         room--;
-        if (eng_pages_tier_free(s->pages, 0) == 0 && send_idle(s, plan)) {
-            sent++;
+        if (eng_pages_tier_free(s->pages, 0) <= next && (coming-- > 0 || send_idle(s, plan))) {
+            awaited++;
             continue;
         }
-        while (eng_pages_tier_free(s->pages, 0) == 0 && drop_idle(s)) {
+        while (eng_pages_tier_free(s->pages, 0) <= next && drop_idle(s)) {
         }
-        if (!has_room(s, plan) || !eng_pages_take(s->pages, 0, &to)) break;
+        if (eng_pages_tier_free(s->pages, 0) <= next || !has_room(s, plan)) break;
+        CHECK(eng_pages_take(s->pages, 0, &to));
         begin_move(s, plan, node, to);
     }
-    seq->fetching = sent > 0 || seq->returning_count > 0;
+    seq->fetching = awaited > 0 || seq->returning_count > 0;
     return seq->fetching;
 }
 

@@ -317,6 +317,46 @@ static void idle_pages_leave_for_the_remote_tier_and_are_fetched(void **state)
     close_bench(b);
 }
 
+/* What makes room for them sets out once, however many plans are made until it is gone, and those
+ * that run do not wait for it; whether there are more idle pages than are to be fetched, or fewer.
+ */
+static void pages_to_be_fetched_wait_for_room_on_its_way(void **state)
+{
+    (void)state;
+    static const int32_t beside[] = {63, 15 * 64 - 1};
+    for (size_t k = 0; k < ARRAY_COUNT(beside); k++) {
+        struct bench *b = open_bench(1024, 20, 64);
+        add(b, 0, 0, 0, 512);
+        step(b);
+        finish(b, 0);
+        add(b, 1, 1, 0, 1024);
+        step(b);
+        arrive(b);
+        finish(b, 1);
+        add(b, 3, 3, 0, beside[k]); /* somebody runs */
+        step(b);
+        arrive(b);
+        const struct eng_sched_stats before = stats_of(b);
+        assert_true(before.pages_cached[1] >= 4);
+        assert_int_equal(before.pages_cached[0] > 8, k == 0);
+        add(b, 2, 0, 512, 530);
+        step(b);
+        const uint64_t sent = stats_of(b).prefix_sent_count;
+        assert_true(b->seq[2].fetching && sent > before.prefix_sent_count);
+        for (int i = 0; i < 3; i++) {
+            step(b);
+            assert_true(b->seq[2].fetching && b->seq[2].kv_count == 512 && !b->plan.wait);
+        }
+        assert_int_equal(stats_of(b).prefix_sent_count, sent);
+        for (int i = 0; i < 8 && b->seq[2].kv_count == 512; i++) {
+            arrive(b);
+            step(b);
+        }
+        assert_int_equal(b->seq[2].kv_count, 530);
+        close_bench(b);
+    }
+}
+
 /* Where nobody else runs the step waits for them. */
 static void the_oldest_waits_for_its_pages_on_the_device(void **state)
 {
@@ -363,6 +403,7 @@ int main(void)
         cmocka_unit_test(what_was_found_before_stays_longer),
         cmocka_unit_test(idle_pages_are_room),
         cmocka_unit_test(idle_pages_leave_for_the_remote_tier_and_are_fetched),
+        cmocka_unit_test(pages_to_be_fetched_wait_for_room_on_its_way),
         cmocka_unit_test(the_oldest_waits_for_its_pages_on_the_device),
         cmocka_unit_test(who_was_preempted_finds_his_pages_again),
     };

@@ -181,6 +181,7 @@ void eng_sched_add(struct eng_sched *s, struct eng_sched_seq *seq)
     CHECK(seq->token_count >= 1 && seq->token_count <= eng_sched_seq_tokens_max(s));
     CHECK(seq->kv_count == 0 && seq->page_count == 0);
     CHECK(seq->given_count >= 0 && seq->given_count < seq->token_count);
+    CHECK(seq->given_count == 0 || !s->reuse || !seq->tokens);
     s->given |= seq->given_count > 0;
     seq->arrival = s->arrival_next++;
     seq->state = ENG_SEQ_WAITING;
@@ -221,10 +222,10 @@ static void plan_decodes(struct eng_sched *s, struct eng_plan *plan)
         CHECK(pending(seq) >= 1 && seq->token_count <= eng_sched_seq_tokens_max(s));
         bool decode = pending(seq) == 1;
         if (!decode && seq != s->running.head) continue;
-        while (eng_residency_take(s, plan, seq, 1) == 0 && seq != s->running.tail)
+        int32_t got;
+        while ((got = eng_residency_take(s, plan, seq, 1)) == 0 && seq != s->running.tail)
             preempt_youngest(s, plan);
-        if (eng_residency_take(s, plan, seq, 1) ==
-            0) { /* seq is the youngest itself, with elders before it */
+        if (got == 0) { /* seq is the youngest itself, with elders before it */
             preempt_youngest(s, plan);
             return;
         }

@@ -33,7 +33,7 @@
  *  1. every page is free, or has exactly one owner: a full page its node, which counts the running
  *     sequences that have it in their tables; any other the sequence that fills it, or the move
  *     that goes there.  Waiting sequences have none, or are parked: all pages of their KV lie
- * behind a link, and are theirs alone (policy.c).  A node that nobody counts is the cache's;
+ *     behind a link, and are theirs alone (policy.c).  A node that nobody counts is the cache's;
  *  2. a sequence has exactly ceil(kv_count / 64) pages after a commit; kv_count <= token_count;
  *  3. a plan's tokens <= tokens_step_max; running sequences <= min(seqs_max, tokens_step_max);
  *  4. first come, first served: running, then waiting sequences are in order of arrival, so that an
@@ -47,7 +47,7 @@
  *  7. nobody is preempted in an admission's own step or in the 64 steps after it, so that what is
  *     admitted stays to do some work (the watermark, sched.c);
  *  8. nobody is preempted while any tier has room or a parked sequence has pages; pages that are
- * not full, and the page that a plan's new token goes to, are local.
+ *     not full, and the page that a plan's new token goes to, are local.
  */
 #ifndef DAKD_ENGINE_SCHED_H
 #define DAKD_ENGINE_SCHED_H
@@ -69,7 +69,8 @@ struct eng_sched_seq {
     int32_t token_count; /* prompt and generated tokens known; the engine raises it */
     int32_t kv_count;    /* of these, whose KV is in the pages */
     /* Of these, the first whose KV is taken for granted, whatever pages hold: set by the caller
-     * with token_count, less than it; 0 once it has been admitted. */
+     * with token_count, less than it; 0 once it has been admitted.  Not of one that is for the
+     * prefix cache. */
     int32_t given_count;
     kn_page *pages; /* owned by the caller: room for ceil(model_len_max / 64) entries */
     int32_t page_count;

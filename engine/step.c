@@ -11,7 +11,7 @@
  *  - who reaches max_tokens or the model's length is known beforehand and leaves the scheduler at
  *    once;
  *  - who ends by EOS or a stop token has one token too many in step n + 1, which is discarded, as
- * are the results of requests that were cancelled meanwhile;
+ *    are the results of requests that were cancelled meanwhile;
  *  - pages of those who left may be given to others at once, because operations run in order.
  * A step whose results the host must see first is not flown ahead of (`ahead` is false): rows whose
  * logits are changed or reported by the host, and rows that take more than one round of logits.

@@ -215,11 +215,6 @@ static int32_t same_tokens(const struct eng_sched_seq *a, const struct eng_sched
     return i - begin;
 }
 
-static int32_t min_i32(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Looks at running sequences that go on where the match ends: what they have of the next page, and
  * what they are about to have. */
 static void look_at_running(const struct eng_sched *s, const struct eng_sched_seq *seq,

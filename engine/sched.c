@@ -51,11 +51,6 @@
 
 #define TILE_TOKENS 128 /* of the products' widest tiles but one */
 
-static int32_t min_i32(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
-
 static int32_t seq_pages_max(const struct eng_sched *s)
 {
     return s->policy == ENG_KV_IN_PLACE ? eng_pages_total(s->pages)

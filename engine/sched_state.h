@@ -73,6 +73,11 @@ struct eng_sched {
     int32_t planned_moves_max;
 };
 
+static inline int32_t min_i32(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
 static inline int32_t eng_sched_pages_for(int32_t tokens)
 {
     return tokens / KN_PAGE_TOKENS + (tokens % KN_PAGE_TOKENS != 0);

@@ -618,6 +618,13 @@ static void check_errors()
     EXPECT(&g_tally, kn_cu_attention_bytes(&s, &bytes, err) == ST_UNSUPPORTED, "a group of 17");
     s = {7, 2, 128, 1, 1};
     EXPECT(&g_tally, kn_cu_attention_bytes(&s, &bytes, err) == ST_INVALID, "7 heads over 2");
+    /* Nobody is sent to bfloat16 for what that does not have either. */
+    const kn_kv narrow = {KN_E4M3, 1, 1, 64, {}}, odd = {KN_E4M3, 1, 1, 160, {}};
+    EXPECT(&g_tally,
+           kn_cu_kv_check(&narrow, err) == ST_UNSUPPORTED && strstr(err, "kv-cache-dtype bfloat16"),
+           "fp8, head dimension 64: %s", err);
+    EXPECT(&g_tally, kn_cu_kv_check(&odd, err) == ST_UNSUPPORTED && !strstr(err, "bfloat16"),
+           "fp8, head dimension 160: %s", err);
 }
 
 #include "gpu_attention_bench.cuh"

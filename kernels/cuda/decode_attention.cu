@@ -77,9 +77,20 @@ static uint8_t *carve(uint8_t **at, size_t bytes)
     return p;
 }
 
+static enum status check_head_dim(int32_t head_dim, char *err)
+{
+    const int32_t atoms = cu_att_atoms(head_dim);
+    if (head_dim > 0 && head_dim % 8 == 0 && (atoms == 1 || atoms == 2 || atoms == 4)) return ST_OK;
+    return err_set(err, ST_UNSUPPORTED,
+                   "head dimension %d: the GPU kernels take multiples of 8 up to 128, and from "
+                   "200 to 256; run this model on the CPU backend",
+                   head_dim);
+}
+
 extern "C" enum status kn_cu_kv_check(const struct kn_kv *kv, char *err)
 {
-    if (kv->dtype == KN_BF16) return ST_OK;
+    enum status st = check_head_dim(kv->head_dim, err);
+    if (st || kv->dtype == KN_BF16) return st;
     if (kv->dtype != KN_E4M3)
         return err_set(err, ST_UNSUPPORTED,
                        "the GPU keeps KV in bfloat16 or fp8, not %s: give --kv-cache-dtype "
@@ -140,12 +151,8 @@ extern "C" enum status kn_cu_attention_bytes(const struct kn_cu_attention_shape 
     if (s->tokens_max > KN_CU_ATTENTION_TOKENS)
         return err_set(err, ST_UNSUPPORTED, "attention of %d tokens at once: at most %d",
                        s->tokens_max, KN_CU_ATTENTION_TOKENS);
-    const int32_t atoms = cu_att_atoms(s->head_dim);
-    if (s->head_dim <= 0 || s->head_dim % 8 || (atoms != 1 && atoms != 2 && atoms != 4))
-        return err_set(err, ST_UNSUPPORTED,
-                       "head dimension %d: the GPU kernels take multiples of 8 up to 128, and from "
-                       "200 to 256; run this model on the CPU backend",
-                       s->head_dim);
+    enum status st = check_head_dim(s->head_dim, err);
+    if (st) return st;
     if (s->q_heads / s->kv_heads > CU_ATT_GROUP_MAX)
         return err_set(err, ST_UNSUPPORTED,
                        "%d query heads for a kv-head: the GPU kernels take at most %d; run this "

@@ -117,22 +117,6 @@ extern "C" size_t kn_cu_prefill_state_bytes(int32_t head_dim)
                                                                    : parked_bytes<256>());
 }
 
-extern "C" enum status kn_cu_prefill_check(int32_t q_heads, const struct kn_kv *kv, char *err)
-{
-    if (kv->kv_heads <= 0 || q_heads <= 0 || q_heads % kv->kv_heads)
-        return err_set(err, ST_INVALID, "attention of %d query and %d kv-heads", q_heads,
-                       kv->kv_heads);
-    enum status st = kn_cu_kv_check(kv, err);
-    if (st) return st;
-    const int32_t atoms = (kv->head_dim + 63) / 64;
-    if (kv->head_dim <= 0 || kv->head_dim % 8 || (atoms != 1 && atoms != 2 && atoms != 4))
-        return err_set(err, ST_UNSUPPORTED,
-                       "head dimension %d: the GPU kernels take multiples of 8 up to 128, and from "
-                       "200 to 256; run this model on the CPU backend",
-                       kv->head_dim);
-    return ST_OK;
-}
-
 template <int DIM, bool PACKED = false> static cudaError_t allow_shared()
 {
     return cudaFuncSetAttribute(sm90_prefill_attention<DIM, PACKED>,
@@ -191,7 +175,10 @@ extern "C" enum status kn_cu_prefill_attention_launch(const struct kn_cu_prefill
                                                       void *stream, char *err)
 {
     const struct kn_kv *kv = a->kv;
-    enum status st = kn_cu_prefill_check(a->q_heads, kv, err);
+    if (kv->kv_heads <= 0 || a->q_heads <= 0 || a->q_heads % kv->kv_heads)
+        return err_set(err, ST_INVALID, "attention of %d query and %d kv-heads", a->q_heads,
+                       kv->kv_heads);
+    enum status st = kn_cu_kv_check(kv, err);
     if (st) return st;
     if (a->work->tile_count == 0) return ST_OK;
     CHECK(a->q_heads / kv->kv_heads <= KN_CU_PREFILL_ROWS);

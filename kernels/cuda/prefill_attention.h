@@ -104,12 +104,11 @@ struct kn_cu_prefill_args {
     struct kn_cu_traffic *traffic;      /* [KN_TIER_MAX] in device memory, or NULL */
 };
 
-/* Whether there are kernels for such heads; ST_UNSUPPORTED says what they lack. */
-MUST_USE enum status kn_cu_prefill_check(int32_t q_heads, const struct kn_kv *kv, char *err);
 /* Once per process and device, before any launch.  ST_DEVICE with CUDA's sentence. */
 MUST_USE enum status kn_cu_prefill_attention_init(char *err);
 /* One layer.  Rows of `out` are written for tokens that are in tiles; inputs beyond Hq*D are zero.
- * ST_UNSUPPORTED as kn_cu_prefill_check; ST_DEVICE with CUDA's sentence. */
+ * ST_INVALID: query heads that do not divide; ST_UNSUPPORTED as kn_cu_kv_check (attention.h);
+ * ST_DEVICE with CUDA's sentence. */
 MUST_USE enum status kn_cu_prefill_attention_launch(const struct kn_cu_prefill_args *args,
                                                     void *stream, char *err);
 

@@ -42,9 +42,8 @@ static void put(struct pools *p, kn_page page, uint32_t value)
 static struct pools pools_open(int32_t layers, size_t noise_bytes)
 {
     struct pools p = {.kv = {KN_BF16, layers, 2, 128, {0}}, .noise_bytes = noise_bytes};
-    int gpus = 0;
     char err[ERR_CAP] = "";
-    p.tiers = cudaGetDeviceCount(&gpus) == cudaSuccess && gpus > 1 ? 3 : 2;
+    p.tiers = test_gpu_count() > 1 ? 3 : 2;
     p.page = kn_kv_page_bytes(&p.kv);
     p.image = test_malloc(p.page);
     for (int t = 0; t < p.tiers; t++)
@@ -183,8 +182,7 @@ static void serve(const int32_t *expected, const struct kv_way *w, double least,
 static void answers(bool quick)
 {
     static int32_t expected[COUNT * LEN];
-    int gpus = 0;
-    const bool peer = cudaGetDeviceCount(&gpus) == cudaSuccess && gpus > 1;
+    const bool peer = test_gpu_count() > 1;
     for (int32_t budget = 512; budget >= 128; budget /= 4) {
         const struct kv_way local = {600, 0, COUNT, budget, true, KN_MEM_HOST, false};
         struct eng_stats s;

@@ -647,7 +647,7 @@ int main(int argc, char **argv)
     const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
     setvbuf(stdout, NULL, _IOLBF, 0);
     test_seed();
-    if (cudaGetDeviceCount(&gpus) != cudaSuccess) gpus = 0;
+    gpus = test_gpu_count();
     test_must(kn_open_cuda(0, &gpu, err), err);
     puts(kn_name(gpu));
     if (argc > 1 && !strcmp(argv[1], "--bench")) {

@@ -32,15 +32,20 @@ static const struct off_residency rates = {.page_bytes = 8u << 20,
                                            .copy_bytes_per_s = 256e9,
                                            .worth_s = 1};
 
-static struct bench *open_bench(int32_t seqs_max, int32_t tokens, int32_t chunk, int32_t pages)
+static struct bench *open_config(const struct eng_sched_config *config)
 {
     struct bench *b = calloc(1, sizeof *b);
     assert_non_null(b);
-    struct eng_sched_config config = {
-        .seqs_max = seqs_max, .tokens_step_max = tokens, .chunk_max = chunk, .page_count = {pages}};
-    assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
+    assert_int_equal(eng_sched_open(config, &b->sched), ST_OK);
     for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
     return b;
+}
+
+static struct bench *open_bench(int32_t seqs_max, int32_t tokens, int32_t chunk, int32_t pages)
+{
+    const struct eng_sched_config config = {
+        .seqs_max = seqs_max, .tokens_step_max = tokens, .chunk_max = chunk, .page_count = {pages}};
+    return open_config(&config);
 }
 
 static void close_bench(struct bench *b)
@@ -323,15 +328,11 @@ static const struct off_residency balanced = {.page_bytes = 8u << 20,
 static struct bench *open_rates(int32_t seqs_max, int32_t tokens, int32_t near, int32_t far,
                                 const struct off_residency *r)
 {
-    struct bench *b = calloc(1, sizeof *b);
-    assert_non_null(b);
     const struct eng_sched_config config = {.seqs_max = seqs_max,
                                             .tokens_step_max = tokens,
                                             .page_count = {near, 0, far},
                                             .residency = *r};
-    assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
-    for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
-    return b;
+    return open_config(&config);
 }
 
 static struct bench *open_tiers(int32_t seqs_max, int32_t tokens, int32_t near, int32_t far)
@@ -556,8 +557,6 @@ static void given_kv_is_lost_by_preemption(void **state)
 static struct bench *open_policy(enum eng_kv_policy policy, enum eng_admission admission,
                                  double base_s, int32_t near, int32_t far)
 {
-    struct bench *b = calloc(1, sizeof *b);
-    assert_non_null(b);
     const struct eng_sched_config config = {.seqs_max = 4,
                                             .tokens_step_max = 1024,
                                             .page_count = {near, 0, far},
@@ -565,9 +564,7 @@ static struct bench *open_policy(enum eng_kv_policy policy, enum eng_admission a
                                             .kv_policy = policy,
                                             .admission = admission,
                                             .step_base_s = base_s};
-    assert_int_equal(eng_sched_open(&config, &b->sched), ST_OK);
-    for (int i = 0; i < SEQ_MAX; i++) b->seq[i].pages = b->pages[i];
-    return b;
+    return open_config(&config);
 }
 
 /* The youngest waits with its pages in the remote tier, and nothing of it is computed again. */

@@ -558,7 +558,7 @@ static void random_load_keeps_every_promise(void **state)
     m.cells = malloc((size_t)KN_TIER_MAX * PAGES_MAX * PAGE_TOKENS * sizeof *m.cells);
     assert_non_null(m.cells);
     /* Many configurations, however few the steps. */
-    const uint64_t each = steps_max / 100 < 4000 ? steps_max / 100 : 4000;
+    const uint64_t part = steps_max / 100, each = part < 1 ? 1 : part < 4000 ? part : 4000;
     for (; steps < steps_max; configs++) {
         run_config(&m, each);
         steps += m.step - 1000;

@@ -19,6 +19,7 @@
 #     chat      conversations of many turns, with the prefix cache and without             60
 #     predict   predicted steps, beside what they took                                    90
 #     kv        live KV beyond HBM                                                       100
+#     fp8       steps with KV in fp8, beside bfloat16                                     10
 #     compare   every mode of offloading x share x batch x context, with plots           660
 #
 # All of it takes about 28 minutes on an H200 with a second one beside it; times above are of that
@@ -34,7 +35,7 @@
 # missing from the tables, and the exit status is 1.
 set -u
 
-all="test probe hbm kernels prefill mixed pcie peer windows parts streams chat predict kv compare"
+all="test probe hbm kernels prefill mixed pcie peer windows parts streams chat predict kv fp8 compare"
 usage() {
     sed -n '/^[^#]/q; 2,$s/^# \{0,1\}//p' "$0" >&2
     exit 2

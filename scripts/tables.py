@@ -238,6 +238,17 @@ def opt(results):
                  ["", "KV alone", "weights alone", "the planner's mix", "its KV + weights, GB a step"], rows)
 
 
+def fp8(results):
+    """Steps that read much KV, in bfloat16 and in fp8."""
+    wide, narrow, rows = results.batches("kv-bfloat16"), results.batches("kv-fp8"), []
+    for batch in sorted(wide.keys() & narrow.keys()):
+        row = [f"{batch} × {wide[batch]['input_tokens_per_sequence']:,}"]
+        for r in (wide[batch], narrow[batch]):
+            row.append(f"{r['tpot_steady_median_ms']:.2f} ms ({r['floor_over_tpot_ratio']:.2f})")
+        rows.append([*row, figure(narrow[batch]["tpot_steady_median_ms"] / wide[batch]["tpot_steady_median_ms"], 3)])
+    return table("## KV in fp8: a step (floor / time)", ["sequences", "bfloat16", "fp8", "fp8 / bfloat16"], rows)
+
+
 def chat(results):
     """Multi-turn chat, of scripts/chat.py: under load, and one request at a time."""
     rows, alone = [], []
@@ -326,8 +337,8 @@ def main():
         print(worth(results).rstrip())
         return
     parts = [head(results), steps(results), products(results), remote(results, "pcie", "PCIe"), remote(results, "peer", "NVLink"),
-             controls(results), worth(results), live(results), short(results), opt(results), prompts(results), remote_prompts(results),
-             chat(results), comparisons(results)]
+             controls(results), worth(results), live(results), short(results), opt(results), fp8(results), prompts(results),
+             remote_prompts(results), chat(results), comparisons(results)]
     parts += [comparison(results, name) for name in sorted(results.names("compare-.*"))]
     parts.append(plots(results))
     print("".join(parts).rstrip())

@@ -103,6 +103,17 @@ def test_of_ways_to_place_and_to_bound(tmp_path):
     assert alone.returncode == 0 and alone.stdout in text and all(line in alone.stdout for line in lines)
 
 
+def test_of_kv_in_fp8(tmp_path):
+    (tmp_path / "results").mkdir()
+    for dtype, tpots in (("bfloat16", (2.5, 6.0)), ("fp8", (2.4, 4.5))):
+        runs = [{"batch_sequences": batch, "input_tokens_per_sequence": 4096, "tpot_steady_median_ms": tpot, "floor_over_tpot_ratio": 0.8}
+                for batch, tpot in zip((8, 64), tpots)]
+        (tmp_path / "results" / f"2026-11-22-h200-0123abc-bench-8b-kv-{dtype}.json").write_text(json.dumps(runs))
+    text = tables(tmp_path).stdout
+    assert "| 8 × 4,096 | 2.50 ms (0.80) | 2.40 ms (0.80) | 0.960 |" in text
+    assert "| 64 × 4,096 | 6.00 ms (0.80) | 4.50 ms (0.80) | 0.750 |" in text
+
+
 def test_usage(tmp_path):
     assert tables(tmp_path / "no").returncode != 0
     done = subprocess.run(["sh", ROOT / "scripts" / "reproduce.sh", "--only", "hbm,weather"], capture_output=True, text=True)

@@ -12,12 +12,9 @@ void srv_bench_mixed_print(const struct srv_bench_mixed_run *run,
                            const struct srv_bench_mixed_result *results, int count)
 {
     const struct options *o = run->options;
-    const struct eng_model_info *info = eng_model_info(run->machine->model);
     printf("dakd %s (%s), %s\n", version_string(), version_commit(), kn_name(run->machine->kn));
-    printf("%s%s%s (%s), weights %s, KV %s, offload %g%s%s\n", o->model_dir,
-           o->hf_overrides[0] ? " " : "", o->hf_overrides, info->architecture,
-           kn_dtype_name(info->dtype), kn_dtype_name(run->machine->kv.dtype), o->offload,
-           o->remote[0] ? " to " : "", o->remote);
+    srv_bench_print_model(o, run->machine);
+    putchar('\n');
     printf("%d sequences decode (contexts of %d to %d tokens); %lld prompts of %lld tokens arrive, "
            "%g a second, with answers of %lld tokens\n\n",
            run->beside, run->beside_prompt, run->beside_length, (long long)o->num_prompts,

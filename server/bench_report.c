@@ -283,20 +283,25 @@ static void print_prompt(const struct options *o, const struct srv_machine *m,
     }
 }
 
+void srv_bench_print_model(const struct options *o, const struct srv_machine *m)
+{
+    const struct eng_model_info *info = eng_model_info(m->model);
+    printf("%s%s%s (%s), weights %s, KV %s, offload %s%.4g%s%s", o->model_dir,
+           o->hf_overrides[0] ? " " : "", o->hf_overrides, info->architecture,
+           kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
+           o->offload == OPT_AUTO ? "auto: " : "", remote_share(m), o->remote[0] ? " to " : "",
+           o->remote);
+}
+
 void srv_bench_print(const struct options *o, const struct srv_machine *m,
                      const struct srv_bench_result *r)
 {
-    const struct eng_model_info *info = eng_model_info(m->model);
     struct list l;
     char date[CLOCK_TEXT_CAP];
     printf("dakd %s (%s), %s, %s\n", version_string(), version_commit(), kn_name(m->kn),
            clock_text(r->unix_s, date));
-    printf("%s%s%s (%s), weights %s, KV %s, offload %s%.4g%s%s, placement %s, congestion control "
-           "%s\n",
-           o->model_dir, o->hf_overrides[0] ? " " : "", o->hf_overrides, info->architecture,
-           kn_dtype_name(info->dtype), kn_dtype_name(m->kv.dtype),
-           o->offload == OPT_AUTO ? "auto: " : "", remote_share(m), o->remote[0] ? " to " : "",
-           o->remote, placement_text(o, m), control_name(o, r));
+    srv_bench_print_model(o, m);
+    printf(", placement %s, congestion control %s\n", placement_text(o, m), control_name(o, r));
     printf(
         "%lld sequences, %lld prompt and %lld answer tokens each, steps of up to %lld tokens%s\n",
         (long long)r->batch, (long long)o->input_len, (long long)o->output_len,

@@ -68,6 +68,8 @@ struct srv_bench_result {
     struct srv_bench_stats stats;
 };
 
+/* What was measured: the model and where it lies, the beginning of a line. */
+void srv_bench_print_model(const struct options *o, const struct srv_machine *m);
 /* Options as the run had them. */
 void srv_bench_print(const struct options *o, const struct srv_machine *m,
                      const struct srv_bench_result *r);

@@ -228,6 +228,7 @@ def test_prompts_beside_decodes(tmp_path, tiny):
     results, text = bench(tmp_path, tiny, "--load-format", "dummy", "--batch", 3, "--input-len", 200, "--output-len", 9,
                           "--request-rate", 200, "--num-prompts", 5, "--sweep-batched-tokens", "64,256",
                           "--sweep-itl-target-ms", "0,0.001", "--threads", 1)
+    assert "weights bfloat16, KV bfloat16, offload auto: 0\n" in text
     assert [(r["step_tokens_max"], r["itl_target_ms"]) for r in results] == [(64, 0), (64, 0.001), (256, 0), (256, 0.001)]
     for r in results:
         assert (r["decoding_sequences"], r["prompts"], r["request_rate_per_s"]) == (3, 5, 200)

@@ -22,7 +22,7 @@
  * movmatrix.  At head dimension 256 two teams of four share a page: both compute all scores, each
  * half the output.  At a unit's end the warps leave their accumulators in shared memory and go on.
  *
- * Combiners (attention_combine.cuh): make a unit of the four warps' accumulators, fold it onto its
+ * Combiners (attention_combine.cuh): make a unit of the warps' accumulators, fold it onto its
  * group or store it, and count in items that are not all there is of their token; who completes a
  * group folds it, who completes a token's groups folds those and writes the result.  They stand
  * apart because an atomic and the partials' loads take microseconds under load.

@@ -55,7 +55,10 @@ def serve():
 
         def run():
             for answers in connections:
-                connection, _ = listener.accept()
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return  # closed: a connection that nobody makes
                 with connection:
                     for answer in answers:
                         if not read_request(connection):
@@ -67,6 +70,7 @@ def serve():
         return listener.getsockname()[1], asked
 
     yield begin
+    listener.shutdown(socket.SHUT_RDWR)  # who waits in accept() is told
     listener.close()
 
 

@@ -147,6 +147,7 @@ enum status off_probe_tiers(struct kn *kn, const struct off_tiers *tiers,
 {
     *out = (struct off_bandwidth){.tier_count = off_tiers_count(tiers)};
     for (int t = 0; t < out->tier_count; t++) {
+        if (!off_tier_capacity(tiers, t) && !off_tier_pool_bytes(tiers, t)) continue;
         enum status st = off_probe_read(kn, tiers, t, config, &out->read_bytes_per_s[t], err);
         if (st) return st;
     }

@@ -37,7 +37,7 @@ struct off_bandwidth {
 MUST_USE enum status off_probe_read(struct kn *kn, const struct off_tiers *tiers, int tier,
                                     const struct off_probe_config *config, double *bytes_per_s,
                                     char *err);
-/* Every tier in turn. */
+/* Every tier in turn; one that is to stay empty has no rate, and nothing will read it. */
 MUST_USE enum status off_probe_tiers(struct kn *kn, const struct off_tiers *tiers,
                                      const struct off_probe_config *config,
                                      struct off_bandwidth *out, char *err);

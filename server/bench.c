@@ -144,23 +144,14 @@ static enum status leave_out(struct bench *b, const struct srv_bench_part *part,
     return ST_OK;
 }
 
-/* How fast each tier is read.  One that stays empty has no rate, and nothing reads it. */
-static enum status probe_tiers(const struct srv_machine *m, const struct off_probe_config *probe,
-                               struct off_bandwidth *out, char *err)
+static void log_rates(const struct srv_machine *m, const struct off_bandwidth *rates)
 {
-    enum status st = ST_OK;
-    *out = (struct off_bandwidth){.tier_count = off_tiers_count(m->tiers)};
-    for (int t = 0; t < out->tier_count && !st; t++) {
+    for (int t = 0; t < rates->tier_count; t++) {
         const char *name = off_tier_name(m->tiers, t);
-        double *rate = &out->read_bytes_per_s[t];
-        if (!off_tier_capacity(m->tiers, t) && !off_tier_pool_bytes(m->tiers, t)) {
-            log_info("bench", "tier %s stays empty: its reading is not measured", name);
-            continue;
-        }
-        st = off_probe_read(m->kn, m->tiers, t, probe, rate, err);
-        if (!st) log_info("bench", "tier %s: %.2f GB/s of reading", name, *rate / 1e9);
+        const double rate = rates->read_bytes_per_s[t];
+        if (rate > 0) log_info("bench", "tier %s: %.2f GB/s of reading", name, rate / 1e9);
+        else log_info("bench", "tier %s stays empty: its reading is not measured", name);
     }
-    return st;
 }
 
 /* With all parts, and without each of some: every number of sequences in turn, and each in every
@@ -170,7 +161,8 @@ static enum status measure_all(struct bench *b, struct srv_bench_result *r, char
     const struct off_probe_config probe = off_probe_config_default();
     const struct srv_machine *m = &b->machine;
     struct off_bandwidth bandwidth;
-    enum status st = probe_tiers(m, &probe, &bandwidth, err);
+    enum status st = off_probe_tiers(m->kn, m->tiers, &probe, &bandwidth, err);
+    if (!st) log_rates(m, &bandwidth);
     if (!st) st = srv_bench_copy_start(&b->copy_wanted, m->kn, m->tiers, &b->run.copy, err);
     const int each = b->batch_count * b->control_count;
     for (int n = 0; n < result_count(b) && !st; n++) {

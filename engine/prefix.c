@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "config/check.h"
+#include "config/random.h"
 
 #define UNENTERED INT32_MIN
 #define HIT_PARTS 64
@@ -161,25 +162,18 @@ static void dequeue(struct eng_prefix *p, int32_t node)
 
 /* --- keys ------------------------------------------------------------------------------------- */
 
-static uint64_t mix(uint64_t h)
-{
-    h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u;
-    h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u;
-    return h ^ h >> 32;
-}
-
 static int32_t *bucket_of(const struct eng_prefix *p, int32_t parent, const int32_t *tokens)
 {
     uint64_t h = (uint32_t)parent;
     for (int i = 0; i < KN_PAGE_TOKENS; i += 2)
-        h = mix(h + ((uint64_t)(uint32_t)tokens[i] << 32 | (uint32_t)tokens[i + 1]));
+        h = random_mix(h + ((uint64_t)(uint32_t)tokens[i] << 32 | (uint32_t)tokens[i + 1]));
     return &p->node_bucket[h & p->bucket_mask];
 }
 
 static int32_t *root_bucket_of(const struct eng_prefix *p, const struct eng_prefix_key *key)
 {
     uint64_t h = (uint64_t)key->salt_length;
-    for (int32_t i = 0; i < key->salt_length; i++) h = mix(h + (uint8_t)key->salt[i]);
+    for (int32_t i = 0; i < key->salt_length; i++) h = random_mix(h + (uint8_t)key->salt[i]);
     return &p->root_bucket[h & p->bucket_mask];
 }
 

@@ -19,6 +19,7 @@
 #include "config/buf.h"
 #include "config/check.h"
 #include "config/file.h"
+#include "config/random.h"
 #include "config/utf8.h"
 #include "engine/tokenizer.h"
 
@@ -27,17 +28,9 @@
 static const char *const kinds[] = {"gpt2", "llama3",     "qwen2",       "llama2",        "mistral",
                                     "opt",  "odd_digits", "odd_affixes", "odd_whitespace"};
 
-static uint64_t next(uint64_t *seed)
-{
-    uint64_t z = *seed += 0x9E3779B97F4A7C15ull;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    return z ^ z >> 31;
-}
-
 static uint64_t below(uint64_t *seed, uint64_t n)
 {
-    return next(seed) % n;
+    return random_next(seed) % n;
 }
 
 static uint64_t test_seed(void)

@@ -14,23 +14,16 @@
 
 #include <cmocka.h>
 
+#include "config/random.h"
 #include "tests/http_rig.h"
 
 #define BYTES_MAX 4096
 
 static uint64_t state_of_random;
 
-static uint64_t rnd(void)
-{
-    uint64_t z = state_of_random += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
 static size_t below(size_t n)
 {
-    return (size_t)(rnd() % n);
+    return (size_t)(random_next(&state_of_random) % n);
 }
 
 static void seed(uint64_t fallback)
@@ -104,7 +97,7 @@ static size_t make(char *b)
     }
     for (size_t k = below(6); k && n; k--) {
         const char *token = tokens[below(ARRAY_COUNT(tokens))];
-        char byte = (char)rnd();
+        char byte = (char)random_next(&state_of_random);
         size_t at = below(n), len = 1 + below(size_min(16, n - at));
         switch (below(6)) {
         case 0: b[at] = byte; break;

@@ -23,6 +23,7 @@
 #include <math.h>
 
 #include "config/check.h"
+#include "config/random.h"
 #include "offload/congestion.h"
 #include "tests/test_random.h"
 
@@ -77,10 +78,7 @@ struct link_sim {
 
 static double link_uniform(struct link_sim *s)
 {
-    uint64_t z = s->rng += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
+    return (double)(random_next(&s->rng) >> 11) * 0x1p-53;
 }
 
 /* Near enough to a normal deviate: within +-3.5. */

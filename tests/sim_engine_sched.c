@@ -38,6 +38,7 @@
 #include <cmocka.h>
 
 #include "config/check.h"
+#include "config/random.h"
 #include "engine/sched.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -103,17 +104,9 @@ struct sim {
     uint64_t out, back, waits, parked, resumed, dropped;
 };
 
-static uint64_t next_random(struct sim *m)
-{
-    uint64_t z = m->rng += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
 static int32_t between(struct sim *m, int32_t low, int32_t high)
 {
-    return low + (int32_t)(next_random(m) % (uint64_t)(high - low + 1));
+    return low + (int32_t)(random_next(&m->rng) % (uint64_t)(high - low + 1));
 }
 
 static bool chance(struct sim *m, int32_t percent)

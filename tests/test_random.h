@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "config/random.h"
+
 #define UNUSED __attribute__((unused))
 
 static uint64_t test_random_state = 20251;
@@ -19,13 +21,9 @@ static UNUSED void test_seed(void)
     printf("seed %llu\n", (unsigned long long)test_random_state);
 }
 
-/* splitmix64 */
 static UNUSED uint64_t test_random(void)
 {
-    uint64_t z = test_random_state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
+    return random_next(&test_random_state);
 }
 
 /* Uniform in [-1, 1). */

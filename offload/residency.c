@@ -18,9 +18,8 @@ double off_residency_step_s(const struct off_residency *r, int64_t near, int64_t
 
 double off_residency_likely_s(const struct off_residency *r, int64_t near, int64_t far)
 {
-    const double longer = off_residency_step_s(r, near, far);
-    const double both = off_residency_step_s(r, near, 0) + off_residency_step_s(r, 0, far);
-    return longer + SHORTER_PART * (both - longer);
+    const double near_s = off_residency_step_s(r, near, 0), far_s = off_residency_step_s(r, 0, far);
+    return fmax(near_s, far_s) + SHORTER_PART * fmin(near_s, far_s);
 }
 
 bool off_residency_gains(int32_t count, double without_s, double with_s)

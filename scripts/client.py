@@ -1,7 +1,8 @@
 """A daemon of one's own and requests to it, for scripts that measure and soak it: Python's standard library alone.
 
-`arguments` reads the command line that they have in common; `Daemon` starts `dakd serve` and asks /metrics and /proc what it does; `Client` is one connection that asks one request
-after another, checks how each stream is framed, and can leave in the middle of one.
+`arguments` reads the command line that they have in common; `Daemon` starts `dakd serve` and asks /metrics and /proc
+what it does; `Client` is one connection that asks one request after another, checks how each stream is framed, and can
+leave in the middle of one.
 """
 
 import http.client
